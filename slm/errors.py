@@ -1,0 +1,109 @@
+"""Every error the user may meet, as one family. It knows nothing of how an error is shown.
+
+SlmError
+├── InputError                a file, folder or value from the user is not what it must be
+│   ├── MissingFileError      it is not there
+│   ├── DamagedFileError      it is there, but truncated, corrupt or of another format
+│   ├── UnsupportedError      it is sound, but of a kind we do not handle
+│   └── UnknownNameError      a name that nothing carries; lists the names that exist
+├── MismatchError             two sound things do not belong together
+├── VerificationError         a result was compared with its reference and differs
+├── MissingExtraError         a package of an optional extra is not installed
+├── LicenceError              terms have to be accepted first
+├── DownloadError             no source delivered the file
+├── ResourceError             no disk space, no memory, port in use
+└── EngineError               the inference process failed
+    ├── EngineDiedError       it ended while requests were in flight
+    └── ContextOverflowError  prompt and answer do not fit into the context
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class SlmError(Exception):
+    """What was wrong, what was found, and the command that puts it right.
+
+    `what` is one sentence without a full stop; `found` and `hint` may be empty.
+    """
+
+    def __init__(self, what: str, *, found: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.found = found
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = self.what
+        if self.found:
+            text += f" (found: {self.found})"
+        if self.hint:
+            text += f". {self.hint}"
+        return text
+
+
+class InputError(SlmError):
+    """A file, folder or value from the user is not what it must be."""
+
+
+class MissingFileError(InputError):
+    """A named file or folder is not there."""
+
+
+class DamagedFileError(InputError):
+    """A file is truncated, corrupt or of another format than its name says."""
+
+
+class UnsupportedError(InputError):
+    """A sound input of a kind that is not handled here."""
+
+
+class UnknownNameError(InputError):
+    """A name that nothing carries. The message lists the names that exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+        listed = ", ".join(sorted(known)) or "none"
+        super().__init__(f"unknown {kind} '{name}'; known: {listed}", hint=hint)
+
+
+class MismatchError(SlmError):
+    """Two sound things do not belong together."""
+
+
+class VerificationError(SlmError):
+    """A result was compared with its reference and differs."""
+
+
+class MissingExtraError(SlmError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this command needs the package '{package}'",
+            hint=f"In a clone, install it with: pip install -c constraints.txt '.[{extra}]'",
+        )
+
+
+class LicenceError(SlmError):
+    """Terms have to be accepted first."""
+
+
+class DownloadError(SlmError):
+    """No source delivered the file."""
+
+
+class ResourceError(SlmError):
+    """No disk space, no memory, port in use."""
+
+
+class EngineError(SlmError):
+    """The inference process failed."""
+
+
+class EngineDiedError(EngineError):
+    """The inference process ended while requests were in flight."""
+
+
+class ContextOverflowError(EngineError):
+    """Prompt and answer do not fit into the context."""

@@ -1,0 +1,107 @@
+"""What the roof hands from one room to another. It knows the shapes of these objects, not who makes them.
+
+A room's command that needs something of another room takes `Joints` from click's context
+(`@pass_joints`); the roof fills it. Plain data goes in and out, so that an object may live in another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import click
+
+
+class Message(TypedDict):
+    """One turn of a conversation: role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved piece of a document: where it stands, its text, and its score (higher is better)."""
+
+    title: str
+    heading: str
+    text: str
+    source: str
+    score: float
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen. Temperature 0 is greedy."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The end of one answer: why it ended (stop, length, cancelled), who answered, and the figures."""
+
+    reason: str
+    adapter: str | None
+    route_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_s: float
+    decode_s: float
+    cached_tokens: int = 0
+
+
+class Engine(Protocol):
+    """A loaded model with adapters, seen from outside its room."""
+
+    def chat(
+        self, messages: Sequence[Message], *, adapter: str | None = None, sampling: SamplingOptions = ...
+    ) -> Iterator[str | Finish]:
+        """Yield the answer's text piece by piece, then one Finish.
+
+        adapter: a loaded adapter's name, None for the base, or "auto" to route by language.
+        """
+        ...
+
+
+class Retriever(Protocol):
+    """An index, seen from outside its room."""
+
+    def search(self, query: str, k: int = 5) -> list[Passage]: ...
+
+    def messages(self, question: str, passages: Sequence[Passage]) -> list[Message]:
+        """The conversation that asks a model to answer from the passages, with numbered citations."""
+        ...
+
+
+def _missing(*_args: object, **_kwargs: object) -> AbstractContextManager[object]:
+    raise RuntimeError("this command was started without the roof; run it through `slm`")
+
+
+@dataclass(frozen=True)
+class Joints:
+    """The doors between rooms.
+
+    open_engine(model, adapters {name: file}, threads, context) -> context manager of an Engine
+    open_retriever(index) -> context manager of a Retriever
+    checkpoint_of(model) -> a checkpoint folder for a folder, a catalog name or a GGUF (restored when needed)
+    gguf_of(model) -> a GGUF file for a file, a catalog name or a checkpoint folder (converted when needed)
+    """
+
+    open_engine: Callable[..., AbstractContextManager[Engine]] = _missing  # type: ignore[assignment]
+    open_retriever: Callable[[str], AbstractContextManager[Retriever]] = _missing  # type: ignore[assignment]
+    checkpoint_of: Callable[[str], Path] = _missing  # type: ignore[assignment]
+    gguf_of: Callable[[str], Path] = _missing  # type: ignore[assignment]
+
+
+pass_joints = click.make_pass_decorator(Joints, ensure=True)

@@ -1,0 +1,202 @@
+"""llama.cpp handles with owners: model, context, adapter, tokens. It knows nothing of requests or scheduling.
+
+Every function that opens a handle registers its release with the ExitStack it is given, in the same
+statement. A file should be vetted with `slm.gguf_reader.read_gguf` before it is opened here: llama.cpp may
+abort the process on a damaged one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slm.errors import DamagedFileError, EngineError, MismatchError
+
+_log_callback: Any = None
+
+
+def library() -> Any:
+    """The low-level llama_cpp module, with the library's log silenced (SLM_LLAMA_LOG=1 keeps it)."""
+    global _log_callback
+    from llama_cpp import llama_cpp as lib
+
+    if _log_callback is None:
+        if os.environ.get("SLM_LLAMA_LOG"):
+            _log_callback = False
+        else:
+            _log_callback = lib.llama_log_callback(lambda *_: None)
+            lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        lib.llama_backend_init()
+    return lib
+
+
+def physical_cores() -> int:
+    """Cores without hyper-threads, as far as the system tells and this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    try:
+        pairs = set()
+        physical, core = "", ""
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("physical id"):
+                physical = line.split(":")[1]
+            elif line.startswith("core id"):
+                core = line.split(":")[1]
+                pairs.add((physical, core))
+        return max(1, min(allowed, len(pairs) or allowed))
+    except OSError:
+        return max(1, allowed)
+
+
+def open_model(stack: ExitStack, path: Path, *, vocab_only: bool = False) -> Any:
+    """Load a GGUF model (memory-mapped). Raises DamagedFileError when llama.cpp refuses it."""
+    lib = library()
+    params = lib.llama_model_default_params()
+    params.vocab_only = vocab_only
+    params.n_gpu_layers = 0
+    params.use_mmap = True
+    model = lib.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise DamagedFileError(
+            f"llama.cpp cannot load '{path}'", hint="Set SLM_LLAMA_LOG=1 to see why, or look with: slm inspect FILE"
+        )
+    stack.callback(lib.llama_model_free, model)
+    return model
+
+
+def open_context(
+    stack: ExitStack,
+    model: Any,
+    *,
+    n_ctx: int,
+    n_batch: int = 512,
+    n_seq_max: int = 1,
+    n_threads: int = 0,
+    flash_attention: bool | None = None,
+) -> Any:
+    """A context: `n_ctx` cells of KV cache shared by `n_seq_max` sequences, `n_threads` (0: physical cores)."""
+    lib = library()
+    params = lib.llama_context_default_params()
+    params.n_ctx = n_ctx
+    params.n_batch = n_batch
+    params.n_ubatch = min(n_batch, 512)
+    params.n_seq_max = n_seq_max
+    params.n_threads = params.n_threads_batch = n_threads or physical_cores()
+    params.kv_unified = True
+    params.no_perf = True
+    if flash_attention is not None:
+        params.flash_attn_type = 1 if flash_attention else 0
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        raise EngineError(
+            f"llama.cpp cannot make a context of {n_ctx} tokens", hint="Try a smaller --context; memory may be short."
+        )
+    stack.callback(lib.llama_free, context)
+    return context
+
+
+def open_adapter(stack: ExitStack, model: Any, path: Path) -> Any:
+    """Load a LoRA adapter for `model`. Raises MismatchError when llama.cpp refuses it."""
+    lib = library()
+    adapter = lib.llama_adapter_lora_init(model, str(path).encode())
+    if not adapter:
+        raise MismatchError(
+            f"the adapter '{path}' does not fit the loaded model",
+            hint="Its base must be this model; look with: slm inspect FILE",
+        )
+    stack.callback(lib.llama_adapter_lora_free, adapter)
+    return adapter
+
+
+def set_adapters(context: Any, adapters: list[tuple[Any, float]]) -> None:
+    """Make exactly these (adapter, scale) pairs active on the context; an empty list is the bare base.
+
+    It never touches the KV cache: whoever changes the set must not reuse cells computed with another one.
+    """
+    lib = library()
+    count = len(adapters)
+    handles = (lib.llama_adapter_lora_p_ctypes * count)(
+        *(ctypes.cast(handle, lib.llama_adapter_lora_p_ctypes) for handle, _ in adapters)
+    )
+    scales = (ctypes.c_float * count)(*(scale for _, scale in adapters))
+    if lib.llama_set_adapters_lora(context, handles if count else None, count, scales if count else None):
+        raise EngineError("llama.cpp refused the set of adapters")
+
+
+def tokenize(model: Any, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    """Token ids of a text. add_special: BOS/EOS as the vocabulary says; parse_special: '<...>' markers as one token."""
+    lib = library()
+    vocab = lib.llama_model_get_vocab(model)
+    raw = text.encode("utf-8", "replace")
+    size = len(raw) + 8
+    while True:
+        buffer = (lib.llama_token * size)()
+        count = lib.llama_tokenize(vocab, raw, len(raw), buffer, size, add_special, parse_special)
+        if count >= 0:
+            return list(buffer[:count])
+        size = -count
+
+
+def token_bytes(model: Any, token: int, *, special: bool = False) -> bytes:
+    """The bytes a token stands for (a character may be spread over several tokens)."""
+    lib = library()
+    vocab = lib.llama_model_get_vocab(model)
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        count = lib.llama_token_to_piece(vocab, token, buffer, size, 0, special)
+        if count >= 0:
+            return buffer.raw[:count]
+        size = -count
+
+
+def vocab_size(model: Any) -> int:
+    """How many tokens the model knows."""
+    lib = library()
+    return int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
+
+
+def model_meta(model: Any, key: str) -> str | None:
+    """A string value of the model file's metadata, or None."""
+    lib = library()
+    size = 1 << 16
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        count = lib.llama_model_meta_val_str(model, key.encode(), buffer, size)
+        if count < 0:
+            return None
+        if count < size:
+            return buffer.raw[:count].decode("utf-8", "replace")
+        size = count + 1
+
+
+def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first."""
+    lib = library()
+    if len(tokens) > lib.llama_n_ctx(context) or len(tokens) > lib.llama_n_batch(context):
+        raise EngineError(f"{len(tokens)} tokens do not fit into this context")
+    lib.llama_memory_clear(lib.llama_get_memory(context), True)
+    batch = lib.llama_batch_init(len(tokens), 0, 1)
+    try:
+        batch.n_tokens = len(tokens)
+        for index, token in enumerate(tokens):
+            batch.token[index] = token
+            batch.pos[index] = index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = 0
+            batch.logits[index] = 1
+        if lib.llama_decode(context, batch):
+            raise EngineError("llama.cpp could not decode the text")
+        width = vocab_size(model)
+        rows = [
+            np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), shape=(width,)).copy()
+            for i in range(len(tokens))
+        ]
+        return np.stack(rows)
+    finally:
+        lib.llama_batch_free(batch)

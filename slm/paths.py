@@ -1,0 +1,25 @@
+"""Where things are kept on this machine. It knows nothing of what is in them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def config_file() -> Path:
+    """The TOML file with the user's defaults (XDG; `SLM_CONFIG` overrides it)."""
+    named = os.environ.get("SLM_CONFIG")
+    return Path(named) if named else Path(platformdirs.user_config_dir("slm")) / "config.toml"
+
+
+def home() -> Path:
+    """The folder for models and other data (`SLM_HOME` overrides the platform's data folder)."""
+    named = os.environ.get("SLM_HOME")
+    return Path(named) if named else Path(platformdirs.user_data_dir("slm"))
+
+
+def models_dir() -> Path:
+    """The folder with one sub-folder for each pulled model."""
+    return home() / "models"

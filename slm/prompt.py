@@ -1,0 +1,107 @@
+"""Chat templates: named ones, how a base gets one, and rendering in a sandbox. It knows nothing of tokenizers.
+
+The template language is Jinja as transformers uses it: `messages`, `add_generation_prompt`, `bos_token`,
+`eos_token`, and the functions `raise_exception` and `strftime_now`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Any
+
+from slm.errors import InputError, UnknownNameError
+from slm.joints import Message
+
+# Turn markers as published with each model family; written out anew in the smallest form that renders the same.
+TEMPLATES: dict[str, str] = {
+    "chatml": (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim"
+        " + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "gemma": (
+        "{{ bos_token }}{% set ns = namespace(system='') %}{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{% set ns.system = message['content'] | trim + '\n\n' %}{% else %}"
+        "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' }}"
+        "{% if message['role'] == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}"
+        "{{ message['content'] | trim + '<end_of_turn>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
+    "alpaca": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] | trim + '\n\n' }}"
+        "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] | trim + '\n\n' }}"
+        "{% else %}{{ '### Response:\n' + message['content'] | trim + eos_token + '\n\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+    ),
+}  # fmt: skip
+_MARKERS = {"gemma": "<start_of_turn>", "chatml": "<|im_start|>"}
+ROLES = ("system", "user", "assistant")
+
+
+def named_template(name: str) -> str:
+    """The template called `name`. Raises UnknownNameError."""
+    if name not in TEMPLATES:
+        raise UnknownNameError("chat template", name, TEMPLATES)
+    return TEMPLATES[name]
+
+
+def template_name_for(vocabulary: Collection[str]) -> str:
+    """The named template whose turn markers are tokens of the vocabulary; plain-text `alpaca` if none is."""
+    for name, marker in _MARKERS.items():
+        if marker in vocabulary:
+            return name
+    return "alpaca"
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise InputError unless every turn has a known role and text content."""
+    if not messages:
+        raise InputError("the conversation is empty", hint="Give at least one message with role 'user'.")
+    for number, message in enumerate(messages, start=1):
+        if message.get("role") not in ROLES:
+            raise InputError(f"message {number} has the role {message.get('role')!r}; known: {', '.join(ROLES)}")
+        if not isinstance(message.get("content"), str):
+            raise InputError(f"message {number} has no text content")
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = True,
+) -> str:
+    """The text of a conversation under a chat template. Raises InputError where the template refuses it."""
+    import jinja2
+
+    check_messages(messages)
+    try:
+        text: str = _compiled(template).render(
+            messages=[dict(m) for m in messages],
+            bos_token=bos_token,
+            eos_token=eos_token,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return text
+    except (jinja2.TemplateError, TypeError, KeyError, OverflowError, ValueError) as error:
+        raise InputError(f"the model's chat template refuses this conversation: {error}") from error
+
+
+@lru_cache(maxsize=32)
+def _compiled(template: str) -> Any:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(reason: str) -> None:
+        raise jinja2.TemplateError(reason)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(template)
