@@ -1,0 +1,150 @@
+"""The roof: the `slm` command, and the only place that joins rooms together.
+
+It knows which room owns which command and hands one room's object to another (`slm.joints`).
+A room's `cli` module is imported only when one of its commands is named or listed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slm import __version__
+from slm.console import run, set_verbosity
+from slm.joints import Engine, Joints, Retriever
+
+# Command -> module of its room; the command object there has the command's name.
+COMMANDS = {
+    "doctor": "slm.cli", "pull": "slm.cli", "models": "slm.cli", "rm": "slm.cli",
+    "convert": "convert.cli", "restore": "convert.cli", "quantize": "convert.cli",
+    "verify": "convert.cli", "inspect": "convert.cli",
+    "train": "train.cli", "merge": "train.cli", "evaluate": "train.cli",
+    "generate": "serve.cli", "chat": "serve.cli", "serve": "serve.cli", "route": "serve.cli",
+    "rag": "rag.cli",
+}  # fmt: skip
+
+
+class LazyGroup(click.Group):
+    """A group that imports a room's cli module when a command of it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ask = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"no command '{args[0]}'.{ask} Commands: {', '.join(COMMANDS)}", ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _checkpoint_of(model: str) -> Path:
+    """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""
+    from convert.restore import restore_checkpoint
+    from slm import catalog, paths
+    from slm.artifacts import sha256_file
+
+    path = Path(model) if Path(model).exists() else catalog.model_path(model)
+    if path.is_dir():
+        return path
+    folder = paths.home() / "checkpoints" / f"{path.stem}-{sha256_file(path)[:12]}"
+    return folder if (folder / "manifest.json").exists() else restore_checkpoint(path, folder)
+
+
+def _gguf_of(model: str) -> Path:
+    """A GGUF file for a file, a catalog name or a checkpoint folder; a checkpoint is converted once and kept."""
+    from convert.checkpoint import convert_checkpoint
+    from slm import catalog, paths
+    from slm.artifacts import checkpoint_fingerprint
+
+    path = Path(model) if Path(model).exists() else catalog.model_path(model)
+    if path.is_file():
+        return path
+    file = paths.home() / "exports" / f"{path.name}-{checkpoint_fingerprint(path)[:12]}.q8_0.gguf"
+    if not file.exists():
+        convert_checkpoint(path, file, ["q8_0"])
+    return file
+
+
+def _open_engine(
+    model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
+) -> AbstractContextManager[Engine]:
+    from serve.engine import open_engine
+
+    return open_engine(model, dict(adapters), threads=threads, context=context)
+
+
+@contextmanager
+def _open_retriever(index: str) -> Iterator[Retriever]:
+    from rag.answer import open_retriever
+
+    with open_retriever(index) as retriever:
+        yield retriever
+
+
+def _config_defaults() -> dict[str, Any]:
+    """Defaults from the user's TOML file: top-level tables are commands, `[train.sft]` a command in a group."""
+    from slm.paths import config_file
+
+    path = config_file()
+    if not path.exists():
+        return {}
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"'{path}' is not valid TOML: {error}") from error
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SLM"},
+    no_args_is_help=True,
+)
+@click.option("-q", "--quiet", is_flag=True, help="No notes and no progress on stderr.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="slm")
+@click.pass_context
+def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
+    """Small language models on ordinary CPUs: train, convert, serve, retrieve.
+
+    \b
+    Example, the whole road:
+      slm pull smollm2-135m-instruct
+      slm train sft --base smollm2-135m-instruct --data data/instruct.jsonl --lang en -o adapters/en
+      slm convert adapters/en -o exports/en.gguf
+      slm chat smollm2-135m-instruct --adapter en=exports/en.gguf
+    """
+    set_verbosity(quiet=quiet, debug=debug)
+    if ctx.default_map is None:
+        ctx.default_map = _config_defaults()
+    if ctx.obj is None:
+        ctx.obj = Joints(_open_engine, _open_retriever, _checkpoint_of, _gguf_of)
+
+
+def main() -> None:
+    """Entry point of the `slm` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run(cli)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What the tests share: real models, pulled once into SLM_HOME, and command-line runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("SLM_HOME", str(ROOT / ".slm"))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def pulled_model() -> Callable[[str], Path]:
+    """The GGUF file or folder of a catalog model, pulled on first use (its licence terms are accepted by the run)."""
+
+    def get(name: str) -> Path:
+        from slm.catalog import model_path
+        from slm.errors import SlmError
+        from slm.fetch import pull
+
+        try:
+            return model_path(name)
+        except SlmError:
+            pull(name, accept_license=True)
+            return model_path(name)
+
+    return get
+
+
+@pytest.fixture
+def slm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the `slm` command as a user does, in a process of its own."""
+
+    def call(*args: str, stdin: str | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "slm_cli", *args],
+            capture_output=True, text=True, input=stdin, timeout=timeout, cwd=ROOT,
+        )  # fmt: skip
+
+    return call
