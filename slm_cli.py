@@ -21,7 +21,7 @@ from slm.joints import Engine, Joints, Retriever
 
 # Command -> module of its room; the command object there has the command's name.
 COMMANDS = {
-    "doctor": "slm.cli", "pull": "slm.cli", "models": "slm.cli", "rm": "slm.cli",
+    "doctor": "slm.doctor", "pull": "slm.cli", "models": "slm.cli", "rm": "slm.cli",
     "convert": "convert.cli", "restore": "convert.cli", "quantize": "convert.cli",
     "verify": "convert.cli", "inspect": "convert.cli",
     "train": "train.cli", "merge": "train.cli", "evaluate": "train.cli",
