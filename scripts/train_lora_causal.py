@@ -1,0 +1,40 @@
+"""Adapt a checkpoint to running text, one sentence or paragraph a line: `slm train lora`.
+
+A thin door: the work is in the `train` room.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed
+
+import click
+
+from slm.console import run
+from train.cli import report, run_training, training_options
+
+# Every flag may be written with underscores or hyphens.
+_SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
+
+
+@click.command(context_settings=_SETTINGS)
+@click.option("--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder of the base.")
+@click.option("--train_file", required=True, multiple=True, type=click.Path(path_type=Path), help="Repeatable.")
+@click.option("--output_dir", required=True, type=click.Path(path_type=Path), help="Adapter folder to write.")
+@training_options(sft=False)
+@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+def main(model_path: Path, train_file: tuple[Path, ...], output_dir: Path, as_json: bool, **values: Any) -> None:
+    """Adapt a checkpoint to running text, one sentence or paragraph a line: `slm train lora`.
+
+    \b
+    Example:
+      python scripts/train_lora_causal.py --model_path DIR --train_file data/en.txt \\
+        --output_dir adapters/en_lora
+    """
+    result = run_training(sft=False, base=model_path, data=train_file, output=output_dir, values=values)
+    report(result, as_json=as_json)
+
+
+if __name__ == "__main__":
+    run(main)
