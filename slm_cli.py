@@ -43,7 +43,9 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         import difflib
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -68,13 +70,14 @@ def _checkpoint_of(model: str) -> Path:
 
 def _gguf_of(model: str) -> Path:
     """A GGUF file for a file, a catalog name or a checkpoint folder; a checkpoint is converted once and kept."""
-    from convert.checkpoint import convert_checkpoint
     from slm import catalog, paths
-    from slm.artifacts import checkpoint_fingerprint
 
     path = Path(model) if Path(model).exists() else catalog.model_path(model)
     if path.is_file():
         return path
+    from convert.checkpoint import convert_checkpoint
+    from slm.artifacts import checkpoint_fingerprint
+
     file = paths.home() / "exports" / f"{path.name}-{checkpoint_fingerprint(path)[:12]}.q8_0.gguf"
     if not file.exists():
         convert_checkpoint(path, file, ["q8_0"])

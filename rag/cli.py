@@ -1,0 +1,306 @@
+"""The commands `slm rag ...`: fill an index, search it, ask a model about it. Ranking and prompts are elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slm.joints import Finish, Joints, SamplingOptions, pass_joints
+
+if TYPE_CHECKING:
+    from slm.joints import Passage
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+_NAMED_FILES = 10
+
+
+@click.group(context_settings=_HELP)
+def rag() -> None:
+    """Index documents, search them, and ask a model about them with citations.
+
+    INDEX is a name, kept in the data folder, or a path.
+
+    \b
+    Example:
+      slm rag add handbook data/handbook
+      slm rag ask handbook "When do I have to be in the office?" --model smollm2-135m-instruct
+    """
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--embedder", help="Embedder for a new index [default: multilingual-e5-small].")
+@_JSON
+def add(index: str, paths: tuple[Path, ...], embedder: str | None, as_json: bool) -> None:
+    """Add Markdown, HTML and text files, or folders of them; a changed file replaces its old text.
+
+    \b
+    Example:
+      slm rag add handbook data/handbook/en data/handbook/ja
+    """
+    from rag.embed import DEFAULT_EMBEDDER, open_embedder
+    from rag.index import CURRENT, add_documents, index_path, open_generation
+    from rag.sources.files import find_files, read_files
+    from slm.console import emit_json, note, progress
+    from slm.errors import MismatchError
+
+    where = index_path(index)
+    made_with = None
+    if (where / CURRENT).exists():
+        made_with = str(open_generation(where).manifest["embedder"]["name"])
+        if embedder not in (None, made_with):
+            raise MismatchError(f"the index '{index}' was made with the embedder '{made_with}', not '{embedder}'")
+    with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
+        reading = read_files(paths, done)
+    for skipped in reading.skipped[:_NAMED_FILES]:
+        note(f"skipped {_shown(str(skipped.path))}: {skipped.reason}")
+    if len(reading.skipped) > _NAMED_FILES:
+        note(f"skipped {len(reading.skipped) - _NAMED_FILES} more files; --json names them all")
+    embed = open_embedder(embedder or made_with or DEFAULT_EMBEDDER)
+    with progress("embedding", total=100, unit="%") as done:
+        change = add_documents(where, reading.documents, embed, lambda n, total: done(100 * n / total))
+    result = {
+        "index": str(where), "embedder": embed.identity.name, "added": change.added, "replaced": change.replaced,
+        "unchanged": change.unchanged, "chunks": change.chunks,
+        "skipped": [{"path": str(s.path), "reason": s.reason} for s in reading.skipped],
+    }  # fmt: skip
+    if as_json:
+        emit_json(result)
+        return
+    click.echo(
+        f"{change.added} documents added, {change.replaced} replaced, {change.unchanged} unchanged, "
+        f"{len(reading.skipped)} files skipped; the index '{index}' holds {change.chunks} chunks"
+    )
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@click.argument("query")
+@click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many passages.")
+@_JSON
+def search(index: str, query: str, k: int, as_json: bool) -> None:
+    """Show the passages that fit a query best.
+
+    \b
+    Example:
+      slm rag search handbook "paid leave" -k 3
+    """
+    from rag.answer import open_retriever, passage_head
+    from rag.document import visible
+    from slm.console import emit_json
+
+    with open_retriever(index) as retriever:
+        passages = retriever.search(query, k)
+    if as_json:
+        emit_json({"query": query, "results": [_as_dict(p) for p in passages]})
+        return
+    for number, passage in enumerate(passages, start=1):
+        click.secho(f"{number}. {passage_head(passage)}", bold=True)
+        click.echo(f"   {_shown(passage.source)}  (score {passage.score:.4f})")
+        click.echo("   " + visible(passage.text).replace("\n", "\n   ") + "\n")
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@click.argument("question")
+@click.option("--model", required=True, help="GGUF file, catalog name or checkpoint folder.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
+@click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
+@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
+@click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
+@_JSON
+@pass_joints
+def ask(
+    joints: Joints,
+    index: str,
+    question: str,
+    model: str,
+    adapters: tuple[str, ...],
+    k: int,
+    max_tokens: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Answer a question from the documents, with numbered citations.
+
+    \b
+    Example:
+      slm rag ask handbook "有給休暇は何日ですか" --model gemma-3-270m --adapter ja=exports/ja.gguf
+    """
+    from rag.answer import clean_stream, fit_passages, open_retriever, sources_of
+    from slm.console import emit_json, note
+    from slm.errors import EngineError
+
+    files = _named_files(adapters)
+    gguf = joints.gguf_of(model)
+    with open_retriever(index) as retriever:
+        passages = fit_passages(retriever.search(question, k))
+        messages = retriever.messages(question, passages)
+    finish: Finish | None = None
+
+    def pieces() -> Iterator[str]:
+        nonlocal finish
+        chosen = "auto" if files else None
+        for piece in engine.chat(messages, adapter=chosen, sampling=SamplingOptions(max_tokens=max_tokens)):
+            if isinstance(piece, Finish):
+                finish = piece
+            else:
+                yield piece
+
+    answer = ""
+    with joints.open_engine(gguf, files, threads=threads, context=4096) as engine:
+        for piece in clean_stream(pieces(), len(passages)):
+            answer += piece
+            if not as_json:
+                click.echo(piece, nl=False)
+    if not as_json:
+        click.echo()
+    if finish is None:
+        raise EngineError("the answer broke off before its end", hint="Run it again with --debug.")
+    sources = sources_of(answer, passages)
+    if as_json:
+        emit_json(
+            {
+                "question": question,
+                "answer": answer.strip(),
+                "citations": [s.number for s in sources if s.cited],
+                "sources": [{"number": s.number, "cited": s.cited, **_as_dict(s.passage)} for s in sources],
+                **_figures(finish),
+            }
+        )
+        return
+    if finish.reason == "length":
+        note(f"the answer was cut at --max-tokens {max_tokens}")
+    cited = [source for source in sources if source.cited]
+    click.echo("\nSources:" if cited else "\nThe answer cites no passage. It was given these:")
+    for source in cited or sources:
+        click.echo(f"  {_line(source.number, source.passage)}")
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@click.argument("documents", nargs=-1, required=True, metavar="DOC...")
+def remove(index: str, documents: tuple[str, ...]) -> None:
+    """Remove documents, named by their path or its end.
+
+    \b
+    Example:
+      slm rag remove handbook ja/03-overtime.md
+    """
+    from rag.index import index_path, remove_documents
+
+    for source in remove_documents(index_path(index), documents):
+        click.echo(f"removed {_shown(source)}")
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@_JSON
+def status(index: str, as_json: bool) -> None:
+    """Show what an index holds.
+
+    \b
+    Example:
+      slm rag status handbook --json
+    """
+    from rag.document import one_line
+    from rag.index import index_path, open_generation
+    from slm.console import emit_json
+
+    generation = open_generation(index_path(index))
+    size = sum(file.stat().st_size for file in generation.folder.iterdir())
+    result: dict[str, Any] = {
+        "index": str(generation.folder.parent), "generation": generation.folder.name,
+        "embedder": generation.manifest["embedder"], "chunks": len(generation.chunks), "size_bytes": size,
+        "documents": [{"source": s, **entry} for s, entry in sorted(generation.documents.items())],
+    }  # fmt: skip
+    if as_json:
+        emit_json(result)
+        return
+    embedder = result["embedder"]
+    click.echo(f"index     {result['index']} ({result['generation']}, {size / 1e6:.1f} MB)")
+    click.echo(f"embedder  {embedder['name']} [{embedder['revision']}], {embedder['dimension']} dimensions")
+    click.echo(f"holds     {len(generation.documents)} documents in {len(generation.chunks)} chunks")
+    for document in result["documents"]:
+        title = one_line(document["title"])
+        click.echo(f"  {document['lang']:4}{document['chunks']:4} chunks  {title}  ({_shown(document['source'])})")
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@click.option("--questions", required=True, type=click.Path(path_type=Path), help="JSON Lines file.")
+@click.option("--leg", type=click.Choice(["dense", "lexical", "fused"]), default="fused", show_default=True)
+@_JSON
+def evaluate(index: str, questions: Path, leg: Any, as_json: bool) -> None:
+    """Measure retrieval on questions with known right documents, by language.
+
+    \b
+    Example:
+      slm rag evaluate handbook --questions data/handbook/questions.jsonl
+    """
+    from rag.answer import open_retriever
+    from rag.evaluate import evaluate as run
+    from rag.evaluate import read_questions
+    from slm.console import emit_json, progress
+
+    asked = read_questions(questions)
+    with open_retriever(index) as retriever, progress("searching", total=len(asked), unit="questions") as done:
+        result = run(retriever.generation, retriever.embedder, asked, leg, on_question=done)
+    if as_json:
+        emit_json(result)
+        return
+    click.echo(f"{'':10}{'n':>5}{'recall@1':>10}{'recall@5':>10}{'nDCG@10':>10}")
+    for name, row in [*result["by_language"].items(), ("overall", result["overall"])]:
+        figures = "".join(f"{row[key]:>10.3f}" for key in ("recall_at_1", "recall_at_5", "ndcg_at_10"))
+        click.echo(f"{name:10}{row['n']:>5}{figures}")
+
+
+def _named_files(adapters: tuple[str, ...]) -> dict[str, Path]:
+    from slm.artifacts import require_file
+
+    files: dict[str, Path] = {}
+    for adapter in adapters:
+        name, equals, file = adapter.partition("=")
+        if not (name and equals and file):
+            raise click.BadParameter(f"'{adapter}' is not NAME=FILE", param_hint="--adapter")
+        files[name] = require_file(file)
+    return files
+
+
+def _figures(finish: Finish) -> dict[str, Any]:
+    return {
+        "adapter": finish.adapter,
+        "finish_reason": finish.reason,
+        "prompt_tokens": finish.prompt_tokens,
+        "completion_tokens": finish.completion_tokens,
+        "prefill_s": finish.prefill_s,
+        "decode_s": finish.decode_s,
+    }
+
+
+def _as_dict(passage: Passage) -> dict[str, Any]:
+    return {
+        "title": passage.title, "heading": passage.heading, "source": passage.source, "score": passage.score,
+        "text": passage.text,
+    }  # fmt: skip
+
+
+def _line(number: int, passage: Passage) -> str:
+    from rag.answer import passage_head
+
+    return f"{number}. {passage_head(passage)} ({_shown(passage.source)})"
+
+
+def _shown(source: str) -> str:
+    """A source for people: visible characters, and relative to the working folder when it lies below it."""
+    from rag.document import one_line
+
+    path = Path(source)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        source = path.relative_to(Path.cwd()).as_posix()
+    return one_line(source)
