@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from slm import __version__
-from slm.console import run, set_verbosity
+from slm.console import note, run, set_verbosity
 from slm.joints import Engine, Joints, Retriever
 
 # Command -> module of its room; the command object there has the command's name.
@@ -57,15 +57,19 @@ class LazyGroup(click.Group):
 
 def _checkpoint_of(model: str) -> Path:
     """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""
-    from convert.restore import restore_checkpoint
     from slm import catalog, paths
-    from slm.artifacts import sha256_file
 
     path = Path(model) if Path(model).exists() else catalog.model_path(model)
     if path.is_dir():
         return path
+    from convert.restore import restore_checkpoint
+    from slm.artifacts import MANIFEST, sha256_file
+
     folder = paths.home() / "checkpoints" / f"{path.stem}-{sha256_file(path)[:12]}"
-    return folder if (folder / "manifest.json").exists() else restore_checkpoint(path, folder)
+    if not (folder / MANIFEST).exists():
+        note(f"restoring {path.name} to a checkpoint once; it is kept in {folder}")
+        restore_checkpoint(path, folder)
+    return folder
 
 
 def _gguf_of(model: str) -> Path:
@@ -75,12 +79,13 @@ def _gguf_of(model: str) -> Path:
     path = Path(model) if Path(model).exists() else catalog.model_path(model)
     if path.is_file():
         return path
-    from convert.checkpoint import convert_checkpoint
+    from convert.model import convert_checkpoint
     from slm.artifacts import checkpoint_fingerprint
 
     file = paths.home() / "exports" / f"{path.name}-{checkpoint_fingerprint(path)[:12]}.q8_0.gguf"
     if not file.exists():
-        convert_checkpoint(path, file, ["q8_0"])
+        note(f"converting {path} to GGUF (q8_0) once; it is kept as {file}")
+        convert_checkpoint(path, file, "q8_0")
     return file
 
 

@@ -1,0 +1,204 @@
+"""Which files are sound, and which adapters are known: vetting before native code sees a file, and the registry.
+
+It knows nothing of the child process, of requests or of HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm.artifacts import sha256_file
+from slm.errors import DamagedFileError, InputError, MismatchError, UnknownNameError
+from slm.gguf_reader import GgufFile, read_gguf
+from slm.prompt import template_name_for
+
+RESERVED = ("auto", "base")
+# "en", "ja_lora", "fr-sft": a language code alone or with a suffix that names the method.
+_CODED = re.compile(r"([a-z]{2})(?:[_-](?:lora|sft|adapter|chat|instruct))?", re.IGNORECASE)
+_SPELLED = {"english": "en", "japanese": "ja", "german": "de", "french": "fr", "spanish": "es", "chinese": "zh",
+            "korean": "ko", "italian": "it", "portuguese": "pt"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the parent keeps of the model file: identity, shapes of its weights, and what a prompt needs."""
+
+    path: Path
+    name: str
+    architecture: str
+    fingerprint: str | None
+    shapes: dict[str, tuple[int, ...]]
+    template: str | None
+    template_name: str
+    bos: str
+    eos: str
+    trained_context: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One loaded adapter. `key` (content hash and scale) is its identity for the engine and the KV cache."""
+
+    name: str
+    path: Path
+    key: str
+    language: str | None
+    template: str | None
+    scale: float
+
+
+def vet_base(path: Path) -> Base:
+    """Read a model file's header. Raises InputError kinds for what is not a sound language model."""
+    file = read_gguf(path)
+    if file.is_adapter:
+        raise InputError(f"'{path}' is an adapter, not a model", hint="Give its base as MODEL and it with --adapter.")
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not isinstance(tokens, list) or not file.tensors:
+        raise DamagedFileError(
+            f"'{path}' is GGUF, but not a language model with a vocabulary", hint="Look with: slm inspect FILE"
+        )
+    template = file.metadata.get("tokenizer.chat_template")
+    return Base(
+        path=path,
+        name=path.stem,
+        architecture=architecture,
+        fingerprint=_text(file, "slm.fingerprint"),
+        shapes={name: info.shape for name, info in file.tensors.items()},
+        template=template if isinstance(template, str) else None,
+        template_name=template_name_for(set(tokens)),
+        bos=_token(file, tokens, "bos"),
+        eos=_token(file, tokens, "eos"),
+        trained_context=int(file.metadata.get(f"{architecture}.context_length", 0)),
+    )
+
+
+def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0) -> Adapter:
+    """Read an adapter file and check that it belongs to `base`: architecture, fingerprint, every shape, finite values.
+
+    Raises InputError kinds (not there, damaged, not an adapter, bad name) or MismatchError (another base).
+    """
+    check_name(name, base)
+    if path.is_dir():
+        raise InputError(
+            f"'{path}' is a folder; the engine loads adapters as GGUF files",
+            hint=f"Convert it first: slm convert {path} -o {path.name}.gguf",
+        )
+    file = read_gguf(path)
+    if not file.is_adapter or file.metadata.get("adapter.type") != "lora":
+        raise InputError(f"'{path}' is not a LoRA adapter", hint="Look with: slm inspect FILE")
+    alpha = file.metadata.get("adapter.lora.alpha", 0.0)
+    if not isinstance(alpha, float) or not math.isfinite(alpha):  # llama.cpp aborts on another type
+        raise DamagedFileError(f"'{path}' has an adapter.lora.alpha that is not a number", found=repr(alpha)[:40])
+    if file.architecture != base.architecture:
+        raise MismatchError(
+            f"the adapter '{path}' is for architecture '{file.architecture}', the model is '{base.architecture}'"
+        )
+    trained_on = _text(file, "slm.base_fingerprint")
+    if trained_on and base.fingerprint and trained_on != base.fingerprint:
+        raise MismatchError(
+            f"the adapter '{path}' was trained on other weights than those of '{base.path}'",
+            found=f"base {trained_on[:12]}, model {base.fingerprint[:12]}",
+            hint="Load it with the model it was trained on.",
+        )
+    _check_shapes(file, base)
+    return Adapter(
+        name=name,
+        path=path.resolve(),
+        key=f"{sha256_file(path)}@{scale:g}",
+        language=_text(file, "slm.lang") or language_of_name(name),
+        template=_text(file, "tokenizer.chat_template"),
+        scale=scale,
+    )
+
+
+def check_name(name: str, base: Base) -> None:
+    """Raise InputError for a name that cannot be told from the base or from 'auto', or that is not a plain word."""
+    if name in (*RESERVED, base.name) or not re.fullmatch(r"[\w.:@+-]{1,64}", name):
+        raise InputError(
+            f"'{name}' cannot be an adapter's name",
+            hint=f"Use letters, digits, '_' and '-', and none of: {', '.join((*RESERVED, base.name))}",
+        )
+
+
+def language_of_name(name: str) -> str | None:
+    """The language an adapter's name says it is for ('ja', 'en_lora', 'japanese'), or None."""
+    if name.lower() in _SPELLED:
+        return _SPELLED[name.lower()]
+    match = _CODED.fullmatch(name)
+    return match.group(1).lower() if match else None
+
+
+class Registry:
+    """The adapters by name, in the order they were loaded. Not thread-safe: the engine holds its lock around it."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._adapters: dict[str, Adapter] = {}
+
+    def all(self) -> list[Adapter]:
+        return list(self._adapters.values())
+
+    def put(self, adapter: Adapter) -> None:
+        self._adapters[adapter.name] = adapter
+
+    def get(self, name: str) -> Adapter:
+        """The adapter called `name`. Raises UnknownNameError with the names that exist."""
+        if name not in self._adapters:
+            raise UnknownNameError("model or adapter", name, [*RESERVED, self.base.name, *self._adapters])
+        return self._adapters[name]
+
+    def remove(self, name: str) -> Adapter:
+        adapter = self.get(name)
+        del self._adapters[name]
+        return adapter
+
+    def uses(self, key: str) -> bool:
+        """Whether any name stands for this content."""
+        return any(adapter.key == key for adapter in self._adapters.values())
+
+
+def _text(file: GgufFile, key: str) -> str | None:
+    value = file.metadata.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _token(file: GgufFile, tokens: list[str], kind: str) -> str:
+    id = file.metadata.get(f"tokenizer.ggml.{kind}_token_id")
+    return str(tokens[id]) if isinstance(id, int) and 0 <= id < len(tokens) else ""
+
+
+def _check_shapes(file: GgufFile, base: Base) -> None:
+    """llama.cpp's own shape rules (llama-adapter.cpp), checked before it sees the file."""
+    pairs: dict[str, dict[str, Any]] = {}
+    for tensor, info in file.tensors.items():
+        name, _, part = tensor.rpartition(".")
+        if part not in ("lora_a", "lora_b"):
+            raise DamagedFileError(f"'{file.path}' holds the tensor '{tensor[:80]}', which is no part of a LoRA")
+        pairs.setdefault(name, {})[part] = info
+    if not pairs:
+        raise DamagedFileError(f"'{file.path}' holds no tensors")
+    for name, pair in pairs.items():
+        if len(pair) != 2:
+            raise DamagedFileError(f"'{file.path}' holds only one half of the adapter for '{name[:80]}'")
+        a, b = pair["lora_a"].shape, pair["lora_b"].shape
+        weight = base.shapes.get(name)
+        if weight is None or len(weight) != 2 or len(a) != 2 or len(b) != 2:
+            raise MismatchError(f"the adapter '{file.path}' changes '{name[:80]}', which is no matrix of the model")
+        # The token embedding's pair is stored the other way round, because it is looked up by row.
+        fits = (a[1], b[1]) == weight if name.startswith("token_embd") else (b[0], a[1]) == weight and a[0] == b[1]
+        if not fits:
+            raise MismatchError(
+                f"the adapter '{file.path}' does not fit the model at '{name[:80]}'",
+                found=f"A {a}, B {b}, weight {weight}",
+                hint="Load it with the model it was trained on.",
+            )
+    for tensor in file.tensors:
+        if not np.isfinite(file.dequantized(tensor)).all():
+            raise DamagedFileError(f"'{file.path}' is damaged: '{tensor[:80]}' holds values that are not numbers")

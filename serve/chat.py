@@ -1,0 +1,190 @@
+"""The interactive chat in a terminal. It knows nothing of how a model is loaded or an index searched.
+
+With a terminal: a prompt with editing and history, answers as they come, Ctrl-C stops the answer only.
+With a pipe: one line is one turn, and only answers go to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import click
+
+from serve.api import timings
+from serve.engine import Engine
+from slm.console import note
+from slm.errors import SlmError
+from slm.joints import Finish, Message, Passage, Retriever, SamplingOptions
+
+HELP = """\
+/adapter NAME    answer with an adapter, with `auto` (by language) or with `base`; alone: show them
+/reset           begin a new conversation
+/help            this text
+/exit            leave (also Ctrl-D)
+Ctrl-C stops an answer; \\ at the end of a line goes on on the next one."""
+
+
+class _Leave(Exception):
+    """The user wants to go."""
+
+
+@dataclass
+class Chat:
+    """One session: the conversation so far and which adapter is to answer."""
+
+    engine: Engine
+    wanted: str | None
+    sampling: SamplingOptions
+    retriever: Retriever | None = None
+    system: str = ""
+    messages: list[Message] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Talk until the input ends, /exit, Ctrl-D, or Ctrl-C twice at an empty line."""
+        self._reset()
+        read = _terminal_reader(self._prompt) if sys.stdin.isatty() else _pipe_reader()
+        interrupted = False
+        while True:
+            try:
+                line = read()
+                interrupted = False
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if interrupted:
+                    return
+                interrupted = True
+                note("Ctrl-C again, or Ctrl-D, leaves the chat")
+                continue
+            try:
+                self.turn(line)
+            except _Leave:
+                return
+
+    def turn(self, line: str) -> None:
+        """One line from the user: a command or a question. Errors are shown; the session goes on."""
+        text = line.strip()
+        if not text:
+            return
+        try:
+            if text.startswith("/"):
+                self._command(text)
+            else:
+                self._ask(text)
+        except SlmError as error:
+            if not sys.stdin.isatty():
+                raise  # a script has to notice
+            click.secho(f"error: {error}", fg="red", err=True)
+
+    def _command(self, text: str) -> None:
+        name, _, argument = text.partition(" ")
+        argument = argument.strip()
+        if name in ("/exit", "/quit"):
+            raise _Leave
+        if name == "/reset":
+            self._reset()
+            note("a new conversation begins")
+        elif name == "/adapter" and argument:
+            self.engine.route(argument, [])  # an unknown name is an error here, not at the next question
+            self.wanted = argument
+        elif name == "/adapter":
+            known = ", ".join(f"{a.name} ({a.language or 'no language'})" for a in self.engine.adapters()) or "none"
+            note(f"now: {self.wanted or 'base'}; adapters: {known}; also: auto, base")
+        else:
+            note(HELP if name == "/help" else f"unknown command {name}\n{HELP}")
+
+    def _reset(self) -> None:
+        self.messages = [Message(role="system", content=self.system)] if self.system else []
+
+    def _prompt(self) -> str:
+        return f"{self.wanted or 'base'}> "
+
+    def _ask(self, text: str) -> None:
+        asked = [*self.messages, Message(role="user", content=text)]
+        way = self.engine.route(self.wanted, asked)
+        passages: Sequence[Passage] = ()
+        sent = asked
+        if self.retriever is not None:
+            # Routed by the question; the passages may be in another language.
+            passages = self.retriever.search(text)
+            sent = self.retriever.messages(text, passages)
+        answer, finish, first = "", None, 0.0
+        started = time.perf_counter()
+        try:
+            with closing(self.engine.chat(sent, adapter=way.adapter, sampling=self.sampling, fit=True)) as pieces:
+                for piece in pieces:
+                    if isinstance(piece, Finish):
+                        finish = piece
+                        continue
+                    first = first or time.perf_counter() - started
+                    answer += piece
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+        finally:
+            if answer:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+        for number, passage in enumerate(passages, 1):
+            if f"[{number}]" in answer:
+                note(f"  [{number}] {passage.title} > {passage.heading}  {passage.source}")
+        if answer or finish:
+            self.messages = [*asked, Message(role="assistant", content=answer)]
+        _dim(_figures(way.adapter, way.reason if self.wanted == "auto" else "", finish, first))
+
+
+def _figures(adapter: str | None, reason: str, finish: Finish | None, first_s: float) -> str:
+    who = adapter or "base"
+    why = f" ({reason})" if reason else ""
+    if finish is None:
+        return f"[{who}{why} · stopped]"
+    speed = timings(finish)["decode_tokens_per_s"]
+    rate = f" · {speed} tok/s" if speed else ""
+    cut = " · cut at the length limit" if finish.reason == "length" else ""
+    return f"[{who}{why}{rate} · {finish.completion_tokens} tokens · first after {first_s:.2f} s{cut}]"
+
+
+def _dim(text: str) -> None:
+    from slm.console import err
+
+    err().print(text, style="dim", markup=False)
+
+
+def _pipe_reader() -> Callable[[], str]:
+    def read() -> str:
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line
+
+    return read
+
+
+def _terminal_reader(prompt: Callable[[], str]) -> Callable[[], str]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import InMemoryHistory
+
+    commands = WordCompleter(["/adapter", "/reset", "/help", "/exit"], sentence=True)
+    session: PromptSession[str] = PromptSession(
+        history=InMemoryHistory(),
+        auto_suggest=AutoSuggestFromHistory(),
+        completer=commands,
+        complete_while_typing=False,
+    )
+
+    def read() -> str:
+        lines = [session.prompt(prompt())]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(session.prompt("... "))
+        return "\n".join(lines)
+
+    return read

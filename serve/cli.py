@@ -1,0 +1,336 @@
+"""The commands generate, chat, serve and route. It knows the engine and the server, nothing of other rooms."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from slm.console import emit_json, note
+from slm.errors import InputError, ResourceError
+from slm.joints import Finish, Joints, Message, SamplingOptions, pass_joints
+
+if TYPE_CHECKING:
+    import socket
+
+    from serve.engine import Engine
+
+_HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+_DEFAULT_MODEL = "smollm2-135m-instruct"
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """NAME=FILE; the file must exist."""
+
+    name = "NAME=FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, file = str(value).partition("=")
+        if not (name and equals and file):
+            self.fail(f"'{value}' is not NAME=FILE, like ja=exports/ja.gguf", param, ctx)
+        return name, Path(file)
+
+
+def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def apply(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+_adapters = click.option(
+    "--adapter", "adapters", type=NamedFile(), multiple=True, metavar="NAME=FILE",
+    help="A LoRA adapter (GGUF) and the name it answers to; may be given several times.",
+)  # fmt: skip
+_which = click.option("-m", "wanted", metavar="NAME", help="Adapter's name, 'base', or 'auto' (by language; default).")
+_threads = click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core.")
+_context = click.option(
+    "--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens of prompt and answer."
+)
+_sampling = _options(
+    click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
+    click.option("--temperature", type=click.FloatRange(0, 5), help="0 is greedy."),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True),
+    click.option("--top-k", type=click.IntRange(0), default=40, show_default=True),
+    click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True),
+    click.option("--repeat-penalty", type=click.FloatRange(0.1, 10), default=1.0, show_default=True),
+    click.option("--seed", type=int, default=0, show_default=True),
+)
+
+
+def _sampling_of(values: dict[str, Any], *, temperature: float, stop: tuple[str, ...] = ()) -> SamplingOptions:
+    given = values.pop("temperature")
+    return SamplingOptions(temperature=temperature if given is None else given, stop=stop, **values)
+
+
+def _unique(adapters: tuple[tuple[str, Path], ...]) -> dict[str, Path]:
+    names = [name for name, _ in adapters]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"the adapter name '{name}' is given twice")
+    return dict(adapters)
+
+
+def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: int, **options: Any) -> Engine:
+    from serve.engine import open_engine
+
+    engine = stack.enter_context(open_engine(model, adapters, context=context, **options))
+    if engine.context < context:
+        note(f"the model was trained for {engine.context:,} tokens; the context is that long")
+    return engine
+
+
+@click.command(context_settings=_HELP)
+@click.argument("model")
+@_adapters
+@_which
+@click.option("-p", "--prompt", help="The question; without it stdin is read.")
+@click.option("--system", default="", help="A system message before the question.")
+@click.option("--raw", is_flag=True, help="Continue the text as it stands, without a chat template.")
+@click.option("--stop", multiple=True, help="Text that ends the answer; may be given several times.")
+@_threads
+@_context
+@_sampling
+@click.option("--json", "as_json", is_flag=True, help="Text and figures as one JSON object.")
+@pass_joints
+def generate(
+    joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, prompt: str | None,
+    system: str, raw: bool, stop: tuple[str, ...], threads: int, context: int, as_json: bool, **sampling: Any,
+) -> None:  # fmt: skip
+    """Answer one prompt and end. Greedy unless a temperature is given.
+
+    \b
+    Example:
+      slm generate smollm2-135m-instruct -p "Name three fruits."
+      slm generate gemma-3-270m --adapter en=en.gguf --adapter ja=ja.gguf -p "有給休暇は何日ですか。"
+    """
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise click.UsageError("give a prompt with -p, or pipe one in")
+        prompt = sys.stdin.read()
+    if not prompt.strip():
+        raise InputError("the prompt is empty")
+    with ExitStack() as stack:
+        engine = _open(stack, joints.gguf_of(model), _unique(adapters), context=context, threads=threads, parallel=1)
+        options = _sampling_of(sampling, temperature=0.0, stop=stop)
+        wanted = wanted or ("auto" if adapters else None)
+        if raw:
+            events = engine.complete(prompt, adapter=wanted, sampling=options)
+        else:
+            turns = [Message(role="system", content=system)] if system else []
+            turns.append(Message(role="user", content=prompt))
+            events = engine.chat(turns, adapter=wanted, sampling=options)
+        _print_answer(events, as_json)
+
+
+def _print_answer(events: Any, as_json: bool) -> None:
+    import time
+
+    from serve.api import timings
+
+    started, first, text = time.perf_counter(), 0.0, ""
+    for event in events:
+        if isinstance(event, Finish):
+            if as_json:
+                figures = {
+                    "text": text, "adapter": event.adapter, "route_reason": event.route_reason,
+                    "finish_reason": event.reason, "prompt_tokens": event.prompt_tokens,
+                    "completion_tokens": event.completion_tokens, **timings(event), "ttft_s": round(first, 4),
+                }  # fmt: skip
+                emit_json(figures)
+            else:
+                click.echo()
+            return
+        first = first or time.perf_counter() - started
+        text += event
+        if not as_json:
+            sys.stdout.write(event)
+            sys.stdout.flush()
+
+
+@click.command(context_settings=_HELP)
+@click.argument("model", default=_DEFAULT_MODEL)
+@_adapters
+@_which
+@click.option("--rag", "index", metavar="INDEX", help="Answer from this index, with citations.")
+@click.option("--system", default="", help="A system message for the whole conversation.")
+@_threads
+@_context
+@_sampling
+@pass_joints
+def chat(
+    joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, index: str | None,
+    system: str, threads: int, context: int, **sampling: Any,
+) -> None:  # fmt: skip
+    """Talk to a model in the terminal. /help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves.
+
+    \b
+    Example:
+      slm chat smollm2-135m-instruct
+      slm chat gemma-3-270m --adapter en=exports/en.gguf --adapter ja=exports/ja.gguf --rag index/handbook
+    """
+    from serve.chat import Chat
+
+    with ExitStack() as stack:
+        path = joints.gguf_of(model)
+        retriever = stack.enter_context(joints.open_retriever(index)) if index else None
+        engine = _open(stack, path, _unique(adapters), context=context, threads=threads, parallel=1)
+        if wanted is not None:
+            engine.route(wanted, [])
+        names = ", ".join(a.name for a in engine.adapters())
+        note(f"{engine.base.name}{f' with {names}' if names else ''}; /help shows the commands, Ctrl-D leaves")
+        default = 0.0 if index else 0.7
+        wanted = wanted or ("auto" if adapters else "base")
+        Chat(engine, wanted, _sampling_of(sampling, temperature=default), retriever, system).run()
+
+
+@click.command(context_settings=_HELP)
+@click.argument("model")
+@_adapters
+@click.option(
+    "--adapters-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that adapters may be loaded from while the server runs.",
+)  # fmt: skip
+@click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
+@click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once, each adapter."
+)
+@click.option(
+    "--hot", type=click.IntRange(1, 64), default=3, show_default=True, help="Adapters with a context kept open."
+)
+@_context
+@_threads
+@click.option("--api-key-env", metavar="VAR", help="Environment variable with the API key that clients must send.")
+@click.option("--no-key-ok", is_flag=True, help="Allow other hosts than loopback without an API key.")
+@pass_joints
+def serve(
+    joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], adapters_dir: Path | None,
+    default_adapter: str | None, index: str | None, host: str, port: int, parallel: int, hot: int, context: int,
+    threads: int, api_key_env: str | None, no_key_ok: bool,
+) -> None:  # fmt: skip
+    """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
+
+    \b
+    Example:
+      slm serve gemma-3-270m --adapter en=exports/en.gguf --adapter ja=exports/ja.gguf
+    """
+    api_key = None
+    if api_key_env:
+        api_key = os.environ.get(api_key_env)
+        if not api_key:
+            raise InputError(f"the environment variable '{api_key_env}' holds no API key")
+    if not _is_loopback(host) and api_key is None and not no_key_ok:
+        raise InputError(
+            f"'{host}' can be reached from other machines and no API key is set",
+            hint="Name a variable with --api-key-env VAR, or say --no-key-ok.",
+        )
+    with ExitStack() as stack:
+        listener = stack.enter_context(_bind(host, port))
+        from serve.app import create_app
+
+        path = joints.gguf_of(model)
+        retriever = stack.enter_context(joints.open_retriever(index)) if index else None
+        files = _unique(adapters)
+        engine = _open(
+            stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot,
+            default_adapter=default_adapter,
+        )  # fmt: skip
+        folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
+        app = create_app(engine, allowed_folders=folders, api_key=api_key, retriever=retriever)
+        _announce(listener, engine, needs_key=api_key is not None)
+        _run(app, listener)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port before the model is loaded. Raises ResourceError."""
+    import socket
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ResourceError(f"cannot listen on '{host}': {error.strerror or error}") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        raise ResourceError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint="Choose another port with --port (0: any free one).",
+        ) from error
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _announce(listener: socket.socket, engine: Engine, *, needs_key: bool) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    names = ", ".join(a.name for a in engine.adapters()) or "none"
+    key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
+    note(f"{engine.base.name}, adapters: {names}; context {engine.context:,} tokens")
+    note(f"listening on {url} (page: {url}/, API: {url}/v1, Ctrl-C stops)")
+    body = '{"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}'
+    note(f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
+
+
+def _run(app: Any, listener: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, server_header=False
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+@click.command(context_settings=_HELP)
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.option("--adapter", "names", multiple=True, metavar="NAME", help="Adapters to choose among. [default: en, ja]")
+@click.option("--default", metavar="NAME", help="Adapter for text that does not decide; else the base.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with a row for each text.")
+def route(texts: tuple[str, ...], names: tuple[str, ...], default: str | None, as_json: bool) -> None:
+    """Show which adapter a text would go to, and why. An adapter's language is read from its name.
+
+    \b
+    Example:
+      slm route "How many days of leave do I have?" "有給休暇は何日ありますか。" --adapter en --adapter ja
+    """
+    from serve.adapters import language_of_name
+    from serve.router import by_language
+    from slm.errors import UnknownNameError
+
+    known = {name.partition("=")[0]: language_of_name(name.partition("=")[0]) for name in names or ("en", "ja")}
+    if default is not None and default not in known:
+        raise UnknownNameError("adapter", default, known)
+    rows = []
+    for text in texts:
+        way = by_language([text], known, default=default)
+        rows.append({"text": text, "adapter": way.adapter or "base", "language": way.language, "reason": way.reason})
+    if as_json:
+        emit_json({"routes": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['adapter']}\t{row['text']}")
+        note(f"  {row['reason']}")

@@ -1,0 +1,76 @@
+"""Where a new request's tokens go inside one adapter's context, and what of the KV cache it may reuse.
+
+Pure functions. A context belongs to one adapter content, so nothing here can mix two adapters' cells: the
+cache's key is (adapter content, tokens) by construction. It knows nothing of llama.cpp handles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """One sequence of a context: the tokens whose cells it holds, the cells it may still grow to, and its use."""
+
+    index: int
+    tokens: Sequence[int]
+    busy: bool
+    reserved: int
+    last_used: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Slot to run in; slot to copy the first `keep` cells from (None: they are in place); idle slots to clear."""
+
+    slot: int
+    source: int | None
+    keep: int
+    evict: tuple[int, ...]
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:  # comparing slices is far faster than a loop over tokens
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def place(
+    slots: Sequence[SlotView], prompt: Sequence[int], *, reserve: int, cells: int, can_copy: bool = True
+) -> Placement | None:
+    """Choose a slot for `prompt`, which may grow to `reserve` tokens, in a context of `cells` cells.
+
+    None means it has to wait for a running request to end. At least one prompt token is always decoded
+    again, because its logits are needed. can_copy: whether cells can be shared between sequences.
+    """
+    idle = [slot for slot in slots if not slot.busy]
+    free = cells - sum(slot.reserved for slot in slots if slot.busy) - reserve
+    if not idle or free < 0:
+        return None
+    shared = {slot.index: min(common_prefix(slot.tokens, prompt), len(prompt) - 1) for slot in slots}
+    best = max(slots, key=lambda slot: (shared[slot.index], not slot.busy, slot.last_used))
+    keep = shared[best.index]
+    # An idle conversation that goes on is continued where it is; a prefix that others may want again
+    # (a system prompt, a sequence still running) is copied, which is metadata only in a unified cache.
+    in_place = keep > 0 and not best.busy and (not can_copy or keep * 2 >= len(best.tokens))
+    if in_place:
+        target, source = best, None
+    else:
+        target = min(idle, key=lambda slot: (slot is best, len(slot.tokens) > 0, slot.last_used))
+        source = best.index if keep > 0 and can_copy and target is not best else None
+        keep = keep if source is not None or target is best else 0
+    evict = []
+    kept = [slot for slot in idle if slot is not target and slot.tokens]
+    for slot in sorted(kept, key=lambda slot: slot.last_used):
+        if sum(len(other.tokens) for other in kept if other.index not in evict) <= free:
+            break
+        evict.append(slot.index)
+    return Placement(target.index, source, keep, tuple(evict))

@@ -1,0 +1,42 @@
+"""From a conversation to the text the model reads: which chat template, and whether a BOS token is still missing.
+
+It knows nothing of tokens' ids, of the child process or of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serve.adapters import Adapter, Base
+from slm.joints import Message
+from slm.prompt import named_template, render
+
+# A template that marks turns with plain text has no end-of-turn token; the next turn's marker ends the answer.
+_TEXT_MARKERS = ("### Instruction:",)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text to tokenize (markers as tokens), whether the vocabulary's own BOS is to be added, and stop strings."""
+
+    text: str
+    add_special: bool
+    stop: tuple[str, ...] = ()
+
+
+def chat_prompt(base: Base, adapter: Adapter | None, messages: Sequence[Message]) -> Prompt:
+    """Render with the adapter's own template, else the base's, else the named one for its vocabulary."""
+    template = (adapter and adapter.template) or base.template or named_template(base.template_name)
+    text = render(template, messages, bos_token=base.bos, eos_token=base.eos)
+    return Prompt(text, needs_bos(base, text), tuple(marker for marker in _TEXT_MARKERS if marker in template))
+
+
+def plain_prompt(base: Base, text: str) -> Prompt:
+    """A text to be continued as it stands."""
+    return Prompt(text, needs_bos(base, text))
+
+
+def needs_bos(base: Base, text: str) -> bool:
+    """False when the text begins with BOS already: a second one is out of what the model was trained on."""
+    return not (base.bos and text.startswith(base.bos))

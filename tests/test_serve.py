@@ -1,0 +1,610 @@
+"""The engine, its policies and its routing, on tiny random models built here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve import batch, prefix
+from serve.adapters import language_of_name
+from serve.engine import Engine, open_engine
+from serve.router import route
+from serve.sampling import TextStream
+from slm.errors import (
+    ContextOverflowError,
+    DamagedFileError,
+    EngineDiedError,
+    EngineError,
+    InputError,
+    MismatchError,
+    SlmError,
+    UnknownNameError,
+)
+from slm.gguf_reader import read_gguf
+from slm.joints import Finish, Message, SamplingOptions
+from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters
+from tests.tiny_gguf import BOS, TOKENS, letter, write_adapter, write_model
+
+ROOT = Path(__file__).parent.parent
+QUESTIONS = ["Hello, who are you?", "What is a lease?", "Tell me more, please.", "12 + 30 ="]
+
+
+@dataclass(frozen=True)
+class Files:
+    """One base and adapters that belong to it."""
+
+    folder: Path
+    model: Path
+    a: Path
+    b: Path
+    c: Path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("serve")
+    made = [write_adapter(folder / f"{name}.gguf", seed=seed) for seed, name in enumerate("abc", 1)]
+    return Files(folder, write_model(folder / "model.gguf", fingerprint="f00d" * 16), *made)
+
+
+@pytest.fixture(scope="module")
+def engine(files: Files) -> Iterator[Engine]:
+    with open_engine(files.model, {"en": files.a, "ja": files.b}, threads=1, parallel=4) as opened:
+        yield opened
+
+
+def user(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
+
+
+def ask(
+    engine: Engine, text: str | list[Message], adapter: str | None, tokens: int = 24, **options: Any
+) -> tuple[str, Finish]:
+    messages = user(text) if isinstance(text, str) else text
+    *pieces, finish = engine.chat(messages, adapter=adapter, sampling=SamplingOptions(max_tokens=tokens, **options))
+    assert isinstance(finish, Finish)
+    return "".join(str(piece) for piece in pieces), finish
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> bool:
+    """Whether the condition comes true before the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        threading.Event().wait(0.02)
+    return True
+
+
+class Oracle:
+    """Bare llama.cpp calls that recompute everything for every token: no cache, no batch of several requests."""
+
+    def __init__(self, stack: ExitStack, files: Files) -> None:
+        self._model = open_model(stack, files.model)
+        self._context = open_context(stack, self._model, n_ctx=2048, n_batch=2048, n_threads=1)
+        self._adapters = {p: open_adapter(stack, self._model, p) for p in (files.a, files.b, files.c)}
+
+    def _last(self, adapter: Path | None, tokens: list[int]) -> Any:
+        set_adapters(self._context, [(self._adapters[adapter], 1.0)] if adapter else [])
+        return all_logits(self._model, self._context, tokens)[-1]
+
+    def greedy(self, adapter: Path | None, tokens: list[int], count: int = 24) -> str:
+        """The next `count` characters."""
+        tokens = list(tokens)
+        for _ in range(count):
+            tokens.append(int(np.argmax(self._last(adapter, tokens))))
+        return "".join(TOKENS[token] for token in tokens[-count:]).replace("▁", " ")
+
+    def same(self, adapter: Path | None, prompt: list[int], left: str, right: str) -> bool:
+        """Equal, or the first difference is a near tie: a batch of another make-up sums in another order.
+
+        Logits of the random model have a standard deviation of about 8; two adapters' differ by whole units.
+        """
+        if left == right:
+            return True
+        at = next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), None)
+        if at is None:
+            return False
+        logits = self._last(adapter, prompt + [letter(char) for char in left[:at]])
+        chosen = sorted((logits[letter(left[at])], logits[letter(right[at])]))
+        return bool(chosen[1] - chosen[0] < 0.1 and chosen[1] == logits.max())
+
+
+@pytest.fixture(scope="module")
+def oracle(files: Files) -> Iterator[Oracle]:
+    with ExitStack() as stack:
+        yield Oracle(stack, files)
+
+
+# --- one model, many adapters -----------------------------------------------------------------------------------
+
+
+def test_every_adapter_answers_as_bare_llama_cpp_does_whatever_ran_before(
+    engine: Engine, files: Files, oracle: Oracle
+) -> None:
+    for question in QUESTIONS[:2]:
+        answers = {}
+        for name, path in {"en": files.a, "ja": files.b, "base": None}.items():
+            tokens = engine.tokens_of(user(question), adapter=name)
+            answers[name] = ask(engine, question, name)[0]
+            assert oracle.same(path, tokens, answers[name], oracle.greedy(path, tokens))
+        assert len({answer[:8] for answer in answers.values()}) == 3
+
+
+def test_an_adapter_answers_after_another_as_in_a_fresh_engine(engine: Engine, files: Files, oracle: Oracle) -> None:
+    for question in QUESTIONS:
+        ask(engine, question, "ja")
+    with open_engine(files.model, {"only": files.a}, threads=1) as fresh:
+        for question in QUESTIONS:
+            mixed, alone = ask(engine, question, "en")[0], ask(fresh, question, "only")[0]
+            assert oracle.same(files.a, fresh.tokens_of(user(question)), mixed, alone)
+
+
+def test_adapters_mixed_at_the_same_time_answer_as_alone(engine: Engine, files: Files, oracle: Oracle) -> None:
+    paths = {"en": files.a, "ja": files.b, None: None}
+    jobs = [(f"{question} {n}", name) for n in range(3) for question in QUESTIONS for name in paths]
+    together: dict[tuple[str, str | None], str] = {}
+    threads = [
+        threading.Thread(target=lambda job=job: together.__setitem__(job, ask(engine, job[0], job[1])[0]))
+        for job in jobs
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    alone = {job: ask(engine, *job)[0] for job in jobs}
+    for job in jobs:
+        assert oracle.same(paths[job[1]], engine.tokens_of(user(job[0])), together[job], alone[job])
+    assert sum(together[job] == alone[job] for job in jobs) > len(jobs) * 0.7
+
+
+def test_more_adapters_than_hot_contexts_all_answer(files: Files, oracle: Oracle) -> None:
+    paths = {"a": files.a, "b": files.b, "c": files.c}
+    with open_engine(files.model, paths, threads=1, hot=1, parallel=2) as small:
+        got: dict[tuple[str, int], str] = {}
+
+        def work(name: str, n: int) -> None:
+            got[name, n] = ask(small, QUESTIONS[n], name, 8)[0]
+
+        threads = [threading.Thread(target=work, args=(name, n)) for n in range(3) for name in paths]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(small.stats()["contexts"]) == 1
+        for (name, n), text in got.items():
+            prompt = small.tokens_of(user(QUESTIONS[n]))
+            assert oracle.same(paths[name], prompt, text, ask(small, QUESTIONS[n], name, 8)[0])
+        assert len(got) == 9
+
+
+def test_an_adapter_can_be_replaced_and_unloaded_while_it_streams(files: Files, oracle: Oracle) -> None:
+    with open_engine(files.model, {"x": files.a, "y": files.b}, threads=1) as live:
+        whole, new = ask(live, "Go on", "x", 1500)[0], ask(live, "Go on", "y")[0]
+        old = live.adapters()[0].key
+        stream = live.chat(user("Go on"), adapter="x", sampling=SamplingOptions(max_tokens=1500))
+        text = str(next(stream))
+        live.load_adapter("x", files.b)
+        assert live.stats()["running"] == 1, "the first answer has to be under way still"
+        prompt = live.tokens_of(user("Go on"))
+        assert oracle.same(files.b, prompt, ask(live, "Go on", "x")[0], new)
+        live.unload_adapter("x")
+        with pytest.raises(UnknownNameError):
+            ask(live, "Go on", "x")
+        text += "".join(piece for piece in stream if isinstance(piece, str))
+        assert len(text) == 1500 and oracle.same(files.a, prompt, text, whole)
+        assert eventually(lambda: old not in live.stats()["adapters"])
+        live.load_adapter("z", files.c)
+        assert ask(live, "Go on", "z")[0][:8] not in (new[:8], whole[:8])
+
+
+def test_a_reload_under_the_same_name_misses_the_cache_and_the_same_content_hits_it(
+    files: Files, oracle: Oracle
+) -> None:
+    with open_engine(files.model, {"x": files.a}, threads=1) as live:
+        cold = ask(live, "Cache me", "x")[1]
+        warm = ask(live, "Cache me", "x")[1]
+        assert (cold.cached_tokens, warm.cached_tokens) == (0, cold.prompt_tokens - 1)
+        live.load_adapter("x", files.b)
+        text, finish = ask(live, "Cache me", "x")
+        assert finish.cached_tokens == 0
+        prompt = live.tokens_of(user("Cache me"), adapter="x")
+        assert oracle.same(files.b, prompt, text, oracle.greedy(files.b, prompt))
+        live.load_adapter("twin", files.b)
+        assert ask(live, "Cache me", "twin")[1].cached_tokens == finish.prompt_tokens - 1
+        live.load_adapter("half", files.b, scale=0.5)
+        assert ask(live, "Cache me", "half")[1].cached_tokens == 0
+
+
+def test_a_second_turn_reuses_the_first_and_answers_as_from_cold(engine: Engine, files: Files, oracle: Oracle) -> None:
+    first, before = ask(engine, "A conversation begins here", "en")
+    turns = [*user("A conversation begins here"), Message(role="assistant", content=first), *user("And then?")]
+    second, finish = ask(engine, turns, "en")
+    assert finish.cached_tokens >= before.prompt_tokens
+    prompt = engine.tokens_of(turns, adapter="en")
+    assert oracle.same(files.a, prompt, second, oracle.greedy(files.a, prompt))
+
+
+def test_loading_and_unloading_many_adapters_leaves_nothing_behind(engine: Engine, files: Files) -> None:
+    kept = set(engine.stats()["adapters"])
+    for round_ in range(6):
+        engine.load_adapter("guest", files.c, scale=1 + round_ / 10)
+        ask(engine, "Hello", "guest", 2)
+        engine.unload_adapter("guest")
+    assert eventually(lambda: set(engine.stats()["adapters"]) == kept)
+
+
+# --- bad files and names ----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_adapter_is_an_error_that_lists_the_names(engine: Engine) -> None:
+    with pytest.raises(UnknownNameError, match=r"'fr'; known: auto, base, en, ja, model"):
+        ask(engine, "Bonjour", "fr")
+
+
+def test_damaged_adapter_files_are_refused_and_the_engine_goes_on(engine: Engine, files: Files) -> None:
+    pid, good = engine.pid, files.a.read_bytes()
+    random = np.random.default_rng(3)
+    bad = files.folder / "bad.gguf"
+    damaged = [b"", b"GGUF", random.bytes(5000), *(good[:cut] for cut in (37, 200, len(good) // 2, len(good) - 40))]
+    damaged.append(good[:-4] + b"\xff\xff\xff\xff")  # not a number
+    damaged.append(write_adapter(files.folder / "alpha.gguf", alpha=float("nan")).read_bytes())
+    for content in damaged:
+        bad.write_bytes(content)
+        with pytest.raises(InputError):
+            engine.load_adapter("bad", bad)
+    for _ in range(40):  # flipped bytes in the header: refused or harmless, never fatal
+        mutated = bytearray(good)
+        for at in random.integers(0, 1500, 4):
+            mutated[at] = random.integers(0, 256)
+        bad.write_bytes(mutated)
+        try:
+            engine.load_adapter("bad", bad)
+            engine.unload_adapter("bad")
+        except EngineDiedError:
+            raise
+        except SlmError:
+            continue
+    with pytest.raises(InputError, match="not a LoRA adapter"):
+        engine.load_adapter("bad", files.model)
+    assert engine.pid == pid
+    assert [a.name for a in engine.adapters()] == ["en", "ja"]
+    assert ask(engine, "Still there?", "en")[1].completion_tokens == 24
+
+
+def test_damaged_model_files_are_refused(files: Files, tmp_path: Path) -> None:
+    good, bad = files.model.read_bytes(), tmp_path / "bad.gguf"
+    for content in (b"", np.random.default_rng(5).bytes(4000), good[:300], good[: len(good) // 2]):
+        bad.write_bytes(content)
+        with pytest.raises(DamagedFileError), open_engine(bad, {}):
+            pass
+    with pytest.raises(InputError, match="is an adapter, not a model"), open_engine(files.a, {}):
+        pass
+
+
+def test_a_model_that_passes_the_header_check_and_fails_in_llama_cpp_is_an_error(files: Files, tmp_path: Path) -> None:
+    bad = tmp_path / "renamed.gguf"
+    bad.write_bytes(files.model.read_bytes().replace(b"output_norm.weight", b"output_nrom.weight"))
+    with pytest.raises((DamagedFileError, EngineError)), open_engine(bad, {}):
+        pass
+
+
+def test_an_adapter_of_another_base_is_refused(engine: Engine, tmp_path: Path) -> None:
+    others = {
+        "does not fit": write_adapter(tmp_path / "wide.gguf", width=128),
+        "trained on other weights": write_adapter(tmp_path / "print.gguf", base_fingerprint="beef" * 16),
+        "architecture 'gemma3'": write_adapter(tmp_path / "arch.gguf", architecture="gemma3"),
+    }
+    for message, path in others.items():
+        with pytest.raises(MismatchError, match=message):
+            engine.load_adapter("other", path)
+    right = write_adapter(tmp_path / "right.gguf", base_fingerprint="f00d" * 16, seed=9)
+    engine.load_adapter("other", right)
+    engine.unload_adapter("other")
+
+
+@pytest.mark.parametrize("name", ["auto", "base", "model", "a/b", "", "x" * 65])
+def test_a_name_that_could_be_confused_is_refused(engine: Engine, files: Files, name: str) -> None:
+    with pytest.raises(InputError, match="cannot be an adapter's name"):
+        engine.load_adapter(name, files.c)
+
+
+# --- survival and ends ------------------------------------------------------------------------------------------
+
+
+def test_killing_the_child_fails_the_request_in_flight_and_service_continues(files: Files) -> None:
+    with open_engine(files.model, {"en": files.a, "ja": files.b}, threads=1) as live:
+        before = ask(live, "Hello", "en", 8)[0]
+        for _ in range(2):
+            pid = live.pid
+            assert pid is not None
+            stream = live.chat(user("Talk"), adapter="ja", sampling=SamplingOptions(max_tokens=1900))
+            next(stream)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(EngineDiedError, match="signal 9"):
+                list(stream)
+            assert ask(live, "Hello", "en", 8)[0] == before
+            assert live.pid != pid
+        assert live.restarts == 2
+        assert [a.name for a in live.adapters()] == ["en", "ja"]
+
+
+def test_a_vanished_adapter_file_is_left_out_after_a_restart(files: Files, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.gguf"
+    gone.write_bytes(files.b.read_bytes())
+    with open_engine(files.model, {"en": files.a, "gone": gone}, threads=1) as live:
+        gone.unlink()
+        assert live.pid is not None
+        os.kill(live.pid, signal.SIGKILL)
+        assert eventually(lambda: live.restarts == 1 and live.state == "ready")
+        assert [a.name for a in live.adapters()] == ["en"]
+
+
+def test_the_child_ends_when_its_parent_is_killed(files: Files) -> None:
+    code = (
+        "import sys; from pathlib import Path; from serve.engine import Engine\n"
+        f"engine = Engine(Path({str(files.model)!r}), {{}}, threads=1)\n"
+        "print(engine.pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+        assert eventually(lambda: not _alive(child))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_closing_the_stream_cancels_the_request_and_frees_its_slot(files: Files) -> None:
+    with open_engine(files.model, {}, threads=1, parallel=1) as live:
+        stream = live.chat(user("On and on"), sampling=SamplingOptions(max_tokens=1900))
+        next(stream)
+        assert live.stats()["running"] == 1
+        waiting = live.chat(user("Queued"), sampling=SamplingOptions(max_tokens=1900))
+        thread = threading.Thread(target=lambda: next(waiting))
+        thread.start()
+        stream.close()
+        thread.join(30)
+        waiting.close()
+        assert eventually(lambda: live.stats()["running"] == 0)
+        assert ask(live, "Next", None, 4)[1].completion_tokens == 4
+
+
+def test_a_closed_engine_says_so(files: Files) -> None:
+    with open_engine(files.model, {}, threads=1) as live:
+        pass
+    with pytest.raises(EngineError, match="closed"):
+        ask(live, "Hello", None)
+
+
+# --- prompts and text -------------------------------------------------------------------------------------------
+
+
+def test_context_overflow_is_an_error_with_both_numbers(files: Files) -> None:
+    with open_engine(files.model, {}, threads=1, context=256) as live:
+        prompt = len(live.tokens_of(user("x" * 100)))
+        with pytest.raises(ContextOverflowError, match=rf"{prompt} tokens and the answer may take 200.* holds 256"):
+            ask(live, "x" * 100, None, 200)
+        with pytest.raises(ContextOverflowError, match="holds 256"):
+            list(live.chat(user("x" * 300), fit=True))
+        *_, finish = live.chat(user("x" * 100), sampling=SamplingOptions(max_tokens=5000), fit=True)
+        assert isinstance(finish, Finish)
+        assert (finish.reason, finish.completion_tokens) == ("length", 256 - prompt)
+
+
+def test_the_context_is_never_longer_than_the_model_was_trained_for(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "short.gguf", context=128)
+    with open_engine(model, {}, threads=1, context=4096) as live:
+        assert live.context == 128
+        *_, finish = live.chat(user("Hi"), sampling=SamplingOptions(max_tokens=4000), fit=True)
+        assert isinstance(finish, Finish)
+        assert finish.prompt_tokens + finish.completion_tokens == 128
+
+
+def test_a_character_of_three_tokens_arrives_whole(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "spell.gguf", spell="日".encode())
+    with open_engine(model, {}, threads=1) as live:
+        *pieces, _ = live.chat(user("Hi"), sampling=SamplingOptions(max_tokens=9))
+        assert pieces == ["日", "日", "日"]
+        *cut, _ = live.chat(user("Hi"), sampling=SamplingOptions(max_tokens=8))
+        assert cut == ["日", "日", "\ufffd"], "what the limit cuts is shown as cut"
+
+
+def test_text_streams_whole_characters_however_the_bytes_are_split() -> None:
+    text = "犬 dog 🐕 é"
+    raw = text.encode()
+    for size in range(1, 8):
+        stream = TextStream()
+        shown = [stream.feed(raw[at : at + size]) for at in range(0, len(raw), size)]
+        assert "".join(shown) + stream.flush() == text
+        assert not any("\ufffd" in piece for piece in shown)
+
+
+def test_a_stop_string_never_leaks_even_half() -> None:
+    raw = b"one, two, STOP three"
+    for size in range(1, 8):
+        stream = TextStream(["STOP", "STARE"])
+        shown = ""
+        for at in range(0, len(raw), size):
+            shown += stream.feed(raw[at : at + size])
+            assert not set("STOP") & set(shown)
+            if stream.stopped:
+                break
+        assert stream.stopped
+        assert shown + stream.flush() == "one, two, "
+    harmless = TextStream(["STOP"])
+    assert harmless.feed(b"no ST") + harmless.feed(b"ART") + harmless.feed(b" ST") + harmless.flush() == "no START ST"
+
+
+def test_a_stop_string_ends_the_answer(engine: Engine) -> None:
+    ask(engine, "Stop somewhere", "en")
+    whole, _ = ask(engine, "Stop somewhere", "en")  # the second has the same cache before it as the third
+    stop = whole[10:13]
+    text, finish = ask(engine, "Stop somewhere", "en", stop=(stop,))
+    assert text == whole[: whole.index(stop)]
+    assert finish.reason == "stop"
+
+
+def test_the_prompt_begins_with_exactly_one_bos(tmp_path: Path) -> None:
+    with_bos = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    without = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    for name, template in {"with": with_bos, "without": without}.items():
+        model = write_model(tmp_path / f"{name}.gguf", template=template)
+        with open_engine(model, {}, threads=1) as live:
+            assert [TOKENS[t] for t in live.tokens_of(user("hi"))] == ["<s>", "h", "i"]
+
+
+def test_an_adapters_own_template_is_used_before_the_bases(files: Files, tmp_path: Path) -> None:
+    own = write_adapter(tmp_path / "own.gguf", template="Q: {{ messages[-1]['content'] }} A:")
+    with open_engine(files.model, {"own": own, "plain": files.a}, threads=1) as live:
+        assert "".join(TOKENS[t] for t in live.tokens_of(user("hi"), adapter="own")) == "<s>Q:▁hi▁A:"
+        chatml = [TOKENS[t] for t in live.tokens_of(user("hi"), adapter="plain")]
+        assert chatml[:2] == ["<s>", "<|im_start|>"] and chatml.count("<s>") == 1 and BOS == 1
+
+
+def test_sampling_repeats_with_a_seed_and_differs_between_seeds(engine: Engine) -> None:
+    draws = [ask(engine, "Dice", "en", temperature=2.0, top_k=0, min_p=0.0, seed=seed)[0] for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert ask(engine, "Dice", "en", repeat_penalty=1.8)[0] != ask(engine, "Dice", "en")[0]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "question", "start"),
+    [
+        ("smollm2-135m-instruct", "What is the capital of France?", ["<|im_start|>", "system"]),
+        ("gemma-3-270m", "日本の首都はどこですか。", ["<bos>", "<start_of_turn>"]),
+    ],
+)
+def test_a_real_model_reads_one_bos_and_answers_in_whole_characters(
+    pulled_model: Callable[[str], Path], name: str, question: str, start: list[str]
+) -> None:
+    vocabulary = read_gguf(pulled_model(name)).metadata["tokenizer.ggml.tokens"]
+    with open_engine(pulled_model(name), {}, context=512, threads=1) as live:
+        tokens = [vocabulary[token] for token in live.tokens_of(user(question))]
+        assert tokens[:2] == start and tokens.count("<bos>") == start.count("<bos>")
+        *pieces, finish = live.chat(user(question), sampling=SamplingOptions(max_tokens=24))
+        assert isinstance(finish, Finish) and finish.prompt_tokens == len(tokens)
+        assert len("".join(str(piece) for piece in pieces)) > 8
+        assert not any("\ufffd" in str(piece) for piece in pieces)
+
+
+# --- policies ---------------------------------------------------------------------------------------------------
+
+
+def test_a_step_serves_every_answer_and_shares_the_rest_among_prompts() -> None:
+    work = [batch.Work(0, 0), batch.Work(1, 900), batch.Work(2, 20), batch.Work(3, 0)]
+    assert batch.plan_step(work) == {0: 1, 3: 1, 2: 20, 1: 236}
+    assert batch.plan_step([batch.Work(0, 500)]) == {0: 256}
+    assert sum(batch.plan_step([batch.Work(n, 300) for n in range(5)]).values()) == 256
+
+
+def test_contexts_take_turns() -> None:
+    turn, seen = None, []
+    for _ in range(6):
+        turn = batch.next_in_turn(["b", "a", "c"], turn)
+        seen.append(turn)
+    assert seen == ["a", "b", "c"] * 2
+    assert batch.next_in_turn(["a"], "b") == "a"
+    assert batch.next_in_turn([], "b") is None
+
+
+def test_room_for_a_context_is_made_from_the_idle_before_the_busy() -> None:
+    idle_old, idle_new = batch.ContextLoad(1, 0, 0), batch.ContextLoad(5, 0, 0)
+    slow, soon = batch.ContextLoad(9, 2, 400), batch.ContextLoad(8, 1, 3)
+    assert batch.make_room({"a": slow}, hot=2) == (None, None)
+    assert batch.make_room({"a": idle_new, "b": idle_old, "c": slow}, hot=3) == ("b", None)
+    assert batch.make_room({"a": slow, "b": soon}, hot=2) == (None, "b")
+
+
+def view(index: int, tokens: list[int], *, busy: bool = False, reserved: int = 0, used: int = 0) -> prefix.SlotView:
+    return prefix.SlotView(index, tokens, busy, reserved, used)
+
+
+def test_a_request_is_placed_where_its_longest_prefix_is() -> None:
+    slots = [view(0, [1, 2, 3, 4], used=3), view(1, [1, 2, 9], used=2), view(2, [])]
+    assert prefix.place(slots, [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 4, ())
+    long = [view(0, list(range(50))), view(1, [])]
+    assert prefix.place(long, [0, 1, 2, 77], reserve=10, cells=100) == prefix.Placement(1, 0, 3, ())
+    assert prefix.place(long, [0, 1, 2, 77], reserve=10, cells=100, can_copy=False) == prefix.Placement(0, None, 3, ())
+    running = [view(0, [1, 2, 3], busy=True, reserved=20), view(1, [])]
+    assert prefix.place(running, [1, 2, 3], reserve=10, cells=100) == prefix.Placement(1, 0, 2, ())
+
+
+def test_idle_cells_give_way_and_running_ones_do_not() -> None:
+    slots = [view(0, [9] * 40, used=1), view(1, [8] * 40, used=2), view(2, [])]
+    assert prefix.place(slots, [1, 2], reserve=50, cells=100) == prefix.Placement(2, None, 0, (0,))
+    busy = [view(0, [9] * 40, busy=True, reserved=60), view(1, [])]
+    assert prefix.place(busy, [1, 2], reserve=41, cells=100) is None
+    assert prefix.place(busy, [1, 2], reserve=40, cells=100) == prefix.Placement(1, None, 0, ())
+
+
+# --- routing ----------------------------------------------------------------------------------------------------
+
+SPEAKERS = {"office": None, "en": "en", "ja": "ja"}
+
+
+@pytest.mark.parametrize(
+    ("text", "adapter"),
+    [
+        ("How many days of paid leave do I have?", "en"),
+        ("有給休暇は何日ありますか。", "ja"),
+        ("東京", "ja"),
+        ("はい", "ja"),
+        ("Yes", "en"),
+        ("PythonでCSVを読む方法を教えてください", "ja"),
+        ("What does 改善 mean in a factory?", "en"),
+        ("https://example.com/日本 Please summarise this page", "en"),
+        ("1234 !?", None),
+        ("안녕하세요, 반갑습니다", None),
+    ],
+)
+def test_text_goes_to_the_adapter_of_its_language(text: str, adapter: str | None) -> None:
+    assert route("auto", user(text), SPEAKERS).adapter == adapter
+
+
+def test_a_conversation_keeps_its_language_until_the_user_changes_it() -> None:
+    turns = [*user("有給休暇は何日ありますか。"), Message(role="assistant", content="Ten days, as the handbook says.")]
+    assert route("auto", [*turns, *user("OK")], SPEAKERS).adapter == "ja"
+    assert route("auto", [*turns, *user("???")], SPEAKERS).adapter == "ja"
+    assert route("auto", [*turns, *user("Could you say that in English, please?")], SPEAKERS).adapter == "en"
+
+
+def test_undecided_text_and_a_language_without_adapter_go_to_the_default() -> None:
+    assert route("auto", user("123"), SPEAKERS, default="office").adapter == "office"
+    way = route("auto", user("What time is it in the office now?"), {"ja": "ja"})
+    assert way.adapter is None
+    assert "no adapter for 'en'" in way.reason
+    mixed = [*user("有給休暇は何日ありますか。"), *user("What time is it in the office now?")]
+    assert route("auto", mixed, {"ja": "ja"}).adapter is None, "clear English is not answered in Japanese"
+
+
+def test_a_named_adapter_and_the_base_need_no_language() -> None:
+    assert route("office", user("はい"), SPEAKERS).adapter == "office"
+    assert route("base", user("はい"), SPEAKERS).adapter is None
+    with pytest.raises(UnknownNameError, match="known: auto, base, en, ja, office"):
+        route("de", user("はい"), SPEAKERS)
+
+
+def test_an_adapters_name_tells_its_language() -> None:
+    names = {"en": "en", "ja_lora": "ja", "Japanese": "ja", "fr-sft": "fr", "support": None, "it-support": None}
+    assert {name: language_of_name(name) for name in names} == names

@@ -1,0 +1,392 @@
+"""The HTTP server against real clients on a real port, and the commands, on tiny random models built here."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from click.testing import CliRunner
+
+from serve import cli
+from serve.app import create_app
+from serve.engine import Engine, open_engine
+from slm.errors import InputError, ResourceError, UnknownNameError
+from slm.joints import Joints, Message, Passage
+from tests.tiny_gguf import write_adapter, write_model
+
+ROOT = Path(__file__).parent.parent
+JOINTS = Joints(gguf_of=Path)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server, and the files it was made from."""
+
+    url: str
+    engine: Engine
+    folder: Path
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60, **options)
+
+    def chat(self, text: str, **fields: Any) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0, **fields}
+        return self.post("/v1/chat/completions", body)
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=60)
+
+
+class Index:
+    """A retriever over one page, as the retrieval room hands one over."""
+
+    def search(self, query: str, k: int = 5) -> list[Passage]:
+        return [Passage("Leave", "Paid leave", "Ten days.", "leave.md", 0.9)]
+
+    def messages(self, question: str, passages: Sequence[Passage]) -> list[Message]:
+        return [Message(role="user", content=f"[1] {passages[0].text}\nQuestion: {question}")]
+
+
+@contextmanager
+def running(engine: Engine, folder: Path, **options: Any) -> Iterator[Served]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(engine, **options), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, folder)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("http")
+    model = write_model(folder / "tiny.gguf")
+    adapters = {"en": write_adapter(folder / "en.gguf", seed=1), "ja": write_adapter(folder / "ja.gguf", seed=2)}
+    write_adapter(folder / "more.gguf", seed=3)
+    with (
+        open_engine(model, adapters, threads=1, parallel=4) as engine,
+        running(engine, folder, allowed_folders=[folder], retriever=Index()) as server,
+    ):
+        yield server
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    return dict(body["error"])
+
+
+# --- OpenAI's client --------------------------------------------------------------------------------------------
+
+
+def test_the_openai_client_chats_streamed_and_whole_with_the_same_text(served: Served) -> None:
+    asked: dict[str, Any] = {
+        "model": "ja", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "temperature": 0,
+    }  # fmt: skip
+    served.client.chat.completions.create(**asked)  # the two below then find the same cache
+    whole = served.client.chat.completions.create(**asked)
+    events = list(served.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(event.choices[0].delta.content or "" for event in events if event.choices)
+    assert text == whole.choices[0].message.content and len(text) == 12
+    assert events[0].choices[0].delta.role == "assistant"
+    assert [e.choices[0].finish_reason for e in events if e.choices][-1] == whole.choices[0].finish_reason == "length"
+    assert events[-1].choices == []
+    assert events[-1].usage is not None and whole.usage is not None
+    assert events[-1].usage.completion_tokens == whole.usage.completion_tokens == 12
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 12
+    assert whole.model == "ja"
+
+
+def test_the_openai_client_completes_plain_text_and_lists_models(served: Served) -> None:
+    done = served.client.completions.create(model="base", prompt="Once upon", max_tokens=6, temperature=0)
+    events = list(
+        served.client.completions.create(model="base", prompt="Once upon", max_tokens=6, temperature=0, stream=True)
+    )
+    assert len(done.choices[0].text) == 6
+    assert "".join(e.choices[0].text for e in events) == done.choices[0].text
+    assert [model.id for model in served.client.models.list()] == ["tiny", "en", "ja"]
+
+
+def test_errors_are_the_openai_clients_own_exceptions(served: Served) -> None:
+    asked: Any = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(openai.NotFoundError) as unknown:
+        served.client.chat.completions.create(model="fr", messages=asked)
+    assert unknown.value.code == "model_not_found"
+    assert "known: auto, base, en, ja, tiny" in unknown.value.message
+    with pytest.raises(openai.BadRequestError) as overflow:
+        served.client.chat.completions.create(model="en", messages=asked, max_tokens=5000)
+    assert overflow.value.code == "context_length_exceeded"
+    assert "5,000" in overflow.value.message and "2,048" in overflow.value.message
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        tool: Any = {"type": "function", "function": {"name": "f"}}
+        served.client.chat.completions.create(model="en", messages=asked, tools=[tool])
+
+
+# --- requests ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [{}, {"model": "auto"}])
+def test_auto_routes_by_language_and_says_so(served: Served, model: dict[str, str]) -> None:
+    for text, adapter in {"How do I ask for leave?": "en", "休暇はどう申請しますか。": "ja"}.items():
+        reply = served.chat(text, **model)
+        assert reply.status_code == 200
+        assert reply.headers["x-slm-adapter"] == adapter
+        body = reply.json()
+        assert body["slm"] == {"adapter": adapter, "route_reason": unquote(reply.headers["x-slm-route-reason"])}
+        assert body["model"] == adapter
+    assert served.chat("12345").headers["x-slm-adapter"] == "base"
+
+
+def test_a_second_turn_stays_with_the_conversations_language(served: Served) -> None:
+    turns = [
+        {"role": "user", "content": "休暇はどう申請しますか。"}, {"role": "assistant", "content": "x"},
+        {"role": "user", "content": [{"type": "text", "text": "OK"}]},
+    ]  # fmt: skip
+    reply = served.post("/v1/chat/completions", {"messages": turns, "max_tokens": 2})
+    assert reply.headers["x-slm-adapter"] == "ja"
+    assert "earlier" in unquote(reply.headers["x-slm-route-reason"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b'{"messages": 3}',
+        b'{"messages": []}',
+        b'{"messages": [{"role": "user"}]}',
+        b'{"messages": [{"role": "robot", "content": "x"}]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}',
+    ],
+)
+def test_a_broken_body_is_a_400_in_openais_shape(served: Served, content: bytes) -> None:
+    reply = httpx.post(
+        f"{served.url}/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+    )
+    assert reply.status_code == 400
+    assert error_of(reply)["type"] == "invalid_request_error"
+
+
+def test_unknown_paths_and_methods_have_the_same_error_shape(served: Served) -> None:
+    assert error_of(httpx.get(f"{served.url}/nothing"))["code"] == "http_404"
+    assert error_of(httpx.get(f"{served.url}/v1/chat/completions"))["code"] == "http_405"
+
+
+def test_what_the_server_cannot_do_is_refused_by_name(served: Served) -> None:
+    for field, value in {"n": 2, "logprobs": True, "response_format": {"type": "json_object"}}.items():
+        reply = served.chat("Hello", **{field: value})
+        assert reply.status_code == 400 and field in error_of(reply)["message"]
+
+
+def test_a_null_field_is_as_good_as_an_absent_one(served: Served) -> None:
+    empty = {"model": None, "stop": None, "top_p": None, "seed": None, "stream": None, "tools": None}
+    assert served.chat("Hello", **empty).status_code == 200
+
+
+def test_an_answer_from_passages_carries_its_citations(served: Served) -> None:
+    body = served.chat("How many days?", rag=True, model="en").json()
+    assert body["citations"] == [
+        {
+            "number": 1,
+            "title": "Leave",
+            "heading": "Paid leave",
+            "text": "Ten days.",
+            "source": "leave.md",
+            "score": 0.9,
+        }
+    ]
+    assert served.chat("How many days?", model="en").json().get("citations") is None
+
+
+def test_a_client_that_goes_away_cancels_its_request(served: Served) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "On"}], "max_tokens": 1900, "model": "en"})
+    for stream in (True, False):
+        with closing(http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=30)) as connection:
+            text = body.replace("}]", '}], "stream": true' if stream else "}]", 1)
+            connection.request("POST", "/v1/chat/completions", text, {"content-type": "application/json"})
+            if stream:
+                connection.getresponse().read(50)
+            else:
+                assert until(lambda: served.engine.stats()["running"] == 1)
+        assert until(lambda: served.engine.stats()["running"] == 0)
+
+
+def until(condition: Any, timeout_s: float = 30) -> bool:
+    import time
+
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        threading.Event().wait(0.005)
+    return True
+
+
+def test_the_engines_death_is_an_error_event_and_a_503_and_then_it_answers_again(served: Served) -> None:
+    with served.client.chat.completions.create(
+        model="en", messages=[{"role": "user", "content": "On"}], max_tokens=1900, stream=True
+    ) as stream:
+        next(iter(stream))
+        assert served.engine.pid is not None
+        os.kill(served.engine.pid, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="ended unexpectedly"):
+            list(stream)
+    assert served.chat("Hello", model="ja").status_code == 200
+    assert httpx.get(f"{served.url}/health").json() == {"status": "ok", "restarts": 1}
+
+
+# --- adapters at run time, the page, the key --------------------------------------------------------------------
+
+
+def test_adapters_are_loaded_listed_replaced_and_unloaded_over_http(served: Served) -> None:
+    more = str(served.folder / "more.gguf")
+    assert served.post("/lora-adapters", {"name": "guest", "path": more}).status_code == 200
+    text = served.chat("Hello", model="guest").json()["choices"][0]["message"]["content"]
+    other = str(served.folder / "en.gguf")
+    assert served.post("/lora-adapters", {"name": "guest", "path": other}).status_code == 200
+    assert served.chat("Hello", model="guest").json()["choices"][0]["message"]["content"] != text
+    listed = httpx.get(f"{served.url}/lora-adapters").json()
+    assert [(row["id"], row["name"]) for row in listed] == [(0, "en"), (1, "ja"), (2, "guest")]
+    assert httpx.delete(f"{served.url}/lora-adapters/guest").status_code == 200
+    assert httpx.delete(f"{served.url}/lora-adapters/guest").status_code == 404
+    assert served.post("/v1/load_lora_adapter", {"lora_name": "v", "lora_path": more}).status_code == 200
+    assert served.post("/v1/load_lora_adapter", {"lora_name": "v", "lora_path": more}).status_code == 400
+    assert served.post("/v1/unload_lora_adapter", {"lora_name": "v"}).status_code == 200
+    assert served.chat("Hello", model="v").status_code == 404
+
+
+def test_adapters_come_only_from_allowed_folders_and_only_sound(served: Served, tmp_path: Path) -> None:
+    outside = write_adapter(tmp_path / "outside.gguf")
+    (served.folder / "link.gguf").symlink_to(outside)
+    for path in (outside, served.folder / "link.gguf", served.folder / ".." / "x.gguf", Path("/etc/passwd")):
+        reply = served.post("/lora-adapters", {"name": "x", "path": str(path)})
+        assert reply.status_code == 400 and "may not be loaded" in error_of(reply)["message"]
+    (served.folder / "junk.gguf").write_bytes(os.urandom(3000))
+    assert served.post("/lora-adapters", {"name": "x", "path": str(served.folder / "junk.gguf")}).status_code == 400
+    assert served.post("/lora-adapters", [{"id": 0, "scale": 0.5}]).status_code == 400
+    assert httpx.get(f"{served.url}/health").json()["status"] == "ok"
+
+
+def test_the_page_is_self_contained_and_bilingual(served: Served) -> None:
+    reply = httpx.get(served.url)
+    assert reply.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert not re.search(r"(?:src|href)=\"(?!data:)", reply.text) and "//" not in re.sub(r"\s// .*", "", reply.text)
+    assert "送信" in reply.text and "Send" in reply.text
+
+
+def test_with_a_key_every_request_but_page_and_health_needs_it(served: Served) -> None:
+    with running(served.engine, served.folder, api_key="secret-鍵") as locked:
+        assert httpx.get(f"{locked.url}/health").status_code == 200
+        assert httpx.get(locked.url).status_code == 200
+        for headers in ({}, {"authorization": "Bearer wrong"}):
+            reply = httpx.get(f"{locked.url}/v1/models", headers=headers)
+            assert reply.status_code == 401 and error_of(reply)["code"] == "invalid_api_key"
+    with running(served.engine, served.folder, api_key="secret") as locked:
+        client = openai.OpenAI(base_url=f"{locked.url}/v1", api_key="secret", max_retries=0)
+        asked: Any = [{"role": "user", "content": "Hello"}]
+        whole = client.chat.completions.create(model="en", messages=asked, max_tokens=5)
+        assert whole.usage is not None and whole.usage.completion_tokens == 5
+        assert len(list(client.chat.completions.create(model="en", messages=asked, max_tokens=5, stream=True))) >= 6
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+def invoke(command: Any, *args: str, **options: Any) -> Any:
+    return CliRunner().invoke(command, list(args), obj=JOINTS, **options)
+
+
+def test_a_port_in_use_is_named_before_the_model_is_looked_at() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = invoke(cli.serve, "no-such-model.gguf", "--port", port)
+    assert isinstance(result.exception, ResourceError)
+    assert f"127.0.0.1:{port}" in str(result.exception)
+
+
+def test_the_world_is_not_served_without_a_key() -> None:
+    result = invoke(cli.serve, "no-such-model.gguf", "--host", "0.0.0.0", "--port", "0")
+    assert isinstance(result.exception, InputError) and "--api-key-env" in str(result.exception)
+    result = invoke(cli.serve, "no-such-model.gguf", "--api-key-env", "SLM_TEST_NO_SUCH_KEY")
+    assert isinstance(result.exception, InputError)
+
+
+def test_generate_routes_and_reports_figures(served: Served) -> None:
+    folder = served.folder
+    adapters = ["--adapter", f"en={folder / 'en.gguf'}", "--adapter", f"ja={folder / 'ja.gguf'}"]
+    args = [str(folder / "tiny.gguf"), *adapters, "--max-tokens", "8", "--threads", "1"]
+    result = invoke(cli.generate, *args, "-p", "休暇はどう申請しますか。", "--json")
+    assert result.exception is None
+    figures = json.loads(result.stdout)
+    assert figures["adapter"] == "ja" and figures["completion_tokens"] == 8
+    assert {"prefill_tokens_per_s", "decode_tokens_per_s", "ttft_s", "route_reason"} <= set(figures)
+    piped = invoke(cli.generate, *args, input="How do I ask for leave?")
+    named = invoke(cli.generate, *args, "-m", "en", "-p", "How do I ask for leave?")
+    assert piped.exception is None and piped.stdout == named.stdout and len(piped.stdout) == 9
+    assert isinstance(invoke(cli.generate, *args, "-m", "fr", "-p", "x").exception, UnknownNameError)
+    assert isinstance(invoke(cli.generate, *args, input=" ").exception, InputError)
+    assert invoke(cli.generate, *args[:1], "--adapter", "no-equals-sign", "-p", "x").exit_code == 2
+
+
+def test_chat_in_a_pipe_takes_a_line_for_a_turn(served: Served) -> None:
+    args = [str(served.folder / "tiny.gguf"), "--adapter", f"ja={served.folder / 'ja.gguf'}"]
+    talk = "Hello\n/adapter ja\nHello\n\n/reset\n/help\n/adapter base\nHello\n/exit\nnever asked\n"
+    result = invoke(cli.chat, *args, "--max-tokens", "6", "--temperature", "0", "--threads", "1", input=talk)
+    assert result.exception is None
+    first, second, third = result.stdout.splitlines()
+    assert first == third != second, "/reset has to begin anew and /adapter has to change who answers"
+    assert "tok/s" in result.stderr and "[ja" in result.stderr and "/reset" in result.stderr
+    failed = invoke(cli.chat, *args, "--threads", "1", input="/adapter nobody\n")
+    assert isinstance(failed.exception, UnknownNameError)
+
+
+def test_route_explains_itself() -> None:
+    result = invoke(cli.route, "Good morning everyone", "おはよう", "--adapter", "ja_lora", "--json")
+    rows = json.loads(result.stdout)["routes"]
+    assert [row["adapter"] for row in rows] == ["base", "ja_lora"]
+    assert "no adapter for 'en'" in rows[0]["reason"]
+
+
+def test_serve_starts_says_where_and_stops_on_ctrl_c(served: Served) -> None:
+    code = "from pathlib import Path; from serve.cli import serve; from slm.joints import Joints; "
+    code += (
+        f"serve.main([{str(served.folder / 'tiny.gguf')!r}, '--port', '0', '--threads', '1'], obj=Joints(gguf_of=Path))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stderr is not None
+        said = ""
+        while "curl" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        url = re.search(r"http://127\.0\.0\.1:\d+", said)
+        assert url is not None
+        assert httpx.get(f"{url.group()}/health", timeout=30).json()["status"] == "ok"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 1, 130)
+        assert "Traceback" not in process.stderr.read()
