@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("SLM_HOME", str(ROOT / ".slm"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Several processes share the cores in the tests; OpenMP threads that spin while they wait would starve each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,170 @@
+"""Vocabulary -> `tokenizer.json` and `tokenizer_config.json`, as the `tokenizers` library reads them.
+
+It knows nothing of GGUF files and needs no `tokenizers`; whether the result is right is for `convert.proof` to say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convert.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from slm.errors import UnsupportedError
+
+# Pre-tokenizer regexes as published in the tokenizer.json of Llama 3 and Qwen 2; GGUF keeps only their names.
+_NUMBERS = {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}
+_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+REGEX_OF_PRE = {pre: _REGEX % numbers for pre, numbers in _NUMBERS.items()}
+_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+
+
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def pre_tokenizer_of(pre: str) -> dict[str, Any]:
+    """The `pre_tokenizer` of a byte-level BPE by its llama.cpp name. Raises UnsupportedError."""
+    pre = _ALIASES.get(pre, pre)
+    if pre == "gpt-2":
+        return _byte_level(True)
+    if pre == "smollm":
+        digits = {"type": "Digits", "individual_digits": True}
+        return {"type": "Sequence", "pretokenizers": [digits, _byte_level(True)]}
+    if pre in REGEX_OF_PRE:
+        split = {"type": "Split", "pattern": {"Regex": REGEX_OF_PRE[pre]}, "behavior": "Isolated", "invert": False}
+        return {"type": "Sequence", "pretokenizers": [split, _byte_level(False)]}
+    known = ", ".join(["gpt-2", "smollm", *REGEX_OF_PRE])
+    raise UnsupportedError(f"the pre-tokenizer '{pre}' is not restored", hint=f"Supported: {known}.")
+
+
+def merges_from_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The merges of a SentencePiece BPE vocabulary, best first.
+
+    SentencePiece joins the neighbours whose union has the highest score; `tokenizers` wants ranked pairs. So each
+    normal piece contributes each of its splits into two pieces, ranked by the piece's score (equal scores: by the
+    ids of the parts). About 3 s for Gemma's 262,144 tokens.
+    """
+    ids = {t: i for i, (t, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)) if kind == NORMAL}
+    ranked: list[tuple[float, int, int, str, str]] = []
+    get = ids.get
+    for token, id_ in ids.items():
+        score = -vocabulary.scores[id_]
+        for cut in range(1, len(token)):
+            left = get(token[:cut])
+            if left is None:
+                continue
+            right = get(token[cut:])
+            if right is not None:
+                ranked.append((score, left, right, token[:cut], token[cut:]))
+    ranked.sort()
+    return [(left, right) for _, _, _, left, right in ranked]
+
+
+def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": id_,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": kind != USER_DEFINED,
+        }
+        for id_, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if kind in (CONTROL, UNKNOWN, USER_DEFINED)
+    ]
+
+
+def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    before = [vocabulary.specials["bos"]] if vocabulary.add_bos and "bos" in vocabulary.specials else []
+    after = [vocabulary.specials["eos"]] if vocabulary.add_eos and "eos" in vocabulary.specials else []
+    if not before and not after:
+        return None
+
+    def special(id_: int, type_id: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": vocabulary.tokens[id_], "type_id": type_id}}
+
+    def part(name: str, type_id: int) -> list[dict[str, Any]]:
+        text = {"Sequence": {"id": name, "type_id": type_id}}
+        return [*(special(i, type_id) for i in before), text, *(special(i, type_id) for i in after)]
+
+    used = {
+        vocabulary.tokens[i]: {"id": vocabulary.tokens[i], "ids": [i], "tokens": [vocabulary.tokens[i]]}
+        for i in {*before, *after}
+    }
+    return {
+        "type": "TemplateProcessing",
+        "single": part("A", 0),
+        "pair": part("A", 0) + part("B", 1),
+        "special_tokens": used,
+    }
+
+
+def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The content of `tokenizer.json`. Raises UnsupportedError (unigram, unknown pre-tokenizer)."""
+    ids = {token: id_ for id_, token in enumerate(vocabulary.tokens)}
+    bpe: dict[str, Any] = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": ids,
+    }
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    if vocabulary.model == "gpt2":
+        pre_tokenizer = pre_tokenizer_of(vocabulary.pre)
+        pre = _ALIASES.get(vocabulary.pre, vocabulary.pre)
+        bpe["ignore_merges"] = pre == "llama-bpe"  # as llama.cpp does for it
+        bpe["merges"] = [merge.split(" ", 1) if merge[0] != " " else merge for merge in vocabulary.merges]
+        normalizer = {"type": "NFC"} if pre == "qwen2" else None
+        decoder: dict[str, Any] = _byte_level(True)
+    elif vocabulary.model == "llama":
+        if not vocabulary.scores or BYTE not in vocabulary.types:
+            raise UnsupportedError("the SentencePiece vocabulary has no scores or no byte tokens")
+        unknown = vocabulary.specials.get("unk")
+        bpe.update(byte_fallback=True, fuse_unk=True, merges=merges_from_scores(vocabulary))
+        bpe["unk_token"] = None if unknown is None else vocabulary.tokens[unknown]
+        space: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]
+        steps += [{"type": "ByteFallback"}, {"type": "Fuse"}]
+        normalizer = space
+        if vocabulary.add_space_prefix:
+            normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, space]}
+            steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        decoder = {"type": "Sequence", "decoders": steps}
+    else:
+        raise UnsupportedError(
+            f"a '{vocabulary.model}' vocabulary is not restored", hint="Supported: gpt2 (byte-level BPE), llama."
+        )
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(vocabulary),
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": _post_processor(vocabulary),
+        "decoder": decoder,
+        "model": bpe,
+    }
+
+
+def tokenizer_config(vocabulary: Vocabulary, context_length: int) -> dict[str, Any]:
+    """The content of `tokenizer_config.json`: the generic fast tokenizer, so that tokenizer.json is taken literally."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context_length,
+        "add_bos_token": vocabulary.add_bos,
+        "add_eos_token": vocabulary.add_eos,
+    }
+    for name, id_ in vocabulary.specials.items():
+        config[f"{name}_token"] = vocabulary.tokens[id_]
+    if "pad_token" not in config and "eos_token" in config:
+        config["pad_token"] = config["eos_token"]  # training needs one; labels there are masked anyway
+    return config
