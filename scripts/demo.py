@@ -88,8 +88,7 @@ def build(base: str, work: Path) -> dict[str, Any]:
     slm("merge", "--base", work / "checkpoint", "--adapter", ROOT / "adapters/demo-ja", "-o", work / "merged-ja")
     slm("convert", work / "merged-ja", "-o", work / "merged-ja.q8_0.gguf", "--type", "q8_0")
     slm("convert", work / "checkpoint", "-o", work / "base.f16.gguf", "--type", "f16")
-    slm("quantize", work / "base.f16.gguf", "-o", work / "base.q8_0.gguf", "--type", "q8_0")
-    slm("quantize", work / "base.f16.gguf", "-o", work / "base.q4_0.gguf", "--type", "q4_0")
+    slm("quantize", work / "base.f16.gguf", "-o", work / "base.q4_k_m.gguf", "--type", "q4_k_m")
     for lang in LANGUAGES:
         slm("convert", ROOT / f"adapters/demo-{lang}", "-o", work / f"{lang}.gguf", "--base", work / "checkpoint")
     return losses
@@ -97,13 +96,13 @@ def build(base: str, work: Path) -> dict[str, Any]:
 
 def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
     """One engine, both adapters hot: a question in each language, then two about the handbook."""
-    from rag.answer import cited_sources, open_retriever
+    from rag.answer import open_retriever, sources_of
     from serve.engine import open_engine
 
     figures = []
     adapters = {lang: work / f"{lang}.gguf" for lang in LANGUAGES}
-    print(f"\nbase.q8_0.gguf with the adapters {', '.join(adapters)}; model: auto")
-    with open_engine(work / "base.q8_0.gguf", adapters) as engine, open_retriever(str(index)) as retriever:
+    print(f"\nbase.q4_k_m.gguf with the adapters {', '.join(adapters)}; model: auto")
+    with open_engine(work / "base.q4_k_m.gguf", adapters) as engine, open_retriever(str(index)) as retriever:
         headline("4. A question in each language: the adapter is chosen by language")
         for lang, question in QUESTIONS.items():
             print(f"\n> {question}")
@@ -114,8 +113,9 @@ def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
             print(f"\n> {question}")
             passages = retriever.search(question, 3)
             text, finish = answer(engine, retriever.messages(question, passages))
-            for line in cited_sources(text, passages):
-                print(f"  {line}")
+            for source in sources_of(text, passages):
+                where = f"{source.passage.title} > {source.passage.heading}"
+                print(f"  {'cited' if source.cited else 'given'} [{source.number}] {where}")
             figures.append((f"handbook in {LANGUAGES[lang]}", question, finish))
     return figures
 
@@ -159,11 +159,11 @@ def main() -> None:
     losses = build(base, work)
     headline("   The handbook, indexed")
     index = work / "handbook-index"
-    slm("rag", "add", index, ROOT / "data/handbook")
+    slm("rag", "add", index, *(ROOT / "data/handbook" / lang for lang in LANGUAGES))
     figures = talk(work, index)
     headline("What came out")
     report(losses, figures, sorted(work.glob("*.gguf")), time.monotonic() - started)
-    model, adapters = "exports/demo/base.q8_0.gguf", " ".join(f"--adapter {x}=exports/demo/{x}.gguf" for x in LANGUAGES)
+    model, adapters = "exports/demo/base.q4_k_m.gguf", " ".join(f"--adapter {x}=exports/demo/{x}.gguf" for x in LANGUAGES)
     print(f"\nGo on by hand:\n  .venv/bin/slm chat {model} {adapters} --rag exports/demo/handbook-index")
     print(f"  .venv/bin/slm serve {model} {adapters}")
 

@@ -1,0 +1,69 @@
+"""Puts a trained adapter folder onto its base, after checking that the two belong together.
+
+It knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slm.artifacts import MANIFEST, checkpoint_fingerprint, read_manifest, require_folder
+from slm.errors import DamagedFileError, MismatchError, MissingFileError
+from train.checkpoint import load_model
+
+
+def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
+    """The adapter's manifest (empty if it is not one of ours), once it is known to be trained on `base`.
+
+    Raises MissingFileError, DamagedFileError, or MismatchError when the manifest names other weights.
+    """
+    require_folder(adapter, hint="Give an adapter folder as `slm train` writes it.")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / name).exists():
+            raise MissingFileError(
+                f"'{adapter}' is not an adapter folder: it has no {name}",
+                found=", ".join(sorted(p.name for p in adapter.iterdir())[:6]) or "an empty folder",
+            )
+    try:
+        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(f"'{adapter / 'adapter_config.json'}' is not readable JSON: {error}") from error
+    if not (adapter / MANIFEST).exists():
+        return {}
+    manifest = read_manifest(adapter)
+    trained_on = manifest.get("base") or {}
+    fingerprint = checkpoint_fingerprint(base)
+    if trained_on.get("fingerprint") not in (None, fingerprint):
+        raise MismatchError(
+            f"the adapter '{adapter}' was trained on another base than '{base}'",
+            found=f"base {str(trained_on['fingerprint'])[:12]}, given {fingerprint[:12]}",
+            hint=f"Its base was: {trained_on.get('path', 'unknown')}",
+        )
+    return manifest
+
+
+def load_with_adapter(base: Path, adapter: Path | None) -> Any:
+    """The float32 model of `base`, wrapped by PEFT with the adapter if there is one, ready for inference.
+
+    Raises MismatchError when the adapter's tensors do not fit the base.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    if adapter is None:
+        return load_model(base).eval()
+    check_adapter(adapter, base)
+    model = load_model(base)
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+    except SafetensorError as error:
+        raise DamagedFileError(f"'{adapter / 'adapter_model.safetensors'}' cannot be read: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        raise MismatchError(
+            f"the adapter '{adapter}' does not fit the base '{base}'",
+            found=str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__,
+            hint="Give the base it was trained on.",
+        ) from error
+    return wrapped.eval()

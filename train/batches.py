@@ -1,0 +1,70 @@
+"""Padded batches of sequences of like length. It knows nothing of models or losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from train.loss import IGNORE
+from train.masks import Encoded
+
+# A pool of this many batches is sorted by length before it is cut: little padding, and still mixed every epoch.
+_POOL = 8
+
+
+def pad(items: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
+    """input_ids, attention_mask and labels, each (sequences, longest), padded on the right.
+
+    What stands behind the last learned token of a sequence has no effect on the loss and is left out.
+    """
+    sizes = [1 + max(n for n, label in enumerate(item.labels) if label != IGNORE) for item in items]
+    width = max(sizes)
+    rows = list(zip(items, sizes, strict=True))
+    return {
+        "input_ids": torch.tensor([[*item.ids[:size], *([pad_id] * (width - size))] for item, size in rows]),
+        "attention_mask": torch.tensor([[1] * size + [0] * (width - size) for _, size in rows]),
+        "labels": torch.tensor([[*item.labels[:size], *([IGNORE] * (width - size))] for item, size in rows]),
+    }
+
+
+def by_length(items: Sequence[Encoded], max_tokens: int) -> Iterator[list[Encoded]]:
+    """Groups of like length whose padded size stays within `max_tokens` (a longer sequence stands alone)."""
+    group: list[Encoded] = []
+    for item in sorted(items, key=lambda item: len(item.ids), reverse=True):
+        if group and len(group[0].ids) * (len(group) + 1) > max_tokens:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+class LengthBuckets(Sampler[int]):
+    """Indices in an order in which every `batch_size` neighbours are of like length; another order each epoch.
+
+    A last, smaller batch comes last. transformers' own group_by_length sorts small sets from longest to
+    shortest in every epoch, so the batches would always come in the same order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = list(lengths)
+        self._batch_size = batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order: list[int] = torch.randperm(len(self._lengths), generator=self._generator).tolist()
+        rest = len(order) % self._batch_size
+        order, last = order[: len(order) - rest], order[len(order) - rest :]
+        batches: list[list[int]] = []
+        pool = self._batch_size * _POOL
+        for start in range(0, len(order), pool):
+            part = sorted(order[start : start + pool], key=lambda n: self._lengths[n])
+            batches += [part[n : n + self._batch_size] for n in range(0, len(part), self._batch_size)]
+        for number in torch.randperm(len(batches), generator=self._generator).tolist():
+            yield from batches[number]
+        yield from last

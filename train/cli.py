@@ -1,0 +1,272 @@
+"""The commands of the training room. It knows nothing of how they do it: heavy imports are in their bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from slm.joints import Joints, pass_joints
+from train.config import CAUSAL_DEFAULTS, DTYPES, SCHEDULES, TrainOptions
+
+if TYPE_CHECKING:
+    from train.evaluate import LanguageFigures
+    from train.lora import TrainResult
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def training_options(*, sft: bool) -> Callable[[_F], _F]:
+    """The options that `slm train lora`, `slm train sft` and the scripts share, with the defaults of the kind."""
+    default = {name: field.default for name, field in TrainOptions.__dataclass_fields__.items()}
+    if not sft:
+        default |= CAUSAL_DEFAULTS
+    path = click.Path(path_type=Path)
+    options = [
+        click.option("--lang", help="Only examples of this language (lines without one count as this)."),
+        click.option("--eval-data", multiple=True, type=path, help="Held-out data of your own; repeatable."),
+        click.option("--eval-fraction", type=float, help="Share of each language that is held out."),
+        click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
+        click.option("--rank", type=int, help="Rank of the update."),
+        click.option("--alpha", type=float, help="Scale: the update is multiplied by alpha / rank."),
+        click.option("--dropout", type=float, help="Dropout in front of the adapter."),
+        click.option("--rslora/--no-rslora", help="Scale by alpha / sqrt(rank) instead."),
+        click.option("--lr", "learning_rate", type=float, help="Peak learning rate."),
+        click.option("--schedule", type=click.Choice(SCHEDULES), help="Learning rate after the warm-up."),
+        click.option("--warmup", "warmup_fraction", type=float, help="Share of the steps that warm up."),
+        click.option("--weight-decay", type=float, help="Weight decay of AdamW."),
+        click.option("--epochs", type=float, help="Passes over the data."),
+        click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),
+        click.option("--batch-size", type=int, help="Sequences in one pass."),
+        click.option("--accumulate", type=int, help="Passes added up to one step."),
+        click.option("--max-length", type=int, help="Longest sequence, in tokens."),
+        click.option("--seed", type=int, help="Of the adapter, the held-out split and the order."),
+        click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
+        click.option("--time-limit-s", type=float, help="End after this time and keep what was learned; 0: none."),
+        click.option("--threads", type=int, help="0: the physical cores."),
+    ]
+    if sft:
+        options += [
+            click.option("--template", help="Chat template: chatml, gemma, alpaca  [default: the base's own]"),
+            click.option("--drop-long", is_flag=True, help="Leave out examples longer than --max-length."),
+        ]
+
+    def decorate(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        for parameter in function.__click_params__:  # type: ignore[attr-defined]
+            value = default.get(parameter.name)
+            if parameter.name in default and not parameter.multiple and value is not None:
+                parameter.default = value
+                parameter.show_default = not getattr(parameter, "is_flag", False)
+        return function
+
+    return decorate
+
+
+def generation_options(function: _F) -> _F:
+    """The options of the scripts that generate from a checkpoint (fields of GenerateOptions)."""
+    options = [
+        click.option("--max_new_tokens", default=128, show_default=True, help="Longest answer, in tokens."),
+        click.option("--temperature", default=0.0, show_default=True, help="0: always the likeliest token."),
+        click.option("--top_p", default=0.95, show_default=True, help="Sample from this share of the probability."),
+        click.option("--repetition_penalty", type=float, help="[default: 1.15 for a continuation, 1 for an answer]"),
+        click.option("--seed", default=0, show_default=True, help="Of the sampling."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def run_training(*, sft: bool, base: Path, data: tuple[Path, ...], output: Path, values: dict[str, Any]) -> TrainResult:
+    """Check the options as a whole, then train."""
+    options = TrainOptions(base=base, data=tuple(data), output=output, **values)
+    from train.lora import train_causal, train_sft
+
+    return (train_sft if sft else train_causal)(options)
+
+
+def report(result: TrainResult, *, as_json: bool) -> None:
+    """The figures of a run on stdout: one JSON object, or a table with a line for each language."""
+    from slm.console import emit_json, note, out
+
+    if as_json:
+        emit_json({"output": str(result.output)} | result.as_json())
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("language", "examples", "held out", "loss before", "loss after", "change"):
+        table.add_column(column, justify="left" if column == "language" else "right")
+    for lang, figures in result.by_language.items():
+        change = figures.held_out_loss_after / figures.held_out_loss_before - 1
+        table.add_row(
+            lang, str(figures.train_examples), str(figures.held_out_examples),
+            f"{figures.held_out_loss_before:.3f}", f"{figures.held_out_loss_after:.3f}", f"{change:+.0%}",
+        )  # fmt: skip
+    out().print(table)
+    run = result.run
+    note(
+        f"{run.steps} steps in {run.seconds:.0f} s, {run.tokens_per_s:,.0f} tok/s ({run.supervised_tokens_per_s:,.0f}"
+        f" supervised), {run.dtype}, peak {run.peak_rss_mb:,.0f} MB"
+    )
+    click.echo(str(result.output))
+
+
+@click.group(context_settings=_HELP)
+def train() -> None:
+    """Train LoRA adapters on the CPU."""
+
+
+_BASE = click.option("--base", required=True, help="Checkpoint folder, catalog name, or GGUF file (restored first).")
+_DATA = click.option("--data", required=True, multiple=True, type=click.Path(path_type=Path), help="Repeatable.")
+_OUTPUT = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+
+
+@train.command(context_settings=_HELP)
+@_BASE
+@_DATA
+@_OUTPUT
+@training_options(sft=False)
+@_JSON
+@pass_joints
+def lora(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_json: bool, **values: Any) -> None:
+    """Adapt a base to running text (plain files, or JSONL with "text").
+
+    \b
+    Example:
+      slm train lora --base gemma-3-270m --data data/en.txt -o adapters/en
+    """
+    folder = joints.checkpoint_of(base)
+    report(run_training(sft=False, base=folder, data=data, output=output, values=values), as_json=as_json)
+
+
+@train.command(context_settings=_HELP)
+@_BASE
+@_DATA
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
+@training_options(sft=True)
+@click.option(
+    "--show-masks",
+    type=click.IntRange(1),
+    help="Only show this many examples, learned tokens between ⟦ ⟧.",
+)
+@_JSON
+@pass_joints
+def sft(
+    joints: Joints,
+    /,
+    base: str,
+    data: tuple[Path, ...],
+    output: Path | None,
+    show_masks: int | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Teach a base to answer, from JSONL conversations (messages, ShareGPT, alpaca, prompt/completion).
+
+    Only the answers are learned, with the marker that ends them.
+
+    \b
+    Example:
+      slm train sft --base gemma-3-270m --data data/instruct.jsonl --lang ja -o adapters/ja
+    """
+    if output is None and not show_masks:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    folder = joints.checkpoint_of(base)
+    if show_masks:
+        from slm.console import out
+        from train.lora import show_masks as masks
+
+        options = TrainOptions(base=folder, data=tuple(data), output=output or Path("unused"), **values)
+        for text in masks(options, show_masks):
+            out().print(text, end="\n\n", soft_wrap=True, emoji=False)
+        return
+    assert output is not None
+    report(run_training(sft=True, base=folder, data=data, output=output, values=values), as_json=as_json)
+
+
+@click.command(context_settings=_HELP)
+@_BASE
+@click.option("--adapter", required=True, type=click.Path(path_type=Path), help="Adapter folder.")
+@_OUTPUT
+@_JSON
+@pass_joints
+def merge(joints: Joints, /, base: str, adapter: Path, output: Path, as_json: bool) -> None:
+    """Fold an adapter into its base: a checkpoint folder (float32) that needs no adapter.
+
+    \b
+    Example:
+      slm merge --base gemma-3-270m --adapter adapters/ja -o exports/ja-merged
+    """
+    from train.merge import merge as merge_folders
+
+    result = merge_folders(joints.checkpoint_of(base), adapter, output)
+    show_merge(result.output, result.size_bytes, result.parameters, result.fingerprint, as_json=as_json)
+
+
+def show_merge(output: Path, size_bytes: int, parameters: int, fingerprint: str, *, as_json: bool) -> None:
+    """What a merge made, on stdout."""
+    from slm.console import emit_json, note
+
+    if as_json:
+        figures = {"size_bytes": size_bytes, "parameters": parameters, "fingerprint": fingerprint}
+        emit_json({"output": str(output)} | figures)
+        return
+    note(f"{parameters / 1e6:,.0f} M parameters, {size_bytes / 1e6:,.0f} MB")
+    click.echo(str(output))
+
+
+def named_files(values: tuple[str, ...], option: str) -> dict[str, list[Path]]:
+    """{"en": [files]} of several NAME=FILE values. Raises click.UsageError."""
+    named: dict[str, list[Path]] = {}
+    for value in values:
+        name, equals, file = value.partition("=")
+        if not (equals and name and file):
+            raise click.UsageError(f"{option} '{value}' is not of the form NAME=PATH.")
+        named.setdefault(name, []).append(Path(file))
+    return named
+
+
+@click.command(context_settings=_HELP)
+@click.argument("model")
+@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder (checkpoint) or GGUF file (GGUF model).")
+@click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Repeatable.")
+@_JSON
+@pass_joints
+def evaluate(joints: Joints, /, model: str, adapter: Path | None, texts: tuple[str, ...], as_json: bool) -> None:
+    """Loss, perplexity and bits per byte of MODEL (checkpoint folder, GGUF file or catalog name), by language.
+
+    \b
+    Example:
+      slm evaluate gemma-3-270m --text en=data/en.txt --text ja=data/ja.txt
+    """
+    files = named_files(texts, "--text")
+    from train.evaluate import evaluate_texts
+
+    path = Path(model)
+    if not path.is_file():
+        path = joints.checkpoint_of(model)
+    show_evaluation(evaluate_texts(path, files, adapter), as_json=as_json)
+
+
+def show_evaluation(figures: dict[str, LanguageFigures], *, as_json: bool) -> None:
+    """The figures by language on stdout."""
+    from slm.console import emit_json, out
+
+    if as_json:
+        emit_json({"by_language": {lang: value.as_json() for lang, value in figures.items()}})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("language", "tokens", "loss", "perplexity", "bits per byte"):
+        table.add_column(column, justify="left" if column == "language" else "right")
+    for lang, value in figures.items():
+        row = (f"{value.tokens:,}", f"{value.loss:.3f}", f"{value.perplexity:.2f}", f"{value.bits_per_byte:.3f}")
+        table.add_row(lang, *row)
+    out().print(table)

@@ -1,0 +1,245 @@
+"""A whole LoRA run: data in, adapter folder out, held-out loss before and after.
+
+It knows nothing of the command line. Everything that can be wrong with the input is found before the
+model is loaded; the output folder appears only when the run has ended well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.artifacts import checkpoint_fingerprint, new_folder, sha256_file
+from slm.console import note
+from slm.prompt import named_template
+from train.checkpoint import load_model, load_tokenizer, lookalikes, read_config
+from train.config import TrainOptions
+from train.data import Example, read_conversations, read_texts, split_held_out
+from train.evaluate import LossSum, held_out_loss, total
+from train.masks import Encoded, Encoder, choose_template, end_of_turn_id, fit_length
+from train.trainer import RunFigures, add_adapter, choose_dtype, fit, store_frozen, use_cores
+
+# The template made of plain text, which every base knows, and EOS.
+PLAIN = "alpaca"
+_TOO_MANY = 8
+
+
+@dataclass(frozen=True)
+class LanguageLoss:
+    """Held-out loss of one language in nats per supervised token, before and after training."""
+
+    held_out_loss_before: float
+    held_out_loss_after: float
+    held_out_tokens: int
+    train_examples: int
+    held_out_examples: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The adapter folder of a run and its figures."""
+
+    output: Path
+    by_language: dict[str, LanguageLoss]
+    held_out_loss_before: float
+    held_out_loss_after: float
+    dropped_examples: int
+    run: RunFigures
+    total_seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as JSON values; losses in nats per token."""
+        values = asdict(self.run)
+        values |= {
+            "held_out_loss_before": self.held_out_loss_before,
+            "held_out_loss_after": self.held_out_loss_after,
+            "by_language": {lang: asdict(figures) for lang, figures in self.by_language.items()},
+            "dropped_examples": self.dropped_examples,
+            "total_seconds": self.total_seconds,
+        }
+        return values
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    tokenizer: Any
+    template: str | None
+    template_name: str | None
+    train: list[Encoded]
+    held_out: list[Encoded]
+    dropped: int
+    examples: list[Example]
+
+
+def train_causal(options: TrainOptions) -> TrainResult:
+    """Train an adapter on running text: every token is learned. Writes `options.output`."""
+    return _run(options, _prepare_texts(options))
+
+
+def train_sft(options: TrainOptions) -> TrainResult:
+    """Train an adapter on conversations: only the answers' tokens are learned. Writes `options.output`."""
+    return _run(options, prepare_conversations(options))
+
+
+def prepare_conversations(options: TrainOptions) -> _Prepared:
+    """Read, split and encode the conversations of a run, without loading the model."""
+    read_config(options.base)
+    tokenizer = load_tokenizer(options.base)
+    template, name = choose_template(tokenizer, options.template)
+    if options.template != PLAIN and not _can_end(options.base, tokenizer, template):
+        marker = f"the end-of-turn token of the chat template '{name or 'of the base'}' was never trained in this base"
+        if options.template is None:
+            template, name = named_template(PLAIN), PLAIN
+            note(f"{marker}, so answers could not end with it: using the template '{PLAIN}', which ends with EOS")
+        else:
+            note(f"warning: {marker}; answers may not end. Without --template, '{PLAIN}' is used")
+    encoder = Encoder(tokenizer, template)
+    examples = read_conversations(options.data, lang=options.lang)
+    if options.eval_data:
+        train, held = examples, read_conversations(options.eval_data, lang=options.lang)
+    else:
+        train, held = split_held_out(examples, options.eval_fraction, options.seed)
+    limit = _length_limit(options)
+    sides, dropped = [], 0
+    for side in (train, held):
+        encoded = [item for example in side for item in encoder.conversation(example)]
+        kept, long = fit_length(encoded, limit, drop_long=options.drop_long)
+        sides.append(kept)
+        dropped += len(long)
+    if dropped:
+        note(f"left out: {dropped} examples of more than {limit} tokens (--drop-long)")
+    return _Prepared(tokenizer, template, name, sides[0], sides[1], dropped, train)
+
+
+def _can_end(base: Path, tokenizer: Any, template: str) -> bool:
+    """Whether the token that ends an answer under `template` can be told from others by the base's output."""
+    token = end_of_turn_id(tokenizer, template)
+    return token is None or lookalikes(base, token) < _TOO_MANY
+
+
+def _prepare_texts(options: TrainOptions) -> _Prepared:
+    read_config(options.base)
+    tokenizer = load_tokenizer(options.base)
+    encoder = Encoder(tokenizer)
+    limit = _length_limit(options)
+    train = encoder.texts(read_texts(options.data, lang=options.lang), limit)
+    examples = [item.example for item in train]
+    if options.eval_data:
+        held = encoder.texts(read_texts(options.eval_data, lang=options.lang), limit)
+    else:
+        chosen = {(e.file, e.line) for e in split_held_out(examples, options.eval_fraction, options.seed)[1]}
+        held = [item for item in train if (item.example.file, item.example.line) in chosen]
+        train = [item for item in train if (item.example.file, item.example.line) not in chosen]
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    return _Prepared(tokenizer, own, None, train, held, 0, [item.example for item in train])
+
+
+def _length_limit(options: TrainOptions) -> int:
+    config = read_config(options.base)
+    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or options.max_length)
+    return min(options.max_length, positions)
+
+
+def _run(options: TrainOptions, prepared: _Prepared) -> TrainResult:
+    started = time.monotonic()
+    use_cores(options.threads)
+    langs = Counter(item.example.lang for item in prepared.train)
+    shares = ", ".join(f"{count} {lang}" for lang, count in sorted(langs.items()))
+    note(
+        f"{len(prepared.train)} sequences to train on ({shares}),"
+        f" {len(prepared.held_out)} held out; {sum(len(i.ids) for i in prepared.train):,} tokens,"
+        f" {sum(i.supervised for i in prepared.train):,} of them supervised"
+    )
+    dtype, why = choose_dtype(options.dtype)
+    note(f"{str(dtype).removeprefix('torch.')}: {why}")
+    with new_folder(options.output, "adapter") as (folder, manifest):
+        model = add_adapter(load_model(options.base), options)
+        store_frozen(model, dtype)
+        pad_id = prepared.tokenizer.pad_token_id
+        before = held_out_loss(model, prepared.held_out, pad_id, dtype)
+        run = fit(model, prepared.train, options, dtype, pad_id)
+        after = held_out_loss(model, prepared.held_out, pad_id, dtype)
+        result = _result(options, prepared, before, after, run, time.monotonic() - started)
+        _save(model, prepared, options, folder)
+        manifest.update(_manifest(options, prepared, result))
+    return result
+
+
+def _result(
+    options: TrainOptions,
+    prepared: _Prepared,
+    before: dict[str, LossSum],
+    after: dict[str, LossSum],
+    run: RunFigures,
+    seconds: float,
+) -> TrainResult:
+    trained = Counter(item.example.lang for item in prepared.train)
+    held = Counter(item.example.lang for item in prepared.held_out)
+    by_language = {
+        lang: LanguageLoss(before[lang].loss, after[lang].loss, before[lang].tokens, trained[lang], held[lang])
+        for lang in before
+    }
+    return TrainResult(
+        options.output, by_language, total(before).loss, total(after).loss, prepared.dropped, run, round(seconds, 2)
+    )
+
+
+def _save(model: Any, prepared: _Prepared, options: TrainOptions, folder: Path) -> None:
+    model.peft_config["default"].base_model_name_or_path = str(options.base.resolve())
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, with nothing filled in
+    if prepared.template is not None:
+        prepared.tokenizer.chat_template = prepared.template
+    prepared.tokenizer.save_pretrained(folder)
+
+
+def _manifest(options: TrainOptions, prepared: _Prepared, result: TrainResult) -> dict[str, Any]:
+    lines = Counter(example.file for example in prepared.examples)
+    langs = sorted({item.example.lang for item in prepared.train})
+    return {
+        "base": {
+            "path": str(options.base.resolve()),
+            "fingerprint": checkpoint_fingerprint(options.base),
+            "architecture": read_config(options.base)["model_type"],
+        },
+        "template": prepared.template_name,
+        "lang": options.lang or (langs[0] if len(langs) == 1 and langs[0] != "und" else None),
+        "data": [
+            {"file": str(file), "sha256": sha256_file(file), "examples": lines[file]}
+            for file in (*options.data, *options.eval_data)
+        ],
+        "figures": result.as_json(),
+        "options": options.as_json(),
+    }
+
+
+def show_masks(options: TrainOptions, count: int) -> list[str]:
+    """The first `count` training sequences in rich's markup: learned tokens between ⟦ ⟧ and green, the others dim."""
+    from rich.markup import escape
+
+    prepared = prepare_conversations(options)
+    shown = []
+    for item in prepared.train[:count]:
+        pieces: list[str] = []
+        spans: Sequence[tuple[bool, list[int]]] = _spans(item)
+        for learned, ids in spans:
+            text = escape(prepared.tokenizer.decode(ids))
+            pieces.append(f"[bold green]⟦{text}⟧[/]" if learned else f"[dim]{text}[/]")
+        shown.append(
+            f"{item.example.where}: {item.supervised} of {len(item.ids)} tokens are learned\n" + "".join(pieces)
+        )
+    return shown
+
+
+def _spans(item: Encoded) -> list[tuple[bool, list[int]]]:
+    spans: list[tuple[bool, list[int]]] = []
+    for token, label in zip(item.ids, item.labels, strict=True):
+        learned = label >= 0
+        if not spans or spans[-1][0] != learned:
+            spans.append((learned, []))
+        spans[-1][1].append(token)
+    return spans
