@@ -7,7 +7,6 @@ A room's `cli` module is imported only when one of its commands is named or list
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -151,7 +150,6 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the `slm` command."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     run(cli)
 
 

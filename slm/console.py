@@ -6,6 +6,7 @@ It knows nothing of the commands themselves. rich is imported only when somethin
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -107,6 +108,10 @@ def _explain(error: SlmError) -> None:
 def run(command: click.Command, argv: list[str] | None = None) -> None:
     """Run a click command as a program: exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # OpenMP threads that spin while they wait starve one another as soon as another process wants a core; measured
+    # in training 93 tokens/s against 189, in decoding 0.5 against 37.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = command.main(args=argv, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

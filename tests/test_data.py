@@ -12,7 +12,10 @@ import pytest
 from slm.language import detect
 
 DATA = Path(__file__).parent.parent / "data"
-HEADERS = {"en": "Answer the question using only the passages below.", "ja": "次の資料だけを使って質問に答えてください。"}
+HEADERS = {
+    "en": "Answer the question using only the passages below.",
+    "ja": "次の資料だけを使って質問に答えてください。",
+}
 NOT_FOUND = {"en": "I could not find this in the documents.", "ja": "資料には見つかりませんでした。"}
 
 
@@ -69,7 +72,7 @@ def test_every_page_says_the_same_numbers_of_four_digits_and_more_in_both_langua
             set(re.findall(r"\d{1,3}(?:,\d{3})+", (DATA / "handbook" / lang / page.name).read_text(encoding="utf-8")))
             for lang in ("en", "ja")
         )
-        # 万 is how Japanese writes round ten-thousands, so a few English figures may be missing there, never the reverse.
+        # Japanese writes round ten-thousands with 万, so English figures may be missing there, never the reverse.
         assert japanese <= english, page.name
 
 
@@ -80,4 +83,6 @@ def test_the_questions_name_pages_that_exist() -> None:
         assert bool(question["relevant"]) == question["answerable"]
         assert all((DATA / "handbook" / page).is_file() for page in question["relevant"])
         assert detect(question["question"]).language == question["lang"]
-    assert {(q["lang"], q["answerable"]) for q in questions} == {(lang, a) for lang in ("en", "ja") for a in (True, False)}
+    assert {(q["lang"], q["answerable"]) for q in questions} == {
+        (lang, a) for lang in ("en", "ja") for a in (True, False)
+    }

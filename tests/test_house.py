@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("convert", "train", "serve", "rag")
 GROUND, ROOF = "slm", "slm_cli"
 OURS = (GROUND, *ROOMS, ROOF)
-FILES = sorted(p for name in (GROUND, *ROOMS) for p in (ROOT / name).rglob("*.py")) + [ROOT / "slm_cli.py"]
+FILES = [*sorted(p for name in (GROUND, *ROOMS) for p in (ROOT / name).rglob("*.py")), ROOT / "slm_cli.py"]
 
 
 def module_name(path: Path) -> str:
@@ -110,7 +110,9 @@ def test_every_command_has_a_help_with_an_example() -> None:
 def test_top_level_names_belong_to_no_other_distribution() -> None:
     owners = importlib.metadata.packages_distributions()
     for name in OURS:
-        assert {o.lower().replace("_", "-") for o in owners.get(name, [])} <= {"slm-cpu"}, f"'{name}' is also in {owners[name]}"
+        assert {o.lower().replace("_", "-") for o in owners.get(name, [])} <= {"slm-cpu"}, (
+            f"'{name}' is also in {owners[name]}"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -55,8 +55,10 @@ def road(tmp_path_factory: pytest.TempPathFactory, pulled_model: Callable[[str],
     for lang in LANGUAGES:
         adapters[lang], files[lang] = work / lang, work / f"{lang}.gguf"
         data = ["--data", "data/instruct.jsonl", "--lang", lang]
-        # One epoch is a third of the default; what it learns must already be plain.
-        figures[lang] = slm("train", "sft", "--base", checkpoint, *data, "-o", adapters[lang], "--epochs", "1", "--json")
+        # Less than the default; what it learns must already be plain.
+        figures[lang] = slm(
+            "train", "sft", "--base", checkpoint, *data, "-o", adapters[lang], "--epochs", "1", "--json"
+        )
         slm("convert", adapters[lang], "-o", files[lang], "--base", checkpoint)
     return Road(checkpoint, base, adapters, files, figures)
 
@@ -106,11 +108,14 @@ def test_the_adapter_gguf_on_the_f16_base_says_what_peft_says(road: Road, lang: 
                 same += 1
                 continue
             our_ids = tokenizer(ours, add_special_tokens=False)["input_ids"]
-            at = next((i for i, (a, b) in enumerate(zip(our_ids, answer, strict=False)) if a != b), min(len(our_ids), len(answer) - 1))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(our_ids, answer, strict=False)) if a != b),
+                min(len(our_ids), len(answer) - 1),
+            )
             logits = output.logits[at][0]
             rival = our_ids[at] if at < len(our_ids) else tokenizer.eos_token_id
             gap = float(logits.max() - logits[rival])
-            print(f"\n{question}\n  ours: {ours!r}\n  PEFT: {theirs!r}\n  first difference: token {at}, logits {gap:.4f} apart")
+            print(f"\n{question}\n  ours: {ours!r}\n  PEFT: {theirs!r}\n  first differing token: {at}, {gap:.4f} apart")
             assert gap < NEAR_TIE, f"not a tie: {ours!r} against {theirs!r}"
     assert same >= 15, f"only {same} of 20 answers were the same word for word"
 
@@ -128,7 +133,9 @@ def test_auto_sends_each_language_to_its_adapter_on_one_loaded_base(road: Road) 
             assert "".join(map(str, pieces)).strip()
 
 
-def test_the_adapter_is_refused_on_another_base(road: Road, tmp_path: Path, pulled_model: Callable[[str], Path]) -> None:
+def test_the_adapter_is_refused_on_another_base(
+    road: Road, tmp_path: Path, pulled_model: Callable[[str], Path]
+) -> None:
     from serve.engine import open_engine
     from slm.errors import MismatchError
 
