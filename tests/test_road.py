@@ -85,7 +85,7 @@ def test_the_adapter_gguf_on_the_f16_base_says_what_peft_says(road: Road, lang: 
 
     from serve.engine import open_engine
 
-    tokenizer = AutoTokenizer.from_pretrained(road.checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(road.adapters[lang])
     model = AutoModelForCausalLM.from_pretrained(road.checkpoint, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, str(road.adapters[lang])).eval()
     sampling = SamplingOptions(max_tokens=TOKENS)
@@ -96,8 +96,9 @@ def test_the_adapter_gguf_on_the_f16_base_says_what_peft_says(road: Road, lang: 
         for question in asked:
             messages = [Message(role="user", content=question)]
             ours = "".join(p for p in engine.chat(messages, adapter=lang, sampling=sampling) if isinstance(p, str))
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            assert engine.tokens_of(messages, adapter=lang) == list(ids)
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            ids = tokenizer(text, add_special_tokens=not text.startswith(tokenizer.bos_token))["input_ids"]
+            assert engine.tokens_of(messages, adapter=lang) == ids
             output = model.generate(
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
                 do_sample=False, max_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True,
