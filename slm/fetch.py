@@ -205,12 +205,12 @@ def _accept(
 ) -> None:
     licence = entry.licence
     note(f"{entry.name} is under the {licence.name}: {licence.url}")
-    if accept_license:
-        note("accepted with --accept-license")
-        return
     terms = _packaged_terms(entry.package) if show_packaged_terms else ""
     if terms:
         note("\n".join(f"  | {line}" for line in terms.splitlines()))
+    if accept_license:
+        note("accepted with --accept-license")
+        return
     if ask is None or not ask(f"Do you accept the {licence.name}?"):
         raise LicenceError(
             f"the {licence.name} must be accepted before '{entry.name}' is pulled",
