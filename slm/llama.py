@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.errors import DamagedFileError, EngineError, MismatchError
+from slm.threads import settle_openmp
 
 _log_callback: Any = None
 
@@ -24,8 +25,7 @@ _log_callback: Any = None
 def library() -> Any:
     """The low-level llama_cpp module, with the library's log silenced (SLM_LLAMA_LOG=1 keeps it)."""
     global _log_callback
-    # As slm.console.run does for commands, for those who use the library.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    settle_openmp()
     from llama_cpp import llama_cpp as lib
 
     if _log_callback is None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from slm.threads import settle_openmp
+
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("SLM_HOME", str(ROOT / ".slm"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Several processes share the cores in the tests; OpenMP threads that spin while they wait would starve each other.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+settle_openmp()
 
 
 @pytest.fixture(scope="session")
