@@ -19,9 +19,8 @@ PAGE = ROOT / "docs" / "commands.md"
 
 
 def _sections(command: click.Command, path: str, parent: click.Context | None) -> list[str]:
-    context = click.Context(
-        command, info_name=path.split()[-1], parent=parent, terminal_width=100, max_content_width=100
-    )
+    width = {"terminal_width": 100, "max_content_width": 100}
+    context = click.Context(command, info_name=path.split()[-1], parent=parent, **{**command.context_settings, **width})
     sections = [f"## {path}\n\n```\n{command.get_help(context)}\n```\n"]
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

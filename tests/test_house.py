@@ -143,3 +143,11 @@ def test_help_opens_in_the_time_of_a_blink() -> None:
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "slm_cli", "--help"], capture_output=True, cwd=ROOT, check=True)
     assert time.perf_counter() - started < 3
+
+
+def test_the_command_docs_are_what_the_commands_say() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "from scripts.write_command_docs import command_docs; print(command_docs())"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert run.stdout.strip() == (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").strip()
