@@ -90,8 +90,9 @@ def prepare_conversations(options: TrainOptions) -> _Prepared:
     read_config(options.base)
     tokenizer = load_tokenizer(options.base)
     template, name = choose_template(tokenizer, options.template)
-    if options.template != PLAIN and not _can_end(options.base, tokenizer, template):
-        marker = f"the end-of-turn token of the chat template '{name or 'of the base'}' was never trained in this base"
+    # A template that the base's makers wrote was trained with; one of ours may only have found its markers there.
+    if name not in (None, PLAIN) and not _can_end(options.base, tokenizer, template):
+        marker = f"the end-of-turn token of the chat template '{name}' was never trained in this base"
         if options.template is None:
             template, name = named_template(PLAIN), PLAIN
             note(f"{marker}, so answers could not end with it: using the template '{PLAIN}', which ends with EOS")
@@ -118,7 +119,7 @@ def prepare_conversations(options: TrainOptions) -> _Prepared:
 def _can_end(base: Path, tokenizer: Any, template: str) -> bool:
     """Whether the token that ends an answer under `template` can be told from others by the base's output."""
     token = end_of_turn_id(tokenizer, template)
-    return token is None or lookalikes(base, token) < _TOO_MANY
+    return token in (None, tokenizer.eos_token_id) or lookalikes(base, token) < _TOO_MANY
 
 
 def _prepare_texts(options: TrainOptions) -> _Prepared:
