@@ -28,6 +28,10 @@ HELP = """\
 Ctrl-C stops an answer; \\ at the end of a line goes on on the next one."""
 
 
+# As many as `slm rag ask` gives; a small model loses its way among more.
+_PASSAGES = 3
+
+
 class _Leave(Exception):
     """The user wants to go."""
 
@@ -110,7 +114,7 @@ class Chat:
         sent = asked
         if self.retriever is not None:
             # Routed by the question; the passages may be in another language.
-            passages = self.retriever.search(text)
+            passages = self.retriever.search(text, _PASSAGES)
             sent = self.retriever.messages(text, passages)
         answer, finish, first = "", None, 0.0
         started = time.perf_counter()
@@ -131,9 +135,12 @@ class Chat:
             if answer:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
-        for number, passage in enumerate(passages, 1):
-            if f"[{number}]" in answer:
-                note(f"  [{number}] {passage.title} > {passage.heading}  {passage.source}")
+        numbered = list(enumerate(passages, 1))
+        cited = [(number, passage) for number, passage in numbered if f"[{number}]" in answer]
+        if passages and not cited:
+            note("  The answer cites no passage. It was given these:")
+        for number, passage in cited or numbered:
+            note(f"  [{number}] {passage.title} > {passage.heading}  {passage.source}")
         if answer or finish:
             self.messages = [*asked, Message(role="assistant", content=answer)]
         _dim(_figures(way.adapter, way.reason if self.wanted == "auto" else "", finish, first))
