@@ -1,33 +1,31 @@
-"""Questions to prompts with numbered passages, and answers to citations. It knows nothing of models or engines.
+"""Questions to prompts with numbered passages. It knows nothing of models or engines.
 
-Passages are data: they cannot start another numbered passage or another question, and control characters of
-documents and answers never reach a terminal.
+Passages are data: they cannot start another numbered passage or another question.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from rag.cite import NOT_FOUND, Citations
 from rag.document import one_line, visible
 from rag.embed import Embedder, open_embedder
 from rag.index import Generation, check_embedder, index_path, open_generation
 from rag.retrieve import search
 from slm.errors import InputError
-from slm.joints import Message, Passage
+from slm.joints import Grounded, Message, Passage
 from slm.language import detect
 
 _INSTRUCTION = {
     "en": (
         "Answer the question using only the passages below. Cite the number of the passage you used in brackets,"
-        " like [1]. If the passages do not contain the answer, say: I could not find this in the documents."
+        f" like [1]. If the passages do not contain the answer, say: {NOT_FOUND['en']}."
     ),
     "ja": (
         "次の資料だけを使って質問に答えてください。使った資料の番号を [1] のように示してください。"
-        "資料に答えがない場合は「資料には見つかりませんでした。」と答えてください。"
+        f"資料に答えがない場合は「{NOT_FOUND['ja']}。」と答えてください。"
     ),
 }
 _QUESTION = {"en": "Question: ", "ja": "質問: "}
@@ -37,11 +35,6 @@ DEFAULT_PASSAGES = 3
 _CJK_COST = 2.6
 _CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef]")
 _SENTENCE_END = re.compile(r"[。！？\n]|[.!?](?=\s)")
-_CITATION = re.compile(r"( ?)[\[［【]\s*([0-9０-９]+(?:\s*[,、，]\s*[0-9０-９]+)*)\s*[\]］】]")
-# The end of a text that may yet become a citation, an escape sequence or a line end.
-_UNFINISHED = re.compile(
-    r"(?: ?[\[［【][\s0-9０-９,、，]{0,24}| |\r|\x1b(?:\[[0-?]{0,32}[ -/]{0,8}|\][^\x07\x1b]{0,200}\x1b?)?)\Z"
-)
 
 
 def _cost(text: str) -> float:
@@ -120,9 +113,10 @@ class IndexRetriever:
             for hit, c in ((hit, chunks[hit.row]) for hit in hits)
         ]
 
-    def messages(self, question: str, passages: Sequence[Passage]) -> list[Message]:
-        """The grounded prompt; passages beyond the budget are left out, as `fit_passages` says."""
-        return grounded_messages(question, fit_passages(passages))
+    def grounded(self, question: str, k: int = DEFAULT_PASSAGES) -> Grounded:
+        """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""
+        passages = fit_passages(self.search(question, k))
+        return Grounded(grounded_messages(question, passages), passages, Citations(passages))
 
 
 @contextmanager
@@ -133,56 +127,3 @@ def open_retriever(index: str) -> Iterator[IndexRetriever]:
     """
     generation = open_generation(index_path(index))
     yield IndexRetriever(generation, open_embedder(str(generation.manifest["embedder"]["name"])))
-
-
-@dataclass(frozen=True)
-class Source:
-    """A passage that was given to the model under `number`, and whether the answer cites it."""
-
-    number: int
-    passage: Passage
-    cited: bool
-
-
-def citations(answer: str, count: int) -> list[int]:
-    """The passage numbers an answer cites, in order of appearance, each once; others are left out."""
-    found: dict[int, None] = {}
-    for match in _CITATION.finditer(answer):
-        found.update(dict.fromkeys(_numbers(match, count)))
-    return list(found)
-
-
-def _numbers(match: re.Match[str], count: int) -> list[int]:
-    digits = unicodedata.normalize("NFKC", match.group(2))
-    return [number for number in map(int, re.findall(r"\d+", digits)) if 1 <= number <= count]
-
-
-def clean_citations(text: str, count: int) -> str:
-    """The text with citations written as [1], and those of passages that do not exist taken out."""
-
-    def written(match: re.Match[str]) -> str:
-        numbers = "".join(f"[{number}]" for number in dict.fromkeys(_numbers(match, count)))
-        return match.group(1) + numbers if numbers else ""
-
-    return _CITATION.sub(written, text)
-
-
-def clean_stream(pieces: Iterable[str], count: int) -> Iterator[str]:
-    """`clean_citations` and `visible` over text that comes in pieces; holds back what may be an unfinished citation
-    or escape sequence."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        unfinished = _UNFINISHED.search(held)
-        cut = unfinished.start() if unfinished else len(held)
-        ready, held = held[:cut], held[cut:]
-        if ready:
-            yield clean_citations(visible(ready), count)
-    if held:
-        yield clean_citations(visible(held), count)
-
-
-def sources_of(answer: str, passages: Sequence[Passage]) -> list[Source]:
-    """The passages under their numbers, with those the answer cites marked."""
-    cited = citations(answer, len(passages))
-    return [Source(n, passage, n in cited) for n, passage in enumerate(passages, start=1)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,54 +131,47 @@ def ask(
     Example:
       slm rag ask handbook "有給休暇は何日ですか" --model gemma-3-270m --adapter ja=exports/ja.gguf
     """
-    from rag.answer import clean_stream, fit_passages, open_retriever, sources_of
+    from rag.answer import open_retriever
     from slm.console import emit_json, note
     from slm.errors import EngineError
 
     files = _named_files(adapters)
     gguf = joints.gguf_of(model)
     with open_retriever(index) as retriever:
-        passages = fit_passages(retriever.search(question, k))
-        messages = retriever.messages(question, passages)
+        grounded = retriever.grounded(question, k)
     finish: Finish | None = None
-
-    def pieces() -> Iterator[str]:
-        nonlocal finish
-        chosen = "auto" if files else None
-        for piece in engine.chat(messages, adapter=chosen, sampling=SamplingOptions(max_tokens=max_tokens)):
-            if isinstance(piece, Finish):
-                finish = piece
-            else:
-                yield piece
-
     answer = ""
+    chosen = "auto" if files else None
     with joints.open_engine(gguf, files, threads=threads, context=4096) as engine:
-        for piece in clean_stream(pieces(), len(passages)):
-            answer += piece
+        for piece in engine.chat(grounded.messages, adapter=chosen, sampling=SamplingOptions(max_tokens=max_tokens)):
+            finish = piece if isinstance(piece, Finish) else None
+            ready = grounded.citations.end() if isinstance(piece, Finish) else grounded.citations.feed(piece)
+            answer += ready
             if not as_json:
-                click.echo(piece, nl=False)
+                click.echo(ready, nl=False)
     if not as_json:
         click.echo()
     if finish is None:
         raise EngineError("the answer broke off before its end", hint="Run it again with --debug.")
-    sources = sources_of(answer, passages)
+    cited = grounded.citations.cited
+    numbered = list(enumerate(grounded.passages, start=1))
     if as_json:
         emit_json(
             {
                 "question": question,
                 "answer": answer.strip(),
-                "citations": [s.number for s in sources if s.cited],
-                "sources": [{"number": s.number, "cited": s.cited, **_as_dict(s.passage)} for s in sources],
+                "citations": cited,
+                "sources": [{"number": n, "cited": n in cited, **_as_dict(p)} for n, p in numbered],
                 **_figures(finish),
             }
         )
         return
     if finish.reason == "length":
         note(f"the answer was cut at --max-tokens {max_tokens}")
-    cited = [source for source in sources if source.cited]
     click.echo("\nSources:" if cited else "\nThe answer cites no passage. It was given these:")
-    for source in cited or sources:
-        click.echo(f"  {_line(source.number, source.passage)}")
+    for number, passage in numbered:
+        if not cited or number in cited:
+            click.echo(f"  {_line(number, passage)}")
 
 
 @rag.command(context_settings=_HELP)

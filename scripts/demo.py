@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slm import console  # noqa: E402
-from slm.joints import Finish, Message, SamplingOptions  # noqa: E402
+from slm.joints import Citations, Engine, Finish, Message, SamplingOptions  # noqa: E402
 
 LANGUAGES = {"en": "English", "ja": "Japanese"}
 QUESTIONS = {
@@ -49,15 +49,13 @@ def headline(text: str) -> None:
     console.out().rule(f"[bold]{text}", align="left")
 
 
-def answer(engine: Any, messages: list[Message]) -> tuple[str, Finish]:
-    """Ask through `auto`, print the answer as it comes, and return it with its figures."""
-    text = ""
+def answer(engine: Engine, messages: list[Message], citations: Citations | None = None) -> Finish:
+    """Ask through `auto`, print the answer as it comes, and return its figures."""
     for piece in engine.chat(messages, adapter="auto", sampling=SamplingOptions(max_tokens=160)):
         if isinstance(piece, Finish):
-            print(flush=True)
-            return text, piece
-        text += piece
-        print(piece, end="", flush=True)
+            print(citations.end() if citations else "", flush=True)
+            return piece
+        print(citations.feed(piece) if citations else piece, end="", flush=True)
     raise AssertionError("an answer ends with its figures")
 
 
@@ -90,7 +88,7 @@ def build(base: str, work: Path) -> dict[str, Any]:
 
 def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
     """One engine, both adapters hot: a question in each language, then two about the handbook."""
-    from rag.answer import open_retriever, sources_of
+    from rag.answer import open_retriever
     from serve.engine import open_engine
 
     figures = []
@@ -100,16 +98,16 @@ def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
         headline("4. A question in each language: the adapter is chosen by language")
         for lang, question in QUESTIONS.items():
             print(f"\n> {question}")
-            _, finish = answer(engine, [{"role": "user", "content": question}])
+            finish = answer(engine, [{"role": "user", "content": question}])
             figures.append((f"question in {LANGUAGES[lang]}", question, finish))
         headline("5. A question about the handbook in each language, with citations")
         for lang, question in HANDBOOK_QUESTIONS.items():
             print(f"\n> {question}")
-            passages = retriever.search(question, 3)
-            text, finish = answer(engine, retriever.messages(question, passages))
-            for source in sources_of(text, passages):
-                where = f"{source.passage.title} > {source.passage.heading}"
-                print(f"  {'cited' if source.cited else 'given'} [{source.number}] {where}")
+            grounded = retriever.grounded(question)
+            finish = answer(engine, grounded.messages, grounded.citations)
+            for number, passage in enumerate(grounded.passages, 1):
+                verb = "cited" if number in grounded.citations.cited else "given"
+                print(f"  {verb} [{number}] {passage.title} > {passage.heading}")
             figures.append((f"handbook in {LANGUAGES[lang]}", question, finish))
     return figures
 

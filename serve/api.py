@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -22,7 +23,7 @@ from slm.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from slm.joints import Finish, Message, SamplingOptions
+from slm.joints import Finish, Grounded, Message, SamplingOptions
 
 # The answer's length when a request names none and the context has room for it.
 DEFAULT_MAX_TOKENS = 512
@@ -162,15 +163,15 @@ class Answer:
             "slm": {"adapter": adapter, "route_reason": reason},
         }
 
-    def whole(self, text: str, finish: Finish, citations: list[dict[str, Any]] | None) -> dict[str, Any]:
+    def whole(self, text: str, finish: Finish, grounded: Grounded | None) -> dict[str, Any]:
         """The body of an answer that was not streamed."""
         what: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         choice = {"index": 0, **what, "logprobs": None, "finish_reason": finish.reason}
         body = {**self._head, "object": "chat.completion" if self.chat else "text_completion", "choices": [choice]}
-        return {**body, "usage": usage(finish), "timings": timings(finish), **_cited(citations)}
+        return {**body, "usage": usage(finish), "timings": timings(finish), **_passages(grounded)}
 
     def chunk(
-        self, text: str | None, *, reason: str | None = None, first: bool = False, citations: Any = None
+        self, text: str | None, *, reason: str | None = None, first: bool = False, grounded: Grounded | None = None
     ) -> dict[str, Any]:
         """One event of a streamed answer."""
         if self.chat:
@@ -181,7 +182,7 @@ class Answer:
         else:
             what = {"text": text or ""}
         choice = {"index": 0, **what, "logprobs": None, "finish_reason": reason}
-        return {**self._head, "object": self._chunk_object, "choices": [choice], **_cited(citations)}
+        return {**self._head, "object": self._chunk_object, "choices": [choice], **_passages(grounded)}
 
     def usage_chunk(self, finish: Finish) -> dict[str, Any]:
         """The last event, when stream_options.include_usage asks for it."""
@@ -192,8 +193,13 @@ class Answer:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
 
-def _cited(citations: list[dict[str, Any]] | None) -> dict[str, Any]:
-    return {} if citations is None else {"citations": citations}
+def _passages(grounded: Grounded | None) -> dict[str, Any]:
+    """The passages an answer was given, and which of them it cites so far."""
+    if grounded is None:
+        return {}
+    cited = grounded.citations.cited
+    rows = [{"number": n, "cited": n in cited, **asdict(p)} for n, p in enumerate(grounded.passages, 1)]
+    return {"citations": rows}
 
 
 def usage(finish: Finish) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import hmac
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -35,7 +34,7 @@ from serve.api import (
 from serve.engine import Engine, Event, Sink, Ticket
 from slm import __version__
 from slm.errors import InputError, SlmError, UnsupportedError
-from slm.joints import Finish, Message, Retriever
+from slm.joints import Finish, Grounded, Message, Retriever
 
 _T = TypeVar("_T")
 _OPEN_PATHS = ("/", "/health")
@@ -90,15 +89,14 @@ def create_app(
         sampling = body.sampling()
         messages = [turn.plain() for turn in body.messages]
         way = await asyncio.to_thread(engine.route, body.model, messages)
-        citations = None
-        if body.rag:
-            messages, citations = await asyncio.to_thread(_grounded, retriever, messages)
+        grounded = await asyncio.to_thread(_grounded, retriever, messages) if body.rag else None
+        messages = grounded.messages if grounded else messages
 
         def begin(sink: Sink) -> Ticket:
             return engine.begin_chat(messages, sink, adapter=way.adapter, sampling=sampling, fit=body.limit is None)
 
         answer = Answer(chat=True, model=way.adapter or engine.base.name, adapter=way.adapter, reason=way.reason)
-        return await _respond(request, body, answer, begin, _route_headers(way.adapter, way.reason), citations)
+        return await _respond(request, body, answer, begin, _route_headers(way.adapter, way.reason), grounded)
 
     @app.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest) -> Response:
@@ -186,13 +184,11 @@ def _allowed(path: str, folders: Sequence[Path]) -> Path:
     return resolved
 
 
-def _grounded(retriever: Retriever | None, messages: Sequence[Message]) -> tuple[list[Message], list[dict[str, Any]]]:
-    """The conversation that answers the last question from passages, and the passages as citations."""
+def _grounded(retriever: Retriever | None, messages: Sequence[Message]) -> Grounded:
+    """The last question with its passages."""
     if retriever is None:
         raise UnsupportedError("this server has no index", hint="Start it with --rag INDEX.")
-    question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-    passages = retriever.search(question)
-    return retriever.messages(question, passages), [{"number": n, **asdict(p)} for n, p in enumerate(passages, 1)]
+    return retriever.grounded(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
 
 
 def _route_headers(adapter: str | None, reason: str) -> dict[str, str]:
@@ -206,7 +202,7 @@ async def _respond(
     answer: Answer,
     begin: Callable[[Sink], Ticket],
     headers: dict[str, str],
-    citations: list[dict[str, Any]] | None,
+    grounded: Grounded | None = None,
 ) -> Response:
     """Start the request and answer it, whole or as events; a client that goes away cancels it."""
     loop = asyncio.get_running_loop()
@@ -222,7 +218,7 @@ async def _respond(
         if isinstance(first, SlmError):
             raise first
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return _EventStream(_stream(first, events, answer, usage, citations), ticket, headers)
+        return _EventStream(_stream(first, events, answer, usage, grounded), ticket, headers)
 
     async def collect() -> tuple[str, Finish]:
         pieces: list[str] = []
@@ -230,10 +226,11 @@ async def _respond(
             pieces.append(event)
         if isinstance(event, SlmError):
             raise event
-        return "".join(pieces), event
+        text = "".join(pieces)
+        return (grounded.citations.feed(text) + grounded.citations.end() if grounded else text), event
 
     text, finish = await _unless_left(request, ticket, collect())
-    return JSONResponse(answer.whole(text, finish, citations), headers=headers)
+    return JSONResponse(answer.whole(text, finish, grounded), headers=headers)
 
 
 class _EventStream(StreamingResponse):
@@ -274,15 +271,18 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _stream(
-    event: Event, events: asyncio.Queue[Event], answer: Answer, usage: bool, citations: Any
+    event: Event, events: asyncio.Queue[Event], answer: Answer, usage: bool, grounded: Grounded | None
 ) -> AsyncIterator[str]:
     """The events of one answer; an error after the start is an event of its own."""
-    yield _event(answer.chunk("", first=True, citations=citations))
+    yield _event(answer.chunk("", first=True, grounded=grounded))
     while isinstance(event, str):
-        yield _event(answer.chunk(event))
+        if ready := grounded.citations.feed(event) if grounded else event:
+            yield _event(answer.chunk(ready))
         event = await events.get()
     if isinstance(event, Finish):
-        yield _event(answer.chunk(None, reason=event.reason))
+        if grounded and (rest := grounded.citations.end()):
+            yield _event(answer.chunk(rest))
+        yield _event(answer.chunk(None, reason=event.reason, grounded=grounded))
         if usage:
             yield _event(answer.usage_chunk(event))
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from serve.api import timings
 from serve.engine import Engine
 from slm.console import note
 from slm.errors import SlmError
-from slm.joints import Finish, Message, Passage, Retriever, SamplingOptions
+from slm.joints import Finish, Grounded, Message, Retriever, SamplingOptions
 
 HELP = """\
 /adapter NAME    answer with an adapter, with `auto` (by language) or with `base`; alone: show them
@@ -26,10 +26,6 @@ HELP = """\
 /help            this text
 /exit            leave (also Ctrl-D)
 Ctrl-C stops an answer; \\ at the end of a line goes on on the next one."""
-
-
-# As many as `slm rag ask` gives; a small model loses its way among more.
-_PASSAGES = 3
 
 
 class _Leave(Exception):
@@ -110,12 +106,9 @@ class Chat:
     def _ask(self, text: str) -> None:
         asked = [*self.messages, Message(role="user", content=text)]
         way = self.engine.route(self.wanted, asked)
-        passages: Sequence[Passage] = ()
-        sent = asked
-        if self.retriever is not None:
-            # Routed by the question; the passages may be in another language.
-            passages = self.retriever.search(text, _PASSAGES)
-            sent = self.retriever.messages(text, passages)
+        # Routed by the question; the passages may be in another language.
+        grounded = self.retriever.grounded(text) if self.retriever else None
+        sent = grounded.messages if grounded else asked
         answer, finish, first = "", None, 0.0
         started = time.perf_counter()
         try:
@@ -125,9 +118,9 @@ class Chat:
                         finish = piece
                         continue
                     first = first or time.perf_counter() - started
-                    answer += piece
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    answer += _written(grounded.citations.feed(piece) if grounded else piece)
+                if grounded:
+                    answer += _written(grounded.citations.end())
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
@@ -135,15 +128,28 @@ class Chat:
             if answer:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
-        numbered = list(enumerate(passages, 1))
-        cited = [(number, passage) for number, passage in numbered if f"[{number}]" in answer]
-        if passages and not cited:
-            note("  The answer cites no passage. It was given these:")
-        for number, passage in cited or numbered:
-            note(f"  [{number}] {passage.title} > {passage.heading}  {passage.source}")
+        if grounded:
+            _list_passages(grounded)
         if answer or finish:
             self.messages = [*asked, Message(role="assistant", content=answer)]
         _dim(_figures(way.adapter, way.reason if self.wanted == "auto" else "", finish, first))
+
+
+def _written(piece: str) -> str:
+    """Show a piece of the answer at once."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+    return piece
+
+
+def _list_passages(grounded: Grounded) -> None:
+    """The cited passages under the answer, or all that were given when it cites none."""
+    cited = grounded.citations.cited
+    if not cited:
+        note("  The answer cites no passage. It was given these:")
+    for number, passage in enumerate(grounded.passages, 1):
+        if not cited or number in cited:
+            note(f"  [{number}] {passage.title} > {passage.heading}  {passage.source}")
 
 
 def _figures(adapter: str | None, reason: str, finish: Finish | None, first_s: float) -> str:

@@ -74,13 +74,39 @@ class Engine(Protocol):
         ...
 
 
+class Citations(Protocol):
+    """An answer on its way to the reader, whose citations are checked against the passages."""
+
+    def feed(self, piece: str) -> str:
+        """Take the next piece of the answer; the text that is ready to be shown."""
+        ...
+
+    def end(self) -> str:
+        """The rest of the answer."""
+        ...
+
+    @property
+    def cited(self) -> list[int]:
+        """The numbers of the passages cited so far, from 1, in order of appearance, each once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """A question with its passages, numbered from 1: what to ask a model, and where to pass its answer through."""
+
+    messages: list[Message]
+    passages: list[Passage]
+    citations: Citations
+
+
 class Retriever(Protocol):
     """An index, seen from outside its room."""
 
     def search(self, query: str, k: int = 5) -> list[Passage]: ...
 
-    def messages(self, question: str, passages: Sequence[Passage]) -> list[Message]:
-        """The conversation that asks a model to answer from the passages, with numbered citations."""
+    def grounded(self, question: str, k: int = ...) -> Grounded:
+        """The conversation that asks a model to answer a question from the best k passages."""
         ...
 
 

@@ -21,16 +21,13 @@ from hypothesis import strategies as st
 
 from rag import index as index_module
 from rag.answer import (
-    citations,
-    clean_citations,
-    clean_stream,
     defused,
     fit_passages,
     grounded_messages,
     open_retriever,
-    sources_of,
 )
 from rag.chunk import Chunk, chunk_document, indexed_text
+from rag.cite import Citations
 from rag.cli import rag
 from rag.document import Document, Section, sections_of, visible
 from rag.embed import Identity, open_embedder
@@ -543,21 +540,59 @@ def test_passages_are_kept_within_the_budget_and_cut_at_a_sentence() -> None:
     assert len(fit_passages([passage("short")] * 3)) == 3
 
 
-def test_citations_are_parsed_and_those_that_do_not_exist_dropped() -> None:
+def cited_text(answer: str, passages: Sequence[Passage], size: int = 7) -> tuple[str, list[int]]:
+    """An answer as it comes out when it comes in pieces of `size` characters, and the passages it cites."""
+    citations = Citations(passages)
+    pieces = [citations.feed(answer[i : i + size]) for i in range(0, len(answer), size)]
+    return "".join(pieces) + citations.end(), citations.cited
+
+
+HOTELS = [
+    passage("The daily allowance is 2,500 yen.", "Business trips", "Allowance"),
+    passage("Rooms cost up to 11,000 yen, in Tokyo and Osaka up to 13,000 yen.", "Business trips", "Hotels"),
+    passage("Book an ordinary reserved seat on the Shinkansen.", "Business trips", "Trains"),
+]
+
+
+def test_citations_are_written_alike_and_those_that_do_not_exist_dropped() -> None:
     answer = "Twenty days [2]. Also [1, 3] and ［２］【1】, but [7] and [0] are made up, [x] is text."
-    assert citations(answer, 3) == [2, 1, 3]
-    assert clean_citations(answer, 3) == ("Twenty days [2]. Also [1][3] and [2][1], but and are made up, [x] is text.")
-    assert [source.cited for source in sources_of("See [2].", [passage("a"), passage("b")])] == [False, True]
+    text, cited = cited_text(answer, [passage("a")] * 3)
+    assert text == "Twenty days [2]. Also [1][3] and [2][1], but and are made up, [x] is text."
+    assert cited == [2, 1, 3]
+
+
+def test_a_citation_of_the_wrong_passage_gives_way_to_the_one_that_holds_the_sentence() -> None:
+    assert cited_text("In Osaka it may cost up to 13,000 yen [1].", HOTELS) == (
+        "In Osaka it may cost up to 13,000 yen [2].",
+        [2],
+    )
+    assert cited_text("You get 2,500 yen a day. [3] Book a reserved seat [3].", HOTELS)[1] == [1, 3]
+    japanese = [passage("日当は2,500円です。", "出張", "日当"), passage("大阪は13,000円までです。", "出張", "宿泊")]
+    assert cited_text("大阪は13,000円までです。[1]", japanese) == ("大阪は13,000円までです。[2]", [2])
+
+
+def test_a_citation_that_nothing_contradicts_stays() -> None:
+    assert cited_text("That is fine [3].", HOTELS) == ("That is fine [3].", [3])
+
+
+def test_an_answer_without_a_citation_gets_one_only_where_the_words_leave_no_doubt() -> None:
+    assert cited_text("Up to 13,000 yen in Osaka.", HOTELS) == ("Up to 13,000 yen in Osaka. [2]", [2])
+    assert cited_text("It depends on many things.", HOTELS) == ("It depends on many things.", [])
+    assert cited_text("", HOTELS) == ("", [])
+
+
+@pytest.mark.parametrize("refusal", ["I could not find this in the documents.", "資料には見つかりませんでした。"])
+def test_a_refusal_cites_nothing(refusal: str) -> None:
+    assert cited_text(refusal[:-1] + " [1]" + refusal[-1], [passage(refusal), *HOTELS]) == (refusal, [])
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.sampled_from("ab [1]9,\x1b[31m]。"), max_size=60), st.integers(1, 5))
-def test_a_streamed_answer_is_the_cleaned_answer(answer: str, size: int) -> None:
-    pieces = [answer[i : i + size] for i in range(0, len(answer), size)]
-    streamed = "".join(clean_stream(pieces, 3))
-    assert "\x1b" not in streamed
+def test_the_size_of_the_pieces_does_not_change_an_answer(answer: str, size: int) -> None:
+    streamed = cited_text(answer, HOTELS, size)
+    assert "\x1b" not in streamed[0]
     if "\x1b" not in answer:
-        assert streamed == clean_citations(answer, 3)
+        assert streamed == cited_text(answer, HOTELS, len(answer) or 1)
 
 
 # The commands
@@ -604,8 +639,9 @@ def test_ask_streams_an_answer_and_lists_the_cited_sources(indexed: Path, tmp_pa
         "ask", "handbook", "How many days of leave?", "--model", "m.gguf", "--adapter", f"en={adapter}", engine=engine
     )
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("Twenty days [1].\n\nSources:\n  1. Paid leave")
-    assert "en/leave.md)" in result.stdout and "2." not in result.stdout
+    # The passage that says twenty is the second one: the engine's [1] was mistaken, its [9] made up.
+    assert result.stdout.startswith("Twenty days [2].\n\nSources:\n  2. Paid leave")
+    assert "en/leave.md)" in result.stdout and "1." not in result.stdout
     messages, chosen, _ = engine.asked[0]
     assert chosen == "auto" and messages[0]["content"].startswith("Answer the question using only")
     assert "Question: How many days of leave?" in messages[0]["content"]
@@ -665,10 +701,11 @@ def test_bad_input_of_the_commands_is_a_clear_error(indexed: Path, tmp_path: Pat
 
 def test_the_retriever_of_the_joint_searches_and_makes_the_prompt(indexed: Path) -> None:
     with open_retriever("handbook") as retriever:
-        passages = retriever.search("How many days of leave?", 3)
-        messages = retriever.messages("How many days of leave?", passages)
-    assert passages[0].title == "Paid leave" and passages[0].score >= passages[1].score
-    assert messages[0]["content"].endswith("Question: How many days of leave?")
+        grounded = retriever.grounded("How many days of leave?")
+    first, second, _ = grounded.passages
+    assert first.title == "Paid leave" and first.score >= second.score
+    assert grounded.messages[0]["content"].endswith("Question: How many days of leave?")
+    assert grounded.citations.feed("See [2].") == "See [2]." and grounded.citations.cited == [2]
 
 
 def test_fused_ranking_is_not_worse_than_its_better_leg_on_the_handbook(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,12 @@ import pytest
 import uvicorn
 from click.testing import CliRunner
 
+from rag.cite import Citations
 from serve import cli
 from serve.app import create_app
 from serve.engine import Engine, open_engine
 from slm.errors import InputError, ResourceError, UnknownNameError
-from slm.joints import Joints, Message, Passage
+from slm.joints import Grounded, Joints, Message, Passage
 from tests.tiny_gguf import write_adapter, write_model
 
 ROOT = Path(__file__).parent.parent
@@ -61,8 +62,10 @@ class Index:
     def search(self, query: str, k: int = 5) -> list[Passage]:
         return [Passage("Leave", "Paid leave", "Ten days.", "leave.md", 0.9)]
 
-    def messages(self, question: str, passages: Sequence[Passage]) -> list[Message]:
-        return [Message(role="user", content=f"[1] {passages[0].text}\nQuestion: {question}")]
+    def grounded(self, question: str, k: int = 3) -> Grounded:
+        passages = self.search(question)
+        prompt = f"[1] {passages[0].text}\nQuestion: {question}"
+        return Grounded([Message(role="user", content=prompt)], passages, Citations(passages))
 
 
 @contextmanager
@@ -212,6 +215,7 @@ def test_an_answer_from_passages_carries_its_citations(served: Served) -> None:
     assert body["citations"] == [
         {
             "number": 1,
+            "cited": False,
             "title": "Leave",
             "heading": "Paid leave",
             "text": "Ten days.",
