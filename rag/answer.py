@@ -13,6 +13,7 @@ from rag.cite import NOT_FOUND, Citations
 from rag.document import one_line, visible
 from rag.embed import Embedder, open_embedder
 from rag.index import Generation, check_embedder, index_path, open_generation
+from rag.quote import quotes_of
 from rag.retrieve import search
 from slm.errors import InputError
 from slm.joints import Grounded, Message, Passage
@@ -116,7 +117,8 @@ class IndexRetriever:
     def grounded(self, question: str, k: int = DEFAULT_PASSAGES) -> Grounded:
         """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""
         passages = fit_passages(self.search(question, k))
-        return Grounded(grounded_messages(question, passages), passages, Citations(passages))
+        messages = grounded_messages(question, passages)
+        return Grounded(messages, passages, Citations(passages), lambda: quotes_of(question, passages, self.embedder))
 
 
 @contextmanager

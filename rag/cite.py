@@ -44,7 +44,7 @@ class Support:
 
     def of(self, sentence: str) -> list[float]:
         """The support of each passage, 0 to 1, in order; zeros for a sentence without words."""
-        terms = dict.fromkeys(terms_of(_CITATION.sub("", sentence)))
+        terms = dict.fromkeys(terms_of(without_citations(sentence)))
         weights = {term: self._weight(term) for term in terms}
         whole = sum(weights.values()) or 1.0
         return [sum(weight for term, weight in weights.items() if term in held) / whole for held in self._terms]
@@ -78,7 +78,7 @@ class Citations:
         """The rest of the answer, with the citation that an answer without one deserves."""
         rest = self._written(visible(self._held))
         self._held = ""
-        if self._cited or _refuses(self._text) or not self._passages:
+        if self._cited or refuses(self._text) or not self._passages:
             return rest
         support = self._support.of(self._text)
         best = max(range(len(support)), key=support.__getitem__)
@@ -108,13 +108,18 @@ class Citations:
         return written
 
     def _checked(self, sentence: str, numbers: list[int]) -> list[int]:
-        if _refuses(sentence) or not numbers:
+        if refuses(sentence) or not numbers:
             return []
         support = self._support.of(sentence)
         best = max(range(len(support)), key=support.__getitem__)
         named = max(support[number - 1] for number in numbers)
         doubted = support[best] >= max(_ENOUGH, named + _CLEARLY_MORE)
         return [best + 1] if doubted else numbers
+
+
+def without_citations(text: str) -> str:
+    """A text with its numbers in brackets taken away."""
+    return _CITATION.sub("", text)
 
 
 def _numbers(match: re.Match[str], count: int) -> list[int]:
@@ -125,10 +130,11 @@ def _numbers(match: re.Match[str], count: int) -> list[int]:
 
 def _sentence(text: str) -> str:
     """What a citation after `text` stands for: its last sentence, whose full stop may come before the citation."""
-    bare = _CITATION.sub("", text).rstrip()
+    bare = without_citations(text).rstrip()
     ends = [m.end() for m in _SENTENCE_END.finditer(bare) if m.end() < len(bare)]
     return bare[ends[-1] :] if ends else bare
 
 
-def _refuses(text: str) -> bool:
+def refuses(text: str) -> bool:
+    """Whether an answer says that the passages do not hold it."""
     return any(phrase in text for phrase in NOT_FOUND.values())

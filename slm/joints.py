@@ -93,11 +93,16 @@ class Citations(Protocol):
 
 @dataclass(frozen=True)
 class Grounded:
-    """A question with its passages, numbered from 1: what to ask a model, and where to pass its answer through."""
+    """A question with its passages, numbered from 1: what to ask a model, and where to pass its answer through.
+
+    quotes() gives for each passage its sentence nearest to the question, or "". It takes some tenths of a second,
+    so it is called when the answer has been shown.
+    """
 
     messages: list[Message]
     passages: list[Passage]
     citations: Citations
+    quotes: Callable[[], list[str]]
 
 
 class Retriever(Protocol):

@@ -83,6 +83,10 @@ def test_the_questions_name_pages_that_exist() -> None:
         assert bool(question["relevant"]) == question["answerable"]
         assert all((DATA / "handbook" / page).is_file() for page in question["relevant"])
         assert detect(question["question"]).language == question["lang"]
+        pages = [DATA / "handbook" / page for page in question["relevant"] if page.startswith(question["lang"])]
+        text = "".join(page.read_text(encoding="utf-8") for page in pages)
+        assert bool(question.get("answer")) == question["answerable"]
+        assert any(fact in text for fact in question.get("answer", [""])), question["question"]
     assert {(q["lang"], q["answerable"]) for q in questions} == {
         (lang, a) for lang in ("en", "ja") for a in (True, False)
     }

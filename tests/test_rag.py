@@ -32,8 +32,10 @@ from rag.cli import rag
 from rag.document import Document, Section, sections_of, visible
 from rag.embed import Identity, open_embedder
 from rag.evaluate import evaluate, figures, rank_of_first, read_questions
+from rag.evaluate_answers import says
 from rag.index import Generation, add_documents, check_embedder, index_path, open_generation, remove_documents
 from rag.lexical import build_bm25, load_bm25, terms_of
+from rag.quote import quotes_of, sentences_of
 from rag.retrieve import LEGS, fuse, search
 from rag.sources.files import html_document, markdown_document, read_file, read_files
 from slm.errors import (
@@ -540,6 +542,24 @@ def test_passages_are_kept_within_the_budget_and_cut_at_a_sentence() -> None:
     assert len(fit_passages([passage("short")] * 3)) == 3
 
 
+def test_a_table_row_is_a_sentence_with_the_names_of_its_columns() -> None:
+    table = "| Place | Limit |\n|---|---:|\n| Osaka | 13,000 yen |\n| Abroad | |"
+    text = f"Rooms cost this. No more!\n\n{table}\n\n1. Ask. Wait.\n- 待ちます。帰ります。"
+    assert sentences_of(text) == [
+        "Rooms cost this.", "No more!", "Place: Osaka, Limit: 13,000 yen", "Place: Abroad", "1. Ask.", "Wait.",
+        "- 待ちます。", "帰ります。",
+    ]  # fmt: skip
+
+
+def test_a_quote_is_the_sentence_nearest_to_the_question() -> None:
+    long = "Trains are booked by you. Hotels in Osaka cost up to 13,000 yen. A report follows. Breakfast is included."
+    hidden = "Hotels\u202e in Osaka\x1b[31m."
+    passages = [passage(long), passage(""), passage("Short."), passage(hidden)]
+    quotes = quotes_of("How much may hotels in Osaka cost?", passages, PairEmbedder())
+    assert quotes == ["Hotels in Osaka cost up to 13,000 yen.", "", "Short.", "Hotels in Osaka."]
+    assert quotes_of("Anything?", [passage("")], PairEmbedder()) == [""]
+
+
 def cited_text(answer: str, passages: Sequence[Passage], size: int = 7) -> tuple[str, list[int]]:
     """An answer as it comes out when it comes in pieces of `size` characters, and the passages it cites."""
     citations = Citations(passages)
@@ -641,7 +661,9 @@ def test_ask_streams_an_answer_and_lists_the_cited_sources(indexed: Path, tmp_pa
     assert result.exit_code == 0, result.output
     # The passage that says twenty is the second one: the engine's [1] was mistaken, its [9] made up.
     assert result.stdout.startswith("Twenty days [2].\n\nSources:\n  2. Paid leave")
-    assert "en/leave.md)" in result.stdout and "1." not in result.stdout
+    assert (
+        "en/leave.md)\n     “Employees get twenty days off each year.”" in result.stdout and "1." not in result.stdout
+    )
     messages, chosen, _ = engine.asked[0]
     assert chosen == "auto" and messages[0]["content"].startswith("Answer the question using only")
     assert "Question: How many days of leave?" in messages[0]["content"]
@@ -653,6 +675,7 @@ def test_ask_in_json_gives_answer_citations_and_every_source(indexed: Path) -> N
     answer = json.loads(result.stdout)
     assert answer["answer"] == "20日です。[1]" and answer["citations"] == [1]
     assert answer["sources"][0]["source"].endswith("ja/leave.md") and len(answer["sources"]) == 3
+    assert all(source["quote"] and source["quote"] in source["text"] for source in answer["sources"])
     assert answer["completion_tokens"] == 10 and engine.asked[0][1] is None
 
 
@@ -686,6 +709,40 @@ def test_search_status_remove_and_evaluate_report_what_is_there(indexed: Path, t
     removed = run("remove", "handbook", "ja/leave.md")
     assert removed.exit_code == 0 and "ja/leave.md" in removed.stdout
     assert json.loads(run("status", "handbook", "--json").stdout)["chunks"] == 6
+
+
+def test_evaluate_with_a_model_counts_pages_cited_facts_said_and_refusals(indexed: Path, tmp_path: Path) -> None:
+    class Answers(ScriptedEngine):
+        def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str | Finish]:
+            content = messages[0]["content"]
+            number = next(n for n in (1, 2, 3) if f"[{n}] Paid leave\n" in content) if "off each year" in content else 1
+            self.pieces = {
+                "How many free days?": [f"Employees get twenty days off each year [{number}]."],
+                "Where do guests sign in?": ["Nobody knows."],
+                "Who is the king?": ["I could not find this in the documents [1]."],
+            }[content.rpartition("Question: ")[2]]
+            return super().chat(messages, **options)
+
+    questions = tmp_path / "q.jsonl"
+    rows = [
+        {"question": "How many free days?", "lang": "en", "relevant": ["en/leave.md"], "answer": ["20", "twenty"]},
+        {"question": "Where do guests sign in?", "lang": "en", "relevant": ["en/visitors.md"], "answer": ["reception"]},
+        {"question": "Who is the king?", "lang": "en", "relevant": [], "answerable": False},
+    ]
+    questions.write_text("\n".join(json.dumps(row) for row in rows))
+    arguments = ["evaluate", "handbook", "--questions", str(questions), "--model", "m.gguf"]
+    figures = json.loads(run(*arguments, "--json", engine=Answers([])).stdout)["answering"]
+    expected = {"n": 2, "shown": 2, "cited": 1, "keyed": 2, "right": 1, "unanswerable": 1, "refused": 1}
+    assert figures["by_language"]["en"] == figures["overall"] == expected
+    assert [row["right"] for row in figures["answers"]] == [True, False, None]
+    shown = run(*arguments, engine=Answers([])).stdout
+    assert "shown     cited     right" in shown and "1 of 1 unanswerable questions were refused" in shown
+
+
+def test_a_fact_is_said_only_as_a_word_or_number_of_its_own() -> None:
+    assert says("It costs 13,000 yen [1].", ["13,000"]) and says("13時までです。", ["13時"])
+    assert not says("It costs 113,000 yen.", ["13,000"]) and not says("See [3].", ["3"])
+    assert not says("Thirteen", ["Thirty", "teen"]) and not says("x", [])
 
 
 def test_bad_input_of_the_commands_is_a_clear_error(indexed: Path, tmp_path: Path) -> None:

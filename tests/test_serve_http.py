@@ -65,7 +65,7 @@ class Index:
     def grounded(self, question: str, k: int = 3) -> Grounded:
         passages = self.search(question)
         prompt = f"[1] {passages[0].text}\nQuestion: {question}"
-        return Grounded([Message(role="user", content=prompt)], passages, Citations(passages))
+        return Grounded([Message(role="user", content=prompt)], passages, Citations(passages), lambda: ["Ten days."])
 
 
 @contextmanager
@@ -221,9 +221,12 @@ def test_an_answer_from_passages_carries_its_citations(served: Served) -> None:
             "text": "Ten days.",
             "source": "leave.md",
             "score": 0.9,
+            "quote": "Ten days.",
         }
     ]
     assert served.chat("How many days?", model="en").json().get("citations") is None
+    events = [json.loads(line[6:]) for line in served.chat("How many?", rag=True, stream=True).text.split("\n\n")[:-2]]
+    assert "quote" not in events[0]["citations"][0] and events[-1]["citations"] == body["citations"]
 
 
 def test_a_client_that_goes_away_cancels_its_request(served: Served) -> None:
