@@ -180,28 +180,44 @@ def model_meta(model: Any, key: str) -> str | None:
         size = count + 1
 
 
-def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
-    """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first."""
+def forget(context: Any) -> None:
+    """Empty the context's KV cache."""
     lib = library()
-    if len(tokens) > lib.llama_n_ctx(context) or len(tokens) > lib.llama_n_batch(context):
-        raise EngineError(f"{len(tokens)} tokens do not fit into this context")
     lib.llama_memory_clear(lib.llama_get_memory(context), True)
-    batch = lib.llama_batch_init(len(tokens), 0, 1)
+
+
+def decode_tokens(context: Any, tokens: list[int], start: int, *, every: bool = False) -> None:
+    """Run `tokens` at positions start, start + 1, ... of sequence 0; logits are kept for the last or for every one.
+
+    Raises EngineError when they do not fit into the context or its batch.
+    """
+    lib = library()
+    count = len(tokens)
+    if start + count > lib.llama_n_ctx(context) or count > lib.llama_n_batch(context):
+        raise EngineError(f"{start + count} tokens do not fit into this context")
+    batch = lib.llama_batch_init(count, 0, 1)
     try:
-        batch.n_tokens = len(tokens)
+        batch.n_tokens = count
         for index, token in enumerate(tokens):
             batch.token[index] = token
-            batch.pos[index] = index
+            batch.pos[index] = start + index
             batch.n_seq_id[index] = 1
             batch.seq_id[index][0] = 0
-            batch.logits[index] = 1
+            batch.logits[index] = every or index == count - 1
         if lib.llama_decode(context, batch):
             raise EngineError("llama.cpp could not decode the text")
-        width = vocab_size(model)
-        rows = [
-            np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), shape=(width,)).copy()
-            for i in range(len(tokens))
-        ]
-        return np.stack(rows)
     finally:
         lib.llama_batch_free(batch)
+
+
+def logits_at(model: Any, context: Any, index: int) -> npt.NDArray[np.float32]:
+    """Logits of the last batch's token `index` (-1: its last one), (vocabulary,) float32, copied."""
+    row = library().llama_get_logits_ith(context, index)
+    return np.ctypeslib.as_array(row, shape=(vocab_size(model),)).copy()
+
+
+def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first."""
+    forget(context)
+    decode_tokens(context, tokens, 0, every=True)
+    return np.stack([logits_at(model, context, index) for index in range(len(tokens))])
