@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from convert.cli_cost import CostSettings, convert_and_measure, cost_options, wants_measuring
 from slm.console import emit_json, note, out
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
@@ -37,27 +38,43 @@ def _types(types: dict[str, int]) -> str:
     "q4_k_m loses less.",
 )
 @click.option("--base", help="The adapter's base (folder or catalog name), when it names none.")
-@click.option("--verify/--no-verify", default=True, help="Prove token ids and load the file before it is kept.")
+@click.option("--verify/--no-verify", default=True, help="Prove token ids, load the file, measure what a type costs.")
+@cost_options
 @_JSON
 @pass_joints
 def convert(
-    joints: Joints, source: str, target: Path, types: tuple[str, ...], base: str | None, verify: bool, as_json: bool
+    joints: Joints,
+    /,
+    source: str,
+    target: Path,
+    types: tuple[str, ...],
+    base: str | None,
+    verify: bool,
+    as_json: bool,
+    **cost: Any,
 ) -> None:
     """Convert a checkpoint folder, a catalog name or a PEFT adapter folder to GGUF.
 
     \b
     Example:
       slm convert ./my-model -o my-model.gguf --type q4_0
+      slm convert ./my-model -o my-model.gguf --fit kld=0.05,ja --report
       slm convert adapters/en_lora -o exports/en.gguf --base smollm2-135m-instruct
     """
     from convert.adapter import convert_adapter, is_adapter_folder
+    from convert.card import check_replaceable, write_card
     from convert.model import convert_checkpoint
 
+    settings = CostSettings(**cost)
+    if settings.card:
+        check_replaceable(target if len(types) > 1 and not settings.fits else target.parent)
     if is_adapter_folder(source):
         if types:
             raise InputError("an adapter is always written in f32", hint="Leave --type out.")
         folder = None if base is None else base if Path(base).is_dir() else joints.checkpoint_of(base)
         result = convert_adapter(source, target, folder)
+        if settings.card:
+            result["card_files"] = [str(path) for path in write_card([result], Path(source))]
         if as_json:
             emit_json(result)
             return
@@ -67,7 +84,12 @@ def convert(
     if base is not None:
         raise InputError("--base is for adapters", found=f"'{source}' has no adapter_config.json")
     checkpoint = Path(source) if Path(source).exists() else joints.checkpoint_of(source)
+    if wants_measuring(settings, types, verify):
+        convert_and_measure(checkpoint, target, types, settings, as_json)
+        return
     results = convert_checkpoint(checkpoint, target, types or ("f16",), verify)
+    if settings.card:
+        write_card(results, checkpoint)
     if as_json:
         emit_json({"files": results})
         return
@@ -126,38 +148,48 @@ def quantize(gguf: Path, target: Path, type_: str, as_json: bool) -> None:
 
 @click.command("inspect", context_settings=_SETTINGS)
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--tensors/--no-tensors", help="List every tensor with its type, shape and size.")
 @_JSON
-def inspect(file: Path, as_json: bool) -> None:
+def inspect(file: Path, tensors: bool, as_json: bool) -> None:
     """Show what is in a GGUF file, without loading it.
 
     \b
     Example:
       slm inspect exports/en.gguf --json
     """
-    from convert.inspect import inspect_gguf
+    from convert.inspect import inspect_gguf, list_tensors
 
     described = inspect_gguf(file)
+    if tensors:
+        described["tensor_list"] = list_tensors(file)
     if as_json:
         emit_json(described)
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False)
     for key in ("kind", "architecture", "name", "fingerprint"):
         if described[key]:
-            table.add_row(key, str(described[key]))
-    table.add_row("size", _mb(described["size_bytes"]))
-    table.add_row("parameters", f"{described['parameters']:,} in {described['tensors']} tensors")
+            table.add_row(key, escape(str(described[key])))
+    table.add_row("size", f"{_mb(described['size_bytes'])}, of which the header {_mb(described['header_bytes'])}")
+    bits = f", {described['bits_per_weight']:.2f} bits each" if described["bits_per_weight"] else ""
+    table.add_row("parameters", f"{described['parameters']:,} in {described['tensors']} tensors{bits}")
     for name, size in described["tensor_type_bytes"].items():
         table.add_row(f"  {name}", f"{described['tensor_types'][name]} tensors, {_mb(size)}")
     for part in ("vocabulary", "adapter"):
         for key, value in described.get(part, {}).items():
             if value is not None:
+                if key == "token_types":
+                    value = ", ".join(f"{count:,} {name}" for name, count in value.items())
                 if key == "specials":
                     value = ", ".join(f"{name} {special['id']} {special['token']}" for name, special in value.items())
-                table.add_row(f"{part} {key}", str(value))
+                table.add_row(f"{part} {key}", escape(str(value)))
     for key, value in described["keys"].items():
-        table.add_row(key, str(value))
+        table.add_row(escape(key), escape(str(value)))
     if described["template"]:
-        table.add_row("chat template", described["template"][:200])
+        table.add_row("chat template", escape(described["template"]))
+    for one in described.get("tensor_list", []):
+        shape = " x ".join(map(str, one["shape"]))
+        table.add_row(escape(one["name"]), f"{one['type']}  {shape}  {one['size_bytes']:,} bytes")
     out().print(table)

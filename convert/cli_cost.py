@@ -1,0 +1,152 @@
+"""What `slm convert` does beside converting: --fit, the figures of quantized files, the report, card and Modelfile.
+
+How they are asked for and shown, not how they are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convert.cli_verify import figure_cells, text_files
+from slm.console import emit_json, note, out
+from slm.errors import InputError
+
+
+@dataclass(frozen=True)
+class CostSettings:
+    """The options of `cost_options`, as click gives them."""
+
+    fits: tuple[str, ...]
+    texts: tuple[str, ...]
+    max_tokens: int | None
+    report: bool
+    plot: bool
+    card: bool
+
+
+def cost_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the options of CostSettings, as keyword arguments of their names."""
+    options = [
+        click.option("--fit", "fits", multiple=True, metavar="BOUND",
+                     help="Keep the smallest type that meets a bound: kld=0.05,ja (also p99, top1, ppl, bpb), or the "
+                          "best within size=100MB or decode=60tok/s (prefill). --type then names what to try."),
+        click.option("--text", "texts", multiple=True, metavar="LANG=FILE",
+                     help="Text to measure on. Default: English, Japanese."),
+        click.option("--max-tokens", type=click.IntRange(0), help="Of each text; 0: all. Default 256; 1024 with --fit "
+                                                                  "or --report."),
+        click.option("--report/--no-report", help="Write NAME.report.md, .json and .png: cost and speed of types."),
+        click.option("--plot/--no-plot", default=True, help="Draw the report's PNG (needs the extra 'plot')."),
+        click.option("--card/--no-card", help="Write a model card (README.md) and an Ollama Modelfile beside it."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def wants_measuring(settings: CostSettings, types: tuple[str, ...], verify: bool) -> bool:
+    """Whether anything has to be measured: a fit, a report, or the proof of a quantized type.
+
+    Raises InputError for options that contradict one another.
+    """
+    from convert.cost import has_quantized
+
+    if (settings.fits or settings.report) and not verify:
+        raise InputError("--fit and --report measure what is written", hint="Leave --no-verify out.")
+    return bool(settings.fits) or settings.report or (verify and has_quantized(types))
+
+
+def convert_and_measure(
+    checkpoint: Path, target: Path, types: tuple[str, ...], settings: CostSettings, as_json: bool, **options: Any
+) -> list[dict[str, Any]]:
+    """Convert with figures, show them, write the report; the files' records. `options` go to `convert_checkpoint`."""
+    from convert.bounds import parse_bound
+    from convert.card import write_card
+    from convert.cost import QUICK_TOKENS, convert_measured
+    from convert.fit import fit_checkpoint
+    from convert.model import convert_checkpoint
+    from convert.plot import require_matplotlib
+    from convert.sample_text import read_texts
+    from convert.verify import MAX_TOKENS
+
+    if settings.report and settings.plot:
+        require_matplotlib()
+    files = text_files(settings.texts)
+    texts = read_texts(files)
+    tokens = settings.max_tokens
+    if tokens is None:
+        tokens = MAX_TOKENS if settings.fits or settings.report else QUICK_TOKENS
+    if settings.fits:
+        result = fit_checkpoint(
+            checkpoint, target, [parse_bound(text) for text in settings.fits], types=types, texts=texts,
+            max_tokens=tokens, speed=settings.report,
+        )  # fmt: skip
+        records, reference, kept = result["tried"], result["reference"], [result["chosen"]]
+    else:
+        records, reference = convert_measured(
+            checkpoint, target, types or ("f16",), texts=texts, max_tokens=tokens, speed=settings.report,
+            convert=lambda folder, to, names: convert_checkpoint(folder, to, names, **options),
+        )  # fmt: skip
+        kept = records
+        result = {"files": records, "reference": reference}
+    written = []
+    if settings.report and reference:
+        source = ", ".join(path.name for path in files.values()) or "the package's own sample"
+        chosen = kept[0]["type"] if settings.fits else None
+        written = _write_report(checkpoint, target, records, reference, source, settings, chosen)
+    if settings.card:
+        report = json.loads(written[1].read_text(encoding="utf-8")) if written else None
+        written += write_card(kept, checkpoint, report)
+    if as_json:
+        emit_json({**result, "files": kept, "written": [str(path) for path in written]})
+    else:
+        _show(records, kept, [str(path) for path in written])
+    return kept
+
+
+def _write_report(
+    checkpoint: Path,
+    target: Path,
+    records: list[dict[str, Any]],
+    reference: dict[str, Any],
+    source: str,
+    settings: CostSettings,
+    chosen: str | None,
+) -> list[Path]:
+    from convert.report import report_of, report_paths, write_report
+    from convert.speed import machine
+
+    name = checkpoint.resolve().name
+    report = report_of(name, records, reference, machine(), text=source, bounds=settings.fits, chosen=chosen)
+    paths = report_paths(target, name if target.is_dir() else None)
+    return write_report(paths, report, plot=settings.plot)
+
+
+def _show(records: list[dict[str, Any]], kept: list[dict[str, Any]], written: list[str]) -> None:
+    from rich.table import Table
+
+    timed = any("prefill_tok_s" in record for record in records)
+    table = Table("type", "MB", "text", "KL mean", "KL p99", "top-1", "perplexity", "bits/byte",
+                  *(["prefill", "decode tok/s"] if timed else []))  # fmt: skip
+    for record in records:
+        name = f"[bold]{record['type']} *[/bold]" if len(kept) < len(records) and "file" in record else record["type"]
+        rates = [f"{record[key]:,.1f}" if key in record else "-" for key in ("prefill_tok_s", "decode_tok_s")]
+        start, end = [name, f"{record['size_bytes'] / 1e6:,.1f}"], rates if timed else []
+        rows = record.get("by_language") or {"-": None}
+        for number, (lang, figures) in enumerate(rows.items()):
+            cells = ["-"] * 5 if figures is None else figure_cells(figures)
+            table.add_row(
+                *(start if number == 0 else ["", ""]), lang, *cells, *(end if number == 0 else [""] * len(end))
+            )
+    out().print(table)
+    for record in kept:
+        types = ", ".join(f"{count} {name}" for name, count in record["tensor_types"].items())
+        click.echo(f"{record['file']}  {record['type']}  {record['size_bytes'] / 1e6:,.1f} MB  {types}")
+    for path in written:
+        click.echo(path)
+    note(f"token ids equal on {kept[0]['tokenizer_lines_proven']} lines of mixed text; loaded by llama.cpp")
