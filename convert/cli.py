@@ -1,4 +1,4 @@
-"""The commands convert, restore, quantize, verify and inspect: how results are shown, not how they are made."""
+"""The commands convert, restore, verify and inspect: how results are shown, not how they are made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from convert.cli_quantize import options_from, quantize_options, show_file
 from slm.console import emit_json, note, out
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
@@ -18,10 +19,6 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result a
 
 def _mb(size: Any) -> str:
     return f"{int(size) / 1e6:,.1f} MB"
-
-
-def _types(types: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in types.items())
 
 
 @click.command("convert", context_settings=_SETTINGS)
@@ -36,12 +33,23 @@ def _types(types: dict[str, int]) -> str:
     "Default f16. On laptops q4_0 reads prompts fastest (the only type with a repacked layout for AVX2); "
     "q4_k_m loses less.",
 )
+@quantize_options
 @click.option("--base", help="The adapter's base (folder or catalog name), when it names none.")
 @click.option("--verify/--no-verify", default=True, help="Prove token ids and load the file before it is kept.")
 @_JSON
 @pass_joints
 def convert(
-    joints: Joints, source: str, target: Path, types: tuple[str, ...], base: str | None, verify: bool, as_json: bool
+    joints: Joints,
+    source: str,
+    target: Path,
+    types: tuple[str, ...],
+    imatrix: Path | None,
+    tensor_types: tuple[str, ...],
+    embedding: str | None,
+    head: str | None,
+    base: str | None,
+    verify: bool,
+    as_json: bool,
 ) -> None:
     """Convert a checkpoint folder, a catalog name or a PEFT adapter folder to GGUF.
 
@@ -67,14 +75,18 @@ def convert(
     if base is not None:
         raise InputError("--base is for adapters", found=f"'{source}' has no adapter_config.json")
     checkpoint = Path(source) if Path(source).exists() else joints.checkpoint_of(source)
-    results = convert_checkpoint(checkpoint, target, types or ("f16",), verify)
+    options = options_from(imatrix, tensor_types, embedding, head)
+    results = convert_checkpoint(checkpoint, target, types or ("f16",), verify, options)
     if as_json:
         emit_json({"files": results})
         return
     for result in results:
-        click.echo(f"{result['file']}  {_mb(result['size_bytes'])}  {_types(result['tensor_types'])}")
+        show_file(result)
     if verify:
-        note(f"token ids equal on {results[0]['tokenizer_lines_proven']} lines of mixed text; loaded by llama.cpp")
+        note(
+            f"token ids equal on {results[0]['tokenizer_lines_proven']} lines of mixed text; "
+            "llama.cpp knows every tensor; the files were read back"
+        )
 
 
 @click.command("restore", context_settings=_SETTINGS)
@@ -98,30 +110,6 @@ def restore(gguf: Path, target: Path, dtype: str, template: str | None, as_json:
     else:
         click.echo(f"{target}  {manifest['architecture']} {dtype}, fingerprint {manifest['fingerprint'][:12]}")
         note(f"token ids equal on {manifest['tokenizer_lines_proven']} lines of mixed text")
-
-
-@click.command("quantize", context_settings=_SETTINGS)
-@click.argument("gguf", type=click.Path(path_type=Path))
-@_OUT_FILE
-@click.option("-t", "--type", "type_", required=True, help="q4_0, q4_k_m, q5_k_m, q6_k, q8_0 ...")
-@_JSON
-def quantize(gguf: Path, target: Path, type_: str, as_json: bool) -> None:
-    """Quantize a float GGUF model.
-
-    \b
-    Example:
-      slm quantize model-f16.gguf -o model-q4_0.gguf --type q4_0
-    """
-    from convert.quantize import quantize_file
-
-    result = quantize_file(gguf, target, type_)
-    if as_json:
-        emit_json(result)
-    else:
-        click.echo(
-            f"{result['file']}  {_mb(result['size_bytes'])} (from {_mb(result['source_bytes'])})  "
-            f"{_types(result['tensor_types'])}"
-        )
 
 
 def _texts(pairs: tuple[str, ...]) -> dict[str, Path]:
