@@ -6,12 +6,14 @@ It knows nothing of adapters or of serving.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from convert.beside import Beside, no_garbage_collection
 from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.proof import prove_equal, special_lines
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
@@ -47,9 +49,9 @@ def convert_checkpoint(
     _check_options(names, options)
     checkpoint = read_checkpoint(folder)
     plan = checkpoint.plan()
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as thread, no_garbage_collection():
         # Without a manifest this hashes all weights; the tokenizer is read meanwhile.
-        fingerprint = beside.submit(checkpoint_fingerprint, checkpoint.folder)
+        fingerprint = thread.submit(checkpoint_fingerprint, checkpoint.folder)
         source = read_vocabulary(checkpoint.folder, checkpoint.config)
         source.vocabulary.fitted(checkpoint.vocabulary_rows)
         metadata = _metadata(checkpoint, source, fingerprint.result())
@@ -58,9 +60,9 @@ def convert_checkpoint(
     targets = ladder(Path(out), checkpoint.folder.resolve().name, names)
     parent = next(iter(targets.values())).parent
     require_space(parent, sum(int(p.entry.nbytes) for p in plan) * len(names))
-    writer = _Writer(checkpoint, metadata, source, verify)
     results = []
     with ExitStack() as stack:
+        writer = _Writer(checkpoint, metadata, _Proof(stack, source) if verify else None)
         basis: Path | None = None
         for name, target in targets.items():
             if name in DIRECT_TYPES and not (name == "q8_0" and options.changes_types):
@@ -73,7 +75,7 @@ def convert_checkpoint(
                     basis = Path(scratch) / "basis.gguf"
                     writer.write({"F32": "f32", "F16": "f16", "BF16": "bf16"}.get(checkpoint.dtype, "f32"), basis)
                 result = quantize_file(basis, target, name, options)
-            results.append({**result, "file": str(target), "type": name, "tokenizer_lines_proven": writer.proven})
+            results.append({**result, "file": str(target), "type": name, "tokenizer_lines_proven": writer.lines_proven})
     return results
 
 
@@ -101,12 +103,40 @@ def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[
     }
 
 
-class _Writer:
-    """Writes float files of one checkpoint; the vocabulary is proven once, on the first one's header."""
+class _Proof:
+    """The source tokenizer's ids, computed beside the writing, and their comparison with llama.cpp's."""
 
-    def __init__(self, checkpoint: Checkpoint, metadata: dict[str, Any], source: Source, verify: bool) -> None:
-        self._checkpoint, self._metadata, self._source, self._verify = checkpoint, metadata, source, verify
-        self.proven = 0
+    def __init__(self, stack: ExitStack, source: Source) -> None:
+        ids = [i for i in source.special_ids if i < len(source.vocabulary.tokens)]
+        self._lines = [*source.lines, *special_lines(source.vocabulary.tokens, ids)]
+        self._source, self.lines_proven = source, 0
+        self._expected = Beside(stack, self._source_ids)
+
+    def _source_ids(self) -> list[list[int]]:
+        encode = self._source.encoder()
+        return [encode(line) for line in self._lines]
+
+    def compare_when_ready(self, path: Path) -> None:
+        """`compare`, if nothing has to be waited for: a wrong tokenizer should not cost the writing of all weights."""
+        if not self.lines_proven and self._expected.ready():
+            self.compare(path)
+
+    def compare(self, path: Path) -> None:
+        """Raise VerificationError unless the file's vocabulary gives the same ids. The first time only."""
+        if not self.lines_proven:
+            expected = dict(zip(self._lines, self._expected.get(), strict=True))
+            self.lines_proven = prove_equal(path, expected.__getitem__, lines=self._lines)
+
+
+class _Writer:
+    """Writes float files of one checkpoint, proven before they get their names."""
+
+    def __init__(self, checkpoint: Checkpoint, metadata: dict[str, Any], proof: _Proof | None) -> None:
+        self._checkpoint, self._metadata, self._proof = checkpoint, metadata, proof
+
+    @property
+    def lines_proven(self) -> int:
+        return self._proof.lines_proven if self._proof is not None else 0
 
     def write(self, name: str, target: Path) -> dict[str, Any]:
         keys = {**self._metadata, "general.file_type": FILE_TYPES[name], "general.quantization_version": 2}
@@ -116,40 +146,32 @@ class _Writer:
         ]
         for extra, values in self._checkpoint.family.extra_tensors(self._checkpoint.config).items():
             tensors.append(OutTensor(extra, values.shape, "F32", [values]))
-        ledger = Ledger()
+        total, ledger = sum(t.nbytes for t in tensors) / 1e6, Ledger()
         with new_file(target) as temporary:
-            with (
-                temporary.open("wb") as file,
-                progress(f"writing {name}", sum(t.nbytes for t in tensors) / 1e6, "MB") as done,
-            ):
+            with temporary.open("wb") as file, progress(f"writing {name}", total, "MB") as done:
                 stream = write_gguf(file, keys, tensors, ledger)
                 next(stream)  # the header, at the file's full length
-                if self._verify:
-                    self._prove(temporary)
+                if self._proof is not None:
+                    self._check_loads(temporary)
                 for written in stream:
                     done(written / 1e6)
-            if self._verify:
+                    if self._proof is not None:
+                        self._proof.compare_when_ready(temporary)
+            if self._proof is not None:
+                self._proof.compare(temporary)
                 ledger.check(temporary)
-        types: dict[str, int] = {}
-        for tensor in tensors:
-            types[tensor.type_name] = types.get(tensor.type_name, 0) + 1
         asked = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}[name]
         fallbacks = sum(len(t.shape) > 1 and t.type_name not in (asked, "F32") for t in tensors)
         return {
             "file": str(target),
             "type": name,
             "size_bytes": target.stat().st_size,
-            "tensor_types": dict(sorted(types.items(), key=lambda pair: -pair[1])),
+            "tensor_types": dict(Counter(t.type_name for t in tensors).most_common()),
             "fallbacks": {"F16": fallbacks} if fallbacks else {},
         }
 
-    def _prove(self, path: Path) -> None:
-        """On a file that has no weights yet: the token ids, and that llama.cpp knows every tensor and its shape."""
-        if not self.proven:
-            vocabulary = self._source.vocabulary
-            ids = [i for i in self._source.special_ids if i < len(vocabulary.tokens)]
-            lines = [*self._source.lines, *special_lines(vocabulary.tokens, ids)]
-            self.proven = prove_equal(path, self._source.encoder(), lines=lines)
+    def _check_loads(self, path: Path) -> None:
+        """On a file that has no weights yet: llama.cpp knows every tensor and its shape."""
         with ExitStack() as stack:
             try:
                 open_model(stack, path, without_data=True)

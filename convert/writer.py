@@ -51,11 +51,8 @@ class Ledger:
     size: int = 0
 
     def check(self, path: Path) -> None:
-        """Read a file back, from the disk where the system can be told so. Raises VerificationError."""
+        """Read the file back and compare. Raises VerificationError that names the first part that differs."""
         with path.open("rb", buffering=0) as file:
-            os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             if os.fstat(file.fileno()).st_size != self.size:
                 raise _differs("the file's length")
             block = memoryview(bytearray(_BLOCK))
@@ -73,7 +70,7 @@ class Ledger:
 
 def _differs(name: str) -> VerificationError:
     return VerificationError(
-        f"what the disk gives back for {name} differs from what was written",
+        f"what is read back for {name} differs from what was written",
         hint="Nothing was left behind. Is the disk full or failing? Try another folder with -o.",
     )
 
