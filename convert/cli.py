@@ -1,4 +1,4 @@
-"""The commands convert, restore, quantize, verify and inspect: how results are shown, not how they are made."""
+"""The commands convert, restore and inspect: how results are shown, not how they are made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from convert.cli_cost import CostSettings, convert_and_measure, cost_options, wants_measuring
+from convert.cli_cost import PROVEN, CostSettings, convert_and_measure, cost_options, wants_measuring
+from convert.cli_quantize import options_from, quantize_options, show_file
 from slm.console import emit_json, note, out
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
@@ -19,10 +20,6 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result a
 
 def _mb(size: Any) -> str:
     return f"{int(size) / 1e6:,.1f} MB"
-
-
-def _types(types: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in types.items())
 
 
 @click.command("convert", context_settings=_SETTINGS)
@@ -37,6 +34,7 @@ def _types(types: dict[str, int]) -> str:
     "Default f16. On laptops q4_0 reads prompts fastest (the only type with a repacked layout for AVX2); "
     "q4_k_m loses less.",
 )
+@quantize_options
 @click.option("--base", help="The adapter's base (folder or catalog name), when it names none.")
 @click.option("--verify/--no-verify", default=True, help="Prove token ids, load the file, measure what a type costs.")
 @cost_options
@@ -48,6 +46,10 @@ def convert(
     source: str,
     target: Path,
     types: tuple[str, ...],
+    imatrix: Path | None,
+    tensor_types: tuple[str, ...],
+    embedding: str | None,
+    head: str | None,
     base: str | None,
     verify: bool,
     as_json: bool,
@@ -84,19 +86,20 @@ def convert(
     if base is not None:
         raise InputError("--base is for adapters", found=f"'{source}' has no adapter_config.json")
     checkpoint = Path(source) if Path(source).exists() else joints.checkpoint_of(source)
+    options = options_from(imatrix, tensor_types, embedding, head)
     if wants_measuring(settings, types, verify):
-        convert_and_measure(checkpoint, target, types, settings, as_json)
+        convert_and_measure(checkpoint, target, types, settings, options, as_json)
         return
-    results = convert_checkpoint(checkpoint, target, types or ("f16",), verify)
+    results = convert_checkpoint(checkpoint, target, types or ("f16",), verify, options)
     if settings.card:
         write_card(results, checkpoint)
     if as_json:
         emit_json({"files": results})
         return
     for result in results:
-        click.echo(f"{result['file']}  {_mb(result['size_bytes'])}  {_types(result['tensor_types'])}")
+        show_file(result)
     if verify:
-        note(f"token ids equal on {results[0]['tokenizer_lines_proven']} lines of mixed text; loaded by llama.cpp")
+        note(PROVEN.format(results[0]["tokenizer_lines_proven"]))
 
 
 @click.command("restore", context_settings=_SETTINGS)
@@ -120,30 +123,6 @@ def restore(gguf: Path, target: Path, dtype: str, template: str | None, as_json:
     else:
         click.echo(f"{target}  {manifest['architecture']} {dtype}, fingerprint {manifest['fingerprint'][:12]}")
         note(f"token ids equal on {manifest['tokenizer_lines_proven']} lines of mixed text")
-
-
-@click.command("quantize", context_settings=_SETTINGS)
-@click.argument("gguf", type=click.Path(path_type=Path))
-@_OUT_FILE
-@click.option("-t", "--type", "type_", required=True, help="q4_0, q4_k_m, q5_k_m, q6_k, q8_0 ...")
-@_JSON
-def quantize(gguf: Path, target: Path, type_: str, as_json: bool) -> None:
-    """Quantize a float GGUF model.
-
-    \b
-    Example:
-      slm quantize model-f16.gguf -o model-q4_0.gguf --type q4_0
-    """
-    from convert.quantize import quantize_file
-
-    result = quantize_file(gguf, target, type_)
-    if as_json:
-        emit_json(result)
-    else:
-        click.echo(
-            f"{result['file']}  {_mb(result['size_bytes'])} (from {_mb(result['source_bytes'])})  "
-            f"{_types(result['tensor_types'])}"
-        )
 
 
 @click.command("inspect", context_settings=_SETTINGS)

@@ -9,13 +9,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from convert.cli_quantize import show_file
 from convert.cli_verify import figure_cells, text_files
 from slm.console import emit_json, note, out
 from slm.errors import InputError
+
+if TYPE_CHECKING:
+    from convert.quantize import Options
+
+PROVEN = "token ids equal on {} lines of mixed text; llama.cpp knows every tensor; the files were read back"
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,9 @@ def wants_measuring(settings: CostSettings, types: tuple[str, ...], verify: bool
 
 
 def convert_and_measure(
-    checkpoint: Path, target: Path, types: tuple[str, ...], settings: CostSettings, as_json: bool, **options: Any
+    checkpoint: Path, target: Path, types: tuple[str, ...], settings: CostSettings, options: Options, as_json: bool
 ) -> list[dict[str, Any]]:
-    """Convert with figures, show them, write the report; the files' records. `options` go to `convert_checkpoint`."""
+    """Convert with figures, show them, write the report; the files' records. options: for the quantizer."""
     from convert.bounds import parse_bound
     from convert.card import write_card
     from convert.cost import QUICK_TOKENS, convert_measured
@@ -84,13 +90,13 @@ def convert_and_measure(
     if settings.fits:
         result = fit_checkpoint(
             checkpoint, target, [parse_bound(text) for text in settings.fits], types=types, texts=texts,
-            max_tokens=tokens, speed=settings.report,
+            max_tokens=tokens, speed=settings.report, options=options,
         )  # fmt: skip
         records, reference, kept = result["tried"], result["reference"], [result["chosen"]]
     else:
         records, reference = convert_measured(
             checkpoint, target, types or ("f16",), texts=texts, max_tokens=tokens, speed=settings.report,
-            convert=lambda folder, to, names: convert_checkpoint(folder, to, names, **options),
+            convert=lambda folder, to, names: convert_checkpoint(folder, to, names, options=options),
         )  # fmt: skip
         kept = records
         result = {"files": records, "reference": reference}
@@ -145,8 +151,7 @@ def _show(records: list[dict[str, Any]], kept: list[dict[str, Any]], written: li
             )
     out().print(table)
     for record in kept:
-        types = ", ".join(f"{count} {name}" for name, count in record["tensor_types"].items())
-        click.echo(f"{record['file']}  {record['type']}  {record['size_bytes'] / 1e6:,.1f} MB  {types}")
+        show_file(record)
     for path in written:
         click.echo(path)
-    note(f"token ids equal on {kept[0]['tokenizer_lines_proven']} lines of mixed text; loaded by llama.cpp")
+    note(PROVEN.format(kept[0]["tokenizer_lines_proven"]))

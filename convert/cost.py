@@ -19,20 +19,18 @@ import numpy as np
 from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.kld import pooled
 from convert.model import DIRECT_TYPES, convert_checkpoint
-from convert.quantize import FLOAT_TYPES, quantize_file, type_name, types_written
+from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name, types_written
 from convert.speed import measure_speed
 from convert.verify import by_language, gguf_runner, is_language_model, measure
 from slm.artifacts import require_space
 from slm.console import note
-from slm.errors import InputError
 from slm.gguf_reader import read_gguf
 
 QUICK_TOKENS = 256  # of each language when nobody asked for a report: enough to see that a file is sound
 # From the smallest to the largest; one of each kind that people use. The last is the checkpoint's own precision.
 LADDER = ("q2_k", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")
 
-# (float GGUF, output, type) -> a file
-Quantize = Callable[[Path, Path, str], Mapping[str, Any]]
+_NO_OPTIONS = Options()
 
 
 def reference_type(checkpoint: Checkpoint) -> str:
@@ -78,10 +76,7 @@ def convert_measured(
     """
     out = Path(out)
     checkpoint = read_checkpoint(folder)
-    if len(types) == 1 and out.is_dir():
-        raise InputError(f"'{out}' is a folder", hint=f"Name the file, for example: -o {out}/model-{types[0]}.gguf")
-    if len(types) > 1 and (out.is_file() or out.suffix == ".gguf"):
-        raise InputError("with several types the output must be a folder", found=str(out))
+    ladder(out, checkpoint.folder.resolve().name, types)  # refuses an `out` of the wrong kind before any work
     with scratch_beside(out) as scratch:
         made = scratch / "out"
         made.mkdir()
@@ -151,12 +146,15 @@ def bits_per_weight(path: Path) -> float:
 
 
 def make_ladder(
-    checkpoint: Checkpoint, scratch: Path, types: Sequence[str], quantize: Quantize = quantize_file
+    checkpoint: Checkpoint, scratch: Path, types: Sequence[str], options: Options = _NO_OPTIONS
 ) -> tuple[Path, list[dict[str, Any]]]:
     """(reference, files from the smallest to the largest), all in `scratch`; each {file, type, size_bytes, ...}.
 
     The reference's token ids are proven and it is loaded; the others hold the same vocabulary.
     """
+    for name in types:
+        if name not in FLOAT_TYPES:
+            prepare(name, options)
     precision = reference_type(checkpoint)
     reference = scratch / "reference.gguf"
     [first] = convert_checkpoint(checkpoint.folder, reference, precision)
@@ -165,14 +163,12 @@ def make_ladder(
     for name in types:
         path = scratch / f"{name}.gguf"
         if name == precision:
-            path = reference
-        elif name in DIRECT_TYPES:
-            convert_checkpoint(checkpoint.folder, path, name, verify=False)
+            result = first
+        elif name in DIRECT_TYPES and not (name == "q8_0" and options.changes_types):
+            [result] = convert_checkpoint(checkpoint.folder, path, name, verify=False)
         else:
-            quantize(reference, path, name)
-        written = types_written(read_gguf(path))
-        files.append({"file": str(path), "type": name, "size_bytes": path.stat().st_size, "tensor_types": written,
-                      "tokenizer_lines_proven": first["tokenizer_lines_proven"]})  # fmt: skip
+            result = quantize_file(reference, path, name, options)
+        files.append({**result, "tokenizer_lines_proven": first["tokenizer_lines_proven"]})
     return reference, sorted(files, key=lambda one: one["size_bytes"])
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from convert.bounds import Bound, check_languages, each_language, value_of
 from convert.checkpoint import read_checkpoint
 from convert.cost import (
-    Quantize,
     ladder_of,
     make_ladder,
     measured_file,
@@ -22,7 +21,7 @@ from convert.cost import (
     reference_type,
     scratch_beside,
 )
-from convert.quantize import quantize_file
+from convert.quantize import Options
 from convert.speed import measure_speed
 from convert.verify import MAX_TOKENS, is_language_model
 from slm.console import note
@@ -30,6 +29,7 @@ from slm.errors import InputError, UnsupportedError, VerificationError
 from slm.gguf_reader import read_gguf
 
 Record = Mapping[str, Any]
+_NO_OPTIONS = Options()
 
 
 def excesses(record: Record, bounds: Sequence[Bound]) -> list[float | None]:
@@ -101,12 +101,12 @@ def fit_checkpoint(
     texts: Mapping[str, str],
     max_tokens: int = MAX_TOKENS,
     speed: bool = False,
-    quantize: Quantize = quantize_file,
+    options: Options = _NO_OPTIONS,
 ) -> dict[str, Any]:
     """Write the one file `out` that `choose` picks; returns {chosen, tried, reference, bounds}.
 
     types: the ladder to try (default: `cost.LADDER`). speed: measure tokens a second even when no bound needs it;
-    then every type is measured. Raises VerificationError that names the nearest type when none meets the bounds,
+    then every type is measured. options: for the quantizer. Raises VerificationError that names the nearest type when none meets the bounds,
     UnsupportedError for an embedder; nothing is written then.
     """
     out = Path(out)
@@ -115,7 +115,7 @@ def fit_checkpoint(
     check_languages(bounds, list(texts))
     checkpoint = read_checkpoint(folder)
     with scratch_beside(out) as scratch:
-        reference, files = make_ladder(checkpoint, scratch, ladder_of(types, checkpoint), quantize)
+        reference, files = make_ladder(checkpoint, scratch, ladder_of(types, checkpoint), options)
         if not is_language_model(read_gguf(reference)):
             raise UnsupportedError("--fit needs a language model: an embedder has no KL divergence to bound")
         tried = _measured(files, reference, bounds, texts, max_tokens, speed)

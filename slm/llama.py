@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,18 @@ def physical_cores() -> int:
         return max(1, allowed)
 
 
-def open_model(stack: ExitStack, path: Path, *, vocab_only: bool = False) -> Any:
-    """Load a GGUF model (memory-mapped). Raises DamagedFileError when llama.cpp refuses it."""
+def open_model(stack: ExitStack, path: Path, *, vocab_only: bool = False, without_data: bool = False) -> Any:
+    """Load a GGUF model (memory-mapped). Raises DamagedFileError when llama.cpp refuses it.
+
+    without_data: hyper-parameters, vocabulary, and every tensor's name and shape are checked, but no weights are
+    read; the model tokenizes and no more.
+    """
     lib = library()
     params = lib.llama_model_default_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = 0
-    params.use_mmap = True
+    params.load_mode = lib.LLAMA_LOAD_MODE_NONE if without_data else lib.LLAMA_LOAD_MODE_MMAP
+    params.no_alloc = without_data
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise DamagedFileError(
@@ -81,8 +87,13 @@ def open_context(
     n_threads: int = 0,
     flash_attention: bool | None = None,
     exact_cache: bool = False,
+    on_node: Callable[[int, bool, Any], bool] | None = None,
 ) -> Any:
-    """A context: `n_ctx` cells of KV cache shared by `n_seq_max` sequences, `n_threads` (0: physical cores)."""
+    """A context: `n_ctx` cells of KV cache shared by `n_seq_max` sequences, `n_threads` (0: physical cores).
+
+    on_node: called with a node's address, True before it is computed (is it wanted?) and False after a wanted one
+    (go on?); ggml/include/ggml-backend.h, `ggml_backend_sched_eval_callback`.
+    """
     lib = library()
     params = lib.llama_context_default_params()
     params.n_ctx = n_ctx
@@ -96,6 +107,9 @@ def open_context(
         params.type_k = params.type_v = 0
     if flash_attention is not None:
         params.flash_attn_type = 1 if flash_attention else 0
+    if on_node is not None:
+        params.cb_eval = lib.ggml_backend_sched_eval_callback(on_node)
+        stack.callback(bool, params)  # the callback must outlive the context
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise EngineError(
