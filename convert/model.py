@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, read_checkpoint
-from convert.proof import prove_equal, special_lines
+from convert.proof import Source, prove_equal
 from convert.quantize import FLOAT_TYPES, quantize_file, type_name, types_written
-from convert.vocab_source import Source, read_vocabulary
+from convert.vocab_source import read_vocabulary
 from convert.writer import FILE_TYPES, OutTensor, tensor_type, write_gguf
 from slm.artifacts import checkpoint_fingerprint, new_file, require_space
 from slm.console import note, progress
@@ -94,16 +94,13 @@ def _metadata(checkpoint: Checkpoint, source: Source) -> dict[str, Any]:
 
 def _prove_vocabulary(metadata: dict[str, Any], source: Source) -> int:
     """Prove the vocabulary on a file that holds nothing else, before any weights are written."""
-    vocabulary = source.vocabulary
-    ids = [i for i in source.special_ids if i < len(vocabulary.tokens)]
-    lines = [*source.lines, *special_lines(vocabulary.tokens, ids)]
     encode = source.encoder()
     with tempfile.TemporaryDirectory(prefix="slm-") as scratch:
         path = Path(scratch) / "vocabulary.gguf"
         with path.open("wb") as file:
             for _ in write_gguf(file, metadata, []):
                 pass
-        return prove_equal(path, encode, lines=lines)
+        return prove_equal(path, encode, lines=source.all_lines(), add_special=source.add_special)
 
 
 def _write(checkpoint: Checkpoint, metadata: dict[str, Any], name: str, target: Path, verify: bool) -> dict[str, Any]:
