@@ -106,8 +106,8 @@ def fit_checkpoint(
     """Write the one file `out` that `choose` picks; returns {chosen, tried, reference, bounds}.
 
     types: the ladder to try (default: `cost.LADDER`). speed: measure tokens a second even when no bound needs it;
-    then every type is measured. options: for the quantizer. Raises VerificationError that names the nearest type when none meets the bounds,
-    UnsupportedError for an embedder; nothing is written then.
+    then every type is measured. options: for the quantizer. Raises VerificationError that names the nearest type
+    when none meets the bounds, UnsupportedError for an embedder; nothing is written then.
     """
     out = Path(out)
     if out.is_dir():

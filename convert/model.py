@@ -15,9 +15,9 @@ from typing import Any
 
 from convert.beside import Beside, no_garbage_collection
 from convert.checkpoint import Checkpoint, read_checkpoint
-from convert.proof import prove_equal, special_lines
+from convert.proof import Source, prove_equal
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
-from convert.vocab_source import Source, read_vocabulary
+from convert.vocab_source import read_vocabulary
 from convert.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
 from slm.artifacts import checkpoint_fingerprint, new_file, require_space
 from slm.console import note, progress
@@ -107,8 +107,7 @@ class _Proof:
     """The source tokenizer's ids, computed beside the writing, and their comparison with llama.cpp's."""
 
     def __init__(self, stack: ExitStack, source: Source) -> None:
-        ids = [i for i in source.special_ids if i < len(source.vocabulary.tokens)]
-        self._lines = [*source.lines, *special_lines(source.vocabulary.tokens, ids)]
+        self._lines = source.all_lines()
         self._source, self.lines_proven = source, 0
         self._expected = Beside(stack, self._source_ids)
 
@@ -125,7 +124,9 @@ class _Proof:
         """Raise VerificationError unless the file's vocabulary gives the same ids. The first time only."""
         if not self.lines_proven:
             expected = dict(zip(self._lines, self._expected.get(), strict=True))
-            self.lines_proven = prove_equal(path, expected.__getitem__, lines=self._lines)
+            self.lines_proven = prove_equal(
+                path, expected.__getitem__, lines=self._lines, add_special=self._source.add_special
+            )
 
 
 class _Writer:

@@ -34,9 +34,9 @@ _ABSENT: dict[str, dict[str, int]] = {
 
 @dataclass
 class Vocabulary:
-    """`model` is gpt2 (byte-level BPE), llama (SentencePiece BPE) or t5 (SentencePiece unigram).
+    """`model` is gpt2 (byte-level BPE), llama (SentencePiece BPE), t5 (SentencePiece unigram) or bert (WordPiece).
 
-    `specials` maps bos, eos, unk, sep, pad, mask to ids. `scores` is empty for gpt2, `merges` for the others.
+    `specials` maps bos, eos, unk, sep, pad, mask to ids. `scores` is there for llama and t5, `merges` for gpt2.
     """
 
     model: str
@@ -51,7 +51,8 @@ class Vocabulary:
     add_space_prefix: bool = False
     remove_extra_whitespaces: bool = False
     charsmap: bytes = b""
-    lower_case: bool = False  # the charsmap lower-cases; GGUF has no key for it, so it is folded in
+    lower_case: bool = False  # a key for bert; for t5 there is none, so it is folded into the charsmap
+    strip_accents: bool = False  # bert only
     chat_template: str | None = None
 
     def fitted(self, rows: int) -> Vocabulary:
@@ -94,6 +95,9 @@ class Vocabulary:
         }
         if self.model == "gpt2":
             metadata["tokenizer.ggml.merges"] = self.merges
+        elif self.model == "bert":
+            metadata["tokenizer.ggml.normalizer.lowercase"] = self.lower_case
+            metadata["tokenizer.ggml.normalizer.strip_accents"] = self.strip_accents
         else:
             metadata["tokenizer.ggml.scores"] = np.array(self.scores, dtype=np.float32)
         for name, key in SPECIAL_KEYS.items():
