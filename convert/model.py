@@ -30,9 +30,9 @@ def convert_checkpoint(
 ) -> list[dict[str, Any]]:
     """Write one GGUF file (one type: `out` is the file) or several (`out` is a folder) from a checkpoint folder.
 
-    Returns a list of {file, type, size_bytes, tensor_types, ...}. verify: prove that llama.cpp's token ids equal the
-    source tokenizer's on mixed text and that llama.cpp loads the file, before anything gets its name. Raises
-    InputError and its kinds, MismatchError, VerificationError; nothing is left behind then.
+    Returns a list of {file, type, size_bytes, tensor_types, caveats, ...}. verify: prove that llama.cpp's token ids
+    equal the source tokenizer's on mixed text and that llama.cpp loads the file, before anything gets its name.
+    Raises InputError and its kinds, MismatchError, VerificationError; nothing is left behind then.
     """
     names = list(dict.fromkeys(type_name(t) for t in ([types] if isinstance(types, str) else types)))
     if not names:
@@ -43,7 +43,8 @@ def convert_checkpoint(
     source.vocabulary.fitted(checkpoint.vocabulary_rows)
     metadata = _metadata(checkpoint, source)
     proven = _prove_vocabulary(metadata, source) if verify else 0
-    for caveat in source.caveats:
+    caveats = [*source.caveats, *checkpoint.family.caveats(checkpoint.config)]
+    for caveat in caveats:
         note(f"note: {caveat}")
     targets = _targets(Path(out), checkpoint, names)
     elements = sum(int(p.entry.nbytes) for p in plan)
@@ -61,7 +62,9 @@ def convert_checkpoint(
                     basis = Path(scratch) / "basis.gguf"
                     _write(checkpoint, metadata, precision, basis, verify)
                 result = quantize_file(basis, target, name)
-            results.append({**result, "file": str(target), "type": name, "tokenizer_lines_proven": proven})
+            results.append(
+                {**result, "file": str(target), "type": name, "tokenizer_lines_proven": proven, "caveats": caveats}
+            )
     return results
 
 
