@@ -5,6 +5,7 @@ It knows nothing of adapters or of serving.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import Any
 from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.proof import prove_equal, special_lines
 from convert.quantize import FLOAT_TYPES, quantize_file, type_name, types_written
-from convert.vocab_source import Source, read_vocabulary
+from convert.vocab_source import Source, read_json, read_vocabulary
 from convert.writer import FILE_TYPES, OutTensor, tensor_type, write_gguf
 from slm.artifacts import checkpoint_fingerprint, new_file, require_space
 from slm.console import note, progress
@@ -23,6 +24,8 @@ from slm.gguf_reader import read_gguf
 from slm.llama import open_model
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
+_PHI3_NAME = re.compile(r"phi-?3", re.IGNORECASE)
+_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
 def convert_checkpoint(
@@ -88,11 +91,33 @@ def _metadata(checkpoint: Checkpoint, source: Source) -> dict[str, Any]:
     return {
         "general.architecture": checkpoint.family.gguf_architecture,
         "general.type": "model",
-        "general.name": checkpoint.folder.resolve().name,
+        "general.name": _runtime_name(checkpoint, source),
         **checkpoint.family.to_metadata(checkpoint.config),
         **source.vocabulary.to_metadata(),
         "slm.fingerprint": checkpoint_fingerprint(checkpoint.folder),
     }
+
+
+def _runtime_name(checkpoint: Checkpoint, source: Source) -> str:
+    """The model's name, with "phi-3" in it exactly when its special tokens swallow the white space after them.
+
+    llama.cpp takes that rule from the name (src/llama-vocab.cpp, `llama_vocab::impl::load`), and refuses a file so
+    named whose vocabulary lacks Phi-3's own tokens.
+    """
+    name = checkpoint.folder.resolve().name
+    path = checkpoint.folder / "tokenizer.json"
+    swallows = False
+    if (
+        checkpoint.family.gguf_architecture == "phi3"
+        and path.exists()
+        and set(source.vocabulary.tokens) >= _PHI3_TOKENS
+    ):
+        added = read_json(path).get("added_tokens") or []
+        own = [bool(t.get("rstrip")) for t in added if t.get("content") not in _PHI3_TOKENS]
+        swallows = bool(own) and all(own)
+    if swallows:
+        return name if _PHI3_NAME.search(name) else f"Phi-3 {name}"
+    return _PHI3_NAME.sub("Phi 3", name)
 
 
 def _prove_vocabulary(metadata: dict[str, Any], source: Source) -> int:

@@ -24,6 +24,7 @@ HEAD = "output.weight"
 EMBEDDING = "token_embd.weight"
 
 
+@dataclass(frozen=True)
 class Transform:
     """How a tensor changes between a checkpoint and GGUF. The base class changes nothing."""
 
@@ -115,7 +116,7 @@ class Rule:
 
     checkpoint_name: str
     gguf_name: str
-    transform: Transform = Transform()  # noqa: RUF009 - it has no state
+    transform: Transform = Transform()
     required: bool = True
 
 

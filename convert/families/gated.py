@@ -101,6 +101,15 @@ class GatedDecoder(Family):
             **rope_metadata(self.rope(config), name, self.rope_kinds),
         }
 
+    def caveats(self, config: Config) -> list[str]:
+        rope = self.rope(config)
+        if rope.kind != "longrope" or rope.original >= rope.context:
+            return []
+        return [
+            f"llama.cpp takes the long RoPE factors when its context is longer than {int(rope.original):,} tokens, "
+            "the checkpoint's own code when the text is: for shorter texts open a context up to that length"
+        ]
+
     def kv_heads(self, config: Config) -> int:
         """Heads of keys and values, a divisor of the query heads. Raises DamagedFileError."""
         heads = positive(config, "num_attention_heads")

@@ -16,4 +16,5 @@ class Mistral(Llama):
 
     def caveats(self, config: Config) -> list[str]:
         # Absent means 4,096 (transformers, MistralConfig); null means none.
-        return window_caveat(config.get("sliding_window", 4096), positive(config, "max_position_embeddings"), "llama")
+        window, context = config.get("sliding_window", 4096), positive(config, "max_position_embeddings")
+        return super().caveats(config) + window_caveat(window, context, self.gguf_architecture)

@@ -41,11 +41,4 @@ class Phi3(GatedDecoder):
 
     def caveats(self, config: Config) -> list[str]:
         context = positive(config, "max_position_embeddings")
-        found = window_caveat(config.get("sliding_window"), context, self.gguf_architecture)
-        rope = self.rope(config)
-        if rope.kind == "longrope" and rope.original < context:
-            found.append(
-                f"llama.cpp takes the long RoPE factors when its context is longer than {int(rope.original):,} tokens, "
-                "the checkpoint's own code when the text is: for shorter texts open a context up to that length"
-            )
-        return found
+        return super().caveats(config) + window_caveat(config.get("sliding_window"), context, self.gguf_architecture)
