@@ -69,6 +69,9 @@ class Checkpoint:
             found = self.family.rule_for(name, self.config)
             if found is not None:
                 by_name[found[1]] = (entry, found[0])
+        for target, source in self.family.copies(self.config).items():
+            if target not in by_name and source in by_name:
+                by_name[target] = by_name[source]
         missing = [gguf_name for _, _, gguf_name in rules if gguf_name not in by_name]
         if missing:
             names = {gguf_name: name for _, name, gguf_name in rules}

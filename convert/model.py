@@ -5,6 +5,7 @@ It knows nothing of adapters or of serving.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from convert.beside import Beside, no_garbage_collection
 from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.proof import Source, prove_equal
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
-from convert.vocab_source import read_vocabulary
+from convert.vocab_source import read_json, read_vocabulary
 from convert.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
 from slm.artifacts import checkpoint_fingerprint, new_file, require_space
 from slm.console import note, progress
@@ -26,6 +27,8 @@ from slm.llama import open_model
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
 _NO_OPTIONS = Options()
+_PHI3_NAME = re.compile(r"phi-?3", re.IGNORECASE)
+_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
 def convert_checkpoint(
@@ -37,9 +40,9 @@ def convert_checkpoint(
 ) -> list[dict[str, Any]]:
     """Write one GGUF file (one type: `out` is the file) or several (`out` is a folder) from a checkpoint folder.
 
-    Returns a list of {file, type, size_bytes, tensor_types, fallbacks, ...}. verify: prove that llama.cpp's token ids
-    equal the source tokenizer's on mixed text, that llama.cpp accepts every tensor, and that the disk gives back what
-    was written, before anything gets its name. options: for the quantized types (importance matrix, overrides).
+    Returns a list of {file, type, size_bytes, tensor_types, fallbacks, caveats, ...}. verify: prove that llama.cpp's
+    token ids equal the source tokenizer's on mixed text, that llama.cpp accepts every tensor, and that the disk gives
+    back what was written, before anything gets its name. options: for the quantized types (importance matrix, overrides).
     Memory: the tokenizer, then one piece of a tensor at a time, whatever the model's size. Raises InputError and its
     kinds, MismatchError, VerificationError; no half of a file is left behind then.
     """
@@ -55,7 +58,8 @@ def convert_checkpoint(
         source = read_vocabulary(checkpoint.folder, checkpoint.config)
         source.vocabulary.fitted(checkpoint.vocabulary_rows)
         metadata = _metadata(checkpoint, source, fingerprint.result())
-    for caveat in source.caveats:
+    caveats = [*source.caveats, *checkpoint.family.caveats(checkpoint.config)]
+    for caveat in caveats:
         note(f"note: {caveat}")
     targets = ladder(Path(out), checkpoint.folder.resolve().name, names)
     parent = next(iter(targets.values())).parent
@@ -75,7 +79,10 @@ def convert_checkpoint(
                     basis = Path(scratch) / "basis.gguf"
                     writer.write({"F32": "f32", "F16": "f16", "BF16": "bf16"}.get(checkpoint.dtype, "f32"), basis)
                 result = quantize_file(basis, target, name, options)
-            results.append({**result, "file": str(target), "type": name, "tokenizer_lines_proven": writer.lines_proven})
+            results.append({
+                **result, "file": str(target), "type": name, "tokenizer_lines_proven": writer.lines_proven,
+                "caveats": caveats,
+            })  # fmt: skip
     return results
 
 
@@ -96,11 +103,33 @@ def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[
     return {
         "general.architecture": checkpoint.family.gguf_architecture,
         "general.type": "model",
-        "general.name": checkpoint.folder.resolve().name,
+        "general.name": _runtime_name(checkpoint, source),
         **checkpoint.family.to_metadata(checkpoint.config),
         **source.vocabulary.to_metadata(),
         "slm.fingerprint": fingerprint,
     }
+
+
+def _runtime_name(checkpoint: Checkpoint, source: Source) -> str:
+    """The model's name, with "phi-3" in it exactly when its special tokens swallow the white space after them.
+
+    llama.cpp takes that rule from the name (src/llama-vocab.cpp, `llama_vocab::impl::load`), and refuses a file so
+    named whose vocabulary lacks Phi-3's own tokens.
+    """
+    name = checkpoint.folder.resolve().name
+    path = checkpoint.folder / "tokenizer.json"
+    swallows = False
+    if (
+        checkpoint.family.gguf_architecture == "phi3"
+        and path.exists()
+        and set(source.vocabulary.tokens) >= _PHI3_TOKENS
+    ):
+        added = read_json(path).get("added_tokens") or []
+        own = [bool(t.get("rstrip")) for t in added if t.get("content") not in _PHI3_TOKENS]
+        swallows = bool(own) and all(own)
+    if swallows:
+        return name if _PHI3_NAME.search(name) else f"Phi-3 {name}"
+    return _PHI3_NAME.sub("Phi 3", name)
 
 
 class _Proof:

@@ -310,7 +310,7 @@ def test_an_unsupported_architecture_is_named_with_the_supported_ones(tmp_path: 
     config = json.loads((folder / "config.json").read_text())
     config.update(model_type="mamba", architectures=["MambaForCausalLM"])
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, UnsupportedError, r"mamba.*gemma3_text, gpt2, llama", tmp_path)
+    refused(folder, UnsupportedError, r"mamba.*gemma3_text, gpt2, gpt_neox, llama", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "sub/shard.safetensors", ".."])
