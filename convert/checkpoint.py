@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from convert.families import Family, family_of_config
 from convert.families.base import Rule
+from convert.malformed import check_values, reading
 from convert.safetensors_file import Entry, read_header
 from convert.vocab_source import read_json
 from slm.artifacts import require_folder
 from slm.errors import DamagedFileError, MissingFileError
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 _PIECE_ELEMENTS = 1 << 20  # 4 MB of float32 at a time: it stays in the processor's cache
 
@@ -63,6 +65,28 @@ class Checkpoint:
 
         Raises DamagedFileError for a missing tensor, UnsupportedError for one the family does not have.
         """
+        with reading(f"'{self.folder / CONFIG}'"):
+            return self._plan()
+
+    def metadata(self) -> dict[str, Any]:
+        """The family's GGUF key-values. Raises DamagedFileError, and UnsupportedError as `Family.to_metadata` does."""
+        what = f"'{self.folder / CONFIG}'"
+        with reading(what):
+            metadata = self.family.to_metadata(self.config)
+        check_values(metadata, what)
+        return metadata
+
+    def extra_tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """GGUF tensors that no checkpoint tensor holds. Raises DamagedFileError."""
+        with reading(f"'{self.folder / CONFIG}'"):
+            return self.family.extra_tensors(self.config)
+
+    def _plan(self) -> list[Planned]:
+        if self.family.layers(self.config) > len(self.entries):
+            raise DamagedFileError(
+                f"'{self.folder / CONFIG}' claims {self.family.layers(self.config)} layers",
+                found=f"{len(self.entries)} tensors in the weights",
+            )
         rules = self.family.expanded(self.config)
         by_name = {}
         for name, entry in self.entries.items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.cli_quantize import show_file
-from convert.cli_verify import figure_cells, text_files
+from convert.cli_verify import text_files
 from slm.console import emit_json, note, out
 from slm.errors import InputError
 
@@ -111,7 +111,7 @@ def convert_and_measure(
     if as_json:
         emit_json({**result, "files": kept, "written": [str(path) for path in written]})
     else:
-        _show(records, kept, [str(path) for path in written])
+        _show(records, reference, kept, [str(path) for path in written])
     return kept
 
 
@@ -133,25 +133,33 @@ def _write_report(
     return write_report(paths, report, plot=settings.plot)
 
 
-def _show(records: list[dict[str, Any]], kept: list[dict[str, Any]], written: list[str]) -> None:
+def _show(
+    records: list[dict[str, Any]], reference: dict[str, Any], kept: list[dict[str, Any]], written: list[str]
+) -> None:
     from rich.table import Table
 
+    rows = [*records, *([reference] if reference else [])]
+    languages = list(reference.get("by_language", {}))
     timed = any("prefill_tok_s" in record for record in records)
-    table = Table("type", "MB", "text", "KL mean", "KL p99", "top-1", "perplexity", "bits/byte",
-                  *(["prefill", "decode tok/s"] if timed else []))  # fmt: skip
-    for record in records:
-        name = f"[bold]{record['type']} *[/bold]" if len(kept) < len(records) and "file" in record else record["type"]
-        rates = [f"{record[key]:,.1f}" if key in record else "-" for key in ("prefill_tok_s", "decode_tok_s")]
-        start, end = [name, f"{record['size_bytes'] / 1e6:,.1f}"], rates if timed else []
-        rows = record.get("by_language") or {"-": None}
-        for number, (lang, figures) in enumerate(rows.items()):
-            cells = ["-"] * 5 if figures is None else figure_cells(figures)
-            table.add_row(
-                *(start if number == 0 else ["", ""]), lang, *cells, *(end if number == 0 else [""] * len(end))
-            )
+    heads = [f"{what} {lang}" for what in ("KL", "top-1", "ppl.") for lang in languages]
+    table = Table("type", "MB", *heads, *(["prefill", "decode"] if timed else []), box=None, pad_edge=False)
+    forms = (("mean_kl_divergence", ".4f"), ("top1_agreement", ".3f"), ("perplexity", ".4g"))
+    for record in rows:
+        chosen = len(kept) < len(records) and "file" in record
+        name = f"[bold]{record['type']} *[/bold]" if chosen else str(record["type"])
+        figures = [record.get("by_language", {}).get(lang, {}) for lang in languages]
+        cells = [_cell(one.get(key), form) for key, form in forms for one in figures]
+        rates = [_cell(record.get(key), ".1f") for key in ("prefill_tok_s", "decode_tok_s")] if timed else []
+        table.add_row(
+            name + (" (ref.)" if record is reference else ""), f"{record['size_bytes'] / 1e6:,.1f}", *cells, *rates
+        )
     out().print(table)
     for record in kept:
         show_file(record)
     for path in written:
         click.echo(path)
     note(PROVEN.format(kept[0]["tokenizer_lines_proven"]))
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -97,9 +97,10 @@ def _show_verification(result: dict[str, Any]) -> None:
     click.echo(f"token ids: equal on {ids['lines'] - ids['lines_different']} of {ids['lines']} lines")
     if ids["first_different"] is not None:
         click.echo(f"  first different: {ids['first_different']!r}")
-    table = Table("text", "tokens", "KL mean", "KL p99", "top-1", "perplexity", "bits/byte", "max rel. diff.")
+    table = Table("text", "tokens", "KL mean", "KL p99", "top-1", "ppl.", "(ref.)", "bits/byte", "(ref.)", "rel. diff.",
+                  box=None, pad_edge=False)  # fmt: skip
     for name, figures in [*result["by_language"].items(), ("all", result["overall"])]:
-        table.add_row(name, str(figures["tokens"]), *figure_cells(figures), f"{figures['max_relative_difference']:.1e}")
+        table.add_row(name, str(figures["tokens"]), *_cells(figures))
     out().print(table)
     for sentence in result["broken"]:
         click.secho(f"beyond its bound: {sentence}", fg="red", err=True)
@@ -107,11 +108,8 @@ def _show_verification(result: dict[str, Any]) -> None:
         click.echo(f"ok: within the bounds for {result['bounds_for']}")
 
 
-def figure_cells(figures: dict[str, Any]) -> list[str]:
-    """KL mean and p99 (nats), top-1, perplexity and bits per byte (with the reference's) of one language, as text."""
-    cells = [f"{figures['mean_kl_divergence']:.2e}", f"{figures['p99_kl_divergence']:.2e}"]
-    cells.append(f"{figures['top1_agreement']:.4f}")
-    for key in ("perplexity", "bits_per_byte"):
-        value, reference = figures[key], figures[f"reference_{key}"]
-        cells.append("-" if value is None else f"{value:.4g} (ref. {reference:.4g})")
-    return cells
+def _cells(figures: dict[str, Any]) -> list[str]:
+    forms = {"mean_kl_divergence": ".2e", "p99_kl_divergence": ".2e", "top1_agreement": ".4f", "perplexity": ".4g",
+             "reference_perplexity": ".4g", "bits_per_byte": ".4f", "reference_bits_per_byte": ".4f",
+             "max_relative_difference": ".1e"}  # fmt: skip
+    return ["-" if figures[key] is None else format(figures[key], form) for key, form in forms.items()]

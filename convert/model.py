@@ -42,7 +42,7 @@ def convert_checkpoint(
 
     Returns a list of {file, type, size_bytes, tensor_types, fallbacks, caveats, ...}. verify: prove that llama.cpp's
     token ids equal the source tokenizer's on mixed text, that llama.cpp accepts every tensor, and that the disk gives
-    back what was written, before anything gets its name. options: for the quantized types (importance matrix, overrides).
+    back what was written, before anything gets its name. options: for the quantized types.
     Memory: the tokenizer, then one piece of a tensor at a time, whatever the model's size. Raises InputError and its
     kinds, MismatchError, VerificationError; no half of a file is left behind then.
     """
@@ -104,7 +104,7 @@ def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[
         "general.architecture": checkpoint.family.gguf_architecture,
         "general.type": "model",
         "general.name": _runtime_name(checkpoint, source),
-        **checkpoint.family.to_metadata(checkpoint.config),
+        **checkpoint.metadata(),
         **source.vocabulary.to_metadata(),
         "slm.fingerprint": fingerprint,
     }
@@ -174,7 +174,7 @@ class _Writer:
             OutTensor(p.gguf_name, p.shape, tensor_type(name, p.gguf_name, p.shape), p.pieces())
             for p in self._checkpoint.plan()
         ]
-        for extra, values in self._checkpoint.family.extra_tensors(self._checkpoint.config).items():
+        for extra, values in self._checkpoint.extra_tensors().items():
             tensors.append(OutTensor(extra, values.shape, "F32", [values]))
         total, ledger = sum(t.nbytes for t in tensors) / 1e6, Ledger()
         with new_file(target) as temporary:

@@ -12,7 +12,7 @@ from typing import Any
 
 from slm.errors import MissingExtraError
 
-_SIZE = (9.0, 4.5)
+_SIZE = (11.0, 5.0)
 _DPI = 120
 
 
@@ -52,26 +52,38 @@ def draw_report(report: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     axes = figure.subplots(1, 1 + len(speeds), squeeze=False)[0]
     left = axes[0]
-    for name, points in curves.items():
-        if name.startswith("KL "):
-            _curve(left, points, name.removeprefix("KL "))
+    losses = {name.removeprefix("KL "): points for name, points in curves.items() if name.startswith("KL ")}
+    worst = max(losses, key=lambda lang: sum(value for _, value, _ in losses[lang]), default="")
+    for lang, points in losses.items():
+        left.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", label=lang)
+        if lang == worst:
+            _names(left, points)
     left.set_ylabel("mean KL divergence (nats)")
     # Types that lose nothing stand at zero: linear below a ten-thousandth, logarithmic above.
     left.set_yscale("symlog", linthresh=1e-4)
     left.set_ylim(bottom=0)
     left.legend()
     for axis, name in zip(axes[1:], speeds, strict=True):
-        _curve(axis, curves[name], name)
+        axis.plot([x for x, _, _ in curves[name]], [y for _, y, _ in curves[name]], "o")
+        _names(axis, curves[name])
         axis.set_ylabel(f"{name} (tokens/s)")
         axis.set_ylim(bottom=0)
     for axis in axes:
         axis.set_xlabel("size (MB)")
+        axis.set_xscale("log")
+        axis.margins(x=0.15)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="x", which="both", labelsize=7, labelrotation=60)
         axis.grid(alpha=0.3)
     figure.suptitle(str(report["model"]).encode("ascii", "replace").decode())
     figure.savefig(path, format="png")
 
 
-def _curve(axis: Any, points: list[tuple[float, float, str]], label: str) -> None:
-    axis.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", label=label)
-    for x, y, name in points:
-        axis.annotate(name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+def _names(axis: Any, points: list[tuple[float, float, str]]) -> None:
+    """Each point's type beside it, alternately above and below: neighbours lie close together."""
+    for number, (x, y, name) in enumerate(points):
+        place = (5, 5) if number % 2 else (-5, -10)
+        axis.annotate(
+            name, (x, y), textcoords="offset points", xytext=place, fontsize=7, ha="left" if number % 2 else "right"
+        )

@@ -12,6 +12,7 @@ from typing import Any
 
 from convert import sentencepiece_bpe, unigram
 from convert.byte_level import byte_level
+from convert.malformed import load_fast_tokenizer
 from convert.pre_tokenizers import pre_name
 from convert.proof import Encode, Source, hf_encode
 from convert.sentencepiece_model import BPE, UNIGRAM, read_sentencepiece
@@ -131,9 +132,8 @@ def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool) -> Source:
         )
 
     def load() -> Encode:
-        from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = load_fast_tokenizer(path)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return hf_encode(tokenizer, add_special=embedder)

@@ -184,8 +184,8 @@ def _read_infos(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict[s
         for size in shape:
             elements *= size
         infos.append((name, shape, type_.name, offset, elements // block * block_bytes))
-    alignment = int(metadata.get("general.alignment", 32))
-    if alignment <= 0 or alignment > 1 << 20 or alignment & (alignment - 1):
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment <= 0 or alignment > 1 << 20 or alignment & (alignment - 1):
         raise DamagedFileError(f"'{path}' has an alignment of {alignment}")
     start = (cursor.at + alignment - 1) // alignment * alignment
     tensors: dict[str, TensorInfo] = {}
