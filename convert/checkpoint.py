@@ -174,7 +174,7 @@ def _entries(folder: Path) -> dict[str, Entry]:
 
 def _shard(folder: Path, name: str) -> Path:
     """A shard named by the index, which must lie in the folder itself. Raises DamagedFileError."""
-    if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
+    if PurePosixPath(name).name != name or {"\\", "\0"} & set(name) or name in ("", ".", "..") or len(name) > 255:
         raise DamagedFileError(f"the index of '{folder}' names a shard outside the folder", found=name[:120])
     if not (folder / name).exists():
         raise MissingFileError(f"'{folder}' lacks the shard '{name}'", hint="Copy or download the checkpoint again.")

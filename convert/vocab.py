@@ -81,8 +81,15 @@ class Vocabulary:
             raise DamagedFileError(f"the vocabulary has an empty token, id {self.tokens.index('')}")
         if len(self.types) != len(self.tokens) or (self.scores and len(self.scores) != len(self.tokens)):
             raise DamagedFileError("the vocabulary's tokens, types and scores are not equally many")
-        if self.model == "llama" and BYTE not in self.types:
-            raise DamagedFileError("the SentencePiece vocabulary has no byte tokens, which the runtime needs")
+        if self.model == "llama":
+            # llama.cpp ends the process on a byte that no token stands for (src/llama-vocab.cpp, `byte_to_token`).
+            known = set(self.tokens)
+            absent = [byte for byte in range(1, 256) if f"<0x{byte:02X}>" not in known and chr(byte) not in known]
+            if BYTE not in self.types or absent:
+                raise DamagedFileError(
+                    "the SentencePiece vocabulary has no tokens for some bytes, which the runtime needs",
+                    found=", ".join(f"{byte:#04x}" for byte in absent[:8]) or "no tokens of the byte type",
+                )
 
     def to_metadata(self) -> dict[str, Any]:
         """GGUF key-values; every special id the runtime would otherwise assume is written."""
