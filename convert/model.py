@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, read_checkpoint
+from convert.families import Encoder
+from convert.pooling import pooling_metadata
 from convert.proof import Source, prove_equal
 from convert.quantize import FLOAT_TYPES, quantize_file, type_name, types_written
 from convert.vocab_source import read_vocabulary
@@ -39,7 +41,8 @@ def convert_checkpoint(
         raise InputError("no type was given", hint="For example: --type f16")
     checkpoint = read_checkpoint(folder)
     plan = checkpoint.plan()
-    source = read_vocabulary(checkpoint.folder, checkpoint.config)
+    embedder = isinstance(checkpoint.family, Encoder)
+    source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
     source.vocabulary.fitted(checkpoint.vocabulary_rows)
     metadata = _metadata(checkpoint, source)
     proven = _prove_vocabulary(metadata, source) if verify else 0
@@ -82,11 +85,17 @@ def _targets(out: Path, checkpoint: Checkpoint, names: list[str]) -> dict[str, P
 
 
 def _metadata(checkpoint: Checkpoint, source: Source) -> dict[str, Any]:
+    pooling: dict[str, Any] = {}
+    if isinstance(checkpoint.family, Encoder):
+        pooling = pooling_metadata(checkpoint.folder, checkpoint.family.gguf_architecture)
+        if not pooling:
+            source.caveats.append("the folder names no pooling (modules.json), so the file names none either")
     return {
         "general.architecture": checkpoint.family.gguf_architecture,
         "general.type": "model",
         "general.name": checkpoint.folder.resolve().name,
         **checkpoint.family.to_metadata(checkpoint.config),
+        **pooling,
         **source.vocabulary.to_metadata(),
         "slm.fingerprint": checkpoint_fingerprint(checkpoint.folder),
     }
