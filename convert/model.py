@@ -16,6 +16,8 @@ from typing import Any
 
 from convert.beside import Beside, no_garbage_collection
 from convert.checkpoint import Checkpoint, read_checkpoint
+from convert.families import Encoder
+from convert.pooling import pooling_metadata
 from convert.proof import Source, prove_equal
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
 from convert.vocab_source import read_json, read_vocabulary
@@ -55,7 +57,8 @@ def convert_checkpoint(
     with ThreadPoolExecutor(1) as thread, no_garbage_collection():
         # Without a manifest this hashes all weights; the tokenizer is read meanwhile.
         fingerprint = thread.submit(checkpoint_fingerprint, checkpoint.folder)
-        source = read_vocabulary(checkpoint.folder, checkpoint.config)
+        embedder = isinstance(checkpoint.family, Encoder)
+        source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
         source.vocabulary.fitted(checkpoint.vocabulary_rows)
         metadata = _metadata(checkpoint, source, fingerprint.result())
     caveats = [*source.caveats, *checkpoint.family.caveats(checkpoint.config)]
@@ -100,11 +103,17 @@ def _check_options(names: list[str], options: Options) -> None:
 
 
 def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[str, Any]:
+    pooling: dict[str, Any] = {}
+    if isinstance(checkpoint.family, Encoder):
+        pooling = pooling_metadata(checkpoint.folder, checkpoint.family.gguf_architecture)
+        if not pooling:
+            source.caveats.append("the folder names no pooling (modules.json), so the file names none either")
     return {
         "general.architecture": checkpoint.family.gguf_architecture,
         "general.type": "model",
         "general.name": _runtime_name(checkpoint, source),
         **checkpoint.metadata(),
+        **pooling,
         **source.vocabulary.to_metadata(),
         "slm.fingerprint": fingerprint,
     }

@@ -164,17 +164,13 @@ def _surroundings(source: Source, fast: Mapping[str, Any], embedder: bool) -> No
 
 
 def _leave_out_stripping(source: Source, fast: Mapping[str, Any]) -> None:
-    """Special tokens that swallow the white space beside them, as masks do: only texts that name them differ."""
-    swallowing = [
-        token
-        for token in fast.get("added_tokens") or []
-        if token.get("special") and (token.get("lstrip") or token.get("rstrip"))
-    ]
+    """Special tokens that swallow the white space before them, as masks do: only texts that name them differ."""
+    swallowing = [token for token in fast.get("added_tokens") or [] if token.get("special") and token.get("lstrip")]
     ids = {int(token["id"]) for token in swallowing}
     if ids:
         source.special_ids = [id_ for id_ in source.special_ids if id_ not in ids]
         names = ", ".join(token["content"] for token in swallowing[:4])
-        source.caveats.append(f"{names}: white space beside it is kept by the runtime and dropped by the tokenizer")
+        source.caveats.append(f"{names}: white space before it is kept by the runtime and dropped by the tokenizer")
 
 
 def _from_model_file(path: Path, settings: Mapping[str, Any], lower: bool) -> Source:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unicodedata import category
 
 from convert.byte_level import added_ids
 from convert.proof import MIXED_LINES, Source
@@ -15,7 +16,10 @@ from convert.tokenizer_json import steps, token_table
 from convert.vocab import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
-_HANGUL = range(0xAC00, 0xD7A4)
+
+def _stripped_otherwise(c: str) -> bool:
+    """Of a Hangul syllable the runtime keeps only the first letter; spacing vowel signs it takes for accents."""
+    return "\uac00" <= c <= "\ud7a3" or category(c) == "Mc"
 
 
 def word_piece(fast: Mapping[str, Any]) -> Source:
@@ -48,8 +52,8 @@ def word_piece(fast: Mapping[str, Any]) -> Source:
     vocabulary.strip_accents = vocabulary.lower_case if accents is None else bool(accents)
     source = Source(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
     if vocabulary.strip_accents:
-        source.lines = ["".join(c for c in line if ord(c) not in _HANGUL) for line in MIXED_LINES]
-        source.caveats.append("the runtime does not decompose Hangul, which the tokenizer does with accents")
+        source.lines = ["".join(c for c in line if not _stripped_otherwise(c)) for line in MIXED_LINES]
+        source.caveats.append("the runtime strips accents otherwise in Hangul and the scripts of India")
     longest = int(model.get("max_input_chars_per_word", 100))
     source.caveats.append(f"words of more than {longest} characters, unknown to the tokenizer, are cut by the runtime")
     return source

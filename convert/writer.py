@@ -78,10 +78,10 @@ def _differs(name: str) -> VerificationError:
 def tensor_type(file_type: str, name: str, shape: tuple[int, ...]) -> str:
     """The ggml type of a tensor in a file of `file_type` (f32, f16, bf16, q8_0).
 
-    Vectors and the position table stay F32: they cost nothing and the runtime adds them in F32. A row that is not
-    whole Q8_0 blocks stays F16.
+    Vectors and the tables of positions and token types stay F32: they cost nothing and the runtime adds them in F32.
+    A row that is not whole Q8_0 blocks stays F16.
     """
-    if file_type == "f32" or len(shape) < 2 or name == "position_embd.weight":
+    if file_type == "f32" or len(shape) < 2 or name in ("position_embd.weight", "token_types.weight"):
         return "F32"
     if file_type == "q8_0" and shape[-1] % Q8_BLOCK:
         return "F16"

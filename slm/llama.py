@@ -162,7 +162,10 @@ def tokenize(model: Any, text: str, *, add_special: bool, parse_special: bool) -
 
 
 def token_bytes(model: Any, token: int, *, special: bool = False) -> bytes:
-    """The bytes a token stands for (a character may be spread over several tokens)."""
+    """The bytes a token stands for (a character may be spread over several tokens).
+
+    The byte 0xC0, which no UTF-8 text holds, is dropped: `convert.unigram` marks tokens of lead bytes with it.
+    """
     lib = library()
     vocab = lib.llama_model_get_vocab(model)
     size = 64
@@ -170,7 +173,7 @@ def token_bytes(model: Any, token: int, *, special: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(size)
         count = lib.llama_token_to_piece(vocab, token, buffer, size, 0, special)
         if count >= 0:
-            return buffer.raw[:count]
+            return buffer.raw[:count].replace(b"\xc0", b"")
         size = -count
 
 
