@@ -37,6 +37,7 @@ from slm.gguf_reader import GgufFile, read_gguf
 __all__ = ["FLOAT_TYPES", "QUANTIZED_TYPES", "Options", "ladder", "prepare", "quantize_file",
            "quantize_ladder", "type_name", "types_written"]  # fmt: skip
 _POLL_S = 0.1
+_BUFFER = 64 << 20  # rows in memory at a time; llama.cpp's default would hold a whole embedding in float32
 _AT = re.compile(rb"\[\s*(\d+)/\s*(\d+)\]")  # llama.cpp's line for each tensor
 
 
@@ -243,6 +244,7 @@ def _child(job: dict[str, Any]) -> int:
     params = lib.llama_model_quantize_default_params()
     params.ftype = file_type_of(job["type"])
     params.nthread = int(job["threads"])
+    params.max_buf_size = _BUFFER
     for field, kind in (("token_embedding_type", job["token_embedding"]), ("output_tensor_type", job["output"])):
         if kind:
             setattr(params, field, tensor_type_id(kind))
