@@ -18,7 +18,7 @@ import numpy.typing as npt
 from convert.proof import MIXED_LINES
 from convert.quantize import types_written
 from slm.artifacts import require_file
-from slm.errors import InputError, MismatchError
+from slm.errors import InputError, MismatchError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
 from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters, tokenize
 
@@ -197,6 +197,10 @@ def verify_model(
     reference, adapter_path = Path(against), None if adapter is None else read_gguf(adapter).path
     if (adapter is None) != (peft is None) and reference.is_dir():
         raise InputError("--adapter and --peft belong together: the GGUF adapter and the PEFT folder it came from")
+    if adapter_path is not None and "adapter.alora.invocation_tokens" in read_gguf(adapter_path).metadata:
+        raise UnsupportedError(
+            f"'{adapter}' is an activated LoRA, which acts from certain tokens on; it is not compared"
+        )
     kind, default = bounds_for(file)
     bounds = bounds or default
     with ExitStack() as stack:
