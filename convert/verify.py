@@ -231,6 +231,10 @@ def verify_model(
     reference, adapter_path = Path(against), None if adapter is None else read_gguf(adapter).path
     if (adapter is None) != (peft is None) and reference.is_dir():
         raise InputError("--adapter and --peft belong together: the GGUF adapter and the PEFT folder it came from")
+    if adapter_path is not None and "adapter.alora.invocation_tokens" in read_gguf(adapter_path).metadata:
+        raise UnsupportedError(
+            f"'{adapter}' is an activated LoRA, which acts from certain tokens on; it is not compared"
+        )
     prose = read_texts(texts)
     check_languages(by_language_bounds, list(prose))
     kind, default = bounds_for(file)

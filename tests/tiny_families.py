@@ -12,7 +12,7 @@ import tiny_checkpoints as tiny
 import torch
 import transformers as tf
 
-from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters
+from slm.llama import all_logits, library, open_adapter, open_context, open_model, set_adapters, vocab_size
 
 Logits = np.ndarray[Any, Any]
 LENGTH, COUNT = 128, 4  # 512 positions
@@ -33,6 +33,11 @@ _KINDS: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
         {**_GATED, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW, "num_hidden_layers": 4,
          "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
     ),
+    "gpt2": (tf.GPT2Config, tf.GPT2LMHeadModel, "bpe", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    "gemma3": (
+        tf.Gemma3TextConfig, tf.Gemma3ForCausalLM, "spm",
+        {**_GATED, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW, "num_hidden_layers": 7},
+    ),
     "phi3": (tf.Phi3Config, tf.Phi3ForCausalLM, "spm", {**_GATED, "original_max_position_embeddings": 256}),
 }  # fmt: skip
 
@@ -52,10 +57,15 @@ def write(
 
 
 MAKE: dict[str, Callable[[Path], Path]] = {
-    "gpt2": tiny.gpt2,
     "llama": tiny.llama,
-    "gemma3": tiny.gemma3,
     **{name: (lambda folder, name=name: write(folder, name)) for name in _KINDS},
+}
+# Where the head is tied otherwise than usual in the family.
+MORE: dict[str, Callable[[Path], Path]] = {
+    "llama, tied": lambda folder: tiny.llama(folder, tie_word_embeddings=True),
+    "gpt_neox, tied": lambda folder: write(folder, "gpt_neox", tie_word_embeddings=True),
+    "gpt2, untied": lambda folder: write(folder, "gpt2", tie_word_embeddings=False),
+    "gemma3, untied": lambda folder: write(folder, "gemma3", tie_word_embeddings=False),
 }
 
 
@@ -69,16 +79,40 @@ def vocabulary_of(folder: Path) -> int:
 
 
 def runtime_logits(
-    gguf: Path, ids: Sequence[Sequence[int]], adapter: Path | None = None, context: int = LENGTH
+    gguf: Path, ids: Sequence[Sequence[int]], adapter: Path | None = None, context: int = LENGTH, adapter_from: int = 0
 ) -> Logits:
-    """(sequences, positions, vocabulary) by llama.cpp, without its f16 shortcuts."""
+    """(sequences, positions, vocabulary) by llama.cpp, without its f16 shortcuts.
+
+    adapter_from: the position from which on the adapter is active, as a runtime does with an activated LoRA.
+    """
     with ExitStack() as stack:
         model = open_model(stack, gguf)
-        handle = open_context(stack, model, n_ctx=context, n_batch=context, n_threads=2, flash_attention=False,
+        handle = open_context(stack, model, n_ctx=context, n_batch=context, n_threads=1, flash_attention=False,
                               exact_cache=True)  # fmt: skip
-        if adapter is not None:
-            set_adapters(handle, [(open_adapter(stack, model, adapter), 1.0)])
-        return np.stack([all_logits(model, handle, list(one)) for one in ids])
+        active = [] if adapter is None else [(open_adapter(stack, model, adapter), 1.0)]
+        rows = []
+        for one in ids:
+            set_adapters(handle, [] if adapter_from else active)
+            before = all_logits(model, handle, list(one[: adapter_from or len(one)]))
+            set_adapters(handle, active)
+            rows.append(np.stack([*before, *decode_rest(model, handle, one, len(before))]))
+        return np.stack(rows)
+
+
+def decode_rest(model: Any, context: Any, ids: Sequence[int], start: int) -> list[Logits]:
+    """Logits of the positions from `start` on, on top of the cells that hold those before."""
+    lib, width, count = library(), vocab_size(model), len(ids) - start
+    if not count:
+        return []
+    batch = lib.llama_batch_init(count, 0, 1)
+    batch.n_tokens = count
+    for index in range(count):
+        batch.token[index], batch.pos[index] = ids[start + index], start + index
+        batch.n_seq_id[index], batch.seq_id[index][0], batch.logits[index] = 1, 0, 1
+    assert lib.llama_decode(context, batch) == 0
+    lib.llama_batch_free(batch)
+    rows = [np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), shape=(width,)) for i in range(count)]
+    return [row.copy() for row in rows]
 
 
 def reference_logits(model: Any, ids: Sequence[Sequence[int]]) -> Logits:
