@@ -47,3 +47,15 @@ def load_fast_tokenizer(path: Path) -> Any:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library's only kind
         raise DamagedFileError(f"'{path}' is not a tokenizer that can be loaded", found=str(error)[:200]) from error
+
+
+def load_sentencepiece(path: Path) -> Any:
+    """`SentencePieceProcessor` of a model file; the library raises RuntimeError. Raises DamagedFileError."""
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise DamagedFileError(
+            f"'{path}' is not a SentencePiece model that can be loaded", found=str(error)[:200]
+        ) from error

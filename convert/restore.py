@@ -19,6 +19,7 @@ from convert.fast_tokenizer import tokenizer_config, tokenizer_json
 from convert.malformed import load_fast_tokenizer, reading
 from convert.proof import MIXED_LINES, hf_encode, prove_equal, special_lines
 from convert.safetensors_file import SafetensorsWriter
+from convert.vet import vet_model
 from convert.vocab import CONTROL, USER_DEFINED, Vocabulary, from_metadata
 from slm.artifacts import checkpoint_fingerprint, new_folder, require_space
 from slm.console import note, progress
@@ -48,6 +49,7 @@ def restore_checkpoint(
     if source.is_adapter:
         raise InputError(f"'{source.path}' is an adapter, not a model", hint="Restore the base model instead.")
     family = family_of_gguf(source.architecture)
+    vet_model(source)
     with reading(f"the vocabulary of '{source.path}'"):
         vocabulary = from_metadata(source.metadata)
     config = _config(family, source, vocabulary, dtype)
@@ -79,9 +81,6 @@ def _config(family: Family, source: GgufFile, vocabulary: Vocabulary, dtype: str
     for name in family.runtime_tensors():
         if name in source.tensors:
             metadata[name] = source.dequantized(name)
-    layers = metadata.get(f"{source.architecture}.block_count")
-    if not isinstance(layers, int) or not 0 < layers <= len(source.tensors):
-        raise DamagedFileError(f"'{source.path}' claims {layers} layers", found=f"{len(source.tensors)} tensors")
     if "token_embd.weight" not in source.tensors:
         raise DamagedFileError(f"'{source.path}' lacks the tensor 'token_embd.weight'")
     with reading(f"the header of '{source.path}'"):

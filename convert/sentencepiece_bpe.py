@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.byte_level import added_ids, refuse_affixes
+from convert.malformed import load_sentencepiece
 from convert.pre_tokenizers import RANKED_PRE
 from convert.proof import Encode, Source
 from convert.sentencepiece_model import SentencePieceModel
@@ -78,9 +79,7 @@ def from_model_file(path: Path, model: SentencePieceModel, settings: Mapping[str
     vocabulary.add_bos = bool(settings.get("add_bos_token", True))
 
     def load() -> Encode:
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        processor = load_sentencepiece(path)
         return lambda text: list(processor.encode(text))
 
     return Source(vocabulary, load)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.charsmap import lower_casing, read_charsmap, write_charsmap
+from convert.malformed import load_sentencepiece
 from convert.proof import Encode, Source
 from convert.sentencepiece_model import UNIGRAM, SentencePieceModel
 from convert.tokenizer_json import byte_of, is_prefix_rule, is_space_rule, space_prefix, steps
@@ -138,9 +139,7 @@ def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Sourc
     """Vocabulary and encoder of a SentencePiece model file of kind unigram."""
 
     def load() -> Encode:
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        processor = load_sentencepiece(path)
         return lambda text: list(processor.encode(text.lower() if lower else text))
 
     return Source(ugm(model, lower), load)

@@ -18,6 +18,7 @@ from convert.kld import NO_TARGET, Figures, Logits, Tally, pooled
 from convert.proof import MIXED_LINES
 from convert.quantize import types_written
 from convert.sample_text import read_texts
+from convert.vet import vet_model
 from slm import llama
 from slm.artifacts import require_file
 from slm.console import progress
@@ -108,7 +109,9 @@ def is_language_model(file: GgufFile) -> bool:
 
 def gguf_runner(stack: ExitStack, path: Path, adapter: Path | None = None) -> Runner:
     """Run a GGUF model by llama.cpp. Raises UnsupportedError for an embedder, which predicts no next token."""
-    if not is_language_model(read_gguf(path)):
+    file = read_gguf(path)
+    vet_model(file)
+    if not is_language_model(file):
         raise UnsupportedError(f"'{path}' is an embedder: it has no next-token distribution to compare")
     model = llama.open_model(stack, path)
     # Without flash attention and with an f32 cache: the runtime's f16 shortcuts are no property of the file.

@@ -19,7 +19,9 @@ ABSURD = [-1, 0, 1, 3, 2**31 - 1, 2**31, 2**32 + 5, 2**53, 2**63, 10**30, -(2**4
 def nodes(value: Any, trail: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of every part of a JSON value, long lists and tables thinned out."""
     found = [trail]
-    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    items = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
     for key, child in items[:40] + items[40::97]:
         found += nodes(child, (*trail, key))
     return found
@@ -56,7 +58,9 @@ def _flip(data: bytes, rng: random.Random) -> bytes:
 
 
 def _truncate(data: bytes, rng: random.Random) -> bytes:
-    return data[: rng.choice([0, 1, 7, 8, 9, rng.randrange(len(data)), len(data) - 1, rng.randrange(min(2000, len(data)))])]
+    return data[
+        : rng.choice([0, 1, 7, 8, 9, rng.randrange(len(data)), len(data) - 1, rng.randrange(min(2000, len(data)))])
+    ]
 
 
 def _splice(data: bytes, rng: random.Random) -> bytes:
@@ -88,9 +92,10 @@ def _not_a_number(data: bytes, rng: random.Random) -> bytes:
 
 
 def _shard_index(_: bytes, rng: random.Random) -> bytes:
-    name = rng.choice(["../model.safetensors", "/etc/passwd", "..", "", ".", "a/../../x", "model.safetensors\0", "x" * 5000,
-                       "C:\\x", "model.safetensors", "config.json", 7, None, ["model.safetensors"]])  # fmt: skip
-    index: Any = {"weight_map": {"model.norm.weight": name, "lm_head.weight": rng.choice([name, "model.safetensors"])}}
+    name = rng.choice(["../model.safetensors", "/etc/passwd", "..", "", ".", "a/../../x", "model.safetensors\0",
+                       "x" * 5000, "C:\\x", "model.safetensors", "config.json", 7, None, ["model.safetensors"]])  # fmt: skip
+    other = rng.choice([name, "model.safetensors"])
+    index: Any = {"weight_map": {"model.norm.weight": name, "lm_head.weight": other}}
     return json.dumps(rng.choice([index, index, {"weight_map": name}, [index], {}])).encode()
 
 

@@ -80,7 +80,7 @@ def _outcome(action: Callable[[], object], out: Path) -> str:
     return "sound"
 
 
-def main(folder: Path, first: int, last: int) -> None:
+def main(folder: Path, scratch: Path, first: int, last: int) -> None:
     from slm.console import set_verbosity
 
     set_verbosity(quiet=True, debug=False)
@@ -93,7 +93,7 @@ def main(folder: Path, first: int, last: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     checkpoints, files = sources(folder), sorted(folder.glob("*.gguf"))
     for case in range(first, last):
-        work = folder / f".case-{case}"
+        work = scratch / f"case-{case}"
         work.mkdir()
         signal.setitimer(signal.ITIMER_PROF, HANG_S)
         started = time.process_time()
@@ -109,4 +109,4 @@ def main(folder: Path, first: int, last: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

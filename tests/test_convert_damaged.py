@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +26,15 @@ TESTS = Path(__file__).parent
 
 def outcomes(folder: Path, first: int, last: int) -> Iterator[tuple[int, str, str]]:
     """(case, what it was, outcome) of a range of cases; a child that dies is started again behind the case."""
-    environment = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    environment = {
+        **os.environ,
+        "GGML_NO_BACKTRACE": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+    }
     while first < last:
+        scratch = tempfile.mkdtemp(prefix="damaged-", dir=folder.parent)
         run = subprocess.run(
-            [sys.executable, str(TESTS / "damaged_child.py"), str(folder), str(first), str(last)],
+            [sys.executable, str(TESTS / "damaged_child.py"), str(folder), scratch, str(first), str(last)],
             capture_output=True, text=True, env=environment, timeout=900, cwd=TESTS.parent,
         )  # fmt: skip
         case, what = first, "nothing"
