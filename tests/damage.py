@@ -92,8 +92,18 @@ def _not_a_number(data: bytes, rng: random.Random) -> bytes:
 
 
 def _shard_index(_: bytes, rng: random.Random) -> bytes:
-    name = rng.choice(["../model.safetensors", "/etc/passwd", "..", "", ".", "a/../../x", "model.safetensors\0",
-                       "x" * 5000, "C:\\x", "model.safetensors", "config.json", 7, None, ["model.safetensors"]])  # fmt: skip
+    outside = [
+        "../model.safetensors",
+        "/etc/passwd",
+        "..",
+        "",
+        ".",
+        "a/../../x",
+        "C:\\x",
+        "model.safetensors\0",
+        "x" * 5000,
+    ]
+    name = rng.choice([*outside, "model.safetensors", "config.json", 7, None, ["model.safetensors"]])
     other = rng.choice([name, "model.safetensors"])
     index: Any = {"weight_map": {"model.norm.weight": name, "lm_head.weight": other}}
     return json.dumps(rng.choice([index, index, {"weight_map": name}, [index], {}])).encode()
