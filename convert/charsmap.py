@@ -43,7 +43,10 @@ def read_charsmap(data: bytes) -> dict[str, str]:
             at = np.array([place for place, _ in nodes], dtype=np.int64)
             unit = units[at]
             base = at ^ ((unit >> 10) << ((unit & (1 << 9)) >> 6))
-            for index in np.flatnonzero((unit & _LEAF != 0) & (base < len(units))):
+            if (base | 0xFF).max() >= len(units):
+                # llama.cpp looks up every byte there and ends the process outside the array (`get_node`).
+                raise DamagedFileError("the tokenizer's character map is damaged")
+            for index in np.flatnonzero(unit & _LEAF):
                 start = int(units[base[index]]) & (_VALUE - 1)
                 end = pool.find(b"\0", start)
                 if start > len(pool) or end < 0:
@@ -51,8 +54,7 @@ def read_charsmap(data: bytes) -> dict[str, str]:
                 key = nodes[index][1].decode("utf-8", "surrogateescape")
                 mapping[key] = pool[start:end].decode("utf-8", "surrogateescape")
             places = base[:, None] ^ labels
-            inside = places < len(units)
-            fits = inside & ((units[np.where(inside, places, 0)] & (_VALUE | 0xFF)) == labels)
+            fits = (units[places] & (_VALUE | 0xFF)) == labels
             rows, columns = np.nonzero(fits)
             for place, row, column in zip(places[fits].tolist(), rows.tolist(), columns.tolist(), strict=True):
                 following.append((place, nodes[row][1] + bytes([column + 1])))

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from convert.charsmap import read_charsmap
 from slm.errors import DamagedFileError, MismatchError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -81,6 +83,8 @@ class Vocabulary:
             raise DamagedFileError(f"the vocabulary has an empty token, id {self.tokens.index('')}")
         if len(self.types) != len(self.tokens) or (self.scores and len(self.scores) != len(self.tokens)):
             raise DamagedFileError("the vocabulary's tokens, types and scores are not equally many")
+        if self.charsmap:
+            _check_charsmap(self.charsmap)
         if self.model == "llama":
             # llama.cpp ends the process on a byte that no token stands for (src/llama-vocab.cpp, `byte_to_token`).
             known = set(self.tokens)
@@ -120,6 +124,12 @@ class Vocabulary:
         if self.chat_template:
             metadata["tokenizer.chat_template"] = self.chat_template
         return metadata
+
+
+@lru_cache(maxsize=4)
+def _check_charsmap(charsmap: bytes) -> None:
+    """Raise DamagedFileError for a character map that ends llama.cpp's process; about a second for nmt_nfkc's."""
+    read_charsmap(charsmap)
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
