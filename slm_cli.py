@@ -22,8 +22,9 @@ from slm.joints import Engine, Joints, Retriever
 # Command -> module of its room; the command object there has the command's name.
 COMMANDS = {
     "doctor": "slm.doctor", "pull": "slm.cli", "models": "slm.cli", "rm": "slm.cli",
-    "convert": "convert.cli", "restore": "convert.cli", "quantize": "convert.cli",
-    "verify": "convert.cli", "inspect": "convert.cli",
+    "convert": "convert.cli", "restore": "convert.cli", "quantize": "convert.cli_quantize",
+    "imatrix": "convert.cli_quantize",
+    "verify": "convert.cli_verify", "inspect": "convert.cli",
     "train": "train.cli", "merge": "train.cli", "evaluate": "train.cli",
     "generate": "serve.cli", "chat": "serve.cli", "serve": "serve.cli", "route": "serve.cli",
     "rag": "rag.cli",

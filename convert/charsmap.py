@@ -1,6 +1,7 @@
 """SentencePiece's precompiled character map: read it, apply it, and write one that lower-cases as well.
 
-It knows nothing of vocabularies. Format: 4 bytes size, a double array (darts-clone, 32-bit units), then the
+It knows nothing of vocabularies. Keys and replacements are bytes; those that are not UTF-8 are lone surrogates here
+(`surrogateescape`). Format: 4 bytes size, a double array (darts-clone, 32-bit units), then the
 replacements, each ended by a zero byte; a leaf's value is the offset of its replacement. Units as read by llama.cpp,
 src/llama-vocab.cpp, `xcda_array_view`: label in bits 0-7, has-leaf bit 8, offset from bit 10 (bit 9: times 256),
 bit 31 set in values.
@@ -42,16 +43,18 @@ def read_charsmap(data: bytes) -> dict[str, str]:
             at = np.array([place for place, _ in nodes], dtype=np.int64)
             unit = units[at]
             base = at ^ ((unit >> 10) << ((unit & (1 << 9)) >> 6))
-            for index in np.flatnonzero((unit & _LEAF != 0) & (base < len(units))):
+            if (base | 0xFF).max() >= len(units):
+                # llama.cpp looks up every byte there and ends the process outside the array (`get_node`).
+                raise DamagedFileError("the tokenizer's character map is damaged")
+            for index in np.flatnonzero(unit & _LEAF):
                 start = int(units[base[index]]) & (_VALUE - 1)
                 end = pool.find(b"\0", start)
                 if start > len(pool) or end < 0:
                     raise DamagedFileError("the tokenizer's character map is damaged")
-                key = nodes[index][1].decode("utf-8", "replace")
-                mapping[key] = pool[start:end].decode("utf-8", "replace")
+                key = nodes[index][1].decode("utf-8", "surrogateescape")
+                mapping[key] = pool[start:end].decode("utf-8", "surrogateescape")
             places = base[:, None] ^ labels
-            inside = places < len(units)
-            fits = inside & ((units[np.where(inside, places, 0)] & (_VALUE | 0xFF)) == labels)
+            fits = (units[places] & (_VALUE | 0xFF)) == labels
             rows, columns = np.nonzero(fits)
             for place, row, column in zip(places[fits].tolist(), rows.tolist(), columns.tolist(), strict=True):
                 following.append((place, nodes[row][1] + bytes([column + 1])))
@@ -134,11 +137,11 @@ def write_charsmap(mapping: Mapping[str, str]) -> bytes:
     for replacement in mapping.values():
         if replacement not in offsets:
             offsets[replacement] = len(pool)
-            pool += replacement.encode("utf-8") + b"\0"
+            pool += replacement.encode("utf-8", "surrogateescape") + b"\0"
     trie: dict[int, Any] = {}
     for key, replacement in mapping.items():
         node = trie
-        raw = key.encode("utf-8")
+        raw = key.encode("utf-8", "surrogateescape")
         if not raw or 0 in raw:
             continue
         for byte in raw:

@@ -12,13 +12,15 @@ import numpy.typing as npt
 
 from convert.families import Family, family_of_config
 from convert.families.base import Rule
+from convert.malformed import check_values, reading
 from convert.safetensors_file import Entry, read_header
 from convert.vocab_source import read_json
 from slm.artifacts import require_folder
 from slm.errors import DamagedFileError, MissingFileError
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-_PIECE_ELEMENTS = 1 << 22  # 16 MB of float32 at a time
+_PIECE_ELEMENTS = 1 << 20  # 4 MB of float32 at a time: it stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,37 @@ class Checkpoint:
 
         Raises DamagedFileError for a missing tensor, UnsupportedError for one the family does not have.
         """
+        with reading(f"'{self.folder / CONFIG}'"):
+            return self._plan()
+
+    def metadata(self) -> dict[str, Any]:
+        """The family's GGUF key-values. Raises DamagedFileError, and UnsupportedError as `Family.to_metadata` does."""
+        what = f"'{self.folder / CONFIG}'"
+        with reading(what):
+            metadata = self.family.to_metadata(self.config)
+        check_values(metadata, what)
+        return metadata
+
+    def extra_tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """GGUF tensors that no checkpoint tensor holds. Raises DamagedFileError."""
+        with reading(f"'{self.folder / CONFIG}'"):
+            return self.family.extra_tensors(self.config)
+
+    def _plan(self) -> list[Planned]:
+        if self.family.layers(self.config) > len(self.entries):
+            raise DamagedFileError(
+                f"'{self.folder / CONFIG}' claims {self.family.layers(self.config)} layers",
+                found=f"{len(self.entries)} tensors in the weights",
+            )
         rules = self.family.expanded(self.config)
         by_name = {}
         for name, entry in self.entries.items():
             found = self.family.rule_for(name, self.config)
             if found is not None:
                 by_name[found[1]] = (entry, found[0])
+        for target, source in self.family.copies(self.config).items():
+            if target not in by_name and source in by_name:
+                by_name[target] = by_name[source]
         missing = [gguf_name for _, _, gguf_name in rules if gguf_name not in by_name]
         if missing:
             names = {gguf_name: name for _, name, gguf_name in rules}
@@ -147,7 +174,7 @@ def _entries(folder: Path) -> dict[str, Entry]:
 
 def _shard(folder: Path, name: str) -> Path:
     """A shard named by the index, which must lie in the folder itself. Raises DamagedFileError."""
-    if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
+    if PurePosixPath(name).name != name or {"\\", "\0"} & set(name) or name in ("", ".", "..") or len(name) > 255:
         raise DamagedFileError(f"the index of '{folder}' names a shard outside the folder", found=name[:120])
     if not (folder / name).exists():
         raise MissingFileError(f"'{folder}' lacks the shard '{name}'", hint="Copy or download the checkpoint again.")

@@ -7,33 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from convert.pre_tokenizers import RANKED_PRE, byte_level_step, ignores_merges, pre_tokenizer_of
 from convert.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
-# Pre-tokenizer regexes as published in the tokenizer.json of Llama 3 and Qwen 2; GGUF keeps only their names.
-_NUMBERS = {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}
-_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-REGEX_OF_PRE = {pre: _REGEX % numbers for pre, numbers in _NUMBERS.items()}
-_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
-
-
-def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
-
-
-def pre_tokenizer_of(pre: str) -> dict[str, Any]:
-    """The `pre_tokenizer` of a byte-level BPE by its llama.cpp name. Raises UnsupportedError."""
-    pre = _ALIASES.get(pre, pre)
-    if pre == "gpt-2":
-        return _byte_level(True)
-    if pre == "smollm":
-        digits = {"type": "Digits", "individual_digits": True}
-        return {"type": "Sequence", "pretokenizers": [digits, _byte_level(True)]}
-    if pre in REGEX_OF_PRE:
-        split = {"type": "Split", "pattern": {"Regex": REGEX_OF_PRE[pre]}, "behavior": "Isolated", "invert": False}
-        return {"type": "Sequence", "pretokenizers": [split, _byte_level(False)]}
-    known = ", ".join(["gpt-2", "smollm", *REGEX_OF_PRE])
-    raise UnsupportedError(f"the pre-tokenizer '{pre}' is not restored", hint=f"Supported: {known}.")
+__all__ = ["merges_from_scores", "pre_tokenizer_of", "tokenizer_config", "tokenizer_json"]
 
 
 def merges_from_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
@@ -57,6 +35,10 @@ def merges_from_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
                 ranked.append((score, left, right, token[:cut], token[cut:]))
     ranked.sort()
     return [(left, right) for _, _, _, left, right in ranked]
+
+
+def _ranked(vocabulary: Vocabulary) -> list[Any]:
+    return [merge.split(" ", 1) if merge[0] != " " else merge for merge in vocabulary.merges]
 
 
 def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
@@ -116,18 +98,18 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     }
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
-    if vocabulary.model == "gpt2":
+    if vocabulary.model == "gpt2" and vocabulary.pre != RANKED_PRE:
         pre_tokenizer = pre_tokenizer_of(vocabulary.pre)
-        pre = _ALIASES.get(vocabulary.pre, vocabulary.pre)
-        bpe["ignore_merges"] = pre == "llama-bpe"  # as llama.cpp does for it
-        bpe["merges"] = [merge.split(" ", 1) if merge[0] != " " else merge for merge in vocabulary.merges]
-        normalizer = {"type": "NFC"} if pre == "qwen2" else None
-        decoder: dict[str, Any] = _byte_level(True)
-    elif vocabulary.model == "llama":
-        if not vocabulary.scores or BYTE not in vocabulary.types:
+        bpe["ignore_merges"] = ignores_merges(vocabulary.pre)
+        bpe["merges"] = _ranked(vocabulary)
+        normalizer = {"type": "NFC"} if vocabulary.pre == "qwen2" else None
+        decoder: dict[str, Any] = byte_level_step(True)
+    elif vocabulary.model in ("llama", "gpt2"):
+        if BYTE not in vocabulary.types or not (vocabulary.scores or vocabulary.merges):
             raise UnsupportedError("the SentencePiece vocabulary has no scores or no byte tokens")
         unknown = vocabulary.specials.get("unk")
-        bpe.update(byte_fallback=True, fuse_unk=True, merges=merges_from_scores(vocabulary))
+        bpe.update(byte_fallback=True, fuse_unk=True)
+        bpe["merges"] = _ranked(vocabulary) if vocabulary.merges else merges_from_scores(vocabulary)
         bpe["unk_token"] = None if unknown is None else vocabulary.tokens[unknown]
         space: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]

@@ -5,128 +5,217 @@ It knows nothing of adapters or of serving.
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from convert.beside import Beside, no_garbage_collection
 from convert.checkpoint import Checkpoint, read_checkpoint
-from convert.proof import prove_equal, special_lines
-from convert.quantize import FLOAT_TYPES, quantize_file, type_name, types_written
-from convert.vocab_source import Source, read_vocabulary
-from convert.writer import FILE_TYPES, OutTensor, tensor_type, write_gguf
+from convert.families import Encoder
+from convert.pooling import pooling_metadata
+from convert.proof import Source, prove_equal
+from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
+from convert.vocab_source import read_json, read_vocabulary
+from convert.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
 from slm.artifacts import checkpoint_fingerprint, new_file, require_space
 from slm.console import note, progress
 from slm.errors import InputError, VerificationError
-from slm.gguf_reader import read_gguf
 from slm.llama import open_model
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
+_NO_OPTIONS = Options()
+_PHI3_NAME = re.compile(r"phi-?3", re.IGNORECASE)
+_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
 def convert_checkpoint(
-    folder: Path | str, out: Path | str, types: str | Sequence[str] = "f16", verify: bool = True
+    folder: Path | str,
+    out: Path | str,
+    types: str | Sequence[str] = "f16",
+    verify: bool = True,
+    options: Options = _NO_OPTIONS,
 ) -> list[dict[str, Any]]:
     """Write one GGUF file (one type: `out` is the file) or several (`out` is a folder) from a checkpoint folder.
 
-    Returns a list of {file, type, size_bytes, tensor_types, ...}. verify: prove that llama.cpp's token ids equal the
-    source tokenizer's on mixed text and that llama.cpp loads the file, before anything gets its name. Raises
-    InputError and its kinds, MismatchError, VerificationError; nothing is left behind then.
+    Returns a list of {file, type, size_bytes, tensor_types, fallbacks, caveats, ...}. verify: prove that llama.cpp's
+    token ids equal the source tokenizer's on mixed text, that llama.cpp accepts every tensor, and that the disk gives
+    back what was written, before anything gets its name. options: for the quantized types.
+    Memory: the tokenizer, then one piece of a tensor at a time, whatever the model's size. Raises InputError and its
+    kinds, MismatchError, VerificationError; no half of a file is left behind then.
     """
     names = list(dict.fromkeys(type_name(t) for t in ([types] if isinstance(types, str) else types)))
     if not names:
         raise InputError("no type was given", hint="For example: --type f16")
+    _check_options(names, options)
     checkpoint = read_checkpoint(folder)
     plan = checkpoint.plan()
-    source = read_vocabulary(checkpoint.folder, checkpoint.config)
-    source.vocabulary.fitted(checkpoint.vocabulary_rows)
-    metadata = _metadata(checkpoint, source)
-    proven = _prove_vocabulary(metadata, source) if verify else 0
-    for caveat in source.caveats:
+    with ThreadPoolExecutor(1) as thread, no_garbage_collection():
+        # Without a manifest this hashes all weights; the tokenizer is read meanwhile.
+        fingerprint = thread.submit(checkpoint_fingerprint, checkpoint.folder)
+        embedder = isinstance(checkpoint.family, Encoder)
+        source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
+        source.vocabulary.fitted(checkpoint.vocabulary_rows)
+        metadata = _metadata(checkpoint, source, fingerprint.result())
+    caveats = [*source.caveats, *checkpoint.family.caveats(checkpoint.config)]
+    for caveat in caveats:
         note(f"note: {caveat}")
-    targets = _targets(Path(out), checkpoint, names)
-    elements = sum(int(p.entry.nbytes) for p in plan)
-    require_space(next(iter(targets.values())).parent, elements * len(names))
+    targets = ladder(Path(out), checkpoint.folder.resolve().name, names)
+    parent = next(iter(targets.values())).parent
+    require_space(parent, sum(int(p.entry.nbytes) for p in plan) * len(names))
     results = []
-    with tempfile.TemporaryDirectory(prefix=".slm-", dir=_existing(next(iter(targets.values())).parent)) as scratch:
+    with ExitStack() as stack:
+        writer = _Writer(checkpoint, metadata, _Proof(stack, source) if verify else None)
         basis: Path | None = None
         for name, target in targets.items():
-            if name in DIRECT_TYPES:
-                result = _write(checkpoint, metadata, name, target, verify)
+            if name in DIRECT_TYPES and not (name == "q8_0" and options.changes_types):
+                result = writer.write(name, target)
             else:
                 if basis is None:
                     # The quantizer reads a GGUF; in the checkpoint's own precision nothing is rounded twice.
-                    precision = {"F32": "f32", "F16": "f16", "BF16": "bf16"}.get(checkpoint.dtype, "f32")
+                    parent.mkdir(parents=True, exist_ok=True)
+                    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".slm-", dir=parent))
                     basis = Path(scratch) / "basis.gguf"
-                    _write(checkpoint, metadata, precision, basis, verify)
-                result = quantize_file(basis, target, name)
-            results.append({**result, "file": str(target), "type": name, "tokenizer_lines_proven": proven})
+                    writer.write({"F32": "f32", "F16": "f16", "BF16": "bf16"}.get(checkpoint.dtype, "f32"), basis)
+                result = quantize_file(basis, target, name, options)
+            results.append({
+                **result, "file": str(target), "type": name, "tokenizer_lines_proven": writer.lines_proven,
+                "caveats": caveats,
+            })  # fmt: skip
     return results
 
 
-def _existing(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _check_options(names: list[str], options: Options) -> None:
+    """Refuse before anything is read what the quantizer would refuse at the end."""
+    quantized = [name for name in names if name not in FLOAT_TYPES]
+    if not quantized and options != _NO_OPTIONS:
+        raise InputError(
+            "an importance matrix and overrides are for quantized types",
+            found=", ".join(names),
+            hint="Name one, for example: --type q4_k_m",
+        )
+    for name in quantized:
+        prepare(name, options)
 
 
-def _targets(out: Path, checkpoint: Checkpoint, names: list[str]) -> dict[str, Path]:
-    if len(names) == 1:
-        if out.is_dir():
-            raise InputError(f"'{out}' is a folder", hint=f"Name the file, for example: -o {out}/model-{names[0]}.gguf")
-        return {names[0]: out}
-    if out.is_file() or out.suffix == ".gguf":
-        raise InputError("with several types the output must be a folder", found=str(out))
-    stem = checkpoint.folder.resolve().name
-    return {name: out / f"{stem}-{name}.gguf" for name in names}
-
-
-def _metadata(checkpoint: Checkpoint, source: Source) -> dict[str, Any]:
+def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[str, Any]:
+    pooling: dict[str, Any] = {}
+    if isinstance(checkpoint.family, Encoder):
+        pooling = pooling_metadata(checkpoint.folder, checkpoint.family.gguf_architecture)
+        if not pooling:
+            source.caveats.append("the folder names no pooling (modules.json), so the file names none either")
     return {
         "general.architecture": checkpoint.family.gguf_architecture,
         "general.type": "model",
-        "general.name": checkpoint.folder.resolve().name,
-        **checkpoint.family.to_metadata(checkpoint.config),
+        "general.name": _runtime_name(checkpoint, source),
+        **checkpoint.metadata(),
+        **pooling,
         **source.vocabulary.to_metadata(),
-        "slm.fingerprint": checkpoint_fingerprint(checkpoint.folder),
+        "slm.fingerprint": fingerprint,
     }
 
 
-def _prove_vocabulary(metadata: dict[str, Any], source: Source) -> int:
-    """Prove the vocabulary on a file that holds nothing else, before any weights are written."""
-    vocabulary = source.vocabulary
-    ids = [i for i in source.special_ids if i < len(vocabulary.tokens)]
-    lines = [*source.lines, *special_lines(vocabulary.tokens, ids)]
-    encode = source.encoder()
-    with tempfile.TemporaryDirectory(prefix="slm-") as scratch:
-        path = Path(scratch) / "vocabulary.gguf"
-        with path.open("wb") as file:
-            for _ in write_gguf(file, metadata, []):
-                pass
-        return prove_equal(path, encode, lines=lines)
+def _runtime_name(checkpoint: Checkpoint, source: Source) -> str:
+    """The model's name, with "phi-3" in it exactly when its special tokens swallow the white space after them.
+
+    llama.cpp takes that rule from the name (src/llama-vocab.cpp, `llama_vocab::impl::load`), and refuses a file so
+    named whose vocabulary lacks Phi-3's own tokens.
+    """
+    name = checkpoint.folder.resolve().name
+    path = checkpoint.folder / "tokenizer.json"
+    swallows = False
+    if (
+        checkpoint.family.gguf_architecture == "phi3"
+        and path.exists()
+        and set(source.vocabulary.tokens) >= _PHI3_TOKENS
+    ):
+        added = read_json(path).get("added_tokens") or []
+        own = [bool(t.get("rstrip")) for t in added if t.get("content") not in _PHI3_TOKENS]
+        swallows = bool(own) and all(own)
+    if swallows:
+        return name if _PHI3_NAME.search(name) else f"Phi-3 {name}"
+    return _PHI3_NAME.sub("Phi 3", name)
 
 
-def _write(checkpoint: Checkpoint, metadata: dict[str, Any], name: str, target: Path, verify: bool) -> dict[str, Any]:
-    keys = {**metadata, "general.file_type": FILE_TYPES[name], "general.quantization_version": 2}
-    tensors = [
-        OutTensor(p.gguf_name, p.shape, tensor_type(name, p.gguf_name, p.shape), p.pieces()) for p in checkpoint.plan()
-    ]
-    for extra, values in checkpoint.family.extra_tensors(checkpoint.config).items():
-        tensors.append(OutTensor(extra, values.shape, "F32", [values]))
-    total = sum(tensor.nbytes for tensor in tensors) / 1e6
-    with new_file(target) as temporary:
-        with temporary.open("wb") as file, progress(f"writing {name}", total, "MB") as done:
-            for written in write_gguf(file, keys, tensors):
-                done(written / 1e6)
-        written_file = read_gguf(temporary)
-        if verify:
-            with ExitStack() as stack:
-                try:
-                    open_model(stack, temporary)
-                except InputError as error:
-                    raise VerificationError(
-                        f"llama.cpp does not load the converted '{checkpoint.folder}'",
-                        hint="Nothing was written; set SLM_LLAMA_LOG=1 to see why.",
-                    ) from error
-        types = types_written(written_file)
-    return {"file": str(target), "type": name, "size_bytes": target.stat().st_size, "tensor_types": types}
+class _Proof:
+    """The source tokenizer's ids, computed beside the writing, and their comparison with llama.cpp's."""
+
+    def __init__(self, stack: ExitStack, source: Source) -> None:
+        self._lines = source.all_lines()
+        self._source, self.lines_proven = source, 0
+        self._expected = Beside(stack, self._source_ids)
+
+    def _source_ids(self) -> list[list[int]]:
+        encode = self._source.encoder()
+        return [encode(line) for line in self._lines]
+
+    def compare_when_ready(self, path: Path) -> None:
+        """`compare`, if nothing has to be waited for: a wrong tokenizer should not cost the writing of all weights."""
+        if not self.lines_proven and self._expected.ready():
+            self.compare(path)
+
+    def compare(self, path: Path) -> None:
+        """Raise VerificationError unless the file's vocabulary gives the same ids. The first time only."""
+        if not self.lines_proven:
+            expected = dict(zip(self._lines, self._expected.get(), strict=True))
+            self.lines_proven = prove_equal(
+                path, expected.__getitem__, lines=self._lines, add_special=self._source.add_special
+            )
+
+
+class _Writer:
+    """Writes float files of one checkpoint, proven before they get their names."""
+
+    def __init__(self, checkpoint: Checkpoint, metadata: dict[str, Any], proof: _Proof | None) -> None:
+        self._checkpoint, self._metadata, self._proof = checkpoint, metadata, proof
+
+    @property
+    def lines_proven(self) -> int:
+        return self._proof.lines_proven if self._proof is not None else 0
+
+    def write(self, name: str, target: Path) -> dict[str, Any]:
+        keys = {**self._metadata, "general.file_type": FILE_TYPES[name], "general.quantization_version": 2}
+        tensors = [
+            OutTensor(p.gguf_name, p.shape, tensor_type(name, p.gguf_name, p.shape), p.pieces())
+            for p in self._checkpoint.plan()
+        ]
+        for extra, values in self._checkpoint.extra_tensors().items():
+            tensors.append(OutTensor(extra, values.shape, "F32", [values]))
+        total, ledger = sum(t.nbytes for t in tensors) / 1e6, Ledger()
+        with new_file(target) as temporary:
+            with temporary.open("wb") as file, progress(f"writing {name}", total, "MB") as done:
+                stream = write_gguf(file, keys, tensors, ledger)
+                next(stream)  # the header, at the file's full length
+                if self._proof is not None:
+                    self._check_loads(temporary)
+                for written in stream:
+                    done(written / 1e6)
+                    if self._proof is not None:
+                        self._proof.compare_when_ready(temporary)
+            if self._proof is not None:
+                self._proof.compare(temporary)
+                ledger.check(temporary)
+        asked = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}[name]
+        fallbacks = sum(len(t.shape) > 1 and t.type_name not in (asked, "F32") for t in tensors)
+        return {
+            "file": str(target),
+            "type": name,
+            "size_bytes": target.stat().st_size,
+            "tensor_types": dict(Counter(t.type_name for t in tensors).most_common()),
+            "fallbacks": {"F16": fallbacks} if fallbacks else {},
+        }
+
+    def _check_loads(self, path: Path) -> None:
+        """On a file that has no weights yet: llama.cpp knows every tensor and its shape."""
+        with ExitStack() as stack:
+            try:
+                open_model(stack, path, without_data=True)
+            except InputError as error:
+                raise VerificationError(
+                    f"llama.cpp does not load the converted '{self._checkpoint.folder}'",
+                    hint="Nothing was written; set SLM_LLAMA_LOG=1 to see why.",
+                ) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convert.vocab import Vocabulary
 from slm.errors import VerificationError
 from slm.llama import open_model, tokenize
 
@@ -23,43 +25,72 @@ MIXED_LINES: tuple[str, ...] = (
     "e\u0301 か\u3099 한국어 Привет, мир! Ελληνικά العربية हिन्दी ไทย",
     "AaBbCc XYZ ÄÖÜ ÉÈ ΑΒΓ",
     "1 22 333 4444 55555 ١٢٣ 一二三",
+    "ｶﾞｷﾞｸﾞ ﾊﾟﾋﾟﾌﾟ ｱｲｳｴｵ､｡｢｣ ﾃｷｽﾄ",
+    "０１２３４５６７８９年１２月、ＡＢＣ（ａｂｃ）＃＠",
+    "𠮷野家の𩸽定食、髙﨑さんと鷗外、龘 靁 𪚲 彅 ㍿ ㈱ ①②③",
+    "一行目\r\n二行目\r\n\r\n\t字下げ　全角空白\u3000\u3000終わり",
     "",
     " ",
     "\n",
+    "\t",
+    "😀\n👍",
 )
+_SHOWN = 3  # of the lines that differ
 
 Encode = Callable[[str], list[int]]
 
 
-def first_difference(lines: Sequence[str], expected: Encode, found: Encode) -> tuple[str, list[int], list[int]] | None:
-    """The first line on which two tokenizers differ, with both lists of ids; None when all agree."""
-    for line in lines:
-        left, right = expected(line), found(line)
-        if left != right:
-            return line, left, right
-    return None
+@dataclass
+class Source:
+    """A vocabulary, how the source tokenizer encodes (loaded on first use), and the lines on which to compare them.
+
+    add_special: `encoder` and the runtime add the special tokens around a text, as an embedder needs them.
+    `caveats` are known differences of the runtime that the lines leave out; they are told to the user.
+    """
+
+    vocabulary: Vocabulary
+    encoder: Callable[[], Encode]
+    lines: list[str] = field(default_factory=lambda: list(MIXED_LINES))
+    special_ids: list[int] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    add_special: bool = False
+
+    def all_lines(self) -> list[str]:
+        """The lines to compare, with those that hold special tokens."""
+        ids = [i for i in self.special_ids if i < len(self.vocabulary.tokens)]
+        return [*self.lines, *special_lines(self.vocabulary.tokens, ids)]
+
+
+def differences(lines: Sequence[str], expected: Encode, found: Encode) -> list[tuple[str, list[int], list[int]]]:
+    """Every line on which two tokenizers differ, with both lists of ids."""
+    pairs = ((line, expected(line), found(line)) for line in lines)
+    return [(line, left, right) for line, left, right in pairs if left != right]
 
 
 def prove_equal(gguf: Path, expected: Encode, *, lines: Sequence[str] = MIXED_LINES, add_special: bool = False) -> int:
     """Compare the ids of a vetted GGUF's vocabulary with a source tokenizer's, line by line.
 
     add_special: whether `expected` adds BOS/EOS. Returns the number of lines compared; raises VerificationError
-    that shows the first line that differs.
+    that shows the first lines that differ.
     """
     with ExitStack() as stack:
         model = open_model(stack, gguf, vocab_only=True)
-        different = first_difference(
+        different = differences(
             lines, expected, lambda text: tokenize(model, text, add_special=add_special, parse_special=True)
         )
-    if different is not None:
-        line, left, right = different
-        at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    if different:
+        shown = [_described(line, left, right) for line, left, right in different[:_SHOWN]]
         raise VerificationError(
-            f"the tokenizer differs from its source on {line[:60]!r}",
-            found=f"source ids {left[at : at + 6]}, llama.cpp {right[at : at + 6]}, from token {at + 1}",
+            f"the tokenizer differs from its source on {len(different)} of {len(lines)} lines",
+            found="; ".join(shown),
             hint="Nothing was written.",
         )
     return len(lines)
+
+
+def _described(line: str, left: list[int], right: list[int]) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    return f"{line[:60]!r}: source ids {left[at : at + 6]}, llama.cpp {right[at : at + 6]} from token {at + 1}"
 
 
 def special_lines(tokens: Sequence[str], ids: Sequence[int]) -> list[str]:
@@ -67,6 +98,6 @@ def special_lines(tokens: Sequence[str], ids: Sequence[int]) -> list[str]:
     return [f"a {tokens[i]}b\n{tokens[i]}" for i in list(ids)[:40]]
 
 
-def hf_encode(tokenizer: Any) -> Encode:
-    """`Encode` of a `tokenizers.Tokenizer`, without BOS/EOS."""
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+def hf_encode(tokenizer: Any, *, add_special: bool = False) -> Encode:
+    """`Encode` of a `tokenizers.Tokenizer`, without BOS/EOS unless asked for."""
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=add_special).ids)

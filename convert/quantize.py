@@ -1,41 +1,62 @@
 """GGUF -> quantized GGUF by llama.cpp's quantizer, in a child process: it may abort on what it does not like.
 
-It knows nothing of checkpoints. The child is this file run as a module; it is ended when its parent is interrupted.
+It knows nothing of checkpoints. The child is this file run as a module; it is ended when its parent is interrupted,
+which llama.cpp itself could not be.
 """
 
 from __future__ import annotations
 
-import ctypes
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.quantize_types import (
+    FLOAT_TYPES,
+    NEEDS_IMATRIX,
+    QUANTIZED_TYPES,
+    TENSOR_NEEDS_IMATRIX,
+    block_of,
+    fallbacks,
+    file_type_of,
+    tensor_type_id,
+    type_name,
+)  # fmt: skip
 from slm.artifacts import new_file, require_space
 from slm.console import progress
-from slm.errors import DamagedFileError, EngineError, InputError, UnknownNameError
+from slm.errors import DamagedFileError, EngineError, InputError
 from slm.gguf_reader import GgufFile, read_gguf
 
-# llama.cpp include/llama.h, `llama_ftype`
-QUANTIZED_TYPES = {
-    "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13,
-    "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30,
-}  # fmt: skip
-_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
-FLOAT_TYPES = ("f32", "f16", "bf16")
+__all__ = ["FLOAT_TYPES", "QUANTIZED_TYPES", "Options", "ladder", "prepare", "quantize_file",
+           "quantize_ladder", "type_name", "types_written"]  # fmt: skip
 _POLL_S = 0.1
+_BUFFER = 64 << 20  # rows in memory at a time; llama.cpp's default would hold a whole embedding in float32
+_AT = re.compile(rb"\[\s*(\d+)/\s*(\d+)\]")  # llama.cpp's line for each tensor
 
 
-def type_name(name: str) -> str:
-    """The known type a user means, whatever the case. Raises UnknownNameError."""
-    name = _ALIASES.get(name.lower(), name.lower())
-    if name not in QUANTIZED_TYPES and name not in FLOAT_TYPES:
-        raise UnknownNameError("type", name, [*FLOAT_TYPES, *QUANTIZED_TYPES])
-    return name
+@dataclass(frozen=True)
+class Options:
+    """How to quantize, besides the type. tensor_types: (regex on GGUF names, ggml type) pairs, the first match wins."""
+
+    imatrix: Path | None = None
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    token_embedding: str | None = None
+    output: str | None = None
+    threads: int = 0
+
+    @property
+    def changes_types(self) -> bool:
+        return bool(self.tensor_types or self.token_embedding or self.output)
+
+
+_NO_OPTIONS = Options()
 
 
 def types_written(file: GgufFile) -> dict[str, int]:
@@ -43,16 +64,102 @@ def types_written(file: GgufFile) -> dict[str, int]:
     return dict(Counter(info.type_name for info in file.tensors.values()).most_common())
 
 
-def quantize_file(source: Path | str, out: Path | str, type: str, *, threads: int = 0) -> dict[str, Any]:
-    """Quantize a float GGUF model; returns {file, type, size_bytes, source_bytes, tensor_types, seconds}.
+def ladder(out: Path, stem: str, names: Sequence[str]) -> dict[str, Path]:
+    """Where each type goes: one type, the file `out`; several, files in the folder `out`. Raises InputError."""
+    if len(names) == 1:
+        if out.is_dir():
+            raise InputError(f"'{out}' is a folder", hint=f"Name the file, for example: -o {out}/model-{names[0]}.gguf")
+        return {names[0]: out}
+    if out.is_file() or out.suffix == ".gguf":
+        raise InputError("with several types the output must be a folder", found=str(out))
+    return {name: out / f"{stem}-{name}.gguf" for name in names}
 
-    tensor_types is read back from the file: rows that are no multiple of 256 get another type than the one asked
-    for. Raises UnknownNameError, InputError (an adapter, an already quantized file), EngineError.
-    """
+
+def prepare(type: str, options: Options) -> str:
+    """The type's known name, when it and the options are possible at all. Raises InputError, UnknownNameError."""
     name = type_name(type)
     if name in FLOAT_TYPES:
         raise InputError(f"'{name}' is not a quantized type", hint="Write float types with: slm convert --type")
+    asked = [options.token_embedding, options.output, *(kind for _, kind in options.tensor_types)]
+    for kind in filter(None, asked):
+        tensor_type_id(kind)
+    for pattern, _ in options.tensor_types:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"'{pattern}' is not a regular expression: {error}") from error
+    if options.imatrix is None:
+        overridden = [kind.lower() for kind in asked if kind and kind.lower() in TENSOR_NEEDS_IMATRIX]
+        needy = [name] if name in NEEDS_IMATRIX else overridden
+        if needy:
+            raise InputError(
+                f"the type '{needy[0]}' needs an importance matrix: without one the model would be useless",
+                hint="Make one with: slm imatrix MODEL.gguf --text LANG=FILE -o OUT.gguf, and give it with --imatrix.",
+            )
+    return name
+
+
+def quantize_file(
+    source: Path | str, out: Path | str, type: str, options: Options = _NO_OPTIONS, *, threads: int = 0
+) -> dict[str, Any]:
+    """Quantize a float GGUF model.
+
+    Returns {file, type, size_bytes, source_bytes, tensor_types, fallbacks, overridden, imatrix_entries, seconds}.
+    tensor_types is read back from the file; fallbacks counts by type the tensors whose rows are not whole blocks of
+    the type meant for them. Raises UnknownNameError, InputError (an adapter, an already quantized file, a type that
+    needs an importance matrix), DamagedFileError, MismatchError (another model's matrix), EngineError.
+    """
+    name = prepare(type, options)
     model = read_gguf(source)
+    _check_source(model)
+    out = Path(out)
+    if out.exists() and out.samefile(model.path):
+        raise InputError(f"'{out}' is the input itself", hint="Choose another output with -o.")
+    overrides = _overrides(model, options)
+    _check_whole_blocks(model, "token_embd.weight", options.token_embedding)
+    _check_whole_blocks(model, "output.weight", options.output)
+    entries = 0
+    if options.imatrix is not None:
+        from convert.imatrix_file import fitting, read_imatrix
+
+        entries = len(fitting(read_imatrix(options.imatrix), model))
+    size = model.path.stat().st_size
+    require_space(out.parent, size)
+    started = time.monotonic()
+    with new_file(out) as temporary:
+        job = {
+            "source": str(model.path), "target": str(temporary), "type": name, "overrides": overrides,
+            **asdict(options), "imatrix": options.imatrix and str(options.imatrix),
+            "threads": options.threads or threads,
+        }  # fmt: skip
+        _run_child(job, temporary, len(model.tensors))
+        written = read_gguf(temporary)
+        if {n: t.shape for n, t in written.tensors.items()} != {n: t.shape for n, t in model.tensors.items()}:
+            raise EngineError("llama.cpp's quantizer lost tensors")
+    return {
+        "file": str(out),
+        "type": name,
+        "size_bytes": out.stat().st_size,
+        "source_bytes": size,
+        "tensor_types": types_written(written),
+        "fallbacks": fallbacks(name, overrides, model, written),
+        "overridden": len(overrides),
+        "imatrix_entries": entries,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def quantize_ladder(
+    source: Path | str, out: Path | str, types: Sequence[str], options: Options = _NO_OPTIONS
+) -> list[dict[str, Any]]:
+    """`quantize_file` to one type (`out` is the file) or several (`out` is a folder); what is impossible is refused
+    before the first is begun. Files that were finished before a failure stay."""
+    names = list(dict.fromkeys(prepare(name, options) for name in types))
+    targets = ladder(Path(out), re.sub(r"[-.](f32|f16|bf16)$", "", Path(source).stem), names)
+    return [quantize_file(source, target, name, options) for name, target in targets.items()]
+
+
+def _check_source(model: GgufFile) -> None:
     if model.is_adapter:
         raise InputError(f"'{model.path}' is an adapter; adapters are kept in f32")
     quantized = sorted(set(types_written(model)) - {"F32", "F16", "BF16"})
@@ -62,56 +169,62 @@ def quantize_file(source: Path | str, out: Path | str, type: str, *, threads: in
             found=", ".join(quantized),
             hint="Quantize from an f32, f16 or bf16 file; quantizing twice adds both errors.",
         )
-    _check_is_model(model)
-    out = Path(out)
-    if out.exists() and out.samefile(model.path):
-        raise InputError(f"'{out}' is the input itself", hint="Choose another output with -o.")
-    size = model.path.stat().st_size
-    require_space(out.parent, size)
-    started = time.monotonic()
-    with new_file(out) as temporary:
-        _run_child(model.path, temporary, QUANTIZED_TYPES[name], threads, name)
-        written = read_gguf(temporary)
-        if set(written.tensors) != set(model.tensors):
-            raise EngineError("llama.cpp's quantizer lost tensors")
-        types = types_written(written)
-    return {
-        "file": str(out),
-        "type": name,
-        "size_bytes": out.stat().st_size,
-        "source_bytes": size,
-        "tensor_types": types,
-        "seconds": round(time.monotonic() - started, 2),
-    }
-
-
-def _check_is_model(model: GgufFile) -> None:
     if "token_embd.weight" not in model.tensors:
         raise DamagedFileError(f"'{model.path}' is not a model: it has no token embedding")
 
 
-def _run_child(source: Path, target: Path, file_type: int, threads: int, name: str) -> None:
+def _overrides(model: GgufFile, options: Options) -> dict[str, str]:
+    """Tensor name -> type, for every matrix that a pattern matches. Raises InputError for one that matches none."""
+    names = [n for n, t in model.tensors.items() if len(t.shape) > 1 and not n.endswith("_norm.weight")]
+    chosen: dict[str, str] = {}
+    for pattern, kind in options.tensor_types:
+        matched = [n for n in names if re.search(pattern, n)]
+        if not matched:
+            examples = ", ".join(dict.fromkeys(re.sub(r"\d+", "0", n) for n in names))
+            raise InputError(f"no matrix of the model has a name like '{pattern}'", found=examples[:400])
+        for n in matched:
+            chosen.setdefault(n, kind.upper())
+    return chosen
+
+
+def _check_whole_blocks(model: GgufFile, name: str, kind: str | None) -> None:
+    if kind is not None and name in model.tensors and model.tensors[name].shape[-1] % block_of(kind):
+        raise InputError(
+            f"'{name}' cannot be {kind}: its rows are not whole blocks of {block_of(kind)}",
+            found=f"{model.tensors[name].shape[-1]} values a row",
+            hint="Types of 32 fit most models: q8_0, q5_0, q4_0, iq4_nl.",
+        )
+
+
+def _run_child(job: dict[str, Any], target: Path, tensors: int) -> None:
     here = str(Path(__file__).resolve().parent.parent)
     environment = {**os.environ, "SLM_LLAMA_LOG": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "convert.quantize", str(source), str(target), str(file_type), str(threads)]
+    command = [sys.executable, "-m", "convert.quantize", json.dumps(job)]
     log = target.with_name(target.name + ".log")
     try:
-        with log.open("wb") as sink, progress(f"quantizing to {name}", unit="MB") as done:
+        with log.open("wb") as sink, progress(f"quantizing to {job['type']}", tensors, "tensors") as done:
             child = subprocess.Popen(command, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, env=environment)
             try:
                 while child.poll() is None:
                     time.sleep(_POLL_S)
-                    done(target.stat().st_size / 1e6)
-                done(target.stat().st_size / 1e6)
+                    done(_tensors_begun(log))
+                done(_tensors_begun(log))
             finally:
                 if child.poll() is None:
                     child.kill()
                     child.wait()
         if child.returncode:
-            raise EngineError(f"llama.cpp cannot quantize '{source}' to {name}", found=_last_words(log))
+            raise EngineError(f"llama.cpp cannot quantize '{job['source']}' to {job['type']}", found=_last_words(log))
     finally:
         log.unlink(missing_ok=True)
+
+
+def _tensors_begun(log: Path) -> int:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        found = _AT.findall(file.read())
+    return int(found[-1][0]) if found else 0
 
 
 def _last_words(log: Path) -> str:
@@ -121,16 +234,59 @@ def _last_words(log: Path) -> str:
     return lines[-1].strip()[:300] if lines else "it ended without a word"
 
 
-def _child(arguments: list[str]) -> int:
+def _child(job: dict[str, Any]) -> int:
+    """Call llama_model_quantize; every pointer it is given is kept alive here until it returns."""
+    import ctypes
+
     from slm.llama import library
 
-    source, target, file_type, threads = arguments
     lib = library()
     params = lib.llama_model_quantize_default_params()
-    params.ftype = int(file_type)
-    params.nthread = int(threads)
-    return int(lib.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)))
+    params.ftype = file_type_of(job["type"])
+    params.nthread = int(job["threads"])
+    params.max_buf_size = _BUFFER
+    for field, kind in (("token_embedding_type", job["token_embedding"]), ("output_tensor_type", job["output"])):
+        if kind:
+            setattr(params, field, tensor_type_id(kind))
+    if job["overrides"]:
+        # Whole names: which tensors a pattern means was decided by Python's `re`, not by the C++ library's.
+        exact = [(f"^{re.escape(name)}$".encode(), tensor_type_id(kind)) for name, kind in job["overrides"].items()]
+        params.tt_overrides = (lib.llama_model_tensor_override * (len(exact) + 1))(*exact)
+    kept: list[Any] = []
+    if job["imatrix"]:
+        from convert.imatrix_file import fitting, read_imatrix
+
+        matrix = read_imatrix(job["imatrix"])
+        rows = fitting(matrix, read_gguf(job["source"]))
+        array = (lib.llama_model_imatrix_data * (len(rows) + 1))()
+        for slot, (name, values) in zip(array, rows.items(), strict=False):
+            raw = (ctypes.c_float * values.size).from_buffer_copy(values.tobytes())
+            kept.append(raw)
+            slot.name, slot.data, slot.size = (
+                name.encode(),
+                ctypes.cast(raw, ctypes.POINTER(ctypes.c_float)),
+                values.size,
+            )
+        params.imatrix = array
+        params.kv_overrides = _noted(lib, Path(job["imatrix"]).name, matrix.datasets, len(rows), matrix.chunks)
+    return int(lib.llama_model_quantize(job["source"].encode(), job["target"].encode(), ctypes.byref(params)))
+
+
+def _noted(lib: Any, file: str, datasets: Sequence[str], entries: int, chunks: int) -> Any:
+    """The keys by which llama-quantize notes an importance matrix (tools/quantize/quantize.cpp)."""
+    values: list[tuple[str, str | int]] = [
+        ("file", file), ("dataset", ", ".join(datasets)), ("entries_count", entries), ("chunks_count", chunks),
+    ]  # fmt: skip
+    array = (lib.llama_model_kv_override * (len(values) + 1))()
+    for slot, (key, value) in zip(array, values, strict=False):
+        slot.key = f"quantize.imatrix.{key}".encode()
+        if isinstance(value, int):
+            slot.tag, slot.value.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        else:
+            slot.tag = lib.LLAMA_KV_OVERRIDE_TYPE_STR
+            slot.value.val_str = value.encode()[:127].decode("utf-8", "ignore").encode()
+    return array
 
 
 if __name__ == "__main__":
-    sys.exit(1 if _child(sys.argv[1:]) else 0)
+    sys.exit(1 if _child(json.loads(sys.argv[1])) else 0)

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from convert.families import Family, family_of_gguf
 from convert.families.base import Rule, check_shapes
 from convert.fast_tokenizer import tokenizer_config, tokenizer_json
+from convert.malformed import load_fast_tokenizer, reading
 from convert.proof import MIXED_LINES, hf_encode, prove_equal, special_lines
 from convert.safetensors_file import SafetensorsWriter
+from convert.vet import vet_model
 from convert.vocab import CONTROL, USER_DEFINED, Vocabulary, from_metadata
 from slm.artifacts import checkpoint_fingerprint, new_folder, require_space
 from slm.console import note, progress
@@ -47,7 +49,9 @@ def restore_checkpoint(
     if source.is_adapter:
         raise InputError(f"'{source.path}' is an adapter, not a model", hint="Restore the base model instead.")
     family = family_of_gguf(source.architecture)
-    vocabulary = from_metadata(source.metadata)
+    vet_model(source)
+    with reading(f"the vocabulary of '{source.path}'"):
+        vocabulary = from_metadata(source.metadata)
     config = _config(family, source, vocabulary, dtype)
     template, template_name = _template(chat_template, vocabulary)
     vocabulary.chat_template = template
@@ -77,7 +81,10 @@ def _config(family: Family, source: GgufFile, vocabulary: Vocabulary, dtype: str
     for name in family.runtime_tensors():
         if name in source.tensors:
             metadata[name] = source.dequantized(name)
-    config = family.to_config(metadata, {name: info.shape for name, info in source.tensors.items()})
+    if "token_embd.weight" not in source.tensors:
+        raise DamagedFileError(f"'{source.path}' lacks the tensor 'token_embd.weight'")
+    with reading(f"the header of '{source.path}'"):
+        config = family.to_config(metadata, {name: info.shape for name, info in source.tensors.items()})
     for name in ("bos", "eos", "pad"):
         config[f"{name}_token_id"] = vocabulary.specials.get(name)
     config.update(dtype={"f32": "float32", "bf16": "bfloat16"}[dtype], use_cache=True)
@@ -111,7 +118,8 @@ def _template(asked: str | None, vocabulary: Vocabulary) -> tuple[str | None, st
 
 def _check_tensors(family: Family, source: GgufFile, config: dict[str, Any]) -> list[tuple[Rule, str, str]]:
     """The whole model's tensors, each present, none unknown, shapes belonging together."""
-    expanded = family.expanded(config)
+    with reading(f"the header of '{source.path}'"):
+        expanded = family.expanded(config)
     missing = [gguf_name for _, _, gguf_name in expanded if gguf_name not in source.tensors]
     if missing:
         raise DamagedFileError(f"'{source.path}' lacks the tensor '{missing[0]}' and {len(missing) - 1} others")
@@ -141,9 +149,7 @@ def _write_tokenizer(folder: Path, vocabulary: Vocabulary, config: dict[str, Any
 
 
 def _prove_tokenizer(folder: Path, source: GgufFile, vocabulary: Vocabulary) -> int:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = load_fast_tokenizer(folder / "tokenizer.json")
     added = [i for i, t in enumerate(vocabulary.types) if t in (CONTROL, USER_DEFINED)]
     lines = [*MIXED_LINES, *special_lines(vocabulary.tokens, added)]
     return prove_equal(source.path, hf_encode(tokenizer), lines=lines)

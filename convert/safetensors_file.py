@@ -41,20 +41,22 @@ class Entry:
             raise UnsupportedError(
                 f"the tensor '{self.name}' of '{self.path}' is {self.dtype}", hint="Weights must be F32, F16 or BF16."
             )
-        raw = np.memmap(self.path, dtype=np.uint8, mode="r", offset=self.offset, shape=(max(self.nbytes, 1),))
         rows = self.shape[0] if self.shape else 1
         first, last = start, rows if stop is None else min(stop, rows)
         row_bytes = self.nbytes // rows
-        piece = np.asarray(raw[first * row_bytes : last * row_bytes])
+        count, offset = (last - first) * row_bytes, self.offset + first * row_bytes
+        piece = np.fromfile(self.path, dtype=np.uint8, count=count, offset=offset)  # not mapped: it would count as ours
+        if piece.size != count:
+            raise DamagedFileError(f"'{self.path}' became shorter while it was read")
         shape = (last - first, *self.shape[1:]) if self.shape else ()
         return to_float32(piece, self.dtype).reshape(shape)
 
 
 def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
-    """Bytes of F32, F16 or BF16 as a new float32 array; bf16 is the upper half of a float32."""
+    """Bytes of F32, F16 or BF16 as a float32 array (of F32: the same memory); bf16 is the upper half of a float32."""
     if dtype == "BF16":
         return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return raw.view(np.float16 if dtype == "F16" else np.float32).astype(np.float32)
+    return raw.view(np.float32) if dtype == "F32" else raw.view(np.float16).astype(np.float32)
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

@@ -1,38 +1,33 @@
-"""Compares a GGUF with its reference: token ids, logits, top-1 agreement, KL divergence, language by language.
+"""Compares a GGUF with its reference: token ids, logits, top-1 agreement, KL divergence, perplexity, by language.
 
-The reference is a checkpoint folder (run by transformers, with PEFT for an adapter) or another GGUF. It knows
-nothing of how either was made.
+The reference is a checkpoint folder (run by transformers, with PEFT for an adapter) or another GGUF. Both models run
+side by side in this process, a few tokens at a time: no logits are kept. It knows nothing of how either was made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from convert.bounds import Bound, check_languages, each_language, value_of
+from convert.kld import NO_TARGET, Figures, Logits, Tally, pooled
 from convert.proof import MIXED_LINES
 from convert.quantize import types_written
+from convert.sample_text import read_texts
+from convert.vet import vet_model
+from slm import llama
 from slm.artifacts import require_file
-from slm.errors import InputError, MismatchError
+from slm.console import progress
+from slm.errors import InputError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
-from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters, tokenize
 
-Logits = npt.NDArray[np.float32]
-_MAX_TOKENS = 128  # a piece of text; logits of Gemma's vocabulary take 1 MB a token
-
-# What is compared when no text is given: ordinary prose, so that the figures mean something.
-_TEXTS = {
-    "en": ["The company keeps its records in a small office near the station, and every visitor signs a book.",
-           "Water boils at a lower temperature in the mountains because the air presses on it less."],
-    "ja": ["会社の記録は駅の近くの小さな事務所に保管されており、来客は全員名簿に名前を書きます。",
-           "山の上では空気の圧力が低いため、水はより低い温度で沸騰します。"],
-    "mixed": ["今日は emoji 😀 と Tokyo の天気を print('晴れ') で表示します。"],
-}  # fmt: skip
+WINDOW = 256  # tokens of context at most; most of what a chunk of 512 would show in half the time and memory
+_BLOCK = 64  # rows of logits at a time in the runtime's buffer: 64 MB for a vocabulary of 262,144
+MAX_TOKENS = 1024  # of each language, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,14 @@ class Bounds:
     relative: float
     top1: float
     kl: float
+
+    def without(self, measures: set[str]) -> Bounds:
+        """The same with no limit on the measures (kld, top1) that the user bounds himself."""
+        return replace(
+            self,
+            top1=0.0 if "top1" in measures else self.top1,
+            kl=math.inf if "kld" in measures else self.kl,
+        )
 
 
 # Measured on SmolLM2-135M and Gemma-3-270m with room to spare; published figures are for models 50 times as large,
@@ -75,46 +78,6 @@ def bounds_for(file: GgufFile) -> tuple[str, Bounds]:
     return "f32", _BOUNDS["f32"]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """One text's or language's comparison."""
-
-    tokens: int
-    max_relative_difference: float
-    top1_agreement: float
-    mean_kl_divergence: float
-
-
-def compare_logits(found: Logits, expected: Logits) -> Figures:
-    """Figures of two (tokens, vocabulary) arrays; KL(expected || found) in nats, mean over tokens."""
-    left, right = expected.astype(np.float64), found.astype(np.float64)
-    scale = float(np.abs(left).max()) or 1.0
-    log_p, log_q = _log_softmax(left), _log_softmax(right)
-    kl = float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
-    return Figures(
-        tokens=len(left),
-        max_relative_difference=float(np.abs(left - right).max()) / scale,
-        top1_agreement=float((left.argmax(-1) == right.argmax(-1)).mean()),
-        mean_kl_divergence=max(0.0, kl),
-    )
-
-
-def _log_softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    shifted = values - values.max(axis=-1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def _pooled(parts: Sequence[Figures]) -> Figures:
-    total = sum(part.tokens for part in parts)
-    return Figures(
-        tokens=total,
-        max_relative_difference=max(part.max_relative_difference for part in parts),
-        top1_agreement=sum(part.top1_agreement * part.tokens for part in parts) / total,
-        mean_kl_divergence=sum(part.mean_kl_divergence * part.tokens for part in parts) / total,
-    )
-
-
 def broken_bounds(figures: Figures, bounds: Bounds) -> list[str]:
     """A sentence for each bound that is broken."""
     broken = []
@@ -128,30 +91,52 @@ def broken_bounds(figures: Figures, bounds: Bounds) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Runner:
-    """Something that gives ids for a text and logits for ids."""
+class Runner:
+    """Something that gives ids for a text, and a (1, vocabulary) row of logits for each of the ids, in order."""
 
     encode: Callable[[str], list[int]]
-    logits: Callable[[list[int]], Logits]
+    rows: Callable[[list[int]], Iterator[Logits]]
     start: tuple[int, ...] = ()  # the BOS that the vocabulary puts before a text; models answer wildly without it
+    context: int = WINDOW  # tokens it was trained to look back at
+    token_bytes: Callable[[int], int] = lambda _: 0
 
 
-def _gguf_runner(stack: ExitStack, path: Path, adapter: Path | None) -> _Runner:
-    model = open_model(stack, path)
+def is_language_model(file: GgufFile) -> bool:
+    """Whether a model predicts next tokens; llama.cpp marks embedders by their pooling or by their attention."""
+    key = file.architecture
+    return bool(file.metadata.get(f"{key}.attention.causal", True)) and not file.metadata.get(f"{key}.pooling_type")
+
+
+def gguf_runner(stack: ExitStack, path: Path, adapter: Path | None = None) -> Runner:
+    """Run a GGUF model by llama.cpp. Raises UnsupportedError for an embedder, which predicts no next token."""
+    file = read_gguf(path)
+    vet_model(file)
+    if not is_language_model(file):
+        raise UnsupportedError(f"'{path}' is an embedder: it has no next-token distribution to compare")
+    model = llama.open_model(stack, path)
     # Without flash attention and with an f32 cache: the runtime's f16 shortcuts are no property of the file.
-    context = open_context(
-        stack, model, n_ctx=_MAX_TOKENS, n_batch=_MAX_TOKENS, flash_attention=False, exact_cache=True
-    )
+    context = llama.open_context(stack, model, n_ctx=WINDOW, n_batch=_BLOCK, flash_attention=False, exact_cache=True)
     if adapter is not None:
-        set_adapters(context, [(open_adapter(stack, model, adapter), 1.0)])
-    return _Runner(
-        lambda text: tokenize(model, text, add_special=False, parse_special=True),
-        lambda ids: all_logits(model, context, ids),
-        tuple(tokenize(model, "", add_special=True, parse_special=False)),
+        llama.set_adapters(context, [(llama.open_adapter(stack, model, adapter), 1.0)])
+
+    def rows(ids: list[int]) -> Iterator[Logits]:
+        llama.forget(context)
+        for at in range(0, len(ids), _BLOCK):
+            part = ids[at : at + _BLOCK]
+            llama.decode_tokens(context, part, at, every=True)
+            for row in range(len(part)):
+                yield llama.logits_at(model, context, row)[None]
+
+    return Runner(
+        lambda text: llama.tokenize(model, text, add_special=False, parse_special=True),
+        rows,
+        tuple(llama.tokenize(model, "", add_special=True, parse_special=False)),
+        int(llama.library().llama_model_n_ctx_train(model)),
+        lambda token: len(llama.token_bytes(model, token)),
     )
 
 
-def _checkpoint_runner(folder: Path, peft: Path | None) -> _Runner:
+def _checkpoint_runner(folder: Path, peft: Path | None) -> Runner:
     import torch
     import transformers
 
@@ -168,12 +153,62 @@ def _checkpoint_runner(folder: Path, peft: Path | None) -> _Runner:
         model = PeftModel.from_pretrained(model, str(peft))
     model.eval()
 
-    def logits(ids: list[int]) -> Logits:
+    def rows(ids: list[int]) -> Iterator[Logits]:
         with torch.no_grad():
-            result: Logits = model(torch.tensor([ids])).logits[0].float().numpy()
-        return result
+            logits = model(torch.tensor([ids])).logits[0].float().numpy()
+        yield from (logits[row : row + 1] for row in range(len(ids)))
 
-    return _Runner(encode, logits)
+    return Runner(encode, rows)
+
+
+def windows(ids: Sequence[int], start: Sequence[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(tokens, the token that follows each) of a text in windows of at most `size`, each begun with `start`.
+
+    Every token of the text is predicted exactly once; without a BOS before it the very first one is not.
+    """
+    room = size - len(start)
+    for at in range(0, len(ids), room):
+        window = [*start, *ids[at : at + room]]
+        after = NO_TARGET if start or at + room >= len(ids) else ids[at + room]
+        yield window, [*([NO_TARGET] * (len(start) - 1)), *window[max(1, len(start)) :], after]
+
+
+def measure(candidate: Runner, reference: Runner, texts: Mapping[str, str], max_tokens: int) -> dict[str, Tally]:
+    """Run both over the texts, {language: text}, at most `max_tokens` (0: all) of each; {language: tally}.
+
+    Raises InputError for a text without tokens, MismatchError and VerificationError as `Tally.add` does.
+    """
+    size = min(WINDOW, candidate.context, reference.context)
+    encoded = {lang: _cut(text, reference.encode, max_tokens) for lang, text in texts.items()}
+    tallies = {lang: Tally() for lang in texts}
+    with progress("comparing", sum(len(ids) for _, ids in encoded.values()), "tokens") as show:
+        done = 0
+        for lang, (text, ids) in encoded.items():
+            if len(ids) < 2:
+                raise InputError(f"the text in {lang} has fewer than two tokens", found=repr(text[:40]))
+            tally = tallies[lang]
+            tally.utf8_bytes = len(text.encode()) - (0 if candidate.start else candidate.token_bytes(ids[0]))
+            for window, targets in windows(ids, candidate.start, size):
+                pairs = zip(reference.rows(window), candidate.rows(window), strict=True)
+                for (expected, found), target in zip(pairs, targets, strict=True):
+                    tally.add(expected, found, [target])
+                done += len(window)
+                show(done)
+    return tallies
+
+
+def _cut(text: str, encode: Callable[[str], list[int]], most: int) -> tuple[str, list[int]]:
+    """The text's beginning that has at most `most` tokens (0: the whole), and its ids."""
+    ids = encode(text)
+    while most and len(ids) > most:
+        text = text[: min(len(text) - 1, len(text) * most // len(ids))]
+        ids = encode(text)
+    return text, ids
+
+
+def by_language(tallies: Mapping[str, Tally]) -> dict[str, dict[str, Any]]:
+    """{language: figures} for JSON."""
+    return {lang: asdict(tally.figures()) for lang, tally in tallies.items()}
 
 
 def verify_model(
@@ -184,12 +219,14 @@ def verify_model(
     peft: Path | str | None = None,
     texts: Mapping[str, Path] | None = None,
     bounds: Bounds | None = None,
-    max_pieces: int = 8,
+    by_language_bounds: Sequence[Bound] = (),
+    max_tokens: int = MAX_TOKENS,
 ) -> dict[str, Any]:
     """Compare a GGUF (with an adapter GGUF) with a checkpoint folder (with a PEFT folder) or a GGUF.
 
-    texts: {language: file}; a piece is up to 128 tokens, at most `max_pieces` a language. Returns {ok, broken,
-    bounds, token_ids, by_language, overall, ...}; `ok` says whether every bound holds.
+    texts: {language: file}, by default the package's English and Japanese; at most `max_tokens` (0: all) of each.
+    bounds hold for all languages together, by_language_bounds for one each; a measure named there has no default
+    bound. Returns {ok, broken, bounds, token_ids, by_language, overall, ...}; `ok` says whether every bound holds.
     """
     file = read_gguf(candidate)
     if file.is_adapter:
@@ -197,64 +234,50 @@ def verify_model(
     reference, adapter_path = Path(against), None if adapter is None else read_gguf(adapter).path
     if (adapter is None) != (peft is None) and reference.is_dir():
         raise InputError("--adapter and --peft belong together: the GGUF adapter and the PEFT folder it came from")
+    if adapter_path is not None and "adapter.alora.invocation_tokens" in read_gguf(adapter_path).metadata:
+        raise UnsupportedError(
+            f"'{adapter}' is an activated LoRA, which acts from certain tokens on; it is not compared"
+        )
+    prose = read_texts(texts)
+    check_languages(by_language_bounds, list(prose))
     kind, default = bounds_for(file)
     bounds = bounds or default
     with ExitStack() as stack:
-        found = _gguf_runner(stack, file.path, adapter_path)
+        found = gguf_runner(stack, file.path, adapter_path)
         if reference.is_dir():
             expected = _checkpoint_runner(reference, None if peft is None else Path(peft))
         else:
-            expected = _gguf_runner(stack, read_gguf(require_file(reference)).path, adapter_path)
-        pieces = {"mixed": list(MIXED_LINES)}
-        prose = {lang: list(lines) for lang, lines in _TEXTS.items()}
-        for lang, path in (texts or {}).items():
-            lines = [line for line in require_file(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-            if not lines:
-                raise InputError(f"'{path}' has no text")
-            pieces[lang], prose[lang] = lines, lines
-        token_ids = _compare_ids(pieces, found, expected)
-        by_language = {}
-        for lang, lines in prose.items():
-            parts = [_compare(line, found, expected) for line in lines[:max_pieces]]
-            by_language[lang] = _pooled(parts)
-    overall = _pooled(list(by_language.values()))
-    broken = broken_bounds(overall, bounds)
-    if token_ids["lines_different"]:
-        broken.insert(0, f"token ids differ on {token_ids['lines_different']} of {token_ids['lines']} lines")
-    return {
+            expected = gguf_runner(stack, read_gguf(require_file(reference)).path, adapter_path)
+        lines = list(MIXED_LINES)
+        for text in prose.values():
+            lines += [line for line in _cut(text, expected.encode, max_tokens)[0].splitlines() if line.strip()]
+        token_ids = _compare_ids(lines, found, expected)
+        tallies = measure(found, expected, prose, max_tokens)
+    overall = pooled(tallies.values()).figures()
+    result: dict[str, Any] = {
         "candidate": str(candidate),
         "against": str(against),
         "adapter": None if adapter is None else str(adapter),
-        "ok": not broken,
-        "broken": broken,
         "bounds_for": kind,
-        "bounds": asdict(bounds),
+        "bounds": {**asdict(bounds), "by_language": [str(bound) for bound in by_language_bounds]},
         "token_ids": token_ids,
-        "by_language": {lang: asdict(figures) for lang, figures in by_language.items()},
+        "by_language": by_language(tallies),
         "overall": asdict(overall),
     }
+    broken = broken_bounds(overall, bounds.without({bound.measure for bound in by_language_bounds}))
+    for bound in by_language_bounds:
+        for single in each_language(bound, list(prose)):
+            sentence = single.broken_by(value_of(single, result))
+            broken += [] if sentence is None else [sentence]
+    if token_ids["lines_different"]:
+        broken.insert(0, f"token ids differ on {token_ids['lines_different']} of {token_ids['lines']} lines")
+    return {**result, "ok": not broken, "broken": broken}
 
 
-def _compare_ids(pieces: Mapping[str, Sequence[str]], found: _Runner, expected: _Runner) -> dict[str, Any]:
-    lines = [line for group in pieces.values() for line in group]
+def _compare_ids(lines: Sequence[str], found: Runner, expected: Runner) -> dict[str, Any]:
     different = [line for line in lines if found.encode(line) != expected.encode(line)]
     return {
         "lines": len(lines),
         "lines_different": len(different),
         "first_different": different[0][:120] if different else None,
     }
-
-
-def _compare(line: str, found: _Runner, expected: _Runner) -> Figures:
-    ids = expected.encode(line)
-    if not ids:
-        raise InputError(f"the text {line[:40]!r} has no tokens")
-    ids = [*found.start, *ids][:_MAX_TOKENS]
-    left, right = found.logits(ids), expected.logits(ids)
-    # Vocabularies may be padded to a round number; the common part is what both know.
-    if abs(left.shape[1] - right.shape[1]) > 1024:
-        raise MismatchError(
-            "the two models have different vocabularies", found=f"{left.shape[1]:,} and {right.shape[1]:,} tokens"
-        )
-    width = min(left.shape[1], right.shape[1])
-    return compare_logits(left[:, :width], right[:, :width])

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from convert.charsmap import read_charsmap
 from slm.errors import DamagedFileError, MismatchError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -34,9 +36,9 @@ _ABSENT: dict[str, dict[str, int]] = {
 
 @dataclass
 class Vocabulary:
-    """`model` is gpt2 (byte-level BPE), llama (SentencePiece BPE) or t5 (SentencePiece unigram).
+    """`model` is gpt2 (byte-level BPE), llama (SentencePiece BPE), t5 (SentencePiece unigram) or bert (WordPiece).
 
-    `specials` maps bos, eos, unk, sep, pad, mask to ids. `scores` is empty for gpt2, `merges` for the others.
+    `specials` maps bos, eos, unk, sep, pad, mask to ids. `scores` is there for llama and t5, `merges` for gpt2.
     """
 
     model: str
@@ -51,7 +53,8 @@ class Vocabulary:
     add_space_prefix: bool = False
     remove_extra_whitespaces: bool = False
     charsmap: bytes = b""
-    lower_case: bool = False  # the charsmap lower-cases; GGUF has no key for it, so it is folded in
+    lower_case: bool = False  # a key for bert; for t5 there is none, so it is folded into the charsmap
+    strip_accents: bool = False  # bert only
     chat_template: str | None = None
 
     def fitted(self, rows: int) -> Vocabulary:
@@ -80,8 +83,17 @@ class Vocabulary:
             raise DamagedFileError(f"the vocabulary has an empty token, id {self.tokens.index('')}")
         if len(self.types) != len(self.tokens) or (self.scores and len(self.scores) != len(self.tokens)):
             raise DamagedFileError("the vocabulary's tokens, types and scores are not equally many")
-        if self.model == "llama" and BYTE not in self.types:
-            raise DamagedFileError("the SentencePiece vocabulary has no byte tokens, which the runtime needs")
+        if self.charsmap:
+            _check_charsmap(self.charsmap)
+        if self.model == "llama":
+            # llama.cpp ends the process on a byte that no token stands for (src/llama-vocab.cpp, `byte_to_token`).
+            known = set(self.tokens)
+            absent = [byte for byte in range(1, 256) if f"<0x{byte:02X}>" not in known and chr(byte) not in known]
+            if BYTE not in self.types or absent:
+                raise DamagedFileError(
+                    "the SentencePiece vocabulary has no tokens for some bytes, which the runtime needs",
+                    found=", ".join(f"{byte:#04x}" for byte in absent[:8]) or "no tokens of the byte type",
+                )
 
     def to_metadata(self) -> dict[str, Any]:
         """GGUF key-values; every special id the runtime would otherwise assume is written."""
@@ -94,6 +106,9 @@ class Vocabulary:
         }
         if self.model == "gpt2":
             metadata["tokenizer.ggml.merges"] = self.merges
+        elif self.model == "bert":
+            metadata["tokenizer.ggml.normalizer.lowercase"] = self.lower_case
+            metadata["tokenizer.ggml.normalizer.strip_accents"] = self.strip_accents
         else:
             metadata["tokenizer.ggml.scores"] = np.array(self.scores, dtype=np.float32)
         for name, key in SPECIAL_KEYS.items():
@@ -109,6 +124,12 @@ class Vocabulary:
         if self.chat_template:
             metadata["tokenizer.chat_template"] = self.chat_template
         return metadata
+
+
+@lru_cache(maxsize=4)
+def _check_charsmap(charsmap: bytes) -> None:
+    """Raise DamagedFileError for a character map that ends llama.cpp's process; about a second for nmt_nfkc's."""
+    read_charsmap(charsmap)
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:

@@ -1,28 +1,32 @@
 """Writes GGUF files as a stream: header, key-values and tensor infos first, then one tensor after another.
 
 It knows nothing of checkpoints. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3.
+What is meant to be written is noted as checksums, so that it can be compared with what the disk gives back.
 """
 
 from __future__ import annotations
 
+import os
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from convert.safetensors_file import to_bfloat16
-from slm.errors import InputError
+from convert.encode import GGML_TYPES, Q8_BLOCK, encode, encoded_bytes
+from slm.errors import InputError, VerificationError
 
 ALIGNMENT = 32
 # general.file_type, llama.cpp include/llama.h `llama_ftype`
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
-_GGML_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "BF16": 30}
 _ARRAY_KINDS = {"uint8": 0, "int8": 1, "uint16": 2, "int16": 3, "uint32": 4, "int32": 5, "float32": 6, "uint64": 10}
 _STRING, _ARRAY = 8, 9
-_Q8_BLOCK = 32
+_BLOCK = 1 << 22
+_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -36,27 +40,57 @@ class OutTensor:
 
     @property
     def nbytes(self) -> int:
-        elements = int(np.prod(self.shape, dtype=np.int64))
-        sizes = {"F32": 4 * elements, "F16": 2 * elements, "BF16": 2 * elements}
-        return sizes.get(self.type_name, elements // _Q8_BLOCK * 34)
+        return encoded_bytes(self.type_name, int(np.prod(self.shape, dtype=np.int64)))
+
+
+@dataclass
+class Ledger:
+    """What was meant to be written: the CRC-32 of the header and of each tensor's bytes, with their places."""
+
+    parts: list[tuple[str, int, int, int]] = field(default_factory=list)  # name, offset, bytes, CRC-32
+    size: int = 0
+
+    def check(self, path: Path) -> None:
+        """Read the file back and compare. Raises VerificationError that names the first part that differs."""
+        with path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != self.size:
+                raise _differs("the file's length")
+            block = memoryview(bytearray(_BLOCK))
+            for name, offset, nbytes, expected in self.parts:
+                file.seek(offset)
+                found, left = 0, nbytes
+                while left:
+                    count = file.readinto(block[: min(left, _BLOCK)])
+                    if not count:
+                        raise _differs(name)
+                    found, left = zlib.crc32(block[:count], found), left - count
+                if found != expected:
+                    raise _differs(name)
+
+
+def _differs(name: str) -> VerificationError:
+    return VerificationError(
+        f"what is read back for {name} differs from what was written",
+        hint="Nothing was left behind. Is the disk full or failing? Try another folder with -o.",
+    )
 
 
 def tensor_type(file_type: str, name: str, shape: tuple[int, ...]) -> str:
     """The ggml type of a tensor in a file of `file_type` (f32, f16, bf16, q8_0).
 
-    Vectors and the position table stay F32: they cost nothing and the runtime adds them in F32. A row that is not
-    whole Q8_0 blocks stays F16.
+    Vectors and the tables of positions and token types stay F32: they cost nothing and the runtime adds them in F32.
+    A row that is not whole Q8_0 blocks stays F16.
     """
-    if file_type == "f32" or len(shape) < 2 or name == "position_embd.weight":
+    if file_type == "f32" or len(shape) < 2 or name in ("position_embd.weight", "token_types.weight"):
         return "F32"
-    if file_type == "q8_0" and shape[-1] % _Q8_BLOCK:
+    if file_type == "q8_0" and shape[-1] % Q8_BLOCK:
         return "F16"
     return {"f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}[file_type]
 
 
 def _string(text: str) -> bytes:
     raw = text.encode("utf-8", "surrogateescape")
-    return struct.pack("<Q", len(raw)) + raw
+    return _LENGTH.pack(len(raw)) + raw
 
 
 def _value(value: Any) -> bytes:
@@ -74,59 +108,59 @@ def _value(value: Any) -> bytes:
         kind = _ARRAY_KINDS[value.dtype.name]
         return struct.pack("<IIQ", _ARRAY, kind, len(value)) + value.tobytes()
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(_string(item) for item in value)
+        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_string, value))
     raise InputError(f"a key-value of type {type(value).__name__} cannot be written to GGUF")
 
 
-def _encode(piece: npt.NDArray[np.float32], type_name: str) -> npt.NDArray[Any]:
-    if type_name == "F32":
-        return np.ascontiguousarray(piece, dtype=np.float32)
-    if type_name == "BF16":
-        return to_bfloat16(piece)
-    if type_name == "F16":
-        with np.errstate(over="ignore"):
-            half = piece.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise InputError(
-                "a weight is too large for f16", found=f"{float(np.abs(piece).max()):g}", hint="Use --type bf16 or f32."
-            )
-        return half
-    from gguf import GGMLQuantizationType
-    from gguf.quants import quantize
-
-    return np.asarray(quantize(np.ascontiguousarray(piece), GGMLQuantizationType[type_name]))
-
-
-def write_gguf(file: BinaryIO, metadata: Mapping[str, Any], tensors: list[OutTensor]) -> Iterator[int]:
-    """Write a whole file; yields the number of data bytes written so far, after each piece.
-
-    Python values become GGUF types: bool, int (u32), float (f32), str, list of str, numpy arrays. Raises InputError
-    for a weight that does not fit into f16 (with the tensor's name).
-    """
-    file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+def _header(metadata: Mapping[str, Any], tensors: list[OutTensor]) -> bytes:
+    parts = [b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
-        file.write(_string(key) + _value(value))
+        parts += [_string(key), _value(value)]
     offset = 0
     for tensor in tensors:
         dims = tuple(reversed(tensor.shape))
-        file.write(_string(tensor.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
-        file.write(struct.pack("<IQ", _GGML_TYPES[tensor.type_name], offset))
+        parts.append(_string(tensor.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
+        parts.append(struct.pack("<IQ", GGML_TYPES[tensor.type_name], offset))
         offset += tensor.nbytes + -tensor.nbytes % ALIGNMENT
-    file.write(b"\0" * (-file.tell() % ALIGNMENT))
-    written = 0
+    header = b"".join(parts)
+    return header + b"\0" * (-len(header) % ALIGNMENT)
+
+
+def write_gguf(
+    file: BinaryIO, metadata: Mapping[str, Any], tensors: list[OutTensor], ledger: Ledger | None = None
+) -> Iterator[int]:
+    """Write a whole file; yields the number of data bytes written so far: 0 after the header, then after each piece.
+
+    At the first yield the file has its header and its full length, so a reader of headers finds it whole.
+    Python values become GGUF types: bool, int (u32), float (f32), str, list of str, numpy arrays. `ledger` is filled
+    for `Ledger.check`. Raises InputError for a weight that does not fit into f16 (with the tensor's name).
+    """
+    ledger = Ledger() if ledger is None else ledger
+    header = _header(metadata, tensors)
+    file.write(header)
+    file.truncate(len(header) + sum(t.nbytes + -t.nbytes % ALIGNMENT for t in tensors))
+    file.flush()
+    ledger.parts.append(("the header", 0, len(header), zlib.crc32(header)))
+    start, written = len(header), 0
+    del header
+    yield 0
     for tensor in tensors:
-        start = written
+        begin, checksum = written, 0
         for piece in tensor.pieces:
             try:
-                data = _encode(piece, tensor.type_name)
+                data = encode(piece, tensor.type_name)
             except InputError as error:
                 raise InputError(f"'{tensor.name}': {error.what}", found=error.found, hint=error.hint) from error
-            file.write(data.tobytes())
+            raw = data.reshape(-1).view(np.uint8).data
+            file.write(raw)
+            checksum = zlib.crc32(raw, checksum)
             written += data.nbytes
             yield written
-        if written - start != tensor.nbytes:
-            raise AssertionError(f"{tensor.name}: {written - start} bytes written, {tensor.nbytes} announced")
+        if written - begin != tensor.nbytes:
+            raise AssertionError(f"{tensor.name}: {written - begin} bytes written, {tensor.nbytes} announced")
+        ledger.parts.append((f"'{tensor.name}'", start + begin, tensor.nbytes, checksum))
         padding = -tensor.nbytes % ALIGNMENT
         file.write(b"\0" * padding)
         written += padding
+    ledger.size = start + written
     yield written

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from slm.artifacts import sha256_file
-from slm.errors import DamagedFileError, InputError, MismatchError, UnknownNameError
+from slm.errors import DamagedFileError, InputError, MismatchError, UnknownNameError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
 from slm.prompt import template_name_for
 
@@ -99,6 +99,11 @@ def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0) -> Ada
     if file.architecture != base.architecture:
         raise MismatchError(
             f"the adapter '{path}' is for architecture '{file.architecture}', the model is '{base.architecture}'"
+        )
+    if "adapter.alora.invocation_tokens" in file.metadata:
+        raise UnsupportedError(
+            f"'{path}' is an activated LoRA (aLoRA): it acts from certain tokens on, this engine would always apply it",
+            hint="Serve it with --engine llama-server.",
         )
     trained_on = _text(file, "slm.base_fingerprint")
     if trained_on and base.fingerprint and trained_on != base.fingerprint:
@@ -191,8 +196,16 @@ def _check_shapes(file: GgufFile, base: Base) -> None:
         weight = base.shapes.get(name)
         if weight is None or len(weight) != 2 or len(a) != 2 or len(b) != 2:
             raise MismatchError(f"the adapter '{file.path}' changes '{name[:80]}', which is no matrix of the model")
+        embedding = name.endswith("token_embd.weight")
+        if embedding and "output.weight" not in base.shapes:
+            # The head is the same tensor, and llama.cpp would abort on multiplying it with the embedding's pair.
+            raise MismatchError(
+                f"the adapter '{file.path}' changes the token embedding, which is the model's head as well",
+                hint="Merge the adapter into its base instead: slm merge",
+            )
         # The token embedding's pair is stored the other way round, because it is looked up by row.
-        fits = (a[1], b[1]) == weight if name.startswith("token_embd") else (b[0], a[1]) == weight and a[0] == b[1]
+        shape, same_rank = ((a[0], b[0]), a[1] == b[1]) if embedding else ((b[0], a[1]), a[0] == b[1])
+        fits = shape == weight and same_rank
         if not fits:
             raise MismatchError(
                 f"the adapter '{file.path}' does not fit the model at '{name[:80]}'",

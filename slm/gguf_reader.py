@@ -70,6 +70,14 @@ class GgufFile:
         return np.ascontiguousarray(values, dtype=np.float32).reshape(info.shape)
 
 
+def _decoded(raw: memoryview) -> str:
+    try:
+        return str(raw, "utf-8")
+    except UnicodeDecodeError:
+        # Some vocabularies hold pieces that are not UTF-8; keep the bytes recoverable.
+        return str(raw, "utf-8", "surrogateescape")
+
+
 class _Cursor:
     def __init__(self, path: Path, data: memoryview) -> None:
         self.path, self.data, self.at = path, data, 0
@@ -85,12 +93,21 @@ class _Cursor:
         return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
     def string(self) -> str:
-        raw = bytes(self.take(self.scalar("<Q")))
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            # Some vocabularies hold pieces that are not UTF-8; keep the bytes recoverable.
-            return raw.decode("utf-8", "surrogateescape")
+        return _decoded(self.take(self.scalar("<Q")))
+
+    def strings(self, count: int) -> list[str]:
+        """`count` strings; a vocabulary has hundreds of thousands, so nothing is looked up twice."""
+        data, at, end, length = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(count):
+            start = at + 8
+            size = length(data, at)[0] if start <= end else end
+            at = start + size
+            if at > end:
+                self.take(end + 1)  # raises
+            found.append(_decoded(data[start:at]))
+        self.at = at
+        return found
 
     def value(self, kind: int) -> Any:
         if kind in _SCALARS:
@@ -109,7 +126,7 @@ class _Cursor:
             dtype = np.dtype(_SCALARS[kind])
             return np.frombuffer(self.take(count * dtype.itemsize), dtype=dtype).copy()
         if kind == _STRING:
-            return [self.string() for _ in range(count)]
+            return self.strings(count)
         raise DamagedFileError(f"'{self.path}' has an array of type {kind}, which GGUF does not define")
 
 
@@ -167,8 +184,8 @@ def _read_infos(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict[s
         for size in shape:
             elements *= size
         infos.append((name, shape, type_.name, offset, elements // block * block_bytes))
-    alignment = int(metadata.get("general.alignment", 32))
-    if alignment <= 0 or alignment > 1 << 20 or alignment & (alignment - 1):
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment <= 0 or alignment > 1 << 20 or alignment & (alignment - 1):
         raise DamagedFileError(f"'{path}' has an alignment of {alignment}")
     start = (cursor.at + alignment - 1) // alignment * alignment
     tensors: dict[str, TensorInfo] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,18 @@ def physical_cores() -> int:
         return max(1, allowed)
 
 
-def open_model(stack: ExitStack, path: Path, *, vocab_only: bool = False) -> Any:
-    """Load a GGUF model (memory-mapped). Raises DamagedFileError when llama.cpp refuses it."""
+def open_model(stack: ExitStack, path: Path, *, vocab_only: bool = False, without_data: bool = False) -> Any:
+    """Load a GGUF model (memory-mapped). Raises DamagedFileError when llama.cpp refuses it.
+
+    without_data: hyper-parameters, vocabulary, and every tensor's name and shape are checked, but no weights are
+    read; the model tokenizes and no more.
+    """
     lib = library()
     params = lib.llama_model_default_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = 0
-    params.use_mmap = True
+    params.load_mode = lib.LLAMA_LOAD_MODE_NONE if without_data else lib.LLAMA_LOAD_MODE_MMAP
+    params.no_alloc = without_data
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise DamagedFileError(
@@ -81,8 +87,13 @@ def open_context(
     n_threads: int = 0,
     flash_attention: bool | None = None,
     exact_cache: bool = False,
+    on_node: Callable[[int, bool, Any], bool] | None = None,
 ) -> Any:
-    """A context: `n_ctx` cells of KV cache shared by `n_seq_max` sequences, `n_threads` (0: physical cores)."""
+    """A context: `n_ctx` cells of KV cache shared by `n_seq_max` sequences, `n_threads` (0: physical cores).
+
+    on_node: called with a node's address, True before it is computed (is it wanted?) and False after a wanted one
+    (go on?); ggml/include/ggml-backend.h, `ggml_backend_sched_eval_callback`.
+    """
     lib = library()
     params = lib.llama_context_default_params()
     params.n_ctx = n_ctx
@@ -96,6 +107,9 @@ def open_context(
         params.type_k = params.type_v = 0
     if flash_attention is not None:
         params.flash_attn_type = 1 if flash_attention else 0
+    if on_node is not None:
+        params.cb_eval = lib.ggml_backend_sched_eval_callback(on_node)
+        stack.callback(bool, params)  # the callback must outlive the context
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise EngineError(
@@ -148,7 +162,10 @@ def tokenize(model: Any, text: str, *, add_special: bool, parse_special: bool) -
 
 
 def token_bytes(model: Any, token: int, *, special: bool = False) -> bytes:
-    """The bytes a token stands for (a character may be spread over several tokens)."""
+    """The bytes a token stands for (a character may be spread over several tokens).
+
+    The byte 0xC0, which no UTF-8 text holds, is dropped: `convert.unigram` marks tokens of lead bytes with it.
+    """
     lib = library()
     vocab = lib.llama_model_get_vocab(model)
     size = 64
@@ -156,7 +173,7 @@ def token_bytes(model: Any, token: int, *, special: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(size)
         count = lib.llama_token_to_piece(vocab, token, buffer, size, 0, special)
         if count >= 0:
-            return buffer.raw[:count]
+            return buffer.raw[:count].replace(b"\xc0", b"")
         size = -count
 
 
@@ -180,28 +197,44 @@ def model_meta(model: Any, key: str) -> str | None:
         size = count + 1
 
 
-def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
-    """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first."""
+def forget(context: Any) -> None:
+    """Empty the context's KV cache."""
     lib = library()
-    if len(tokens) > lib.llama_n_ctx(context) or len(tokens) > lib.llama_n_batch(context):
-        raise EngineError(f"{len(tokens)} tokens do not fit into this context")
     lib.llama_memory_clear(lib.llama_get_memory(context), True)
-    batch = lib.llama_batch_init(len(tokens), 0, 1)
+
+
+def decode_tokens(context: Any, tokens: list[int], start: int, *, every: bool = False) -> None:
+    """Run `tokens` at positions start, start + 1, ... of sequence 0; logits are kept for the last or for every one.
+
+    Raises EngineError when they do not fit into the context or its batch.
+    """
+    lib = library()
+    count = len(tokens)
+    if start + count > lib.llama_n_ctx(context) or count > lib.llama_n_batch(context):
+        raise EngineError(f"{start + count} tokens do not fit into this context")
+    batch = lib.llama_batch_init(count, 0, 1)
     try:
-        batch.n_tokens = len(tokens)
+        batch.n_tokens = count
         for index, token in enumerate(tokens):
             batch.token[index] = token
-            batch.pos[index] = index
+            batch.pos[index] = start + index
             batch.n_seq_id[index] = 1
             batch.seq_id[index][0] = 0
-            batch.logits[index] = 1
+            batch.logits[index] = every or index == count - 1
         if lib.llama_decode(context, batch):
             raise EngineError("llama.cpp could not decode the text")
-        width = vocab_size(model)
-        rows = [
-            np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), shape=(width,)).copy()
-            for i in range(len(tokens))
-        ]
-        return np.stack(rows)
     finally:
         lib.llama_batch_free(batch)
+
+
+def logits_at(model: Any, context: Any, index: int) -> npt.NDArray[np.float32]:
+    """Logits of the last batch's token `index` (-1: its last one), (vocabulary,) float32, copied."""
+    row = library().llama_get_logits_ith(context, index)
+    return np.ctypeslib.as_array(row, shape=(vocab_size(model),)).copy()
+
+
+def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first."""
+    forget(context)
+    decode_tokens(context, tokens, 0, every=True)
+    return np.stack([logits_at(model, context, index) for index in range(len(tokens))])

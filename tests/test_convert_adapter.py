@@ -143,7 +143,6 @@ def refused(folder: Path, error: type[SlmError], match: str, base: Path | None =
         ({"use_dora": True, "target_modules": ["q_proj"]}, "use_dora.*slm merge"),
         ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "modules_to_save.*slm merge"),
         ({"trainable_token_indices": [1, 2], "target_modules": ["q_proj"]}, "trainable_token_indices.*slm merge"),
-        ({"target_modules": ["embed_tokens"]}, "slm merge"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "pissa.*slm merge"),
     ],
 )

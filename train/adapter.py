@@ -47,6 +47,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
 def load_with_adapter(base: Path, adapter: Path | None) -> Any:
     """The float32 model of `base`, wrapped by PEFT with the adapter if there is one, ready for inference.
 
+    An adapter with tokens of its own keeps the whole embedding, so the base is given as many rows.
     Raises MismatchError when the adapter's tensors do not fit the base.
     """
     from peft import PeftModel
@@ -57,6 +58,9 @@ def load_with_adapter(base: Path, adapter: Path | None) -> Any:
     check_adapter(adapter, base)
     model = load_model(base)
     try:
+        rows = _embedding_rows(adapter, model)
+        if rows > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows, mean_resizing=False)
         wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     except SafetensorError as error:
         raise DamagedFileError(f"'{adapter / 'adapter_model.safetensors'}' cannot be read: {error}") from error
@@ -67,3 +71,14 @@ def load_with_adapter(base: Path, adapter: Path | None) -> Any:
             hint="Give the base it was trained on.",
         ) from error
     return wrapped.eval()
+
+
+def _embedding_rows(adapter: Path, model: Any) -> int:
+    """How many rows the token embedding has that the adapter folder keeps whole; 0 if it keeps none."""
+    from safetensors import safe_open
+
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        kept = [key for key in file.keys() if f".{key}".endswith(f".{name}.weight")]  # noqa: SIM118 - no mapping
+        return max((int(file.get_slice(key).get_shape()[0]) for key in kept), default=0)

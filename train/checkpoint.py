@@ -27,11 +27,23 @@ TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
         "attention": ("c_attn", "attn.c_proj"),
         "all": ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"),
     },
-    "llama": _GATED,
-    "gemma3_text": _GATED,
+    "gpt_neox": {
+        "qv": ("query_key_value",),
+        "attention": ("query_key_value", "attention.dense"),
+        "all": ("query_key_value", "attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
+    },
+    "phi3": {
+        "qv": ("qkv_proj",),
+        "attention": ("qkv_proj", "o_proj"),
+        "all": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    },
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _GATED),
 }
 # Where the output vectors of tokens are, most telling first: an own head, else the embedding it is tied to.
-_OUTPUT_VECTORS = ("lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
+_OUTPUT_VECTORS = (
+    *("lm_head.weight", "embed_out.weight"),
+    *("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight", "gpt_neox.embed_in.weight"),
+)
 _LOOKALIKE = 0.97
 _WEIGHTS_HINT = "Give a checkpoint folder: config.json, *.safetensors and tokenizer files."
 

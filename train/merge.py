@@ -10,6 +10,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slm.artifacts import checkpoint_fingerprint, new_folder, require_space, sha256_files
 from slm.errors import MismatchError
@@ -39,7 +40,9 @@ def merge(base: Path, adapter: Path, output: Path) -> MergeResult:
     has_tokenizer = any((adapter / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = load_tokenizer(adapter if has_tokenizer else base)
     with new_folder(output, "checkpoint") as (folder, manifest):
-        merged = load_with_adapter(base, adapter).merge_and_unload()
+        wrapped = load_with_adapter(base, adapter)
+        _untie_adapted(wrapped)
+        merged = wrapped.merge_and_unload()
         if len(tokenizer) > merged.get_input_embeddings().weight.shape[0]:
             raise MismatchError(f"the tokenizer of '{adapter}' has more tokens than the base '{base}' has rows")
         ends = end_of_turn_ids(tokenizer)
@@ -65,3 +68,21 @@ def merge(base: Path, adapter: Path, output: Path) -> MergeResult:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         parameters = sum(parameter.numel() for parameter in merged.parameters())
     return MergeResult(output, fingerprint, parameters, size)
+
+
+def _untie_adapted(model: Any) -> None:
+    """Give the head of a tied model a weight of its own when the adapter changes only one of the two.
+
+    PEFT adds to the embedding's output or to the head's, not to both; folded into the shared weight, the update would
+    act twice.
+    """
+    import torch
+
+    if any(config.ensure_weight_tying for config in model.peft_config.values()):
+        return  # PEFT then adapts both alike
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table, matrix = (getattr(module, "base_layer", module) for module in (embedding, head))
+    if (table is embedding and matrix is head) or table.weight is not matrix.weight:
+        return
+    matrix.weight = torch.nn.Parameter(matrix.weight.detach().clone())
+    model.config.tie_word_embeddings = False

@@ -20,8 +20,11 @@ from slm.errors import DamagedFileError, MismatchError, UnsupportedError
 FloatArray = npt.NDArray[np.float32]
 Config = Mapping[str, Any]
 Metadata = dict[str, Any]
+HEAD = "output.weight"
+EMBEDDING = "token_embd.weight"
 
 
+@dataclass(frozen=True)
 class Transform:
     """How a tensor changes between a checkpoint and GGUF. The base class changes nothing."""
 
@@ -78,6 +81,25 @@ class RopePermuted(Transform):
         return self.to_gguf(b)
 
 
+@dataclass(frozen=True)
+class HeadsApart(Transform):
+    """Rows of a fused QKV: GPT-NeoX keeps q, k, v of a head together; GGUF keeps all of Q, then all of K, all of V."""
+
+    heads: int
+    row_wise = False
+
+    def to_gguf(self, tensor: FloatArray) -> FloatArray:
+        parts = tensor.reshape(self.heads, 3, -1, *tensor.shape[1:])
+        return np.ascontiguousarray(parts.swapaxes(0, 1)).reshape(tensor.shape)
+
+    def to_checkpoint(self, tensor: FloatArray) -> FloatArray:
+        parts = tensor.reshape(3, self.heads, -1, *tensor.shape[1:])
+        return np.ascontiguousarray(parts.swapaxes(0, 1)).reshape(tensor.shape)
+
+    def lora_b(self, b: FloatArray) -> FloatArray:
+        return self.to_gguf(b)
+
+
 class PlusOne(Transform):
     """Gemma's RMSNorm multiplies by (1 + weight); GGUF keeps the sum."""
 
@@ -94,7 +116,7 @@ class Rule:
 
     checkpoint_name: str
     gguf_name: str
-    transform: Transform = Transform()  # noqa: RUF009 - it has no state
+    transform: Transform = Transform()
     required: bool = True
 
 
@@ -106,6 +128,7 @@ class Family(ABC):
     gguf_architecture: ClassVar[str]
     prefix: ClassVar[str]  # of the base model inside the causal model: `model.` or `transformer.`
     ignored: ClassVar[tuple[str, ...]] = ()  # endings of tensors that hold no weights
+    aliases: ClassVar[dict[str, str]] = {}
 
     @abstractmethod
     def rules(self, config: Config) -> list[Rule]:
@@ -115,9 +138,12 @@ class Family(ABC):
     def to_metadata(self, config: Config) -> Metadata:
         """GGUF key-values from config.json. Raises UnsupportedError for what the runtime would compute wrongly."""
 
-    @abstractmethod
     def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """config.json from GGUF key-values and the GGUF's tensor shapes; the inverse of `to_metadata`."""
+        """config.json from GGUF key-values and the GGUF's tensor shapes; the inverse of `to_metadata`.
+
+        A family without it converts but is not restored.
+        """
+        raise UnsupportedError(f"a {self.gguf_architecture} file is not restored")
 
     @abstractmethod
     def layers(self, config: Config) -> int:
@@ -131,6 +157,14 @@ class Family(ABC):
         """GGUF tensors that no checkpoint tensor holds."""
         return {}
 
+    def copies(self, config: Config) -> dict[str, str]:
+        """GGUF tensors that the checkpoint need not have, and the GGUF tensor whose values they take."""
+        return {}
+
+    def caveats(self, config: Config) -> list[str]:
+        """What the runtime computes otherwise than the checkpoint's own code, each with its limit."""
+        return []
+
     def runtime_tensors(self) -> tuple[str, ...]:
         """GGUF tensors that restoring turns into configuration."""
         return ()
@@ -141,7 +175,8 @@ class Family(ABC):
         Raises UnsupportedError for a tensor that the family does not have.
         """
         bare = checkpoint_name.removeprefix(self.prefix)
-        if bare.endswith(self.ignored) or (bare == "lm_head.weight" and self.is_tied(config)):
+        bare = self.aliases.get(bare, bare)
+        if bare.endswith(self.ignored):
             return None
         layer = re.search(r"\.(\d+)\.", f".{bare}")
         generic = re.sub(r"(^|\.)\d+\.", r"\g<1>{i}.", bare, count=1)
@@ -150,6 +185,8 @@ class Family(ABC):
                 number = int(layer.group(1)) if layer and "{i}" in generic else 0
                 if "{i}" in generic and number >= self.layers(config):
                     break
+                if rule.gguf_name == HEAD and self.is_tied(config):
+                    return None
                 return rule, rule.gguf_name.replace("{i}", str(number))
         raise UnsupportedError(
             f"the tensor '{checkpoint_name}' is not part of a {self.gguf_architecture} model",
@@ -160,12 +197,12 @@ class Family(ABC):
         """Every (rule, checkpoint name with prefix, GGUF name) of a whole model."""
         listed = []
         for rule in self.rules(config):
-            if rule.checkpoint_name == "lm_head.weight" and self.is_tied(config):
+            if rule.gguf_name == HEAD and self.is_tied(config):
                 continue
             numbers = range(self.layers(config)) if "{i}" in rule.checkpoint_name else range(1)
             for number in numbers:
                 name = rule.checkpoint_name.replace("{i}", str(number))
-                full = name if name.startswith("lm_head.") else self.prefix + name
+                full = name if rule.gguf_name == HEAD else self.prefix + name
                 listed.append((rule, full, rule.gguf_name.replace("{i}", str(number))))
         return listed
 
@@ -202,12 +239,12 @@ def family_of_config(config: Config) -> Family:
 
 
 def family_of_gguf(architecture: str) -> Family:
-    """The family of a GGUF's general.architecture. Raises UnsupportedError."""
-    for family in _FAMILIES:
-        if family.gguf_architecture == architecture:
-            return family
-    known = ", ".join(sorted(f.gguf_architecture for f in _FAMILIES))
-    raise UnsupportedError(f"GGUF architecture '{architecture}' is not supported", hint=f"Supported: {known}.")
+    """The family that restores a GGUF of this general.architecture. Raises UnsupportedError that lists them."""
+    restorable = {f.gguf_architecture: f for f in reversed(_FAMILIES) if type(f).to_config is not Family.to_config}
+    if architecture in restorable:
+        return restorable[architecture]
+    known = ", ".join(sorted(restorable))
+    raise UnsupportedError(f"GGUF architecture '{architecture}' is not restored", hint=f"Supported: {known}.")
 
 
 def need(config: Config, *names: str) -> Any:

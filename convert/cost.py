@@ -1,0 +1,177 @@
+"""Converts a checkpoint and measures what each quantized file costs against the unquantized weights, by language.
+
+A shell over `convert.model`, `convert.quantize`, `convert.verify` and `convert.speed`; it knows nothing of bounds or
+of how figures are shown. Files take their names only after everything has been measured.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.checkpoint import Checkpoint, read_checkpoint
+from convert.kld import pooled
+from convert.model import DIRECT_TYPES, convert_checkpoint
+from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name, types_written
+from convert.speed import measure_speed
+from convert.verify import by_language, gguf_runner, is_language_model, measure
+from slm.artifacts import require_space
+from slm.console import note
+from slm.gguf_reader import read_gguf
+
+QUICK_TOKENS = 256  # of each language when nobody asked for a report: enough to see that a file is sound
+# From the smallest to the largest; one of each kind that people use. The last is the checkpoint's own precision.
+LADDER = ("q2_k", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")
+
+_NO_OPTIONS = Options()
+
+
+def reference_type(checkpoint: Checkpoint) -> str:
+    """The float type that holds the checkpoint's weights unrounded: what quantized files are compared with."""
+    return {"F16": "f16", "BF16": "bf16"}.get(checkpoint.dtype, "f32")
+
+
+def ladder_of(types: Sequence[str], checkpoint: Checkpoint) -> list[str]:
+    """The types to try: the user's own, or LADDER and the half-precision type that fits the checkpoint."""
+    if types:
+        return list(dict.fromkeys(type_name(name) for name in types))
+    return [*LADDER, "bf16" if checkpoint.dtype == "BF16" else "f16"]
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of `out`, so that a finished file can take its name in one step."""
+    existed = out.parent.exists()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as name:
+            yield Path(name)
+    finally:
+        if not existed and not any(out.parent.iterdir()):
+            out.parent.rmdir()
+
+
+def convert_measured(
+    folder: Path | str,
+    out: Path | str,
+    types: Sequence[str],
+    *,
+    texts: Mapping[str, str],
+    max_tokens: int = QUICK_TOKENS,
+    speed: bool = False,
+    convert: Callable[..., list[dict[str, Any]]] = convert_checkpoint,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """`convert_checkpoint` with proof, and the figures of every quantized file: (files, figures of the reference).
+
+    texts: {language: text}, at most `max_tokens` of each. speed: also measure tokens a second. `convert` is what
+    writes the files: (folder, out, types) -> a list of {file, type, size_bytes, ...}. Each file gains `by_language`,
+    `overall`, `bits_per_weight` and, when asked, `prefill_tok_s` and `decode_tok_s`. Nothing is left on an error.
+    """
+    out = Path(out)
+    checkpoint = read_checkpoint(folder)
+    ladder(out, checkpoint.folder.resolve().name, types)  # refuses an `out` of the wrong kind before any work
+    with scratch_beside(out) as scratch:
+        made = scratch / "out"
+        made.mkdir()
+        results = convert(folder, made / out.name if len(types) == 1 else made, types)
+        if not is_language_model(read_gguf(results[0]["file"])):
+            note("an embedder predicts no next token: nothing to compare")
+            return _published(results, out), {}
+        precision = reference_type(checkpoint)
+        known = {result["type"]: Path(result["file"]) for result in results}
+        reference = known.get(precision) or _reference(checkpoint, scratch / "reference.gguf", precision)
+        measured = [measured_file(result, reference, texts, max_tokens, speed) for result in results]
+        base = reference_figures(reference, precision, measured, speed)
+        return _published(measured, out), base
+
+
+def _reference(checkpoint: Checkpoint, path: Path, precision: str) -> Path:
+    convert_checkpoint(checkpoint.folder, path, precision, verify=False)
+    return path
+
+
+def _published(results: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """Move every file to its final place; `out` is the file, or the folder of several."""
+    published = []
+    for result in results:
+        made = Path(result["file"])
+        target = out if len(results) == 1 else out / made.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(made, target)
+        published.append({**result, "file": str(target)})
+    return published
+
+
+def measured_file(
+    result: Mapping[str, Any], reference: Path, texts: Mapping[str, str], max_tokens: int, speed: bool
+) -> dict[str, Any]:
+    """A file's record with its figures against the reference."""
+    path = Path(result["file"])
+    with ExitStack() as stack:
+        tallies = measure(gguf_runner(stack, path), gguf_runner(stack, reference), texts, max_tokens)
+    figures = {"by_language": by_language(tallies), "overall": asdict(pooled(tallies.values()).figures())}
+    rates = asdict(measure_speed(path)) if speed else {}
+    return {**result, "bits_per_weight": bits_per_weight(path), **rates, **figures}
+
+
+def reference_figures(path: Path, precision: str, measured: Sequence[Mapping[str, Any]], speed: bool) -> dict[str, Any]:
+    """The record of the reference itself; its perplexities are those that the comparisons found."""
+    figures = measured[0]["by_language"]
+    return {
+        "type": precision,
+        "size_bytes": path.stat().st_size,
+        "tensor_types": types_written(read_gguf(path)),
+        "bits_per_weight": bits_per_weight(path),
+        **(asdict(measure_speed(path)) if speed else {}),
+        "by_language": {
+            lang: {"tokens": one["tokens"], "perplexity": one["reference_perplexity"],
+                   "bits_per_byte": one["reference_bits_per_byte"]}
+            for lang, one in figures.items()
+        },
+    }  # fmt: skip
+
+
+def bits_per_weight(path: Path) -> float:
+    """Bits of tensor data a weight, over all tensors of a file."""
+    tensors = read_gguf(path).tensors.values()
+    weights = sum(int(np.prod(info.shape, dtype=np.int64)) for info in tensors)
+    return round(8 * sum(info.nbytes for info in tensors) / weights, 3)
+
+
+def make_ladder(
+    checkpoint: Checkpoint, scratch: Path, types: Sequence[str], options: Options = _NO_OPTIONS
+) -> tuple[Path, list[dict[str, Any]]]:
+    """(reference, files from the smallest to the largest), all in `scratch`; each {file, type, size_bytes, ...}.
+
+    The reference's token ids are proven and it is loaded; the others hold the same vocabulary.
+    """
+    for name in types:
+        if name not in FLOAT_TYPES:
+            prepare(name, options)
+    precision = reference_type(checkpoint)
+    reference = scratch / "reference.gguf"
+    [first] = convert_checkpoint(checkpoint.folder, reference, precision)
+    require_space(scratch, reference.stat().st_size * len(types) // 2)
+    files = []
+    for name in types:
+        path = scratch / f"{name}.gguf"
+        if name == precision:
+            result = first
+        elif name in DIRECT_TYPES and not (name == "q8_0" and options.changes_types):
+            [result] = convert_checkpoint(checkpoint.folder, path, name, verify=False)
+        else:
+            result = quantize_file(reference, path, name, options)
+        files.append({**result, "tokenizer_lines_proven": first["tokenizer_lines_proven"]})
+    return reference, sorted(files, key=lambda one: one["size_bytes"])
+
+
+def has_quantized(types: Sequence[str]) -> bool:
+    """Whether a list of type names holds one that loses something worth measuring."""
+    return any(type_name(name) not in FLOAT_TYPES for name in types)

@@ -1,0 +1,44 @@
+"""Phi-3 and Phi-4 mini: fused QKV and fused gate and up, partly rotated heads, long RoPE. It knows nothing of files."""
+
+from __future__ import annotations
+
+from convert.families.base import Config, Metadata, positive, refuse, register
+from convert.families.gated import GatedDecoder, window_caveat
+from convert.families.rope import Rope, read_rope
+
+
+@register
+class Phi3(GatedDecoder):
+    """Phi3ForCausalLM."""
+
+    model_types = ("phi3",)
+    architectures = ("Phi3ForCausalLM",)
+    gguf_architecture = "phi3"
+    own_head_size = False
+    rope_kinds = ("longrope",)
+    weights = {  # noqa: RUF012 - a table
+        "self_attn.qkv_proj": "attn_qkv",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+
+    def rope(self, config: Config) -> Rope:
+        rope = read_rope(config)
+        if rope.kind == "yarn" and "long_factor" in rope.scaling:  # an early name of it (transformers, Phi3Config)
+            return Rope(rope.theta, rope.partial, "longrope", rope.scaling, rope.context)
+        return rope
+
+    def rotated(self, config: Config) -> int:
+        return int(self.head_size(config) * self.rope(config).partial)
+
+    def to_metadata(self, config: Config) -> Metadata:
+        refuse(config, "hidden_act", lambda v: v in (None, "silu"), "only silu")
+        metadata = super().to_metadata(config)
+        metadata["phi3.rope.scaling.original_context_length"] = int(self.rope(config).original)
+        metadata["phi3.attention.sliding_window"] = int(config.get("sliding_window") or 0)
+        return metadata
+
+    def caveats(self, config: Config) -> list[str]:
+        context = positive(config, "max_position_embeddings")
+        return super().caveats(config) + window_caveat(config.get("sliding_window"), context, self.gguf_architecture)

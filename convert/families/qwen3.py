@@ -1,0 +1,28 @@
+"""Qwen 3: RMSNorm on each head of Q and K instead of biases. It knows nothing of files."""
+
+from __future__ import annotations
+
+from convert.families.base import Config, Metadata, positive, refuse, register
+from convert.families.gated import GatedDecoder
+from convert.families.qwen2 import qwen_caveats
+
+
+@register
+class Qwen3(GatedDecoder):
+    """Qwen3ForCausalLM."""
+
+    model_types = ("qwen3",)
+    architectures = ("Qwen3ForCausalLM",)
+    gguf_architecture = "qwen3"
+    norms = GatedDecoder.norms | {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+
+    def head_size(self, config: Config) -> int:
+        return 128 if config.get("head_dim") is None else positive(config, "head_dim")  # transformers, Qwen3Config
+
+    def to_metadata(self, config: Config) -> Metadata:
+        refuse(config, "hidden_act", lambda v: v in (None, "silu"), "only silu")
+        refuse(config, "attention_bias", lambda v: not v, "the runtime has no bias on the attention's output")
+        return super().to_metadata(config)
+
+    def caveats(self, config: Config) -> list[str]:
+        return qwen_caveats(config, self.gguf_architecture)

@@ -1,0 +1,164 @@
+"""Picks the type that meets the user's bounds: the smallest one in quality, or the best one in size or speed.
+
+`choose` and `nearest` are pure; `fit_checkpoint` makes the ladder, measures only what it must, and keeps one file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from convert.bounds import Bound, check_languages, each_language, value_of
+from convert.checkpoint import read_checkpoint
+from convert.cost import (
+    ladder_of,
+    make_ladder,
+    measured_file,
+    reference_figures,
+    reference_type,
+    scratch_beside,
+)
+from convert.quantize import Options
+from convert.speed import measure_speed
+from convert.verify import MAX_TOKENS, is_language_model
+from slm.console import note
+from slm.errors import InputError, UnsupportedError, VerificationError
+from slm.gguf_reader import read_gguf
+
+Record = Mapping[str, Any]
+_NO_OPTIONS = Options()
+
+
+def excesses(record: Record, bounds: Sequence[Bound]) -> list[float | None]:
+    """How far a file is beyond each bound, as a factor (1.0 or less: met); None where it was not measured."""
+    found: list[float | None] = []
+    for bound in bounds:
+        languages = list(record.get("by_language", {}))
+        if bound.is_of_language and not languages:
+            found.append(None)
+            continue
+        values = [value_of(single, record) for single in each_language(bound, languages)]
+        found.append(None if None in values else max(bound.excess(value) for value in values))
+    return found
+
+
+def meets(record: Record, bounds: Sequence[Bound]) -> bool:
+    """Whether every bound was measured and holds."""
+    return all(excess is not None and excess <= 1.0 for excess in excesses(record, bounds))
+
+
+def choose(records: Sequence[Record], bounds: Sequence[Bound]) -> Record | None:
+    """The file that the bounds ask for, None when none meets them all.
+
+    With a bound on quality it is the smallest that meets them; with bounds on size or speed alone, the one with the
+    least mean KL divergence, since a smaller one would only be worse.
+    """
+    sound = [record for record in records if meets(record, bounds)]
+    if not sound:
+        return None
+    if any(bound.is_of_language for bound in bounds):
+        return min(sound, key=lambda record: int(record["size_bytes"]))
+    return min(sound, key=lambda record: float(record["overall"]["mean_kl_divergence"]))
+
+
+def nearest(records: Sequence[Record], bounds: Sequence[Bound]) -> Record:
+    """The file that misses the bounds by the least: by how many unmeasured ones, then by the worst factor."""
+
+    def distance(record: Record) -> tuple[int, float]:
+        found = excesses(record, bounds)
+        return found.count(None), max((excess for excess in found if excess is not None), default=float("inf"))
+
+    return min(records, key=distance)
+
+
+def refusal(records: Sequence[Record], bounds: Sequence[Bound]) -> VerificationError:
+    """The error when no type meets the bounds: it names the nearest and by what it misses them."""
+    best = nearest(records, bounds)
+    broken = []
+    for bound in bounds:
+        if bound.is_of_language and not best.get("by_language"):
+            continue
+        for single in each_language(bound, list(best.get("by_language", {}))):
+            value = value_of(single, best)
+            sentence = None if value is None else single.broken_by(value)
+            broken += [] if sentence is None else [sentence]
+    return VerificationError(
+        f"no type meets {' and '.join(map(str, bounds))}; the nearest is {best['type']}",
+        found=f"{'; '.join(broken)}; {best['size_bytes'] / 1e6:,.1f} MB",
+        hint="Nothing was written; loosen the bound, or name other types with --type.",
+    )
+
+
+def fit_checkpoint(
+    folder: Path | str,
+    out: Path | str,
+    bounds: Sequence[Bound],
+    *,
+    types: Sequence[str] = (),
+    texts: Mapping[str, str],
+    max_tokens: int = MAX_TOKENS,
+    speed: bool = False,
+    options: Options = _NO_OPTIONS,
+) -> dict[str, Any]:
+    """Write the one file `out` that `choose` picks; returns {chosen, tried, reference, bounds}.
+
+    types: the ladder to try (default: `cost.LADDER`). speed: measure tokens a second even when no bound needs it;
+    then every type is measured. options: for the quantizer. Raises VerificationError that names the nearest type
+    when none meets the bounds, UnsupportedError for an embedder; nothing is written then.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise InputError(f"'{out}' is a folder", hint=f"Name the file, for example: -o {out}/model.gguf")
+    check_languages(bounds, list(texts))
+    checkpoint = read_checkpoint(folder)
+    with scratch_beside(out) as scratch:
+        reference, files = make_ladder(checkpoint, scratch, ladder_of(types, checkpoint), options)
+        if not is_language_model(read_gguf(reference)):
+            raise UnsupportedError("--fit needs a language model: an embedder has no KL divergence to bound")
+        tried = _measured(files, reference, bounds, texts, max_tokens, speed)
+        chosen = choose(tried, bounds)
+        if chosen is None:
+            raise refusal(tried, bounds)
+        with_figures = [record for record in tried if record.get("by_language")]
+        base = reference_figures(reference, reference_type(checkpoint), with_figures, speed)
+        os.replace(chosen["file"], out)
+    kept = {**chosen, "file": str(out)}
+    return {
+        "chosen": kept,
+        "tried": [kept if r is chosen else {k: v for k, v in r.items() if k != "file"} for r in tried],
+        "reference": base,
+        "bounds": [str(bound) for bound in bounds],
+    }
+
+
+def _measured(
+    files: Sequence[dict[str, Any]],
+    reference: Path,
+    bounds: Sequence[Bound],
+    texts: Mapping[str, str],
+    max_tokens: int,
+    everything: bool,
+) -> list[dict[str, Any]]:
+    """The files with figures, in order of size. Measured are only those that the cheaper bounds leave over.
+
+    Sizes are known, speeds take seconds, divergences longest. Once a file meets a bound on quality, larger ones
+    need not be measured.
+    """
+    size = [bound for bound in bounds if bound.measure == "size"]
+    rates = [bound for bound in bounds if not bound.is_of_language and bound.measure != "size"]
+    by_quality = any(bound.is_of_language for bound in bounds)
+    records, found = [], False
+    for one in files:
+        record: dict[str, Any] = dict(one)
+        wanted = not found and meets(record, size)
+        if (wanted and rates) or everything:
+            record.update(asdict(measure_speed(Path(one["file"]))))
+        if (wanted and meets(record, rates)) or everything:
+            note(f"measuring {one['type']}, {one['size_bytes'] / 1e6:,.1f} MB")
+            record = measured_file(record, reference, texts, max_tokens, speed=False)
+            found = found or (by_quality and meets(record, bounds))
+        records.append(record)
+    return records

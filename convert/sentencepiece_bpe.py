@@ -1,0 +1,85 @@
+"""SentencePiece BPE -> Vocabulary of llama.cpp's kind `llama`, or of its byte-fallback BPE where merges have ranks.
+
+It knows nothing of unigram models. Sources: `tokenizer.json` (BPE with byte fallback) and `tokenizer.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.byte_level import added_ids, refuse_affixes
+from convert.malformed import load_sentencepiece
+from convert.pre_tokenizers import RANKED_PRE
+from convert.proof import Encode, Source
+from convert.sentencepiece_model import SentencePieceModel
+from convert.tokenizer_json import byte_of, is_space_rule, space_prefix, steps, token_table
+from convert.vocab import BYTE, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from slm.errors import UnsupportedError
+
+
+def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
+    """Vocabulary and caveats of a BPE with byte fallback; the caller adds the encoder.
+
+    llama.cpp's `llama` kind joins any two neighbours whose union is a token, the best score first, as SentencePiece
+    does. The `tokenizers` library joins only listed pairs; for a converted SentencePiece model all pairs are listed,
+    so both are one. A vocabulary that the library trained itself lists one pair a token: it keeps its merges.
+    """
+    model = fast["model"]
+    refuse_affixes(model)
+    _refuse_normalizers(fast)
+    vocabulary = Vocabulary("llama", *token_table(fast, model["vocab"]))
+    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    unknown = model.get("unk_token")
+    for id_, token in enumerate(vocabulary.tokens):
+        kind = vocabulary.types[id_]
+        if byte_of(token) is not None and kind == NORMAL:
+            vocabulary.types[id_] = BYTE
+        elif token == unknown:
+            vocabulary.types[id_] = UNKNOWN
+            vocabulary.specials["unk"] = id_
+        elif kind == USER_DEFINED:
+            # Added tokens are looked for in the raw text, where a space is a space.
+            vocabulary.tokens[id_] = token.replace("▁", " ")
+    scheme = space_prefix(fast)
+    vocabulary.add_space_prefix = scheme != "never"
+    if scheme == "never" and len({left + right for left, right in merges}) == len(merges):
+        vocabulary.model, vocabulary.pre = "gpt2", RANKED_PRE
+        vocabulary.merges = [f"{left} {right}" for left, right in merges]
+    else:
+        ranks: dict[str, int] = {}
+        for rank, (left, right) in enumerate(merges):
+            ranks.setdefault(left + right, rank)
+        unreached = -float(len(merges) + 1)
+        vocabulary.scores = [-float(ranks[t]) if t in ranks else unreached for t in vocabulary.tokens]
+    source = Source(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
+    if scheme == "first":
+        source.special_ids = []
+        source.caveats.append("after a special token the runtime puts a space that the tokenizer does not put")
+    return source
+
+
+def _refuse_normalizers(fast: Mapping[str, Any]) -> None:
+    for step in steps(fast.get("normalizer"), "normalizers"):
+        if step["type"] != "Prepend" and not is_space_rule(step):
+            raise UnsupportedError(
+                f"the tokenizer's normalizer '{step['type']}' is not supported for a SentencePiece BPE model"
+            )
+
+
+def from_model_file(path: Path, model: SentencePieceModel, settings: Mapping[str, Any], lower: bool) -> Source:
+    """Vocabulary and encoder of a `tokenizer.model` of kind BPE. Raises UnsupportedError when it changes the text."""
+    if lower or model.charsmap:
+        what = "lower-cases" if lower else "normalizes text with a character map"
+        raise UnsupportedError(f"'{path}' is a SentencePiece BPE model that {what}; the runtime does not")
+    vocabulary = Vocabulary("llama", list(model.pieces), list(model.types), list(model.scores))
+    vocabulary.specials = {name: id_ for name, id_ in model.ids.items() if 0 <= id_ < len(model.pieces)}
+    vocabulary.add_space_prefix = model.add_dummy_prefix
+    vocabulary.add_bos = bool(settings.get("add_bos_token", True))
+
+    def load() -> Encode:
+        processor = load_sentencepiece(path)
+        return lambda text: list(processor.encode(text))
+
+    return Source(vocabulary, load)
