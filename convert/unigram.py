@@ -27,7 +27,7 @@ from typing import Any
 from convert.charsmap import lower_casing, read_charsmap, write_charsmap
 from convert.proof import Encode, Source
 from convert.sentencepiece_model import UNIGRAM, SentencePieceModel
-from convert.tokenizer_json import byte_of, is_prefix_rule, is_space_rule, space_prefix, steps
+from convert.tokenizer_json import byte_of, is_prefix_rule, is_space_rule, space_prefix, steps, token_count
 from convert.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
@@ -151,6 +151,7 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
 
     Raises UnsupportedError for a normalizer that the runtime does not have.
     """
+    token_count(fast, range(len(fast["model"]["vocab"])))
     model = SentencePieceModel(kind=UNIGRAM, byte_fallback=bool(fast["model"].get("byte_fallback")))
     for piece, score in fast["model"]["vocab"]:
         model.pieces.append(piece)
