@@ -78,7 +78,7 @@ def ugm(model: SentencePieceModel, lower: bool, worst: float | None = None) -> V
             worst = min((s for s, t in zip(model.scores, model.types, strict=True) if t == NORMAL), default=0.0)
         _byte_tokens(vocabulary, model, known, worst - _UNKNOWN_PENALTY)
     if fallback or not model.remove_extra_whitespaces:
-        mapping = lower_casing(read_charsmap(model.charsmap)) if lower else read_charsmap(model.charsmap)
+        mapping = lower_casing(_map_of(model.charsmap)) if lower else _map_of(model.charsmap)
         vocabulary.charsmap = write_charsmap(_mapping(mapping, model, known, fallback))
     elif lower:
         vocabulary.charsmap = _lower_cased(model.charsmap)
@@ -109,7 +109,7 @@ def _byte_tokens(vocabulary: Vocabulary, model: SentencePieceModel, known: set[s
             vocabulary.types[id_], vocabulary.scores[id_] = NORMAL, unknown
 
 
-def _mapping(mapping: dict[str, str], model: SentencePieceModel, known: set[str], fallback: bool) -> dict[str, str]:
+def _mapping(mapping: Mapping[str, str], model: SentencePieceModel, known: set[str], fallback: bool) -> dict[str, str]:
     """The character map with bytes spelt out; where spaces are all kept, they are escaped here as well.
 
     Its own escaping lets llama.cpp treat spaces as white space, and a text of spaces alone would lose its prefix.
@@ -128,10 +128,15 @@ def _mapping(mapping: dict[str, str], model: SentencePieceModel, known: set[str]
     return complete
 
 
+@lru_cache(maxsize=1)
+def _map_of(charsmap: bytes) -> Mapping[str, str]:
+    return read_charsmap(charsmap)
+
+
 @lru_cache(maxsize=2)
 def _lower_cased(charsmap: bytes) -> bytes:
     """A character map that lower-cases first; a few seconds for nmt_nfkc's 225,000 sequences."""
-    return write_charsmap(lower_casing(read_charsmap(charsmap)))
+    return write_charsmap(lower_casing(_map_of(charsmap)))
 
 
 def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Source:
@@ -209,7 +214,7 @@ def _for_graphemes(charsmap: bytes) -> bytes:
 
     Half-width kana with their voicing marks and decomposed kana have 6 bytes, so they are never composed.
     """
-    mapping = read_charsmap(charsmap)
+    mapping = _map_of(charsmap)
     kept = {k: v for k, v in mapping.items() if len(k) == 1 or len(k.encode("utf-8")) < _GRAPHEME}
     if "\r" in kept:
         kept["\r\n"] = kept["\r"]  # one grapheme, mapped by its first character

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from convert.pre_tokenizers import SPLITS, canonical, pre_name, pre_tokenizer_of
-from convert.proof import MIXED_LINES, Source, differences, prove_equal
+from convert.proof import MIXED_LINES, Source, conversation, differences, prove_equal
 from convert.vocab_source import read_vocabulary
 from slm.errors import DamagedFileError, SlmError, UnsupportedError, VerificationError
 from slm.gguf_reader import read_gguf
 from slm.llama import token_bytes
+from slm.prompt import TEMPLATES, render
 
 Encode = Callable[[str], list[int]]
 
@@ -211,6 +212,29 @@ def test_an_embedder_gets_its_special_tokens_around_the_text_and_a_decoder_only_
         ids = found("会議室")
         assert [source.vocabulary.tokens[i] for i in (ids[0], ids[-1])] == ["<s>", "</s>"]
         assert any("<mask>" in caveat for caveat in source.caveats)
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma"])
+def test_a_conversation_has_the_ids_of_transformers_with_one_bos(name: str, tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tt.fast_unigram(tmp_path / "x", "llm-jp")
+    fast = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    size = len(fast["model"]["vocab"])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    markers = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+    fast["added_tokens"] += [{"id": size + i, "content": t, "special": True, **flags} for i, t in enumerate(markers)]
+    tt.save(folder, fast, eos_token="</s>", bos_token="<s>", unk_token="<unk>", chat_template=TEMPLATES[name])
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    messages = [{"role": "user", "content": "こんにちは 😀"}, {"role": "assistant", "content": "Hi.\n\nはい"}]
+    with tt.both(folder) as (source, found, _):
+        vocabulary = source.vocabulary
+        assert conversation(vocabulary) in source.all_lines()
+        assert differences(source.all_lines(), source.encoder(), found) == []
+        text = render(str(vocabulary.chat_template), messages, bos_token="<s>", eos_token="</s>")
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert found(text) == ids
+        assert ids.count(vocabulary.specials["bos"]) == (1 if name == "gemma" else 0)
 
 
 # --- what is not equal stops, what is damaged is named
