@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from convert.vocab import Vocabulary
-from slm.errors import VerificationError
+from slm.errors import InputError, VerificationError
+from slm.joints import Message
 from slm.llama import open_model, tokenize
+from slm.prompt import render
 
 # Two languages, symbols outside the basic plane, white space, numbers, code: where tokenizers differ.
 MIXED_LINES: tuple[str, ...] = (
@@ -56,9 +58,10 @@ class Source:
     add_special: bool = False
 
     def all_lines(self) -> list[str]:
-        """The lines to compare, with those that hold special tokens."""
+        """The lines to compare, with those that hold special tokens and a conversation under the chat template."""
         ids = [i for i in self.special_ids if i < len(self.vocabulary.tokens)]
-        return [*self.lines, *special_lines(self.vocabulary.tokens, ids)]
+        chat = conversation(self.vocabulary) if ids else None
+        return [*self.lines, *special_lines(self.vocabulary.tokens, ids), *([] if chat is None else [chat])]
 
 
 def differences(lines: Sequence[str], expected: Encode, found: Encode) -> list[tuple[str, list[int], list[int]]]:
@@ -96,6 +99,27 @@ def _described(line: str, left: list[int], right: list[int]) -> str:
 def special_lines(tokens: Sequence[str], ids: Sequence[int]) -> list[str]:
     """Lines with each of a few special tokens inside text, so that their recognition is compared as well."""
     return [f"a {tokens[i]}b\n{tokens[i]}" for i in list(ids)[:40]]
+
+
+def conversation(vocabulary: Vocabulary) -> str | None:
+    """A conversation under the vocabulary's chat template; None without one, or where it refuses an ordinary one.
+
+    It is compared without adding a BOS: a template that wants one writes it, and two are a classic fault.
+    """
+    if not vocabulary.chat_template:
+        return None
+    special = {name: vocabulary.tokens[id_] for name, id_ in vocabulary.specials.items()}
+    turns = [("user", "こんにちは。What is 2 + 2?"), ("assistant", "4です。"), ("user", "ありがとう 😀\n\nThanks!")]
+    messages = [Message(role=role, content=content) for role, content in turns]
+    try:
+        return render(
+            vocabulary.chat_template,
+            messages,
+            bos_token=special.get("bos", ""),
+            eos_token=special.get("eos", ""),
+        )
+    except InputError:
+        return None
 
 
 def hf_encode(tokenizer: Any, *, add_special: bool = False) -> Encode:

@@ -6,7 +6,7 @@ Format: as the `tokenizers` library serializes it, https://github.com/huggingfac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,18 @@ def around(post: Any) -> tuple[list[str], list[str]]:
     return names[:text], names[text + 1 :]
 
 
+def token_count(fast: Mapping[str, Any], ids: Iterable[int]) -> int:
+    """One more than the highest id of the model's pieces and the added tokens. Raises DamagedFileError when absurd."""
+    every = [*ids, *(int(token["id"]) for token in fast.get("added_tokens") or [])]
+    if not every or min(every) < 0 or max(every) >= _MAX_TOKENS:
+        raise DamagedFileError(f"the tokenizer claims {max(every, default=-1) + 1:,} tokens")
+    return max(every) + 1
+
+
 def token_table(fast: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[list[str], list[int]]:
     """Tokens and types by id: the model's pieces, then added tokens, holes filled with unused ones."""
     added = fast.get("added_tokens") or []
-    size = max([*vocab.values(), *(int(t["id"]) for t in added)], default=-1) + 1
-    if not 0 < size <= _MAX_TOKENS or min(vocab.values(), default=0) < 0:
-        raise DamagedFileError(f"the tokenizer claims {size:,} tokens")
+    size = token_count(fast, vocab.values())
     tokens, types = [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
     for token, id_ in vocab.items():
         tokens[id_], types[id_] = token, NORMAL

@@ -28,7 +28,7 @@ from convert.charsmap import lower_casing, read_charsmap, write_charsmap
 from convert.malformed import load_sentencepiece
 from convert.proof import Encode, Source
 from convert.sentencepiece_model import UNIGRAM, SentencePieceModel
-from convert.tokenizer_json import byte_of, is_prefix_rule, is_space_rule, space_prefix, steps
+from convert.tokenizer_json import byte_of, is_prefix_rule, is_space_rule, space_prefix, steps, token_count
 from convert.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
@@ -79,7 +79,7 @@ def ugm(model: SentencePieceModel, lower: bool, worst: float | None = None) -> V
             worst = min((s for s, t in zip(model.scores, model.types, strict=True) if t == NORMAL), default=0.0)
         _byte_tokens(vocabulary, model, known, worst - _UNKNOWN_PENALTY)
     if fallback or not model.remove_extra_whitespaces:
-        mapping = lower_casing(read_charsmap(model.charsmap)) if lower else read_charsmap(model.charsmap)
+        mapping = lower_casing(_map_of(model.charsmap)) if lower else _map_of(model.charsmap)
         vocabulary.charsmap = write_charsmap(_mapping(mapping, model, known, fallback))
     elif lower:
         vocabulary.charsmap = _lower_cased(model.charsmap)
@@ -110,7 +110,7 @@ def _byte_tokens(vocabulary: Vocabulary, model: SentencePieceModel, known: set[s
             vocabulary.types[id_], vocabulary.scores[id_] = NORMAL, unknown
 
 
-def _mapping(mapping: dict[str, str], model: SentencePieceModel, known: set[str], fallback: bool) -> dict[str, str]:
+def _mapping(mapping: Mapping[str, str], model: SentencePieceModel, known: set[str], fallback: bool) -> dict[str, str]:
     """The character map with bytes spelt out; where spaces are all kept, they are escaped here as well.
 
     Its own escaping lets llama.cpp treat spaces as white space, and a text of spaces alone would lose its prefix.
@@ -129,10 +129,15 @@ def _mapping(mapping: dict[str, str], model: SentencePieceModel, known: set[str]
     return complete
 
 
+@lru_cache(maxsize=1)
+def _map_of(charsmap: bytes) -> Mapping[str, str]:
+    return read_charsmap(charsmap)
+
+
 @lru_cache(maxsize=2)
 def _lower_cased(charsmap: bytes) -> bytes:
     """A character map that lower-cases first; a few seconds for nmt_nfkc's 225,000 sequences."""
-    return write_charsmap(lower_casing(read_charsmap(charsmap)))
+    return write_charsmap(lower_casing(_map_of(charsmap)))
 
 
 def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Source:
@@ -150,6 +155,7 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
 
     Raises UnsupportedError for a normalizer that the runtime does not have.
     """
+    token_count(fast, range(len(fast["model"]["vocab"])))
     model = SentencePieceModel(kind=UNIGRAM, byte_fallback=bool(fast["model"].get("byte_fallback")))
     for piece, score in fast["model"]["vocab"]:
         model.pieces.append(piece)
@@ -207,7 +213,7 @@ def _for_graphemes(charsmap: bytes) -> bytes:
 
     Half-width kana with their voicing marks and decomposed kana have 6 bytes, so they are never composed.
     """
-    mapping = read_charsmap(charsmap)
+    mapping = _map_of(charsmap)
     kept = {k: v for k, v in mapping.items() if len(k) == 1 or len(k.encode("utf-8")) < _GRAPHEME}
     if "\r" in kept:
         kept["\r\n"] = kept["\r"]  # one grapheme, mapped by its first character
