@@ -54,6 +54,7 @@ class Beside(Generic[_Value]):
 
 
 def _send(sender: Any, compute: Callable[[], Any]) -> None:
+    gc.disable()  # it would write to every object, and so copy all of the parent's memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
