@@ -74,7 +74,8 @@ class Bound:
         if self.excess(value) <= 1.0:
             return None
         name, sign = _MEASURES[self.measure][2], "<" if self.more_is_better else ">"
-        found = "not measured" if value is None else f"{value:.4g} {sign} {self.limit:g}"
+        unit, scale = (" MB", 1e6) if self.measure == "size" else ("", 1.0)
+        found = "not measured" if value is None else f"{value / scale:.4g} {sign} {self.limit / scale:g}{unit}"
         return f"{name}{f' in {self.lang}' if self.lang else ''} {found}"
 
 

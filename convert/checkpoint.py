@@ -147,7 +147,9 @@ def read_checkpoint(folder: Path | str) -> Checkpoint:
     """
     folder = require_folder(folder)
     config = read_config(folder)
-    return Checkpoint(folder, config, family_of_config(config), _entries(folder))
+    with reading(f"'{folder / CONFIG}'"):
+        family = family_of_config(config)
+    return Checkpoint(folder, config, family, _entries(folder))
 
 
 def _entries(folder: Path) -> dict[str, Entry]:

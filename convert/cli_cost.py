@@ -142,7 +142,9 @@ def _show(
     languages = list(reference.get("by_language", {}))
     timed = any("prefill_tok_s" in record for record in records)
     heads = [f"{what} {lang}" for what in ("KL", "top-1", "ppl.") for lang in languages]
-    table = Table("type", "MB", *heads, *(["prefill", "decode"] if timed else []), box=None, pad_edge=False)
+    table = Table(
+        "type", "MB", *heads, *(["prefill", "decode"] if timed else []), box=None, pad_edge=False, collapse_padding=True
+    )
     forms = (("mean_kl_divergence", ".4f"), ("top1_agreement", ".3f"), ("perplexity", ".4g"))
     for record in rows:
         chosen = len(kept) < len(records) and "file" in record
@@ -151,7 +153,7 @@ def _show(
         cells = [_cell(one.get(key), form) for key, form in forms for one in figures]
         rates = [_cell(record.get(key), ".1f") for key in ("prefill_tok_s", "decode_tok_s")] if timed else []
         table.add_row(
-            name + (" (ref.)" if record is reference else ""), f"{record['size_bytes'] / 1e6:,.1f}", *cells, *rates
+            name + (" ref." if record is reference else ""), f"{record['size_bytes'] / 1e6:,.1f}", *cells, *rates
         )
     out().print(table)
     for record in kept:

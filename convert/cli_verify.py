@@ -97,8 +97,9 @@ def _show_verification(result: dict[str, Any]) -> None:
     click.echo(f"token ids: equal on {ids['lines'] - ids['lines_different']} of {ids['lines']} lines")
     if ids["first_different"] is not None:
         click.echo(f"  first different: {ids['first_different']!r}")
-    table = Table("text", "tokens", "KL mean", "KL p99", "top-1", "ppl.", "(ref.)", "bits/byte", "(ref.)", "rel. diff.",
-                  box=None, pad_edge=False)  # fmt: skip
+    table = Table("text", "tokens", "KL", "p99", "top-1", "ppl.", "(ref.)", "bits/B", "(ref.)", "max diff",
+                  box=None, pad_edge=False,
+        collapse_padding=True)  # fmt: skip
     for name, figures in [*result["by_language"].items(), ("all", result["overall"])]:
         table.add_row(name, str(figures["tokens"]), *_cells(figures))
     out().print(table)
@@ -109,7 +110,7 @@ def _show_verification(result: dict[str, Any]) -> None:
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    forms = {"mean_kl_divergence": ".2e", "p99_kl_divergence": ".2e", "top1_agreement": ".4f", "perplexity": ".4g",
-             "reference_perplexity": ".4g", "bits_per_byte": ".4f", "reference_bits_per_byte": ".4f",
+    forms = {"mean_kl_divergence": ".1e", "p99_kl_divergence": ".1e", "top1_agreement": ".3f", "perplexity": ".4g",
+             "reference_perplexity": ".4g", "bits_per_byte": ".3f", "reference_bits_per_byte": ".3f",
              "max_relative_difference": ".1e"}  # fmt: skip
     return ["-" if figures[key] is None else format(figures[key], form) for key, form in forms.items()]

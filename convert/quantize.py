@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.finite import refuse_not_finite
 from convert.quantize_types import (
     FLOAT_TYPES,
     NEEDS_IMATRIX,
@@ -112,6 +113,7 @@ def quantize_file(
     name = prepare(type, options)
     model = read_gguf(source)
     _check_source(model)
+    refuse_not_finite(model)
     out = Path(out)
     if out.exists() and out.samefile(model.path):
         raise InputError(f"'{out}' is the input itself", hint="Choose another output with -o.")

@@ -179,6 +179,8 @@ def measure(candidate: Runner, reference: Runner, texts: Mapping[str, str], max_
     Raises InputError for a text without tokens, MismatchError and VerificationError as `Tally.add` does.
     """
     size = min(WINDOW, candidate.context, reference.context)
+    if size < 2 + len(candidate.start):
+        raise InputError(f"a context of {size} tokens is too short to compare anything in")
     encoded = {lang: _cut(text, reference.encode, max_tokens) for lang, text in texts.items()}
     tallies = {lang: Tally() for lang in texts}
     with progress("comparing", sum(len(ids) for _, ids in encoded.values()), "tokens") as show:

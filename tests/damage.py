@@ -30,7 +30,9 @@ def nodes(value: Any, trail: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def _mutate_json(data: bytes, rng: random.Random) -> bytes:
     value = json.loads(data)
     for _ in range(rng.choice([1, 1, 2, 4])):
-        trail = rng.choice(nodes(value)[1:])
+        trail = rng.choice(nodes(value)[1:] or [()])
+        if not trail:
+            break  # nothing is left to change
         parent = value
         try:
             for key in trail[:-1]:

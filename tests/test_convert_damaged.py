@@ -14,11 +14,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 from damage import BINARY, OF_CHECKPOINT, TEXT, damaged
 
+from convert.charsmap import read_charsmap, write_charsmap
+from convert.finite import refuse_not_finite
 from convert.model import convert_checkpoint
+from convert.quantize import quantize_file
+from convert.restore import restore_checkpoint
+from convert.verify import verify_model
+from slm.errors import DamagedFileError
+from slm.gguf_reader import read_gguf
 
 CASES, CHILDREN = 500, 2
 TESTS = Path(__file__).parent
@@ -84,3 +92,57 @@ def test_a_mutation_is_made_again_from_its_number() -> None:
         damaged(data, OF_CHECKPOINT["config.json"], n) for n in range(50)
     ]
     assert len({damaged(data, OF_CHECKPOINT["config.json"], n)[1] for n in range(50)}) > 25
+
+
+@pytest.mark.parametrize("type_name", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_gguf_weight_that_is_not_a_number_is_refused_with_its_tensors_name(
+    type_name: str, value: float, originals: Path, tmp_path: Path
+) -> None:
+    convert_checkpoint(originals / "llama", tmp_path / "m.gguf", type_name, verify=False)
+    refuse_not_finite(read_gguf(tmp_path / "m.gguf"))
+    info = read_gguf(tmp_path / "m.gguf").tensors["blk.1.ffn_up.weight"]
+    bits = np.array([value], np.float32).tobytes() if type_name == "f32" else (
+        np.array([value], np.float16).tobytes() if type_name == "f16" else np.array([value], np.float32).tobytes()[2:]
+    )  # fmt: skip
+    with (tmp_path / "m.gguf").open("r+b") as file:
+        file.seek(info.offset + 10 * len(bits))
+        file.write(bits)
+    with pytest.raises(DamagedFileError, match=r"blk\.1\.ffn_up\.weight.*NaN or infinite"):
+        quantize_file(tmp_path / "m.gguf", tmp_path / "q.gguf", "q4_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("block_count", 0), ("block_count", 600), ("attention.head_count", 0), ("attention.head_count", 3),
+     ("attention.key_length", 7), ("rope.dimension_count", 5), ("rope.dimension_count", 64), ("context_length", 0)],
+)  # fmt: skip
+def test_a_header_that_llama_cpp_only_asserts_on_is_refused(
+    key: str, value: int, originals: Path, tmp_path: Path
+) -> None:
+    data = bytearray((originals / "llama.gguf").read_bytes())
+    at = data.index(f"llama.{key}".encode()) + len(f"llama.{key}") + 4
+    data[at : at + 4] = value.to_bytes(4, "little")
+    (tmp_path / "m.gguf").write_bytes(data)
+    for action in (
+        lambda: verify_model(tmp_path / "m.gguf", originals / "llama.gguf", max_tokens=8),
+        lambda: restore_checkpoint(tmp_path / "m.gguf", tmp_path / "back"),
+    ):
+        with pytest.raises(DamagedFileError):
+            action()
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_character_map_that_leads_out_of_itself_is_refused() -> None:
+    sound = bytearray(write_charsmap({"Ａ": "A", "ａ": "a"}))
+    assert read_charsmap(bytes(sound)) == {"Ａ": "A", "ａ": "a"}
+    refused = 0
+    for at in range(4, len(sound) - 8, 4):
+        changed = bytearray(sound)
+        changed[at + 2] ^= 0x80  # a far offset
+        try:
+            read_charsmap(bytes(changed))
+        except DamagedFileError:
+            refused += 1
+    assert refused > 0

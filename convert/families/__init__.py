@@ -13,7 +13,7 @@ from convert.families import (
     qwen2,
     qwen3,
 )
-from convert.families.base import Family, family_of_config, family_of_gguf, supported
+from convert.families.base import Family, family_of_config, family_of_gguf, known_architectures, supported
 from convert.families.encoder import Encoder
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "gemma3",
     "gpt2",
     "gpt_neox",
+    "known_architectures",
     "llama",
     "mistral",
     "modernbert",

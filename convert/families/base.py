@@ -247,6 +247,11 @@ def family_of_gguf(architecture: str) -> Family:
     raise UnsupportedError(f"GGUF architecture '{architecture}' is not restored", hint=f"Supported: {known}.")
 
 
+def known_architectures() -> set[str]:
+    """`general.architecture` of every family."""
+    return {family.gguf_architecture for family in _FAMILIES}
+
+
 def need(config: Config, *names: str) -> Any:
     """The first of several names for one value. Raises DamagedFileError when none is there."""
     for name in names:
