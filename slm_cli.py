@@ -19,7 +19,7 @@ from slm import __version__
 from slm.console import note, run, set_verbosity
 from slm.joints import Engine, Joints, Retriever
 
-# Command -> module of its room; the command object there has the command's name.
+# Command -> module of its room; the command object there has the command's name, or the one after the colon.
 COMMANDS = {
     "doctor": "slm.doctor", "pull": "slm.cli", "models": "slm.cli", "rm": "slm.cli",
     "convert": "convert.cli", "restore": "convert.cli", "quantize": "convert.cli_quantize",
@@ -27,20 +27,29 @@ COMMANDS = {
     "verify": "convert.cli_verify", "inspect": "convert.cli",
     "train": "train.cli", "merge": "train.cli", "evaluate": "train.cli",
     "generate": "serve.cli", "chat": "serve.cli", "serve": "serve.cli", "route": "serve.cli",
-    "rag": "rag.cli",
+    "rag": "rag.cli", "bench": "slm_cli:bench",
 }  # fmt: skip
+
+
+# The same for `slm bench ...`.
+BENCHES = {"convert": "convert.cli_bench:bench_convert"}
 
 
 class LazyGroup(click.Group):
     """A group that imports a room's cli module when a command of it is asked for."""
 
+    def __init__(self, *args: Any, modules: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.modules = modules
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.modules)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.modules:
             return None
-        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        module, _, name = self.modules[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name or cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -49,10 +58,10 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         import difflib
 
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args and args[0] not in self.modules and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.modules, n=1)
             ask = f" Did you mean '{near[0]}'?" if near else ""
-            raise click.UsageError(f"no command '{args[0]}'.{ask} Commands: {', '.join(COMMANDS)}", ctx=ctx)
+            raise click.UsageError(f"no command '{args[0]}'.{ask} Commands: {', '.join(self.modules)}", ctx=ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -123,8 +132,19 @@ def _config_defaults() -> dict[str, Any]:
         raise click.UsageError(f"'{path}' is not valid TOML: {error}") from error
 
 
+@click.group(cls=LazyGroup, modules=BENCHES, context_settings={"help_option_names": ["-h", "--help"]})
+def bench() -> None:
+    """Our figures beside a peer's, taken in one run.
+
+    \b
+    Example:
+      slm bench convert --peer ~/llama.cpp
+    """
+
+
 @click.group(
     cls=LazyGroup,
+    modules=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SLM"},
     no_args_is_help=True,
 )
