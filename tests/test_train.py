@@ -548,7 +548,7 @@ def test_a_wrong_folder_an_unknown_architecture_and_an_unknown_target_are_named(
     strange = tmp_path / "strange"
     strange.mkdir()
     (strange / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(UnsupportedError, match=r"'mamba'.*gemma3_text, gpt2, llama"):
+    with pytest.raises(UnsupportedError, match=r"'mamba'.*gemma3_text, gpt2, gpt_neox, llama"):
         train_sft(options(strange, instruct, tmp_path / "o"))
     with pytest.raises(InputError, match="c_attn"):
         train_sft(options(checkpoints["gpt2"], instruct, tmp_path / "o", targets="q_proj"))
