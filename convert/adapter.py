@@ -20,7 +20,7 @@ from convert.adapter_config import MERGE, check_kind, invocation_tokens, module_
 from convert.checkpoint import Checkpoint, Planned, read_checkpoint
 from convert.families.base import EMBEDDING, HEAD, FloatArray
 from convert.safetensors_file import Entry, read_header
-from convert.vocab_source import chat_template, read_json
+from convert.vocabulary.vocab_source import chat_template, read_json
 from convert.writer import OutTensor, write_gguf
 from slm.artifacts import MANIFEST, checkpoint_fingerprint, new_file, read_manifest, require_folder
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, UnsupportedError

@@ -12,7 +12,7 @@ from typing import Any
 
 from convert.inspect import inspect_gguf
 from convert.modelfile import MARK, modelfile
-from convert.report import markdown
+from convert.quality.report import markdown
 from slm.artifacts import new_file
 from slm.console import note
 from slm.errors import InputError, MissingFileError, SlmError

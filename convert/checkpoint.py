@@ -14,7 +14,7 @@ from convert.families import Family, family_of_config
 from convert.families.base import Rule
 from convert.malformed import check_values, reading
 from convert.safetensors_file import Entry, read_header
-from convert.vocab_source import read_json
+from convert.vocabulary.vocab_source import read_json
 from slm.artifacts import require_folder
 from slm.errors import DamagedFileError, MissingFileError
 

@@ -60,7 +60,7 @@ def wants_measuring(settings: CostSettings, types: tuple[str, ...], verify: bool
 
     Raises InputError for options that contradict one another.
     """
-    from convert.cost import has_quantized
+    from convert.quality.cost import has_quantized
 
     if (settings.fits or settings.report) and not verify:
         raise InputError("--fit and --report measure what is written", hint="Leave --no-verify out.")
@@ -71,13 +71,13 @@ def convert_and_measure(
     checkpoint: Path, target: Path, types: tuple[str, ...], settings: CostSettings, options: Options, as_json: bool
 ) -> list[dict[str, Any]]:
     """Convert with figures, show them, write the report; the files' records. options: for the quantizer."""
-    from convert.bounds import parse_bound
     from convert.card import write_card
-    from convert.cost import QUICK_TOKENS, convert_measured
-    from convert.fit import fit_checkpoint
     from convert.model import convert_checkpoint
-    from convert.plot import require_matplotlib
-    from convert.sample_text import read_texts
+    from convert.quality.bounds import parse_bound
+    from convert.quality.cost import QUICK_TOKENS, convert_measured
+    from convert.quality.fit import fit_checkpoint
+    from convert.quality.plot import require_matplotlib
+    from convert.quality.sample_text import read_texts
     from convert.verify import MAX_TOKENS
 
     if settings.report and settings.plot:
@@ -124,8 +124,8 @@ def _write_report(
     settings: CostSettings,
     chosen: str | None,
 ) -> list[Path]:
-    from convert.report import report_of, report_paths, write_report
-    from convert.speed import machine
+    from convert.quality.report import report_of, report_paths, write_report
+    from convert.quality.speed import machine
 
     name = checkpoint.resolve().name
     report = report_of(name, records, reference, machine(), text=source, bounds=settings.fits, chosen=chosen)

@@ -66,7 +66,7 @@ def verify(
       slm verify model-q8_0.gguf --against ./my-model --text ja=novel.txt
       slm verify model-f16.gguf --against ./my-model --adapter en.gguf --peft adapters/en_lora
     """
-    from convert.bounds import LANGUAGE_MEASURES, parse_bound
+    from convert.quality.bounds import LANGUAGE_MEASURES, parse_bound
     from convert.verify import Bounds, bounds_for, verify_model
     from slm.gguf_reader import read_gguf
 

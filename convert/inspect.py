@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from convert.quantize import types_written
-from convert.vocab import SPECIAL_KEYS
+from convert.vocabulary.vocab import SPECIAL_KEYS
 from slm.gguf_reader import read_gguf
 
 # Token types, llama.cpp include/llama.h.

@@ -18,9 +18,9 @@ from convert.beside import Beside, no_garbage_collection
 from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.families import Encoder
 from convert.pooling import pooling_metadata
-from convert.proof import Source, prove_equal
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
-from convert.vocab_source import read_json, read_vocabulary
+from convert.vocabulary.proof import Source, prove_equal
+from convert.vocabulary.vocab_source import read_json, read_vocabulary
 from convert.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
 from slm.artifacts import checkpoint_fingerprint, new_file, require_space
 from slm.console import note, progress

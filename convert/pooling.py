@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from convert.tokenizer_json import read_json
+from convert.vocabulary.tokenizer_json import read_json
 from slm.errors import DamagedFileError, UnsupportedError
 
 TYPES = {"mean": 1, "cls": 2, "lasttoken": 3}

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from convert.families import Family, family_of_gguf
 from convert.families.base import Rule, check_shapes
-from convert.fast_tokenizer import tokenizer_config, tokenizer_json
 from convert.malformed import load_fast_tokenizer, reading
-from convert.proof import MIXED_LINES, hf_encode, prove_equal, special_lines
 from convert.safetensors_file import SafetensorsWriter
 from convert.vet import vet_model
-from convert.vocab import CONTROL, USER_DEFINED, Vocabulary, from_metadata
+from convert.vocabulary.fast_tokenizer import tokenizer_config, tokenizer_json
+from convert.vocabulary.proof import MIXED_LINES, hf_encode, prove_equal, special_lines
+from convert.vocabulary.vocab import CONTROL, USER_DEFINED, Vocabulary, from_metadata
 from slm.artifacts import checkpoint_fingerprint, new_folder, require_space
 from slm.console import note, progress
 from slm.errors import DamagedFileError, InputError, UnsupportedError

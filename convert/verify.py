@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convert.bounds import Bound, check_languages, each_language, value_of
-from convert.kld import NO_TARGET, Figures, Logits, Tally, pooled
-from convert.proof import MIXED_LINES
+from convert.quality.bounds import Bound, check_languages, each_language, value_of
+from convert.quality.kld import NO_TARGET, Figures, Logits, Tally, pooled
+from convert.quality.sample_text import read_texts
 from convert.quantize import types_written
-from convert.sample_text import read_texts
 from convert.vet import vet_model
+from convert.vocabulary.proof import MIXED_LINES
 from slm import llama
 from slm.artifacts import require_file
 from slm.console import progress
@@ -141,7 +141,7 @@ def _checkpoint_runner(folder: Path, peft: Path | None) -> Runner:
     import transformers
 
     from convert.checkpoint import read_checkpoint
-    from convert.vocab_source import read_vocabulary
+    from convert.vocabulary.vocab_source import read_vocabulary
 
     # The tokenizer as conversion reads it: some classes of transformers change it while loading.
     encode = read_vocabulary(folder, read_checkpoint(folder).config).encoder()

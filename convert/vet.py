@@ -12,7 +12,7 @@ import numpy as np
 
 from convert.families import known_architectures
 from convert.malformed import reading
-from convert.vocab import from_metadata
+from convert.vocabulary.vocab import from_metadata
 from slm.errors import DamagedFileError
 from slm.gguf_reader import GgufFile
 

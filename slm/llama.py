@@ -164,7 +164,8 @@ def tokenize(model: Any, text: str, *, add_special: bool, parse_special: bool) -
 def token_bytes(model: Any, token: int, *, special: bool = False) -> bytes:
     """The bytes a token stands for (a character may be spread over several tokens).
 
-    The byte 0xC0, which no UTF-8 text holds, is dropped: `convert.unigram` marks tokens of lead bytes with it.
+    The byte 0xC0, which no UTF-8 text holds, is dropped: `convert.vocabulary.unigram` marks tokens of
+    lead bytes with it.
     """
     lib = library()
     vocab = lib.llama_model_get_vocab(model)

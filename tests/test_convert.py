@@ -19,15 +19,15 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM
 
 from convert import cli_verify
-from convert.charsmap import apply_charsmap, lower_casing, read_charsmap, write_charsmap
 from convert.families.base import PlusOne, RopePermuted, Transposed
-from convert.fast_tokenizer import pre_tokenizer_of
 from convert.inspect import inspect_gguf
 from convert.model import convert_checkpoint
 from convert.quantize import quantize_file
 from convert.safetensors_file import read_header, to_bfloat16, to_float32
 from convert.verify import Bounds, verify_model
-from convert.vocab_source import pre_name
+from convert.vocabulary.charsmap import apply_charsmap, lower_casing, read_charsmap, write_charsmap
+from convert.vocabulary.fast_tokenizer import pre_tokenizer_of
+from convert.vocabulary.vocab_source import pre_name
 from slm.artifacts import checkpoint_fingerprint
 from slm.errors import (
     DamagedFileError,

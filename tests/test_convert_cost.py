@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-import convert.plot as plot
+import convert.quality.plot as plot
 from convert import cli, cli_verify
-from convert.bounds import Bound, parse_bound
-from convert.cost import convert_measured, reference_type
-from convert.fit import choose, excesses, fit_checkpoint, nearest
 from convert.inspect import inspect_gguf, list_tensors
-from convert.kld import NO_TARGET, Tally, pooled
 from convert.model import convert_checkpoint
-from convert.report import markdown, report_of, report_paths, write_report
-from convert.sample_text import LANGUAGES, read_texts, sample_texts
-from convert.speed import machine, measure_speed
+from convert.quality.bounds import Bound, parse_bound
+from convert.quality.cost import convert_measured, reference_type
+from convert.quality.fit import choose, excesses, fit_checkpoint, nearest
+from convert.quality.kld import NO_TARGET, Tally, pooled
+from convert.quality.report import markdown, report_of, report_paths, write_report
+from convert.quality.sample_text import LANGUAGES, read_texts, sample_texts
+from convert.quality.speed import machine, measure_speed
 from convert.verify import gguf_runner, measure, verify_model, windows
 from slm.errors import (
     DamagedFileError,

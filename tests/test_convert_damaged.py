@@ -19,12 +19,12 @@ import pytest
 import tiny_checkpoints as tiny
 from damage import BINARY, OF_CHECKPOINT, TEXT, damaged
 
-from convert.charsmap import read_charsmap, write_charsmap
 from convert.finite import refuse_not_finite
 from convert.model import convert_checkpoint
 from convert.quantize import quantize_file
 from convert.restore import restore_checkpoint
 from convert.verify import verify_model
+from convert.vocabulary.charsmap import read_charsmap, write_charsmap
 from slm.errors import DamagedFileError
 from slm.gguf_reader import read_gguf
 

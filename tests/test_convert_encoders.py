@@ -27,7 +27,7 @@ from transformers import (
 
 from convert.model import convert_checkpoint
 from convert.pooling import read_pooling
-from convert.vocab_source import read_vocabulary
+from convert.vocabulary.vocab_source import read_vocabulary
 from slm.errors import DamagedFileError, SlmError, UnsupportedError
 from slm.gguf_reader import read_gguf
 from slm.llama import library, open_model, tokenize

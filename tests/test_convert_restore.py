@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convert.model import convert_checkpoint
-from convert.proof import MIXED_LINES
 from convert.restore import restore_checkpoint
 from convert.verify import verify_model
+from convert.vocabulary.proof import MIXED_LINES
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnknownNameError, UnsupportedError
 from slm.gguf_reader import read_gguf
 

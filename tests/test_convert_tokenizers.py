@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from convert.pre_tokenizers import SPLITS, canonical, pre_name, pre_tokenizer_of
-from convert.proof import MIXED_LINES, Source, conversation, differences, prove_equal
-from convert.vocab_source import read_vocabulary
+from convert.vocabulary.pre_tokenizers import SPLITS, canonical, pre_name, pre_tokenizer_of
+from convert.vocabulary.proof import MIXED_LINES, Source, conversation, differences, prove_equal
+from convert.vocabulary.vocab_source import read_vocabulary
 from slm.errors import DamagedFileError, SlmError, UnsupportedError, VerificationError
 from slm.gguf_reader import read_gguf
 from slm.llama import token_bytes
@@ -360,7 +360,7 @@ def test_a_vocabulary_of_absurd_size_is_refused_before_memory_is_taken(tmp_path:
 
 
 def test_the_vocabulary_of_a_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    from convert.vocab import from_metadata
+    from convert.vocabulary.vocab import from_metadata
 
     folder = tt.sentencepiece(tmp_path / "x", **_PLAIN)
     written = read_vocabulary(folder, {}).vocabulary

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert import sentencepiece_bpe, unigram
-from convert.byte_level import byte_level
 from convert.malformed import load_fast_tokenizer
-from convert.pre_tokenizers import pre_name
-from convert.proof import Encode, Source, hf_encode
-from convert.sentencepiece_model import BPE, UNIGRAM, read_sentencepiece
-from convert.tokenizer_json import around, content, model_type, read_json, steps
-from convert.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
-from convert.wordpiece import word_piece
+from convert.vocabulary import sentencepiece_bpe, unigram
+from convert.vocabulary.byte_level import byte_level
+from convert.vocabulary.pre_tokenizers import pre_name
+from convert.vocabulary.proof import Encode, Source, hf_encode
+from convert.vocabulary.sentencepiece_model import BPE, UNIGRAM, read_sentencepiece
+from convert.vocabulary.tokenizer_json import around, content, model_type, read_json, steps
+from convert.vocabulary.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from convert.vocabulary.wordpiece import word_piece
 from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
 
 __all__ = ["Source", "chat_template", "pre_name", "read_json", "read_vocabulary"]

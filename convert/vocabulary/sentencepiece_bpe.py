@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.byte_level import added_ids, refuse_affixes
 from convert.malformed import load_sentencepiece
-from convert.pre_tokenizers import RANKED_PRE
-from convert.proof import Encode, Source
-from convert.sentencepiece_model import SentencePieceModel
-from convert.tokenizer_json import byte_of, is_space_rule, space_prefix, steps, token_table
-from convert.vocab import BYTE, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from convert.vocabulary.byte_level import added_ids, refuse_affixes
+from convert.vocabulary.pre_tokenizers import RANKED_PRE
+from convert.vocabulary.proof import Encode, Source
+from convert.vocabulary.sentencepiece_model import SentencePieceModel
+from convert.vocabulary.tokenizer_json import byte_of, is_space_rule, space_prefix, steps, token_table
+from convert.vocabulary.vocab import BYTE, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
 

@@ -120,7 +120,7 @@ def write_report(paths: tuple[Path, Path, Path], report: Mapping[str, Any], *, p
     """Write the report's files; returns their paths. Raises MissingExtraError when `plot` finds no matplotlib."""
     text, data, picture = paths
     if plot:
-        from convert.plot import draw_report
+        from convert.quality.plot import draw_report
 
         with new_file(picture) as temporary:
             draw_report(report, temporary)

@@ -3,7 +3,7 @@ r"""Byte-level BPE's pre-tokenizers: how a `tokenizer.json` writes each one, and
 It knows nothing of vocabularies. A pre-tokenizer is recognized by the regexes it splits with, in their order, never
 by the ids of a sample text: a vocabulary trained or extended yesterday has the pre-tokenizer of its parent. Names
 and regexes: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe`; whether the runtime really splits so is proven
-id for id by `convert.proof`.
+id for id by `convert.vocabulary.proof`.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 from unicodedata import category
 
-from convert.byte_level import added_ids
-from convert.proof import MIXED_LINES, Source
-from convert.tokenizer_json import steps, token_table
-from convert.vocab import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from convert.vocabulary.byte_level import added_ids
+from convert.vocabulary.proof import MIXED_LINES, Source
+from convert.vocabulary.tokenizer_json import steps, token_table
+from convert.vocabulary.vocab import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
 

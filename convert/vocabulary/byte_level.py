@@ -6,10 +6,10 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from convert.pre_tokenizers import pre_name
-from convert.proof import MIXED_LINES, Source
-from convert.tokenizer_json import steps, token_table
-from convert.vocab import CONTROL, USER_DEFINED, Vocabulary
+from convert.vocabulary.pre_tokenizers import pre_name
+from convert.vocabulary.proof import MIXED_LINES, Source
+from convert.vocabulary.tokenizer_json import steps, token_table
+from convert.vocabulary.vocab import CONTROL, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
 

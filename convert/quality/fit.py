@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from convert.bounds import Bound, check_languages, each_language, value_of
 from convert.checkpoint import read_checkpoint
-from convert.cost import (
+from convert.quality.bounds import Bound, check_languages, each_language, value_of
+from convert.quality.cost import (
     ladder_of,
     make_ladder,
     measured_file,
@@ -21,8 +21,8 @@ from convert.cost import (
     reference_type,
     scratch_beside,
 )
+from convert.quality.speed import measure_speed
 from convert.quantize import Options
-from convert.speed import measure_speed
 from convert.verify import MAX_TOKENS, is_language_model
 from slm.console import note
 from slm.errors import InputError, UnsupportedError, VerificationError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.vocab import Vocabulary
+from convert.vocabulary.vocab import Vocabulary
 from slm.errors import InputError, VerificationError
 from slm.joints import Message
 from slm.llama import open_model, tokenize

@@ -24,12 +24,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from convert.charsmap import lower_casing, read_charsmap, write_charsmap
 from convert.malformed import load_sentencepiece
-from convert.proof import Encode, Source
-from convert.sentencepiece_model import UNIGRAM, SentencePieceModel
-from convert.tokenizer_json import byte_of, is_prefix_rule, is_space_rule, space_prefix, steps, token_count
-from convert.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from convert.vocabulary.charsmap import lower_casing, read_charsmap, write_charsmap
+from convert.vocabulary.proof import Encode, Source
+from convert.vocabulary.sentencepiece_model import UNIGRAM, SentencePieceModel
+from convert.vocabulary.tokenizer_json import byte_of, is_prefix_rule, is_space_rule, space_prefix, steps, token_count
+from convert.vocabulary.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
 _TRIM = re.compile(r"(\\A|\^)? \+(\\z|\\Z|\$)?\|?(\\A|\^)? ?\+?(\\z|\\Z|\$)?")  # spaces at the text's ends

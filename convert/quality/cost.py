@@ -1,7 +1,7 @@
 """Converts a checkpoint and measures what each quantized file costs against the unquantized weights, by language.
 
-A shell over `convert.model`, `convert.quantize`, `convert.verify` and `convert.speed`; it knows nothing of bounds or
-of how figures are shown. Files take their names only after everything has been measured.
+A shell over `convert.model`, `convert.quantize`, `convert.verify` and `convert.quality.speed`; it knows nothing of
+bounds or of how figures are shown. Files take their names only after everything has been measured.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Checkpoint, read_checkpoint
-from convert.kld import pooled
 from convert.model import DIRECT_TYPES, convert_checkpoint
+from convert.quality.kld import pooled
+from convert.quality.speed import measure_speed
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name, types_written
-from convert.speed import measure_speed
 from convert.verify import by_language, gguf_runner, is_language_model, measure
 from slm.artifacts import require_space
 from slm.console import note

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from convert.vocabulary.vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from slm.errors import DamagedFileError
 
 _MAX_TOKENS = 1 << 22

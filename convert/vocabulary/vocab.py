@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.charsmap import read_charsmap
+from convert.vocabulary.charsmap import read_charsmap
 from slm.errors import DamagedFileError, MismatchError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

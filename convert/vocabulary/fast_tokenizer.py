@@ -1,14 +1,15 @@
 """Vocabulary -> `tokenizer.json` and `tokenizer_config.json`, as the `tokenizers` library reads them.
 
-It knows nothing of GGUF files and needs no `tokenizers`; whether the result is right is for `convert.proof` to say.
+It knows nothing of GGUF files and needs no `tokenizers`; whether the result is right is for
+`convert.vocabulary.proof` to say.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from convert.pre_tokenizers import RANKED_PRE, byte_level_step, ignores_merges, pre_tokenizer_of
-from convert.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from convert.vocabulary.pre_tokenizers import RANKED_PRE, byte_level_step, ignores_merges, pre_tokenizer_of
+from convert.vocabulary.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
 __all__ = ["merges_from_scores", "pre_tokenizer_of", "tokenizer_config", "tokenizer_json"]

@@ -20,7 +20,8 @@ LANGUAGES = ("en", "ja")
 
 def sample_texts() -> dict[str, str]:
     """{language: text} of the package."""
-    return {lang: (files("convert") / "texts" / f"{lang}.txt").read_text(encoding="utf-8") for lang in LANGUAGES}
+    folder = files("convert.quality") / "texts"
+    return {lang: (folder / f"{lang}.txt").read_text(encoding="utf-8") for lang in LANGUAGES}
 
 
 def read_texts(paths: Mapping[str, Path] | None) -> dict[str, str]:
