@@ -73,7 +73,7 @@ def build(base: str, work: Path) -> dict[str, Any]:
     for lang in LANGUAGES:
         data = ["--data", ROOT / "data/instruct.jsonl", "--lang", lang, "-o", ROOT / f"adapters/demo-{lang}"]
         # The time limit only bites on a slow machine: the learning rate then ends with the time instead of the steps.
-        options = [*data, "--time-limit-s", "135", "--json"]
+        options = [*data, "--time-limit-s", "110", "--json"]
         losses[lang] = slm("train", "sft", "--base", work / "checkpoint", *options)
 
     headline("3. Merged, converted, quantized")
