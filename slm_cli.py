@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 # The same for `slm bench ...`.
-BENCHES = {"convert": "convert.cli_bench:bench_convert"}
+BENCHES = {"convert": "convert.cli_bench:bench_convert", "quant": "convert.cli_bench:bench_quant"}
 
 
 class LazyGroup(click.Group):

@@ -108,15 +108,19 @@ def convert(
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True, help="Of the weights.")
 @click.option("--chat-template", "template", metavar="NAME|FILE", help="Default: the file's own.")
 @_JSON
-def restore(gguf: Path, target: Path, dtype: str, template: str | None, as_json: bool) -> None:
-    """Restore a GGUF model to a checkpoint folder that transformers loads (dequantized).
+@pass_joints
+def restore(joints: Joints, gguf: Path, target: Path, dtype: str, template: str | None, as_json: bool) -> None:
+    """Restore a GGUF model (a file, or a catalog name) to a checkpoint folder that transformers loads (dequantized).
 
     \b
     Example:
-      slm restore gemma-3-270m-q4_k_m.gguf -o checkpoints/gemma
+      slm restore gemma-3-270m -o checkpoints/gemma
     """
     from convert.restore import restore_checkpoint
+    from slm.catalog import CATALOG
 
+    if not gguf.exists() and str(gguf) in CATALOG:
+        gguf = joints.gguf_of(str(gguf))
     manifest = restore_checkpoint(gguf, target, dtype, template)
     if as_json:
         emit_json({"folder": str(target), **manifest})

@@ -1,4 +1,4 @@
-"""The command `slm bench convert`: how the measured figures are shown, not how they are taken."""
+"""The commands `slm bench convert` and `quant`: how the measured figures are shown, not how they are taken."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from convert.cli_quantize import pair
 from slm.console import emit_json, note, out
 from slm.joints import Joints, pass_joints
 
@@ -71,3 +72,61 @@ def _show(results: list[dict[str, Any]]) -> None:
             if same["tokenizers"][0] != same["tokenizers"][1]:
                 line += f" (ours {same['tokenizers'][0]}, the peer's {same['tokenizers'][1]})"
         click.echo(line)
+
+
+@click.command("quant", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("gguf", type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Calibration text.")
+@click.option("--held-out", multiple=True, metavar="LANG=FILE", help="Text to compare on. Default: built-in texts.")
+@click.option("-t", "--type", "types", multiple=True, default=("q4_k_m", "iq4_xs"), show_default=True)
+@click.option("--chunks", type=click.IntRange(min=1), help="At most so many chunks of 512 tokens a language.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Compared a language.")
+@click.option("--peer", type=click.Path(path_type=Path), help="llama.cpp's llama-imatrix. Default: the one on PATH.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench_quant(
+    gguf: Path,
+    texts: tuple[str, ...],
+    held_out: tuple[str, ...],
+    types: tuple[str, ...],
+    chunks: int | None,
+    max_tokens: int,
+    peer: Path | None,
+    as_json: bool,
+) -> None:
+    """What importance matrices do for each language: none, one language's, all in equal parts, llama-imatrix's.
+
+    GGUF is a float model. Divergence is from that model's own predictions on held-out text.
+
+    \b
+    Example:
+      slm bench quant model-f16.gguf --text en=calib.en.txt --text ja=calib.ja.txt --held-out ja=held.ja.txt
+    """
+    from convert.quality.bench_quant import bench_quantization, find_peer
+
+    calibration: dict[str, list[Path]] = {}
+    for lang, path in (pair(text, "--text", "FILE") for text in texts):
+        calibration.setdefault(lang, []).append(Path(path))
+    compared = {lang: Path(path) for lang, path in (pair(text, "--held-out", "FILE") for text in held_out)} or None
+    result = bench_quantization(
+        gguf, calibration, compared, types, chunks=chunks, max_tokens=max_tokens, peer=find_peer(peer)
+    )
+    if as_json:
+        emit_json(result)
+        return
+    from rich.table import Table
+
+    languages = list(result["rows"][0]["by_language"])
+    table = Table("type", "matrix", "MB", *(f"{what} {lang}" for lang in languages for what in ("KL", "p99", "top-1")))
+    for row in result["rows"]:
+        figures = [row["by_language"][lang] for lang in languages]
+        cells = [
+            text
+            for one in figures
+            for text in (
+                f"{one['mean_kl_divergence']:.4f}",
+                f"{one['p99_kl_divergence']:.3f}",
+                f"{one['top1_agreement']:.3f}",
+            )
+        ]
+        table.add_row(row["type"], row["matrix"], f"{row['size_bytes'] / 1e6:,.1f}", *cells)
+    out().print(table)

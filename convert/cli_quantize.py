@@ -104,10 +104,10 @@ def imatrix(gguf: Path, texts: tuple[str, ...], target: Path, shares: tuple[str,
     from convert.imatrix import collect_imatrix
 
     files: dict[str, list[Path]] = {}
-    for lang, path in (_pair(text, "--text", "FILE") for text in texts):
+    for lang, path in (pair(text, "--text", "FILE") for text in texts):
         files.setdefault(lang, []).append(Path(path))
     parts: dict[str, float] = {}
-    for lang, value in (_pair(share, "--share", "PART") for share in shares):
+    for lang, value in (pair(share, "--share", "PART") for share in shares):
         try:
             parts[lang] = float(value)
         except ValueError as error:
@@ -123,7 +123,8 @@ def imatrix(gguf: Path, texts: tuple[str, ...], target: Path, shares: tuple[str,
         click.echo(f"  {lang}: {figures['tokens']:,} tokens, share {figures['share']:.2f}")
 
 
-def _pair(given: str, option: str, what: str) -> tuple[str, str]:
+def pair(given: str, option: str, what: str) -> tuple[str, str]:
+    """(language, value) of a LANG=value option."""
     lang, sign, value = given.partition("=")
     if not sign or not lang or not value:
         raise click.BadParameter(f"'{given}' is not LANG={what}", param_hint=option)

@@ -7,6 +7,7 @@ side by side in this process, a few tokens at a time: no logits are kept. It kno
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -150,6 +151,8 @@ def _checkpoint_runner(folder: Path, peft: Path | None) -> Runner:
     if peft is not None:
         from peft import PeftModel
 
+        # PEFT asks transformers for a name that it will drop; the reader can do nothing about it.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
         model = PeftModel.from_pretrained(model, str(peft))
     model.eval()
 

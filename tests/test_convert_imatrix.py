@@ -23,7 +23,7 @@ from convert.imatrix import Collector, balanced, collect_imatrix, shares_of
 from convert.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
 from convert.model import convert_checkpoint
 from convert.quantize import Options, quantize_file
-from slm.errors import InputError, MissingFileError, UnknownNameError
+from slm.errors import EngineError, InputError, MissingFileError, UnknownNameError
 from slm.gguf_reader import read_gguf
 
 CONTEXT = 48
@@ -245,3 +245,34 @@ def test_texts_and_models_that_cannot_serve_are_refused(
     with pytest.raises(InputError, match="not a model"):
         collect_imatrix(tmp_path / "not-a-model.gguf", {"ja": [texts["ja"]]}, out)
     assert not out.exists()
+
+
+def test_the_bench_compares_no_matrix_each_language_and_the_balance(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer here is a script that hands over our own matrix: only the call and the table are proven with it."""
+    from convert.cli_bench import bench_quant
+    from convert.quality import bench_quant as module
+
+    data = {lang: Path(__file__).parent.parent / "data" / f"{lang}.txt" for lang in ("en", "ja")}
+    arguments = [str(models["llama"]), *(f"--text={lang}={path}" for lang, path in data.items())]
+    ready = tmp_path / "ready.gguf"
+    collecting.collect_imatrix(models["llama"], {"en": [data["en"]]}, ready, chunks=1)
+    peer = tmp_path / module.PEER
+    peer.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; cp "{ready}" "$2"\n')
+    peer.chmod(0o755)
+    options = ["--chunks=1", "--max-tokens=64", "--type=q8_0", "--type=iq4_nl"]
+    run = CliRunner().invoke(bench_quant, [*arguments, *options, f"--peer={peer}", "--json"])
+    assert run.exit_code == 0, run.output
+    rows = json.loads(run.stdout)["rows"]
+    matrices = ["none", "en", "ja", "balanced", module.PEER]
+    assert [(row["matrix"], row["type"]) for row in rows] == [(m, t) for m in matrices for t in ("q8_0", "iq4_nl")]
+    kl = {(row["matrix"], row["type"]): row["by_language"]["en"]["mean_kl_divergence"] for row in rows}
+    assert all(kl[matrix, "q8_0"] < kl[matrix, "iq4_nl"] for matrix in matrices)
+    assert kl["en", "iq4_nl"] == kl[module.PEER, "iq4_nl"] != kl["none", "iq4_nl"]
+    assert not list(models["llama"].parent.glob("slm-bench-*"))
+    peer.write_text("#!/bin/sh\necho no such model >&2; exit 3\n")
+    with pytest.raises(EngineError, match="no such model"):
+        module.bench_quantization(models["llama"], {k: [v] for k, v in data.items()}, None, [], chunks=1, peer=peer)
+    with pytest.raises(InputError, match="two languages"):
+        module.bench_quantization(models["llama"], {"en": [data["en"]]}, None, [])
