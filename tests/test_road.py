@@ -57,7 +57,7 @@ def road(tmp_path_factory: pytest.TempPathFactory, pulled_model: Callable[[str],
         data = ["--data", "data/instruct.jsonl", "--lang", lang]
         # Less than the default; what it learns must already be plain.
         figures[lang] = slm(
-            "train", "sft", "--base", checkpoint, *data, "-o", adapters[lang], "--epochs", "0.5", "--json"
+            "train", "sft", "--base", checkpoint, *data, "-o", adapters[lang], "--epochs", "0.35", "--json"
         )
         slm("convert", adapters[lang], "-o", files[lang], "--base", checkpoint)
     return Road(checkpoint, base, adapters, files, figures)
