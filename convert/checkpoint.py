@@ -126,6 +126,11 @@ class Checkpoint:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
         return max(sizes, key=lambda name: sizes[name])
 
+    @property
+    def own_type(self) -> str:
+        """The float type of a GGUF file that holds the weights unrounded."""
+        return {"F16": "f16", "BF16": "bf16"}.get(self.dtype, "f32")
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder. Raises MissingFileError or DamagedFileError."""

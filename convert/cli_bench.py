@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from convert.cli_quantize import pair
+from convert.cli_texts import text_file_of_each, text_files_of_each
 from slm.console import emit_json, note, out
 from slm.joints import Joints, pass_joints
 
@@ -103,10 +103,7 @@ def bench_quant(
     """
     from convert.quality.bench_quant import bench_quantization, find_peer
 
-    calibration: dict[str, list[Path]] = {}
-    for lang, path in (pair(text, "--text", "FILE") for text in texts):
-        calibration.setdefault(lang, []).append(Path(path))
-    compared = {lang: Path(path) for lang, path in (pair(text, "--held-out", "FILE") for text in held_out)} or None
+    calibration, compared = text_files_of_each(texts), text_file_of_each(held_out, "--held-out")
     result = bench_quantization(
         gguf, calibration, compared, types, chunks=chunks, max_tokens=max_tokens, peer=find_peer(peer)
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.cli_quantize import show_file
-from convert.cli_verify import text_files
+from convert.cli_texts import text_file_of_each
 from slm.console import emit_json, note, out
 from slm.errors import InputError
 
@@ -82,7 +82,7 @@ def convert_and_measure(
 
     if settings.report and settings.plot:
         require_matplotlib()
-    files = text_files(settings.texts)
+    files = text_file_of_each(settings.texts)
     texts = read_texts(files)
     tokens = settings.max_tokens
     if tokens is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from convert.cli_texts import pair, text_files_of_each
 from slm.console import emit_json, note
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -103,9 +104,7 @@ def imatrix(gguf: Path, texts: tuple[str, ...], target: Path, shares: tuple[str,
     """
     from convert.imatrix import collect_imatrix
 
-    files: dict[str, list[Path]] = {}
-    for lang, path in (pair(text, "--text", "FILE") for text in texts):
-        files.setdefault(lang, []).append(Path(path))
+    files = text_files_of_each(texts)
     parts: dict[str, float] = {}
     for lang, value in (pair(share, "--share", "PART") for share in shares):
         try:
@@ -121,11 +120,3 @@ def imatrix(gguf: Path, texts: tuple[str, ...], target: Path, shares: tuple[str,
     )
     for lang, figures in result["by_language"].items():
         click.echo(f"  {lang}: {figures['tokens']:,} tokens, share {figures['share']:.2f}")
-
-
-def pair(given: str, option: str, what: str) -> tuple[str, str]:
-    """(language, value) of a LANG=value option."""
-    lang, sign, value = given.partition("=")
-    if not sign or not lang or not value:
-        raise click.BadParameter(f"'{given}' is not LANG={what}", param_hint=option)
-    return lang, value

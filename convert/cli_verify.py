@@ -7,18 +7,9 @@ from typing import Any
 
 import click
 
+from convert.cli_texts import text_file_of_each
 from slm.console import emit_json, out
 from slm.joints import Joints, pass_joints
-
-
-def text_files(pairs: tuple[str, ...]) -> dict[str, Path]:
-    texts = {}
-    for pair in pairs:
-        lang, sign, path = pair.partition("=")
-        if not sign or not lang or not path:
-            raise click.BadParameter(f"'{pair}' is not LANG=FILE", param_hint="--text")
-        texts[lang] = Path(path)
-    return texts
 
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,7 +70,7 @@ def verify(
     )
     reference = Path(against) if Path(against).exists() else joints.checkpoint_of(against)
     result = verify_model(
-        candidate, reference, adapter=adapter, peft=peft, texts=text_files(texts), bounds=bounds,
+        candidate, reference, adapter=adapter, peft=peft, texts=text_file_of_each(texts), bounds=bounds,
         by_language_bounds=by_language, max_tokens=max_tokens,
     )  # fmt: skip
     if as_json:

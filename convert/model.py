@@ -74,13 +74,15 @@ def convert_checkpoint(
         for name, target in targets.items():
             if name in DIRECT_TYPES and not (name == "q8_0" and options.changes_types):
                 result = writer.write(name, target)
+                if name == checkpoint.own_type:
+                    basis = target
             else:
                 if basis is None:
                     # The quantizer reads a GGUF; in the checkpoint's own precision nothing is rounded twice.
                     parent.mkdir(parents=True, exist_ok=True)
                     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".slm-", dir=parent))
                     basis = Path(scratch) / "basis.gguf"
-                    writer.write({"F32": "f32", "F16": "f16", "BF16": "bf16"}.get(checkpoint.dtype, "f32"), basis)
+                    writer.write(checkpoint.own_type, basis)
                 result = quantize_file(basis, target, name, options)
             results.append({
                 **result, "file": str(target), "type": name, "tokenizer_lines_proven": writer.lines_proven,

@@ -53,7 +53,7 @@ def evaluate_answers(
     for number, question in enumerate(questions, start=1):
         grounded = retriever.grounded(question.question, k)
         text = (grounded.citations.feed(ask(grounded.messages)) + grounded.citations.end()).strip()
-        cited = [grounded.passages[number - 1].source for number in grounded.citations.cited]
+        cited = [grounded.passages[one - 1].source for one in grounded.citations.cited]
         answers.append(
             Answered(
                 question.question, question.lang, text, question.answerable,

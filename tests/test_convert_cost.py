@@ -20,7 +20,7 @@ from convert import cli, cli_verify
 from convert.inspect import inspect_gguf, list_tensors
 from convert.model import convert_checkpoint
 from convert.quality.bounds import Bound, parse_bound
-from convert.quality.cost import convert_measured, reference_type
+from convert.quality.cost import convert_measured
 from convert.quality.fit import choose, excesses, fit_checkpoint, nearest
 from convert.quality.kld import NO_TARGET, Tally, pooled
 from convert.quality.report import markdown, report_of, report_paths, write_report
@@ -287,7 +287,7 @@ def test_the_reference_is_the_checkpoints_own_precision(tmp_path: Path) -> None:
     from convert.checkpoint import read_checkpoint
 
     for dtype, name in ((torch.float32, "f32"), (torch.float16, "f16"), (torch.bfloat16, "bf16")):
-        assert reference_type(read_checkpoint(tiny.llama(tmp_path / name, dtype=dtype))) == name
+        assert read_checkpoint(tiny.llama(tmp_path / name, dtype=dtype)).own_type == name
 
 
 def test_speed_fits_into_a_short_context(tmp_path: Path) -> None:

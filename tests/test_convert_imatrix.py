@@ -273,6 +273,6 @@ def test_the_bench_compares_no_matrix_each_language_and_the_balance(
     assert not list(models["llama"].parent.glob("slm-bench-*"))
     peer.write_text("#!/bin/sh\necho no such model >&2; exit 3\n")
     with pytest.raises(EngineError, match="no such model"):
-        module.bench_quantization(models["llama"], {k: [v] for k, v in data.items()}, None, [], chunks=1, peer=peer)
+        module.bench_quantization(models["llama"], {k: [v] for k, v in data.items()}, {}, [], chunks=1, peer=peer)
     with pytest.raises(InputError, match="two languages"):
-        module.bench_quantization(models["llama"], {"en": [data["en"]]}, None, [])
+        module.bench_quantization(models["llama"], {"en": [data["en"]]}, {}, [])

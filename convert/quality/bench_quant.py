@@ -33,7 +33,7 @@ def find_peer(named: Path | None) -> Path | None:
 def bench_quantization(
     gguf: Path,
     calibration: Mapping[str, Sequence[Path]],
-    held_out: Mapping[str, Path] | None,
+    held_out: Mapping[str, Path],
     types: Sequence[str],
     *,
     chunks: int | None = None,
@@ -43,7 +43,7 @@ def bench_quantization(
     """Quantize a float model to each type with each matrix and compare it with the float model.
 
     Returns {model, rows: [{type, matrix, size_bytes, by_language}]}; matrix is "none", a language, "balanced", or the
-    peer's name. held_out: {language: file}, None for the built-in texts; at most `max_tokens` of each. chunks of 512
+    peer's name. held_out: {language: file}, none for the built-in texts; at most `max_tokens` of each. chunks of 512
     tokens a language. Raises InputError when fewer than two languages are given.
     """
     if len(calibration) < 2:

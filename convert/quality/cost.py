@@ -33,11 +33,6 @@ LADDER = ("q2_k", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0"
 _NO_OPTIONS = Options()
 
 
-def reference_type(checkpoint: Checkpoint) -> str:
-    """The float type that holds the checkpoint's weights unrounded: what quantized files are compared with."""
-    return {"F16": "f16", "BF16": "bf16"}.get(checkpoint.dtype, "f32")
-
-
 def ladder_of(types: Sequence[str], checkpoint: Checkpoint) -> list[str]:
     """The types to try: the user's own, or LADDER and the half-precision type that fits the checkpoint."""
     if types:
@@ -80,21 +75,18 @@ def convert_measured(
     with scratch_beside(out) as scratch:
         made = scratch / "out"
         made.mkdir()
-        results = convert(folder, made / out.name if len(types) == 1 else made, types)
+        # The checkpoint's own precision comes first: it is what the others are made from and compared with.
+        precision, names = checkpoint.own_type, list(dict.fromkeys(type_name(name) for name in types))
+        wanted = list(dict.fromkeys([precision, *names]))
+        by_type = {r["type"]: r for r in convert(folder, made / out.name if len(wanted) == 1 else made, wanted)}
+        results = [by_type[name] for name in names]
         if not is_language_model(read_gguf(results[0]["file"])):
             note("an embedder predicts no next token: nothing to compare")
             return _published(results, out), {}
-        precision = reference_type(checkpoint)
-        known = {result["type"]: Path(result["file"]) for result in results}
-        reference = known.get(precision) or _reference(checkpoint, scratch / "reference.gguf", precision)
+        reference = Path(by_type[precision]["file"])
         measured = [measured_file(result, reference, texts, max_tokens, speed) for result in results]
         base = reference_figures(reference, precision, measured, speed)
         return _published(measured, out), base
-
-
-def _reference(checkpoint: Checkpoint, path: Path, precision: str) -> Path:
-    convert_checkpoint(checkpoint.folder, path, precision, verify=False)
-    return path
 
 
 def _published(results: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
@@ -155,7 +147,7 @@ def make_ladder(
     for name in types:
         if name not in FLOAT_TYPES:
             prepare(name, options)
-    precision = reference_type(checkpoint)
+    precision = checkpoint.own_type
     reference = scratch / "reference.gguf"
     [first] = convert_checkpoint(checkpoint.folder, reference, precision)
     require_space(scratch, reference.stat().st_size * len(types) // 2)

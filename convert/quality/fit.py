@@ -18,7 +18,6 @@ from convert.quality.cost import (
     make_ladder,
     measured_file,
     reference_figures,
-    reference_type,
     scratch_beside,
 )
 from convert.quality.speed import measure_speed
@@ -123,7 +122,7 @@ def fit_checkpoint(
         if chosen is None:
             raise refusal(tried, bounds)
         with_figures = [record for record in tried if record.get("by_language")]
-        base = reference_figures(reference, reference_type(checkpoint), with_figures, speed)
+        base = reference_figures(reference, checkpoint.own_type, with_figures, speed)
         os.replace(chosen["file"], out)
     kept = {**chosen, "file": str(out)}
     return {
