@@ -42,6 +42,8 @@ class GatedDecoder(Family):
     norm: ClassVar[Transform] = Transform()
     weights: ClassVar[dict[str, str]] = _WEIGHTS
     rope_kinds: ClassVar[tuple[str, ...]] = ("linear", "yarn")
+    activation_names: ClassVar[tuple[str, ...]] = ("hidden_act",)
+    activations: ClassVar[tuple[str, ...]] = ("silu",)  # the runtime's is the last one
     own_head_size: ClassVar[bool] = True  # whether head_dim may differ from hidden_size / num_attention_heads
 
     def layers(self, config: Config) -> int:
@@ -86,6 +88,8 @@ class GatedDecoder(Family):
         return [*rules, Rule("lm_head.weight", "output.weight")]
 
     def to_metadata(self, config: Config) -> Metadata:
+        for name in self.activation_names:
+            refuse(config, name, lambda v: v is None or v in self.activations, f"only {self.activations[-1]}")
         name, heads, size = self.gguf_architecture, positive(config, "num_attention_heads"), self.head_size(config)
         return {
             f"{name}.context_length": positive(config, "max_position_embeddings"),

@@ -8,8 +8,6 @@ from __future__ import annotations
 from convert.families.base import Config, Metadata, PlusOne, positive, refuse, register
 from convert.families.gated import GatedDecoder
 
-_TANH = ("gelu", "gelu_pytorch_tanh")  # the published files say gelu where the tanh approximation is meant
-
 
 @register
 class Gemma(GatedDecoder):
@@ -20,6 +18,8 @@ class Gemma(GatedDecoder):
     gguf_architecture = "gemma"
     norm = PlusOne()
     rope_kinds = ("linear",)
+    activation_names = ("hidden_act", "hidden_activation")
+    activations = ("gelu", "gelu_pytorch_tanh")  # the published files say gelu where the tanh approximation is meant
 
     def is_tied(self, config: Config) -> bool:
         return bool(config.get("tie_word_embeddings", True))
@@ -28,8 +28,6 @@ class Gemma(GatedDecoder):
         return 256 if config.get("head_dim") is None else positive(config, "head_dim")  # transformers, GemmaConfig
 
     def to_metadata(self, config: Config) -> Metadata:
-        for name in ("hidden_act", "hidden_activation"):
-            refuse(config, name, lambda v: v is None or v in _TANH, "only gelu_pytorch_tanh")
         refuse(config, "attention_bias", lambda v: not v, "the runtime does not do it")
         refuse(config, "use_bidirectional_attention", lambda v: not v, "only causal models")
         refuse(config, "tie_word_embeddings", lambda v: v is not False, "the runtime takes the embedding as the head")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from convert.families.base import Config, Metadata, RopePermuted, Transform, positive, refuse, register, scalar
+from convert.families.base import Config, Metadata, RopePermuted, Transform, positive, register, scalar
 from convert.families.gated import GatedDecoder
 from convert.families.rope import LLAMA3, llama3_factors
 from slm.errors import DamagedFileError, UnsupportedError
@@ -33,7 +33,6 @@ class Llama(GatedDecoder):
         }
 
     def to_metadata(self, config: Config) -> Metadata:
-        refuse(config, "hidden_act", lambda v: v in (None, "silu"), "only silu")
         metadata = {"llama.vocab_size": positive(config, "vocab_size"), **super().to_metadata(config)}
         if self.rope(config).kind == "longrope":
             metadata["llama.rope.scaling.type"] = "longrope"  # only then does this graph look for the factors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert.families.base import Config, Metadata, positive, refuse, register
+from convert.families.base import Config, Metadata, positive, register
 from convert.families.gated import GatedDecoder, window_caveat
 from convert.families.rope import Rope, read_rope
 
@@ -33,7 +33,6 @@ class Phi3(GatedDecoder):
         return int(self.head_size(config) * self.rope(config).partial)
 
     def to_metadata(self, config: Config) -> Metadata:
-        refuse(config, "hidden_act", lambda v: v in (None, "silu"), "only silu")
         metadata = super().to_metadata(config)
         metadata["phi3.rope.scaling.original_context_length"] = int(self.rope(config).original)
         metadata["phi3.attention.sliding_window"] = int(config.get("sliding_window") or 0)

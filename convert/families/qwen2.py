@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert.families.base import Config, Metadata, positive, refuse, register
+from convert.families.base import Config, positive, register
 from convert.families.gated import GatedDecoder, window_caveat
 
 
@@ -24,10 +24,6 @@ class Qwen2(GatedDecoder):
 
     def biased(self, config: Config) -> tuple[str, ...]:
         return ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-
-    def to_metadata(self, config: Config) -> Metadata:
-        refuse(config, "hidden_act", lambda v: v in (None, "silu"), "only silu")
-        return super().to_metadata(config)
 
     def caveats(self, config: Config) -> list[str]:
         return qwen_caveats(config, self.gguf_architecture)

@@ -20,7 +20,6 @@ class Qwen3(GatedDecoder):
         return 128 if config.get("head_dim") is None else positive(config, "head_dim")  # transformers, Qwen3Config
 
     def to_metadata(self, config: Config) -> Metadata:
-        refuse(config, "hidden_act", lambda v: v in (None, "silu"), "only silu")
         refuse(config, "attention_bias", lambda v: not v, "the runtime has no bias on the attention's output")
         return super().to_metadata(config)
 
