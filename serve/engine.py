@@ -23,9 +23,9 @@ from serve.prompting import Prompt, chat_prompt, plain_prompt
 from serve.router import Route, route
 from slm.console import note
 from slm.errors import EngineDiedError, EngineError, SlmError
-from slm.joints import Finish, Message, SamplingOptions
+from slm.joints import Finish, Message, SamplingOptions, Scored
 
-Event = str | Finish | SlmError
+Event = str | Scored | Finish | SlmError
 Sink = Callable[[Event], None]
 
 _RESTARTS = 3  # a child that cannot even be started so often in a row stays down
@@ -121,12 +121,16 @@ class Engine:
         sink: Sink,
         *,
         adapter: str | None = None,
+        tools: Sequence[dict[str, Any]] = (),
         sampling: SamplingOptions,
         fit: bool = False,
     ) -> Ticket:
-        """Start an answer; `sink` gets str pieces and at last one Finish or SlmError, on the reader's thread."""
+        """Start an answer; `sink` gets str (or Scored) pieces and at last one Finish or SlmError, on the reader's thread.
+
+        tools: as OpenAI describes them, for the chat template.
+        """
         way = self.route(adapter, messages)
-        return self._begin_request(way, lambda a: chat_prompt(self.base, a, messages), sink, sampling, fit)
+        return self._begin_request(way, lambda a: chat_prompt(self.base, a, messages, tools), sink, sampling, fit)
 
     def begin_complete(
         self, text: str, sink: Sink, *, adapter: str | None = None, sampling: SamplingOptions, fit: bool = False
@@ -139,6 +143,21 @@ class Engine:
         """Which adapter a conversation goes to, and why. Raises UnknownNameError."""
         known = {adapter.name: adapter.language for adapter in self.adapters()}
         return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids of a text; add_special: with BOS where the vocabulary has one. Markers like <|x|> are one token."""
+        answer = self._call({"op": "tokenize", "prompt": text, "add_special": add_special})
+        return [int(token) for token in answer["tokens"]]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids. Raises InputError for an id outside the vocabulary."""
+        return str(self._call({"op": "detokenize", "tokens": list(tokens)})["text"])
+
+    def embed(self, text: str) -> tuple[list[float], int]:
+        """The text's embedding (mean of the base's last hidden states, or the model's own pooling; length 1) and
+        how many tokens it has. Raises ContextOverflowError."""
+        answer = self._call({"op": "embed", "text": text})
+        return answer["embedding"], int(answer["tokens"])
 
     def tokens_of(self, messages: Sequence[Message], *, adapter: str | None = None) -> list[int]:
         """The token ids the model would read for a conversation."""
@@ -213,7 +232,7 @@ class Engine:
                 event = events.get()
                 if isinstance(event, SlmError):
                     raise event
-                yield event
+                yield event.text if isinstance(event, Scored) else event
                 if isinstance(event, Finish):
                     return
         finally:

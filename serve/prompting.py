@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from serve.adapters import Adapter, Base
 from slm.joints import Message
@@ -25,7 +26,9 @@ class Prompt:
     stop: tuple[str, ...] = ()
 
 
-def chat_prompt(base: Base, adapter: Adapter | None, messages: Sequence[Message]) -> Prompt:
+def chat_prompt(
+    base: Base, adapter: Adapter | None, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+) -> Prompt:
     """Render with the adapter's own template, else the base's, else the named one for its vocabulary."""
     template = (adapter and adapter.template) or base.template or named_template(base.template_name)
     text = render(template, messages, bos_token=base.bos, eos_token=base.eos)

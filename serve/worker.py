@@ -5,7 +5,8 @@ chat templates. llama.cpp may abort this process; the parent (`serve.engine`) th
 
 In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot"}
      {"op": "load", "id", "key", "path", "scale"}   {"op": "unload", "id", "key"}   {"op": "stats", "id"}
-     {"op": "tokenize", "id", "prompt", "add_special"}
+     {"op": "tokenize", "id", "prompt", "add_special"}   {"op": "detokenize", "id", "tokens"}
+     {"op": "embed", "id", "text"}
      {"op": "generate", "id", "prompt", "add_special", "adapter": key or "", "fit", "sampling": {...}}
      {"op": "cancel", "id"}
 Out: {"id", "ok": {...}} | {"id", "text"} | {"id", "finish": {...}} | {"id", "error": {"type", "what", "found", "hint"}}
@@ -25,9 +26,9 @@ from typing import IO, Any
 
 from serve import batch
 from serve.contexts import HotContext
-from slm.errors import ContextOverflowError, EngineError, SlmError
+from slm.errors import ContextOverflowError, EngineError, InputError, SlmError
 from slm.joints import SamplingOptions
-from slm.llama import library, open_adapter, open_model, tokenize
+from slm.llama import embedding_of, library, open_adapter, open_model, token_bytes, tokenize, vocab_size
 
 BASE = ""
 
@@ -140,6 +141,22 @@ class Worker:
 
     def _do_tokenize(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         return {"tokens": self._tokens(order["prompt"], bool(order["add_special"]))}
+
+    def _do_detokenize(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
+        tokens, size = [int(token) for token in order["tokens"]], vocab_size(self._model)
+        for token in tokens:
+            if not 0 <= token < size:
+                raise InputError(f"{token} is no token id; the vocabulary has {size:,}")
+        text = b"".join(token_bytes(self._model, token, special=True) for token in tokens)
+        return {"text": text.decode("utf-8", "replace")}
+
+    def _do_embed(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
+        tokens = self._tokens(order["text"], True)
+        if not tokens:
+            raise InputError("the text to embed is empty")
+        if len(tokens) > self._context:
+            raise ContextOverflowError(f"the text has {len(tokens):,} tokens; the context holds {self._context:,}")
+        return {"embedding": embedding_of(self._model, tokens, n_threads=self._threads), "tokens": len(tokens)}
 
     def _do_generate(self, id: int, order: dict[str, Any]) -> None:
         if order["adapter"] != BASE and order["adapter"] not in self._adapters:

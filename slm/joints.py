@@ -35,7 +35,11 @@ class Passage:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is chosen. Temperature 0 is greedy."""
+    """How the next token is chosen. Temperature 0 is greedy.
+
+    logit_bias: (token id, added to its logit). logprobs: report every token's log-probability with so many
+    alternatives (None: do not). grammar: what the answer must match, as llguidance's JSON text ("": free).
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -45,6 +49,29 @@ class SamplingOptions:
     repeat_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    grammar: str = ""
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """One generated token: id, its bytes, its natural log-probability, and the likeliest (id, bytes, logprob)."""
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Text with the tokens it came from; takes the place of a plain str when `logprobs` was asked for."""
+
+    text: str
+    tokens: tuple[TokenScore, ...]
 
 
 @dataclass(frozen=True)

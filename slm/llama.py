@@ -88,11 +88,13 @@ def open_context(
     flash_attention: bool | None = None,
     exact_cache: bool = False,
     on_node: Callable[[int, bool, Any], bool] | None = None,
+    pooling: int | None = None,
 ) -> Any:
     """A context: `n_ctx` cells of KV cache shared by `n_seq_max` sequences, `n_threads` (0: physical cores).
 
     on_node: called with a node's address, True before it is computed (is it wanted?) and False after a wanted one
-    (go on?); ggml/include/ggml-backend.h, `ggml_backend_sched_eval_callback`.
+    (go on?); ggml/include/ggml-backend.h, `ggml_backend_sched_eval_callback`. pooling: the context yields embeddings
+    instead of logits, pooled so (llama.h, `llama_pooling_type`; -1: as the model says).
     """
     lib = library()
     params = lib.llama_context_default_params()
@@ -107,6 +109,8 @@ def open_context(
         params.type_k = params.type_v = 0
     if flash_attention is not None:
         params.flash_attn_type = 1 if flash_attention else 0
+    if pooling is not None:
+        params.embeddings, params.pooling_type, params.n_ubatch = True, pooling, n_batch
     if on_node is not None:
         params.cb_eval = lib.ggml_backend_sched_eval_callback(on_node)
         stack.callback(bool, params)  # the callback must outlive the context
@@ -239,3 +243,23 @@ def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.fl
     forget(context)
     decode_tokens(context, tokens, 0, every=True)
     return np.stack([logits_at(model, context, index) for index in range(len(tokens))])
+
+
+def embedding_of(model: Any, tokens: list[int], *, n_threads: int = 0) -> list[float]:
+    """One text's embedding, scaled to length 1: pooled as the model says, else the mean of its last hidden states.
+
+    Raises EngineError.
+    """
+    lib = library()
+    size = len(tokens)
+    with ExitStack() as stack:
+        context = open_context(stack, model, n_ctx=size, n_batch=size, n_threads=n_threads, pooling=-1)
+        if lib.llama_pooling_type(context) == lib.LLAMA_POOLING_TYPE_NONE:
+            mean = lib.LLAMA_POOLING_TYPE_MEAN
+            context = open_context(stack, model, n_ctx=size, n_batch=size, n_threads=n_threads, pooling=mean)
+        decode_tokens(context, tokens, 0, every=True)
+        row = lib.llama_get_embeddings_seq(context, 0)
+        if not row:
+            raise EngineError("llama.cpp gave no embedding for this text")
+        vector = np.ctypeslib.as_array(row, shape=(lib.llama_model_n_embd_out(model),)).astype(np.float64)
+        return [float(value) for value in vector / max(float(np.linalg.norm(vector)), 1e-12)]
