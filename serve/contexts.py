@@ -198,6 +198,7 @@ class HotContext:
         fed: list[tuple[Slot, Sequence[int]]] = []
         for slot, running, share in shares:
             at = len(slot.tokens)
+            tokens: Sequence[int]
             if running.pending is not None:
                 tokens, last = [running.pending], True
             else:
@@ -336,7 +337,9 @@ class HotContext:
 
     def _restore(self, request: Request) -> tuple[Slot, int] | None:
         """A slot with the cells of the store's best entry, where that holds clearly more than this context does."""
-        here = max((prefix.common_prefix(s.tokens, request.prompt) for s in self.slots if s.key == request.key), default=0)
+        here = max(
+            (prefix.common_prefix(s.tokens, request.prompt) for s in self.slots if s.key == request.key), default=0
+        )
         if self._store.longest(request.key, request.prompt) < here + batch.SMALLEST_CHUNK:
             return None
         entry = self._store.take(request.key, request.prompt)

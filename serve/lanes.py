@@ -28,6 +28,8 @@ _SHORT_STEP_S = 0.03
 class Sink(Protocol):
     """Where answers go; called on any thread."""
 
+    def begun(self, request: int) -> None: ...
+
     def piece(self, piece: Piece) -> None: ...
 
     def error(self, request: int, error: SlmError) -> None: ...
@@ -277,7 +279,7 @@ class Lanes:
         return key, cores, adapters, context
 
     def _admit(self, lane: _Lane) -> None:
-        """Take the waiting requests that belong to this lane, oldest first; one that must wait holds back its adapter's."""
+        """Take the waiting requests that belong here, oldest first; one that must wait holds back its adapter's."""
         held: set[str] = set()
         still: list[Request] = []
         for request in self._waiting:
@@ -289,9 +291,7 @@ class Lanes:
             self._changed.notify_all()
 
     def _take(self, lane: _Lane, request: Request) -> bool:
-        loads = [
-            batch.LaneLoad(one.running, room=not one.full, opened=one.context is not None) for one in self._lanes
-        ]
+        loads = [batch.LaneLoad(one.running, room=not one.full, opened=one.context is not None) for one in self._lanes]
         if batch.home_of(request.key, loads, parallel=self._parallel) != lane.index:
             return False
         try:
@@ -299,6 +299,7 @@ class Lanes:
                 lane.context = self._open_context(self._cores.total)
             if lane.context.admit(request):
                 lane.running[request.key] += 1
+                self._sink.begun(request.id)
                 return True
         except SlmError as error:
             self._sink.error(request.id, error)
@@ -314,4 +315,3 @@ class Lanes:
         lane.full = False
         if self._unused():
             threading.Thread(target=self.sweep, daemon=True).start()
-

@@ -19,9 +19,9 @@ _TEXT_MARKERS = ("### Instruction:",)
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text to tokenize (markers as tokens), whether the vocabulary's own BOS is to be added, and stop strings."""
+    """Text to tokenize (markers as tokens) or token ids, whether the vocabulary's BOS is to be added, stop strings."""
 
-    text: str
+    text: str | list[int]
     add_special: bool
     stop: tuple[str, ...] = ()
 

@@ -204,7 +204,8 @@ def score(logits: Logits, token: int, count: int, vocabulary: Vocabulary) -> Tok
 
 def _not_numbers() -> EngineError:
     return EngineError(
-        "the model gave no usable numbers for the next token", hint="Its file may be damaged; look with: slm inspect FILE"
+        "the model gave no usable numbers for the next token",
+        hint="Its file may be damaged; look with: slm inspect FILE",
     )
 
 

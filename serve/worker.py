@@ -11,7 +11,7 @@ In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "ide
      {"op": "generate", "id", "prompt": text or token ids, "add_special", "lora": [[content, scale], ...], "fit",
       "sampling": {...}}
      {"op": "cancel", "id"}
-Out: {"id", "ok": {...}} | {"id", "text"[, "score"]} | {"id", "finish": {...}}
+Out: {"id", "ok": {...}} | {"id", "begun": true} | {"id", "text"[, "score"]} | {"id", "finish": {...}}
      | {"id", "error": {"type", "what", "found", "hint"}}
 """
 
@@ -30,7 +30,7 @@ from typing import IO, Any
 from serve.contexts import HotContext, Piece, Request
 from serve.lanes import Lanes, key_of
 from serve.prefix_store import PrefixStore
-from serve.sampling import Vocabulary
+from serve.sampling import Vocabulary, vocabulary_of
 from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes, tokenize
@@ -51,6 +51,9 @@ class Replies:
         line = json.dumps({"id": id, **fields}, ensure_ascii=False)
         with self._lock:
             self._lines.append(line)
+
+    def begun(self, request: int) -> None:
+        self.add(request, begun=True)
 
     def piece(self, piece: Piece) -> None:
         if piece.score:
@@ -120,7 +123,7 @@ class Worker:
 
     def _do_open(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         self._model = open_model(self._stack, Path(order["model"]))
-        vocabulary = self._vocabulary = Vocabulary(self._model)
+        vocabulary = self._vocabulary = vocabulary_of(self._model)
         trained = int(library().llama_model_n_ctx_train(self._model))
         self._context = min(int(order["context"]), trained) if trained > 0 else int(order["context"])
         folder = Path(order["cache_folder"]) if order["cache_folder"] else None
