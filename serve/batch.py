@@ -108,8 +108,9 @@ class Cores:
         ahead = self._queue.index(lane)
         if free - ahead * share < 1:
             return 0
-        # What is left over by the division goes to the one who comes last, so that no core idles.
-        cores = free if contenders == 1 else min(share, free - ahead * share)
+        # What the division leaves over goes to the first who asks, so that no core idles.
+        over = self.total - share * contenders - sum(max(0, cores - share) for cores in self._granted.values())
+        cores = min(share + max(0, over), free - ahead * share)
         self._queue.remove(lane)
         self._granted[lane] = cores
         return cores

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from serve.prefix import common_prefix
 from slm.artifacts import new_file
+from slm.console import note
+from slm.errors import SlmError
 
 # Below this many tokens reading them again is about as fast as keeping them.
 SMALLEST = 256
@@ -52,14 +54,16 @@ class PrefixStore:
 
     def longest(self, key: str, prompt: Sequence[int]) -> int:
         """How many leading tokens of the prompt the best entry of this key shares."""
-        return max((common_prefix(tokens, prompt) for tokens in self._of(key)), default=0)
+        wanted = tuple(prompt)
+        return max((common_prefix(tokens, wanted) for tokens in self._of(key)), default=0)
 
     def take(self, key: str, prompt: Sequence[int]) -> Entry | None:
         """The entry that shares the most leading tokens with the prompt; it stays in the store as most recently used.
 
         None when there is none, or its file turns out to be gone or damaged.
         """
-        best = max(self._of(key), key=lambda tokens: common_prefix(tokens, prompt), default=None)
+        wanted = tuple(prompt)
+        best = max(self._of(key), key=lambda tokens: common_prefix(tokens, wanted), default=None)
         if best is None:
             return None
         if (key, best) in self._entries:
@@ -113,12 +117,21 @@ class PrefixStore:
             {"model": self._model, "key": key, "tokens": tokens, "sha256": hashlib.sha256(state).hexdigest()}
         ).encode()
         path = self._folder / f"{hashlib.sha256(head).hexdigest()[:32]}.kv"
-        with new_file(path) as temporary:
-            temporary.write_bytes(_HEAD.pack(_MAGIC, _VERSION, len(head)) + head + state)
+        try:
+            self._write(path, head, state)
+        except SlmError as error:
+            note(f"a conversation's cells are not kept on disk: {error.what}")
+            return
         self._on_disk[key, tokens] = path
         while sum(file.stat().st_size for file in self._on_disk.values() if file.exists()) > self._disk_budget:
             _, oldest = self._on_disk.popitem(last=False)
             oldest.unlink(missing_ok=True)
+
+    @staticmethod
+    def _write(path: Path, head: bytes, state: bytes) -> None:
+        with new_file(path) as temporary:
+            temporary.write_bytes(_HEAD.pack(_MAGIC, _VERSION, len(head)) + head + state)
+        path.chmod(0o600)
 
 
 def _read_head(path: Path, model: str) -> tuple[str, tuple[int, ...]] | None:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve import batch, prefix
 from serve.adapters import language_of_name
 from serve.engine import Engine, open_engine
 from serve.router import route
@@ -193,7 +192,7 @@ def test_more_adapters_than_hot_contexts_all_answer(files: Files, oracle: Oracle
 def test_an_adapter_can_be_replaced_and_unloaded_while_it_streams(files: Files, oracle: Oracle) -> None:
     with open_engine(files.model, {"x": files.a, "y": files.b}, threads=1) as live:
         whole, new = ask(live, "Go on", "x", 1500)[0], ask(live, "Go on", "y")[0]
-        old = live.adapters()[0].key
+        old = live.adapters()[0].content
         stream = live.chat(user("Go on"), adapter="x", sampling=SamplingOptions(max_tokens=1500))
         text = str(next(stream))
         live.load_adapter("x", files.b)
@@ -354,8 +353,8 @@ def test_a_vanished_adapter_file_is_left_out_after_a_restart(files: Files, tmp_p
 
 def test_the_child_ends_when_its_parent_is_killed(files: Files) -> None:
     code = (
-        "import sys; from pathlib import Path; from serve.engine import Engine\n"
-        f"engine = Engine(Path({str(files.model)!r}), {{}}, threads=1)\n"
+        "import sys; from pathlib import Path; from serve.engine import Engine, EngineOptions\n"
+        f"engine = Engine(Path({str(files.model)!r}), {{}}, options=EngineOptions(threads=1))\n"
         "print(engine.pid, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -506,56 +505,6 @@ def test_a_real_model_reads_one_bos_and_answers_in_whole_characters(
         assert isinstance(finish, Finish) and finish.prompt_tokens == len(tokens)
         assert len("".join(str(piece) for piece in pieces)) > 8
         assert not any("\ufffd" in str(piece) for piece in pieces)
-
-
-# --- policies ---------------------------------------------------------------------------------------------------
-
-
-def test_a_step_serves_every_answer_and_shares_the_rest_among_prompts() -> None:
-    work = [batch.Work(0, 0), batch.Work(1, 900), batch.Work(2, 20), batch.Work(3, 0)]
-    assert batch.plan_step(work) == {0: 1, 3: 1, 2: 20, 1: 236}
-    assert batch.plan_step([batch.Work(0, 500)]) == {0: 256}
-    assert sum(batch.plan_step([batch.Work(n, 300) for n in range(5)]).values()) == 256
-
-
-def test_contexts_take_turns() -> None:
-    turn, seen = None, []
-    for _ in range(6):
-        turn = batch.next_in_turn(["b", "a", "c"], turn)
-        seen.append(turn)
-    assert seen == ["a", "b", "c"] * 2
-    assert batch.next_in_turn(["a"], "b") == "a"
-    assert batch.next_in_turn([], "b") is None
-
-
-def test_room_for_a_context_is_made_from_the_idle_before_the_busy() -> None:
-    idle_old, idle_new = batch.ContextLoad(1, 0, 0), batch.ContextLoad(5, 0, 0)
-    slow, soon = batch.ContextLoad(9, 2, 400), batch.ContextLoad(8, 1, 3)
-    assert batch.make_room({"a": slow}, hot=2) == (None, None)
-    assert batch.make_room({"a": idle_new, "b": idle_old, "c": slow}, hot=3) == ("b", None)
-    assert batch.make_room({"a": slow, "b": soon}, hot=2) == (None, "b")
-
-
-def view(index: int, tokens: list[int], *, busy: bool = False, reserved: int = 0, used: int = 0) -> prefix.SlotView:
-    return prefix.SlotView(index, tokens, busy, reserved, used)
-
-
-def test_a_request_is_placed_where_its_longest_prefix_is() -> None:
-    slots = [view(0, [1, 2, 3, 4], used=3), view(1, [1, 2, 9], used=2), view(2, [])]
-    assert prefix.place(slots, [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 4, ())
-    long = [view(0, list(range(50))), view(1, [])]
-    assert prefix.place(long, [0, 1, 2, 77], reserve=10, cells=100) == prefix.Placement(1, 0, 3, ())
-    assert prefix.place(long, [0, 1, 2, 77], reserve=10, cells=100, can_copy=False) == prefix.Placement(0, None, 3, ())
-    running = [view(0, [1, 2, 3], busy=True, reserved=20), view(1, [])]
-    assert prefix.place(running, [1, 2, 3], reserve=10, cells=100) == prefix.Placement(1, 0, 2, ())
-
-
-def test_idle_cells_give_way_and_running_ones_do_not() -> None:
-    slots = [view(0, [9] * 40, used=1), view(1, [8] * 40, used=2), view(2, [])]
-    assert prefix.place(slots, [1, 2], reserve=50, cells=100) == prefix.Placement(2, None, 0, (0,))
-    busy = [view(0, [9] * 40, busy=True, reserved=60), view(1, [])]
-    assert prefix.place(busy, [1, 2], reserve=41, cells=100) is None
-    assert prefix.place(busy, [1, 2], reserve=40, cells=100) == prefix.Placement(1, None, 0, ())
 
 
 # --- routing ----------------------------------------------------------------------------------------------------
