@@ -320,8 +320,6 @@ class HotContext:
         if placement is None:
             return None
         slot, keep = self.slots[placement.slot], placement.keep
-        for index in placement.evict:
-            self._retire(self.slots[index])
         if placement.source is not None:
             self._retire(slot)
             self._lib.llama_memory_seq_cp(self._memory, placement.source, slot.index, 0, keep)
@@ -333,6 +331,8 @@ class HotContext:
         elif not self._lib.llama_memory_seq_rm(self._memory, slot.index, keep, -1):
             self._clear(slot)  # a recurrent state cannot be cut back to a prefix
             keep = 0
+        for index in placement.evict:  # only now: the source may be among them
+            self._retire(self.slots[index])
         return slot, keep
 
     def _restore(self, request: Request) -> tuple[Slot, int] | None:
