@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -199,7 +200,7 @@ def chat(
 @_adapters
 @click.option(
     "--adapters-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that adapters may be loaded from while the server runs.",
+    help="Folder whose adapters (GGUF files, PEFT folders) are loaded, replaced and unloaded as they come and go.",
 )  # fmt: skip
 @click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
 @click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
@@ -213,13 +214,26 @@ def chat(
 )
 @_context
 @_threads
+@click.option(
+    "--cache-ram",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    metavar="MB",
+    help="Memory for conversations that had to leave their context, so that they need not be read again.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for what does not fit into that memory; kept for the next start.",
+)
 @click.option("--api-key-env", metavar="VAR", help="Environment variable with the API key that clients must send.")
 @click.option("--no-key-ok", is_flag=True, help="Allow other hosts than loopback without an API key.")
 @pass_joints
 def serve(
     joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], adapters_dir: Path | None,
     default_adapter: str | None, index: str | None, host: str, port: int, parallel: int, hot: int, context: int,
-    threads: int, api_key_env: str | None, no_key_ok: bool,
+    threads: int, cache_ram: int, cache_dir: Path | None, api_key_env: str | None, no_key_ok: bool,
 ) -> None:  # fmt: skip
     """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
 
@@ -246,8 +260,13 @@ def serve(
         files = _unique(adapters)
         engine = _open(
             stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot,
-            default_adapter=default_adapter,
+            default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
         )  # fmt: skip
+        if adapters_dir:
+            from serve.watch import WatchedFolder, watching
+
+            convert = partial(joints.adapter_gguf_of, model=model)
+            stack.enter_context(watching(WatchedFolder(adapters_dir, engine, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
         app = create_app(engine, allowed_folders=folders, api_key=api_key, retriever=retriever)
         _announce(listener, engine, needs_key=api_key is not None)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from serve import batch
 from serve.contexts import Adapters, HotContext, Piece, Request
+from serve.prefix_store import PrefixStore
 from slm.errors import EngineError, SlmError
 
 BASE = ""
@@ -70,13 +71,21 @@ def contents_of(key: str) -> list[tuple[str, float]]:
 class Lanes:
     """Requests in, pieces out. Every method may be called from any thread.
 
-    open_context(threads) makes a context; called when a lane gets its first request. lanes: how many there may be.
+    open_context(threads) makes a context; called when a lane gets its first request. store: where all contexts keep
+    what leaves them. lanes: how many contexts there may be.
     """
 
     def __init__(
-        self, open_context: Callable[[int], HotContext], sink: Sink, *, lanes: int, cores: int, parallel: int
+        self,
+        open_context: Callable[[int], HotContext],
+        sink: Sink,
+        store: PrefixStore,
+        *,
+        lanes: int,
+        cores: int,
+        parallel: int,
     ) -> None:
-        self._open_context, self._sink, self._parallel = open_context, sink, parallel
+        self._open_context, self._sink, self._store, self._parallel = open_context, sink, store, parallel
         self._cores = batch.Cores(cores)
         self._changed = threading.Condition()
         self._exclusive = 0
@@ -203,6 +212,7 @@ class Lanes:
             for lane in self._lanes:
                 if lane.context and not lane.stepping:
                     lane.context.keep_all()
+            self._store.flush()
 
     # --- the lanes' threads ---------------------------------------------------------------------------------------
 

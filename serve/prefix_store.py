@@ -30,7 +30,7 @@ _HEAD = struct.Struct("<8sII")  # magic, version, length of the JSON header that
 class Entry:
     """The state of one sequence: the tokens it holds and llama.cpp's bytes for them."""
 
-    tokens: tuple[int, ...]
+    tokens: list[int]
     state: bytes
 
 
@@ -68,29 +68,38 @@ class PrefixStore:
             return None
         if (key, best) in self._entries:
             self._entries.move_to_end((key, best))
-            return Entry(best, self._entries[key, best])
+            return Entry(list(best), self._entries[key, best])
         path = self._on_disk.pop((key, best))
         state = _read_state(path)
         if state is None:
             path.unlink(missing_ok=True)
             return None
         self._on_disk[key, best] = path
-        return Entry(best, state)
+        return Entry(list(best), state)
 
     def wants(self, key: str, tokens: Sequence[int]) -> bool:
         """Whether a sequence is worth keeping: long enough, and no entry holds its beginning already."""
-        return self._budget > 0 and len(tokens) >= SMALLEST and self.longest(key, tokens) < len(tokens)
+        wanted = self._budget > 0 or self._folder is not None
+        return wanted and len(tokens) >= SMALLEST and self.longest(key, tokens) < len(tokens)
 
     def put(self, key: str, tokens: Sequence[int], state: bytes) -> None:
         """Keep a state; entries that are only its beginning go, then the least recently used until it fits."""
-        if len(state) > self._budget:
-            return
         whole = tuple(tokens)
         for shorter in [other for other in self._of(key) if common_prefix(other, whole) == len(other)]:
             self._forget(key, shorter)
+        if len(state) > self._budget:  # it would drive out everything else and still not stay
+            self._to_disk(key, whole, state)
+            return
         self._entries[key, whole] = state
         self.used += len(state)
-        while self.used > self._budget:
+        self._shrink(self._budget)
+
+    def flush(self) -> None:
+        """Put everything on disk, where there is a folder."""
+        self._shrink(0)
+
+    def _shrink(self, budget: int) -> None:
+        while self.used > budget:
             (old_key, old_tokens), old_state = self._entries.popitem(last=False)
             self.used -= len(old_state)
             self._to_disk(old_key, old_tokens, old_state)

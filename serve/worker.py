@@ -134,7 +134,7 @@ class Worker:
             return HotContext(self._model, vocabulary, store, cells=cells, parallel=parallel, threads=threads)
 
         self._lanes = Lanes(
-            open_context, self._replies, lanes=int(order["hot"]), cores=int(order["threads"]) or physical_cores(),
+            open_context, self._replies, store, lanes=int(order["hot"]), cores=int(order["threads"]) or physical_cores(),
             parallel=parallel,
         )  # fmt: skip
         return {"context": self._context, "trained_context": trained}

@@ -154,12 +154,14 @@ class Joints:
     open_retriever(index) -> context manager of a Retriever
     checkpoint_of(model) -> a checkpoint folder for a folder, a catalog name or a GGUF (restored when needed)
     gguf_of(model) -> a GGUF file for a file, a catalog name or a checkpoint folder (converted when needed)
+    adapter_gguf_of(folder, model) -> the adapter GGUF of a PEFT folder for that model (converted when needed)
     """
 
     open_engine: Callable[..., AbstractContextManager[Engine]] = _missing  # type: ignore[assignment]
     open_retriever: Callable[[str], AbstractContextManager[Retriever]] = _missing  # type: ignore[assignment]
     checkpoint_of: Callable[[str], Path] = _missing  # type: ignore[assignment]
     gguf_of: Callable[[str], Path] = _missing  # type: ignore[assignment]
+    adapter_gguf_of: Callable[[Path, str], Path] = _missing  # type: ignore[assignment]
 
 
 pass_joints = click.make_pass_decorator(Joints, ensure=True)
