@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -265,7 +264,9 @@ def serve(
         if adapters_dir:
             from serve.watch import WatchedFolder, watching
 
-            convert = partial(joints.adapter_gguf_of, model=model)
+            def convert(folder: Path) -> Path:
+                return joints.adapter_gguf_of(folder, model)
+
             stack.enter_context(watching(WatchedFolder(adapters_dir, engine, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
         app = create_app(engine, allowed_folders=folders, api_key=api_key, retriever=retriever)

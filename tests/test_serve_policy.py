@@ -67,7 +67,7 @@ def test_no_adapter_with_work_waits_for_more_than_everybodys_quantum(quantum: in
     assert gaps and max(b - a for a, b in zip([-1, *gaps], [*gaps, len(got)], strict=True)) <= 5 * quantum + 1
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 16), st.integers(1, 6), st.randoms(use_true_random=False))
 def test_cores_are_never_lent_twice_and_everybody_gets_some(total: int, lanes: int, random: object) -> None:
     cores = batch.Cores(total)
