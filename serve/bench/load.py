@@ -22,7 +22,8 @@ _TIMEOUT = httpx.Timeout(180.0, connect=30.0)
 class Outcome:
     """One request. Times are of time.perf_counter(), in seconds; `first` is when the first text came.
 
-    error is empty for a whole answer. short: it has fewer tokens than were asked for.
+    error is empty for a whole answer; told: the server itself said what was wrong, in an error body or event.
+    short: it has fewer tokens than were asked for.
     """
 
     started: float
@@ -33,6 +34,7 @@ class Outcome:
     short: bool = False
     text: str = ""
     error: str = ""
+    told: bool = False
 
     @property
     def ttft(self) -> float | None:
@@ -60,12 +62,13 @@ async def ask(
         async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
             if response.status_code != 200:
                 text = (await response.aread()).decode("utf-8", "replace")
-                return Outcome(started, None, time.perf_counter(), error=f"HTTP {response.status_code}: {text[:200]}")
+                words = f"HTTP {response.status_code}: {text[:200]}"
+                return Outcome(started, None, time.perf_counter(), error=words, told=text.startswith('{"error"'))
             async for line in response.aiter_lines():
                 if line.startswith("data: ") and answer.take(line[6:]):
                     on_first()
     except (httpx.HTTPError, ValueError) as error:
-        answer.error = answer.error or f"{type(error).__name__}: {error}"
+        return answer.outcome(started, int(body["max_tokens"]), f"{type(error).__name__}: {error}")
     return answer.outcome(started, int(body["max_tokens"]))
 
 
@@ -98,16 +101,18 @@ class _Answer:
             return True
         return False
 
-    def outcome(self, started: float, max_tokens: int) -> Outcome:
+    def outcome(self, started: float, max_tokens: int, broken: str = "") -> Outcome:
+        """The request's outcome; broken: why the stream could not be read to its end."""
+        told = bool(self.error)
         tokens = int(self.usage.get("completion_tokens", max_tokens if self.reason == "length" else 0))
-        error = self.error
+        error = self.error or broken
         if not error and not (self.done and self.reason):
             error = "the stream ended before the answer did"
         if not error and not tokens:
             error = "an answer without tokens"
         return Outcome(
             started, self.first, time.perf_counter(), tokens, int(self.usage.get("prompt_tokens", 0)),
-            tokens < max_tokens, "".join(self.pieces), error,
+            tokens < max_tokens, "".join(self.pieces), error, told,
         )  # fmt: skip
 
 
