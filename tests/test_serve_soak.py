@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.soak_serve import CHECKS, Sizes, flat, mutate, soak
+from scripts.soak_serve import CHECKS, mutate, soak
+from scripts.soak_target import Sizes, flat
 from tests.tiny_gguf import write_model
 
 # Memory and recovery are allowed more here: the runs are short, and the machine may be busy with other tests.
