@@ -275,10 +275,10 @@ def serve(
 
 
 def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
-    """The options on the command line whose parameters are not among `but`, as they are spelled."""
-    command_line = click.core.ParameterSource.COMMANDLINE
+    """The options that were set anywhere (command line, environment, file) and are not among `but`, as spelled."""
+    default = click.core.ParameterSource.DEFAULT
     options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name not in but]
-    return [p.opts[-1] for p in options if p.name and ctx.get_parameter_source(p.name) is command_line]
+    return [p.opts[-1] for p in options if p.name and ctx.get_parameter_source(p.name) is not default]
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -134,14 +134,14 @@ def refuse(engine: str, given: list[str]) -> None:
 
 
 def find_llama_server(named: Path | None = None) -> str:
-    """The named program, or the one on PATH. Raises MissingFileError."""
+    """Absolute path of the named program, or of the one on PATH. Raises MissingFileError."""
     found = shutil.which(str(named or LLAMA_SERVER))
     if found is None:
         raise MissingFileError(
             f"there is no program '{named}'" if named else "llama.cpp's llama-server is not on PATH",
             hint="Install llama.cpp (brew install llama.cpp; or build its target llama-server with cmake).",
         )
-    return found
+    return str(Path(found).absolute())
 
 
 def check_llama_cpp_server() -> None:

@@ -162,6 +162,15 @@ def test_llama_server_is_started_announced_signalled_and_its_exit_code_passed_on
             assert process.wait(30) == 7
 
 
+def test_a_program_named_by_a_relative_path_is_found_from_any_folder(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(fake.parent)
+    assert upstream.find_llama_server(Path("bin/llama-server")) == str(fake / "llama-server")
+    with pytest.raises(MissingFileError, match="no program 'nowhere'"):
+        upstream.find_llama_server(Path("nowhere"))
+
+
 def test_a_server_that_fails_at_its_start_gives_its_exit_code(
     model: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +212,9 @@ def test_options_that_the_engine_has_nothing_for_are_refused_by_name(model: Path
     for option in ("--adapters-dir", "--hot", "--default-adapter", "--rag"):
         assert option in str(error)
     assert "--port" not in str(error)
+    runner, args = CliRunner(), [str(model), "--port", "0", "--engine", "llama-server"]
+    by_file = runner.invoke(cli.serve, args, obj=Joints(gguf_of=Path), default_map={"hot": 4}).exception
+    assert isinstance(by_file, UnsupportedError) and "--hot" in str(by_file)
 
 
 def test_a_missing_program_or_package_is_named_with_what_installs_it(
