@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -260,7 +262,11 @@ async def soak(model: Path, names: Sequence[str], sizes: Sizes, **options: Any) 
     for name in names:
         async with target(model, connections=sizes.connections, **options) as on:
             started = time.perf_counter()
-            rows += await CHECKS[name](on, sizes)
+            try:
+                rows += await CHECKS[name](on, sizes)
+            except (httpx.HTTPError, OSError) as error:
+                found = f"{type(error).__name__} {error}; it said: {on.server.last_words()[:300]}"
+                rows.append(Check(f"{name}: the server answers", found, "it does", False))
             print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return rows
 

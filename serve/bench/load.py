@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+_IDLE_S = 1.0
 _TIMEOUT = httpx.Timeout(180.0, connect=30.0)
 
 
@@ -43,8 +44,11 @@ class Outcome:
 
 
 def new_client(base_url: str, connections: int) -> httpx.AsyncClient:
-    """A client for so many requests at once; proxies of the environment are not asked."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    """A client for so many requests at once; proxies of the environment are not asked.
+
+    An idle connection is given up after a second, well before a server would close it under the next request.
+    """
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_IDLE_S)
     return httpx.AsyncClient(base_url=base_url, timeout=_TIMEOUT, limits=limits, trust_env=False)
 
 

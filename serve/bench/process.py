@@ -21,11 +21,16 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers: where, its process, and how long it took to get there."""
+    """A server that answers: where, its process, how long it took to get there, and what it says (a growing file)."""
 
     url: str
     pid: int
     start_s: float
+    log: Path
+
+    def last_words(self) -> str:
+        """The last line that it has said."""
+        return _last_line(self.log)
 
 
 def free_port() -> int:
@@ -37,24 +42,30 @@ def free_port() -> int:
 @contextmanager
 def running(launch: Launch, options: Options, *, patience_s: float = 180.0) -> Iterator[Server]:
     """Start a server and wait until it is ready; it is ended with the block. Raises EngineError with its last words."""
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory(prefix="slm-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="slm-bench-") as folder:
+        log = Path(folder) / "log"
         started = time.perf_counter()
-        process = subprocess.Popen(
-            launch.argv, env={**os.environ, **launch.env}, cwd=folder, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                launch.argv, env={**os.environ, **launch.env}, cwd=folder, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         try:
             while not is_ready(options.host, options.port, launch.ready_path):
                 waited = time.perf_counter() - started
                 if process.poll() is not None or waited > patience_s:
-                    said.seek(0)
-                    words = said.read().decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
                     how = "is not ready" if process.returncode is None else f"ended with code {process.returncode}"
-                    raise EngineError(f"'{Path(launch.argv[0]).name}' {how} after {waited:.0f} s", found=words[0][:300])
+                    what = f"'{Path(launch.argv[0]).name}' {how} after {waited:.0f} s"
+                    raise EngineError(what, found=_last_line(log)[:300])
                 time.sleep(_POLL_S)
-            yield Server(options.url, process.pid, time.perf_counter() - started)
+            yield Server(options.url, process.pid, time.perf_counter() - started, log)
         finally:
             _end(process)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
