@@ -33,7 +33,10 @@ COMMANDS = {
 
 
 # The same for `slm bench ...`.
-BENCHES = {"convert": "convert.cli_bench:bench_convert", "quant": "convert.cli_bench:bench_quant"}
+BENCHES = {
+    "convert": "convert.cli_bench:bench_convert", "quant": "convert.cli_bench:bench_quant",
+    "serve": "serve.cli_bench:bench_serve",
+}  # fmt: skip
 
 
 class LazyGroup(click.Group):

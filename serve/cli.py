@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from serve.engine import Engine
 
 _HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+# The parameters of `slm serve` that llama.cpp's own servers have a counterpart for.
+_ANY_ENGINE = frozenset(
+    ["engine", "adapters", "context", "threads", "parallel", "host", "port", "api_key_env", "no_key_ok"]
+)
 _DEFAULT_MODEL = "smollm2-135m-instruct"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -228,11 +232,17 @@ def chat(
 )
 @click.option("--api-key-env", metavar="VAR", help="Environment variable with the API key that clients must send.")
 @click.option("--no-key-ok", is_flag=True, help="Allow other hosts than loopback without an API key.")
+@click.option(
+    "--engine", type=click.Choice(["slm", "llama-server", "llama-cpp-python"]), default="slm", show_default=True,
+    help="Ours, or one of llama.cpp's own servers with the same options.",
+)  # fmt: skip
+@click.pass_context
 @pass_joints
 def serve(
-    joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], adapters_dir: Path | None,
-    default_adapter: str | None, index: str | None, host: str, port: int, parallel: int, hot: int, context: int,
-    threads: int, cache_ram: int, cache_dir: Path | None, api_key_env: str | None, no_key_ok: bool,
+    joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...],
+    adapters_dir: Path | None, default_adapter: str | None, index: str | None, host: str, port: int,
+    parallel: int, hot: int, context: int, threads: int, cache_ram: int, cache_dir: Path | None,
+    api_key_env: str | None, no_key_ok: bool, engine: str,
 ) -> None:  # fmt: skip
     """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
 
@@ -252,12 +262,23 @@ def serve(
         )
     with ExitStack() as stack:
         listener = stack.enter_context(_bind(host, port))
+        if engine != "slm":
+            from serve import upstream
+
+            upstream.refuse(engine, _given(ctx, but=_ANY_ENGINE))
+            port = listener.getsockname()[1]
+            listener.close()
+            options = upstream.Options(
+                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in _unique(adapters).items()),
+                context, threads, parallel, host, port, api_key,
+            )  # fmt: skip
+            ctx.exit(upstream.serve_upstream(engine, options))
         from serve.app import create_app
 
         path = joints.gguf_of(model)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
         files = _unique(adapters)
-        engine = _open(
+        opened = _open(
             stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot,
             default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
         )  # fmt: skip
@@ -267,11 +288,18 @@ def serve(
             def convert(folder: Path) -> Path:
                 return joints.adapter_gguf_of(folder, model)
 
-            stack.enter_context(watching(WatchedFolder(adapters_dir, engine, convert, taken=frozenset(files))))
+            stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
-        app = create_app(engine, allowed_folders=folders, api_key=api_key, retriever=retriever)
-        _announce(listener, engine, needs_key=api_key is not None)
+        app = create_app(opened, allowed_folders=folders, api_key=api_key, retriever=retriever)
+        _announce(listener, opened, needs_key=api_key is not None)
         _run(app, listener)
+
+
+def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
+    """The options that were set anywhere (command line, environment, file) and are not among `but`, as spelled."""
+    default = click.core.ParameterSource.DEFAULT
+    options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name not in but]
+    return [p.opts[-1] for p in options if p.name and ctx.get_parameter_source(p.name) is not default]
 
 
 def _bind(host: str, port: int) -> socket.socket:
