@@ -11,11 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from serve import batch, prefix
-from serve.sampling import TextStream, open_sampler
+from serve.sampling import Sampler, TextStream, Vocabulary
 from slm.errors import EngineError
 from slm.joints import SamplingOptions
-from slm.llama import library, open_context, set_adapters, token_bytes, vocab_size
+from slm.llama import library, open_context, set_adapters
 
 
 @dataclass
@@ -25,8 +27,7 @@ class Running:
     request: int
     prompt: list[int]
     options: SamplingOptions
-    sampler: Any
-    stack: ExitStack
+    sampler: Sampler
     text: TextStream
     cached: int
     started: float
@@ -59,12 +60,17 @@ class HotContext:
     """Up to `parallel` requests at once on one (adapter content, scale), or on the bare base."""
 
     def __init__(
-        self, model: Any, adapter: tuple[Any, float] | None, *, cells: int, parallel: int, threads: int
+        self,
+        model: Any,
+        vocabulary: Vocabulary,
+        adapter: tuple[Any, float] | None,
+        *,
+        cells: int,
+        parallel: int,
+        threads: int,
     ) -> None:
         self._lib = library()
-        self._model = model
-        self._vocab = self._lib.llama_model_get_vocab(model)
-        self._vocab_size = vocab_size(model)
+        self._vocabulary = vocabulary
         self.parallel = parallel
         self.cells = cells
         self.last_used = 0
@@ -106,6 +112,7 @@ class HotContext:
         placement = prefix.place(views, prompt, reserve=reserve, cells=self.cells, can_copy=self._can_copy)
         if placement is None:
             return False
+        sampler = Sampler(options, prompt, self._vocabulary)
         slot = self.slots[placement.slot]
         keep = placement.keep
         if placement.source is not None:
@@ -118,12 +125,9 @@ class HotContext:
         slot.tokens = prompt[:keep]
         for index in placement.evict:
             self._clear(self.slots[index])
-        with ExitStack() as stack:
-            sampler = open_sampler(stack, options, prompt, vocab_size=self._vocab_size)
-            text = TextStream(options.stop)
-            slot.running = Running(
-                request, prompt, options, sampler, stack.pop_all(), text, keep, started=time.perf_counter()
-            )
+        slot.running = Running(
+            request, prompt, options, sampler, TextStream(options.stop), keep, started=time.perf_counter()
+        )
         slot.reserved = reserve
         self._touch(slot)
         return True
@@ -180,14 +184,15 @@ class HotContext:
         self._batch.logits[row] = logits
 
     def _advance(self, slot: Slot, request: Running, row: int) -> Piece:
-        token = int(self._lib.llama_sampler_sample(request.sampler, self._context, row))
+        pointer = self._lib.llama_get_logits_ith(self._context, row)
+        token = request.sampler.pick(np.ctypeslib.as_array(pointer, shape=(self._vocabulary.size,))).token
         if request.pending is None:
             request.first_token = time.perf_counter()
         request.pending = token
-        if self._lib.llama_vocab_is_eog(self._vocab, token):
+        if token in self._vocabulary.eog:
             return Piece(request.request, request.text.flush(), self._end(slot, "stop"))
         request.generated += 1
-        text = request.text.feed(token_bytes(self._model, token))
+        text = request.text.feed(self._vocabulary.piece(token))
         if request.text.stopped:
             return Piece(request.request, text, self._end(slot, "stop"))
         if request.generated >= request.options.max_tokens:
@@ -200,7 +205,6 @@ class HotContext:
         assert request is not None
         now = time.perf_counter()
         first = request.first_token or now
-        request.stack.close()
         slot.running, slot.reserved = None, 0
         self._touch(slot)
         return {

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from serve import batch
 from serve.contexts import HotContext
+from serve.sampling import Vocabulary, vocabulary_of
 from slm.errors import ContextOverflowError, EngineError, InputError, SlmError
 from slm.joints import SamplingOptions
 from slm.llama import embedding_of, library, open_adapter, open_model, token_bytes, tokenize, vocab_size
@@ -77,6 +78,7 @@ class Worker:
         self._replies = _Replies(out)
         self._stack = ExitStack()
         self._model: Any = None
+        self._vocabulary: Vocabulary
         self._context = self._parallel = self._hot = self._threads = 0
         self._adapters: dict[str, _Adapter] = {}
         self._contexts: dict[str, HotContext] = {}
@@ -109,6 +111,7 @@ class Worker:
 
     def _do_open(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         self._model = open_model(self._stack, Path(order["model"]))
+        self._vocabulary = vocabulary_of(self._model)
         trained = int(library().llama_model_n_ctx_train(self._model))
         self._context = min(int(order["context"]), trained) if trained > 0 else int(order["context"])
         self._parallel, self._hot = int(order["parallel"]), int(order["hot"])
@@ -222,6 +225,7 @@ class Worker:
         adapter = None if key == BASE else self._adapters[key]
         context = HotContext(
             self._model,
+            self._vocabulary,
             (adapter.handle, adapter.scale) if adapter else None,
             cells=self._context,
             parallel=self._parallel,
