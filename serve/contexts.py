@@ -15,8 +15,8 @@ import numpy as np
 
 from serve import batch, prefix
 from serve.sampling import Sampler, TextStream, Vocabulary
-from slm.errors import EngineError
-from slm.joints import SamplingOptions
+from slm.errors import EngineError, SlmError
+from slm.joints import SamplingOptions, TokenScore
 from slm.llama import library, open_context, set_adapters
 
 
@@ -54,6 +54,8 @@ class Piece:
     request: int
     text: str
     finish: dict[str, Any] | None = None
+    scores: tuple[TokenScore, ...] = ()
+    error: SlmError | None = None
 
 
 class HotContext:
@@ -185,20 +187,26 @@ class HotContext:
 
     def _advance(self, slot: Slot, request: Running, row: int) -> Piece:
         pointer = self._lib.llama_get_logits_ith(self._context, row)
-        token = request.sampler.pick(np.ctypeslib.as_array(pointer, shape=(self._vocabulary.size,))).token
+        try:
+            picked = request.sampler.pick(np.ctypeslib.as_array(pointer, shape=(self._vocabulary.size,)))
+        except SlmError as error:
+            self._end(slot, "error")
+            return Piece(request.request, "", error=error)
+        token = picked.token
         if request.pending is None:
             request.first_token = time.perf_counter()
         request.pending = token
         if token in self._vocabulary.eog:
             return Piece(request.request, request.text.flush(), self._end(slot, "stop"))
         request.generated += 1
+        scores = (picked.score,) if picked.score else ()
         text = request.text.feed(self._vocabulary.piece(token))
         if request.text.stopped:
-            return Piece(request.request, text, self._end(slot, "stop"))
-        if request.generated >= request.options.max_tokens:
+            return Piece(request.request, text, self._end(slot, "stop"), scores)
+        if picked.end or request.generated >= request.options.max_tokens:
             text += request.text.flush()
-            return Piece(request.request, text, self._end(slot, "length"))
-        return Piece(request.request, text)
+            return Piece(request.request, text, self._end(slot, "stop" if picked.end else "length"), scores)
+        return Piece(request.request, text, scores=scores)
 
     def _end(self, slot: Slot, reason: str) -> dict[str, Any]:
         request = slot.running

@@ -23,7 +23,7 @@ from serve.prompting import Prompt, chat_prompt, plain_prompt
 from serve.router import Route, route
 from slm.console import note
 from slm.errors import EngineDiedError, EngineError, SlmError
-from slm.joints import Finish, Message, SamplingOptions, Scored
+from slm.joints import Finish, Message, SamplingOptions, Scored, TokenScore
 
 Event = str | Scored | Finish | SlmError
 Sink = Callable[[Event], None]
@@ -125,7 +125,7 @@ class Engine:
         sampling: SamplingOptions,
         fit: bool = False,
     ) -> Ticket:
-        """Start an answer; `sink` gets str (or Scored) pieces and at last one Finish or SlmError, on the reader's thread.
+        """Start an answer; `sink` gets str (or Scored) pieces and at last a Finish or SlmError, on the reader's thread.
 
         tools: as OpenAI describes them, for the chat template.
         """
@@ -133,10 +133,16 @@ class Engine:
         return self._begin_request(way, lambda a: chat_prompt(self.base, a, messages, tools), sink, sampling, fit)
 
     def begin_complete(
-        self, text: str, sink: Sink, *, adapter: str | None = None, sampling: SamplingOptions, fit: bool = False
+        self,
+        text: str | Sequence[int],
+        sink: Sink,
+        *,
+        adapter: str | None = None,
+        sampling: SamplingOptions,
+        fit: bool = False,
     ) -> Ticket:
-        """As `begin_chat` for a plain text."""
-        way = self.route(adapter, [Message(role="user", content=text)])
+        """As `begin_chat` for a plain text, or for token ids as they stand (which no language can be told from)."""
+        way = self.route(adapter, [Message(role="user", content=text if isinstance(text, str) else "")])
         return self._begin_request(way, lambda _: plain_prompt(self.base, text), sink, sampling, fit)
 
     def route(self, wanted: str | None, messages: Sequence[Message]) -> Route:
@@ -253,6 +259,8 @@ class Engine:
         def take(message: dict[str, Any] | SlmError) -> None:
             if isinstance(message, SlmError):
                 sink(message)
+            elif "scores" in message:
+                sink(Scored(message["text"], tuple(_score_of(score) for score in message["scores"])))
             elif "text" in message:
                 sink(message["text"])
             elif "finish" in message:
@@ -408,6 +416,11 @@ def open_engine(
         yield engine
     finally:
         engine.close()
+
+
+def _score_of(fields: list[Any]) -> TokenScore:
+    token, piece, logprob, top = fields
+    return TokenScore(token, piece.encode("latin-1"), logprob, tuple((t, p.encode("latin-1"), v) for t, p, v in top))
 
 
 def _error_of(fields: dict[str, str]) -> SlmError:

@@ -12,12 +12,13 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serve.grammar import Constraint, tokenizer_of
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import library, token_bytes, vocab_size
@@ -47,6 +48,15 @@ class Vocabulary:
         """The bytes a token adds to the text. special: a control token by its name instead of nothing."""
         return self._read(token, special)
 
+    @cached_property
+    def grammar_tokenizer(self) -> Any:
+        """llguidance's view of these tokens. Those that add nothing to the text are no part of any form."""
+        pieces = [self._read.__wrapped__(token, False) for token in range(self.size)]
+        special = [token for token, piece in enumerate(pieces) if not piece]
+        for token in special:
+            pieces[token] = self._read.__wrapped__(token, True)
+        return tokenizer_of(pieces, special, sorted(self.eog))
+
 
 def vocabulary_of(model: Any) -> Vocabulary:
     """The vocabulary of an open model, which has to outlive it."""
@@ -69,7 +79,7 @@ class Sampler:
     """The choice of one request's tokens, one after another. Not thread-safe; another thread may take it over."""
 
     def __init__(self, options: SamplingOptions, prompt: Sequence[int], vocabulary: Vocabulary) -> None:
-        """Raises InputError when logit_bias names no token of the vocabulary."""
+        """Raises InputError when logit_bias names no token of the vocabulary, or the grammar cannot be followed."""
         self._options = options
         self._vocabulary = vocabulary
         self._random = random.Random(options.seed)
@@ -80,15 +90,21 @@ class Sampler:
             if not 0 <= token < vocabulary.size:
                 raise InputError(f"logit_bias: {token} is no token id; the vocabulary has {vocabulary.size:,}")
         self._counts = options.presence_penalty != 0.0 or options.frequency_penalty != 0.0
-        self._changes = self._counts or options.repeat_penalty != 1.0 or bool(self._bias)
+        self._form = (
+            Constraint(vocabulary.grammar_tokenizer, vocabulary.size, options.grammar) if options.grammar else None
+        )
+        self._changes = self._counts or options.repeat_penalty != 1.0 or bool(self._bias) or self._form is not None
         self._changed: Logits | None = None
 
     def pick(self, logits: Logits) -> Picked:
-        """Choose from logits, (vocabulary,) float32, which are only read. Raises EngineError if they are no numbers."""
+        """Choose from logits, (vocabulary,) float32, which are only read.
+
+        Raises EngineError if they are no numbers, InputError if the grammar cannot be followed any further.
+        """
         adjusted = self._adjust(logits)
         if self._options.temperature <= 0:
             token = int(adjusted.argmax())
-            if math.isnan(adjusted[token]):
+            if not math.isfinite(adjusted[token]):
                 raise _not_numbers()
         else:
             tokens, probabilities = self._filtered(adjusted)
@@ -96,8 +112,9 @@ class Sampler:
         self._recent.append(token)
         if self._counts:
             self._made[token] += 1
+        end = self._form is not None and token not in self._vocabulary.eog and self._form.accept(token)
         count = self._options.logprobs
-        return Picked(token, None if count is None else score(logits, token, count, self._vocabulary))
+        return Picked(token, None if count is None else score(logits, token, count, self._vocabulary), end)
 
     def distribution(self, logits: Logits) -> tuple[Tokens, Probabilities]:
         """Token ids that may come next and their probabilities, which sum to 1; chooses none."""
@@ -107,7 +124,7 @@ class Sampler:
         return self._filtered(adjusted)
 
     def _adjust(self, logits: Logits) -> Logits:
-        """The logits after penalties and biases, in this sampler's own memory when there are any."""
+        """The logits after penalties, biases and the grammar, in this sampler's own memory when there are any."""
         if not self._changes:
             return logits
         if self._changed is None:
@@ -124,6 +141,8 @@ class Sampler:
             changed[made] -= counts * options.frequency_penalty + options.presence_penalty
         if self._bias:
             changed[list(self._bias)] += np.array(list(self._bias.values()), np.float32)
+        if self._form is not None:
+            self._form.forbid(changed)
         return changed
 
     def _filtered(self, logits: Logits) -> tuple[Tokens, Probabilities]:

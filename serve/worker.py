@@ -28,8 +28,8 @@ from serve import batch
 from serve.contexts import HotContext
 from serve.sampling import Vocabulary, vocabulary_of
 from slm.errors import ContextOverflowError, EngineError, InputError, SlmError
-from slm.joints import SamplingOptions
-from slm.llama import embedding_of, library, open_adapter, open_model, token_bytes, tokenize, vocab_size
+from slm.joints import SamplingOptions, TokenScore
+from slm.llama import embedding_of, library, open_adapter, open_model, token_bytes, tokenize
 
 BASE = ""
 
@@ -136,6 +136,7 @@ class Worker:
 
     def _do_stats(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         return {
+            "parallel": self._parallel,
             "running": sum(len(context.busy) for context in self._contexts.values()),
             "waiting": len(self._waiting),
             "contexts": sorted(self._contexts),
@@ -146,10 +147,7 @@ class Worker:
         return {"tokens": self._tokens(order["prompt"], bool(order["add_special"]))}
 
     def _do_detokenize(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
-        tokens, size = [int(token) for token in order["tokens"]], vocab_size(self._model)
-        for token in tokens:
-            if not 0 <= token < size:
-                raise InputError(f"{token} is no token id; the vocabulary has {size:,}")
+        tokens = self._known(order["tokens"])
         text = b"".join(token_bytes(self._model, token, special=True) for token in tokens)
         return {"text": text.decode("utf-8", "replace")}
 
@@ -186,13 +184,22 @@ class Worker:
                 self._replies.add(id, finish=finish)
         self._waiting = [request for request in self._waiting if request.id != id]
 
-    def _tokens(self, text: str, add_special: bool) -> list[int]:
+    def _tokens(self, text: str | list[int], add_special: bool) -> list[int]:
+        if isinstance(text, list):
+            return self._known(text)
         tokens = tokenize(self._model, text, add_special=add_special, parse_special=True)
         lib = library()
         vocab = lib.llama_model_get_vocab(self._model)
         # A vocabulary may ask for an end token too; a prompt that is to be continued must not have it.
         if add_special and lib.llama_vocab_get_add_eos(vocab) and tokens and tokens[-1] == lib.llama_vocab_eos(vocab):
             tokens.pop()
+        return tokens
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        """The ids, if all are of this vocabulary; llama.cpp aborts on others."""
+        for token in tokens:
+            if not 0 <= token < self._vocabulary.size:
+                raise InputError(f"{token} is no token id; the vocabulary has {self._vocabulary.size:,}")
         return tokens
 
     def _admit(self) -> None:
@@ -243,8 +250,12 @@ class Worker:
         context.last_used = self._clock
         try:
             for piece in context.step():
-                if piece.text:
+                if piece.scores:
+                    self._replies.add(piece.request, text=piece.text, scores=[_plain(s) for s in piece.scores])
+                elif piece.text:
                     self._replies.add(piece.request, text=piece.text)
+                if piece.error:
+                    self._replies.error(piece.request, piece.error)
                 if piece.finish:
                     self._replies.add(piece.request, finish=piece.finish)
         except EngineError as error:
@@ -260,6 +271,12 @@ class Worker:
             if context:
                 self._contexts.pop(key).close()
             self._adapters.pop(key).stack.close()
+
+
+def _plain(score: TokenScore) -> list[Any]:
+    """JSON has no bytes: a character for each byte."""
+    top = [(token, piece.decode("latin-1"), logprob) for token, piece, logprob in score.top]
+    return [score.token, score.piece.decode("latin-1"), score.logprob, top]
 
 
 def _read(stdin: IO[str], orders: queue.SimpleQueue[dict[str, Any]]) -> None:
