@@ -140,7 +140,7 @@ def generate(
 def _print_answer(events: Any, as_json: bool) -> None:
     import time
 
-    from serve.api import timings
+    from serve.api.answers import timings
 
     started, first, text = time.perf_counter(), 0.0, ""
     for event in events:

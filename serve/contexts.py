@@ -20,7 +20,7 @@ import numpy as np
 from serve import batch, prefix
 from serve.prefix_store import PrefixStore
 from serve.sampling import Sampler, TextStream, Vocabulary
-from slm.errors import EngineError
+from slm.errors import EngineError, SlmError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import library, open_context, set_adapters
 
@@ -67,12 +67,13 @@ class Slot:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one request gained in a step, and its end if this was the last (`reason` stop or length, with figures)."""
+    """What one request gained in a step, and its end if this was the last: figures with a `reason`, or an error."""
 
     request: int
     text: str
     score: TokenScore | None = None
     finish: dict[str, Any] | None = None
+    error: SlmError | None = None
 
 
 @dataclass
@@ -270,7 +271,11 @@ class HotContext:
 
     def _advance(self, slot: Slot, running: Running, row: int) -> Piece:
         address = self._lib.llama_get_logits_ith(self._context, row)
-        picked = running.sampler.pick(np.ctypeslib.as_array(address, shape=(self._vocabulary.size,)))
+        try:
+            picked = running.sampler.pick(np.ctypeslib.as_array(address, shape=(self._vocabulary.size,)))
+        except SlmError as error:
+            self._end(slot, "error")
+            return Piece(running.request.id, "", error=error)
         if running.pending is None:
             running.first_token = time.perf_counter()
         token, id = picked.token, running.request.id

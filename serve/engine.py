@@ -145,8 +145,7 @@ class Engine:
         """As `begin_chat` for a plain text or token ids."""
         shown = text if isinstance(text, str) else ""
         way = self._way(adapter, lora, [Message(role="user", content=shown)])
-        prompt = plain_prompt(self.base, text) if isinstance(text, str) else Prompt(list(text), False)
-        return self._begin(way, lora, lambda _: prompt, sink, sampling, fit)
+        return self._begin(way, lora, lambda _: plain_prompt(self.base, text), sink, sampling, fit)
 
     def route(self, wanted: str | None, messages: Sequence[Message]) -> Route:
         """Which adapter a conversation goes to, and why. Raises UnknownNameError."""

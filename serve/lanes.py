@@ -181,6 +181,7 @@ class Lanes:
         with self._changed:
             contexts = [lane.context for lane in self._lanes if lane.context]
             return {
+                "parallel": self._parallel,
                 "running": sum(sum(lane.running.values()) for lane in self._lanes),
                 "waiting": len(self._waiting),
                 "contexts": len(contexts),
@@ -252,15 +253,14 @@ class Lanes:
             except EngineError as problem:
                 error = problem
             for piece in pieces:
-                if piece.text or piece.score or piece.finish:
-                    self._sink.piece(piece)
+                self._sink.piece(piece)
             with self._changed:
                 if error is not None:
                     for request in context.fail(key):
                         self._sink.error(request, error)
                 lane.stepping = False
                 self._cores.release(lane.index)
-                if error is not None or any(piece.finish for piece in pieces):
+                if error is not None or any(piece.finish or piece.error for piece in pieces):
                     self._ended(lane)
                 self._changed.notify_all()
             self._sink.flush()

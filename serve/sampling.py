@@ -12,24 +12,27 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serve.grammar import Constraint, tokenizer_of
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import library, token_bytes, vocab_size
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.intp]
-Values = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float32]
 
 # How far back the repeat penalty looks, in tokens (llama.cpp's default for penalty_last_n).
 _PENALTY_WINDOW = 64
+# Below this a temperature leaves only the best token and those that tie with it; smaller ones would overflow.
+_COLDEST = 1e-6
 # Elements to a block in `largest`: few blocks to rank, and few elements in the blocks that are looked into.
-_BLOCK = 128
+_BLOCK = 64
 
 
 class Vocabulary:
@@ -44,6 +47,15 @@ class Vocabulary:
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token adds to the text. special: a control token by its name instead of nothing."""
         return self._read(token, special)
+
+    @cached_property
+    def grammar_tokenizer(self) -> Any:
+        """llguidance's view of these tokens. Those that add nothing to the text are no part of any form."""
+        pieces = [self._read.__wrapped__(token, False) for token in range(self.size)]
+        special = [token for token, piece in enumerate(pieces) if not piece]
+        for token in special:
+            pieces[token] = self._read.__wrapped__(token, True)
+        return tokenizer_of(pieces, special, sorted(self.eog))
 
 
 def vocabulary_of(model: Any) -> Vocabulary:
@@ -67,7 +79,7 @@ class Sampler:
     """The choice of one request's tokens, one after another. Not thread-safe; another thread may take it over."""
 
     def __init__(self, options: SamplingOptions, prompt: Sequence[int], vocabulary: Vocabulary) -> None:
-        """Raises InputError when logit_bias names no token of the vocabulary."""
+        """Raises InputError when logit_bias names no token of the vocabulary, or the grammar cannot be followed."""
         self._options = options
         self._vocabulary = vocabulary
         self._random = random.Random(options.seed)
@@ -78,36 +90,41 @@ class Sampler:
             if not 0 <= token < vocabulary.size:
                 raise InputError(f"logit_bias: {token} is no token id; the vocabulary has {vocabulary.size:,}")
         self._counts = options.presence_penalty != 0.0 or options.frequency_penalty != 0.0
-        self._changes = self._counts or options.repeat_penalty != 1.0 or bool(self._bias)
+        self._form = (
+            Constraint(vocabulary.grammar_tokenizer, vocabulary.size, options.grammar) if options.grammar else None
+        )
+        self._changes = self._counts or options.repeat_penalty != 1.0 or bool(self._bias) or self._form is not None
         self._changed: Logits | None = None
 
     def pick(self, logits: Logits) -> Picked:
-        """Choose from logits, (vocabulary,) float32, which are only read. Raises EngineError if they are no numbers."""
+        """Choose from logits, (vocabulary,) float32, which are only read.
+
+        Raises EngineError if they are no numbers, InputError if the grammar cannot be followed any further.
+        """
         adjusted = self._adjust(logits)
         if self._options.temperature <= 0:
             token = int(adjusted.argmax())
-            if math.isnan(adjusted[token]):
+            if not math.isfinite(adjusted[token]):
                 raise _not_numbers()
         else:
             tokens, probabilities = self._filtered(adjusted)
-            heap = probabilities.cumsum()
-            at = int(heap.searchsorted(self._random.random() * heap[-1], side="right"))
-            token = int(tokens[min(at, len(tokens) - 1)])
+            token = int(tokens[_draw(probabilities, self._random.random())])
         self._recent.append(token)
         if self._counts:
             self._made[token] += 1
+        end = self._form is not None and token not in self._vocabulary.eog and self._form.accept(token)
         count = self._options.logprobs
-        return Picked(token, None if count is None else score(logits, token, count, self._vocabulary))
+        return Picked(token, None if count is None else score(logits, token, count, self._vocabulary), end)
 
-    def distribution(self, logits: Logits) -> tuple[Tokens, Values]:
+    def distribution(self, logits: Logits) -> tuple[Tokens, Probabilities]:
         """Token ids that may come next and their probabilities, which sum to 1; chooses none."""
         adjusted = self._adjust(logits)
         if self._options.temperature <= 0:
-            return adjusted.argmax(keepdims=True), np.ones(1)
+            return adjusted.argmax().reshape(1), np.ones(1, np.float32)
         return self._filtered(adjusted)
 
     def _adjust(self, logits: Logits) -> Logits:
-        """The logits after penalties and biases, in this sampler's own memory when there are any."""
+        """The logits after penalties, biases and the grammar, in this sampler's own memory when there are any."""
         if not self._changes:
             return logits
         if self._changed is None:
@@ -124,30 +141,26 @@ class Sampler:
             changed[made] -= counts * options.frequency_penalty + options.presence_penalty
         if self._bias:
             changed[list(self._bias)] += np.array(list(self._bias.values()), np.float32)
+        if self._form is not None:
+            self._form.forbid(changed)
         return changed
 
-    def _filtered(self, logits: Logits) -> tuple[Tokens, Values]:
+    def _filtered(self, logits: Logits) -> tuple[Tokens, Probabilities]:
         """top-k, top-p, min-p, temperature, in this order. Raises EngineError if the logits are no numbers."""
         options = self._options
-        if options.top_k > 0:
-            tokens = largest(logits, options.top_k)
-            if options.top_p < 1.0:
-                tokens = tokens[: _nucleus(logits[tokens], options.top_p)]
-        elif options.top_p < 1.0:
-            tokens = _largest_until(logits, options.top_p)
-        elif options.min_p > 0.0:
-            tokens = np.flatnonzero(logits >= logits.max() + math.log(options.min_p))
-        else:
-            tokens = np.arange(len(logits))
-        values = logits[tokens].astype(np.float64)
-        best = values.max(initial=-math.inf)
+        ranked = largest(logits, options.top_k) if options.top_k > 0 else None
+        values = logits if ranked is None else logits[ranked]
+        best = float(values.max())  # numpy puts what is no number above all others
         if not math.isfinite(best):
             raise _not_numbers()
-        floor = best + math.log(options.min_p) if options.min_p > 0.0 else -math.inf
-        keep = (values >= floor) & (values > -math.inf)
-        tokens, values = tokens[keep], values[keep]
-        weights = np.exp((values - best) / options.temperature)
-        return tokens, weights / weights.sum()
+        floor = best + math.log(options.min_p) if options.min_p > 0.0 else float(np.finfo(np.float32).min)
+        if options.top_p < 1.0:
+            kept = _nucleus(values, best, options.top_p, ranked=ranked is not None)
+            kept = kept[values[kept] >= floor]
+        else:
+            kept = np.flatnonzero(values >= floor)
+        weights = np.exp((values[kept] - best) / max(options.temperature, _COLDEST))
+        return kept if ranked is None else ranked[kept], weights / float(weights.sum())
 
 
 def largest(logits: Logits, count: int) -> Tokens:
@@ -170,24 +183,33 @@ def largest(logits: Logits, count: int) -> Tokens:
     return found[np.lexsort((found, -logits[found]))]
 
 
-def _largest_until(logits: Logits, share: float) -> Tokens:
-    """As few of the largest as hold `share` of the probability: some, then more, and all only for flat logits."""
-    best = logits.max()
-    total = float(np.exp(logits - best).sum(dtype=np.float64))
-    count = 256
+def _nucleus(values: Logits, best: float, share: float, *, ranked: bool) -> Tokens:
+    """Indices of the fewest likeliest of `values` that hold `share` of their probability, the likeliest first.
+
+    The one that reaches the share counts. ranked: the values are the largest first already; otherwise only as many
+    are ranked as it takes.
+    """
+    weights = np.exp(values - best)
+    wanted = share * float(weights.sum(dtype=np.float64))
+    count = len(values) if ranked else 256
     while True:
-        tokens = largest(logits, min(count, len(logits)))
-        values = logits[tokens].astype(np.float64)
-        held = np.exp(values - best).cumsum() / total
-        if held[-1] >= share or count >= len(logits):
-            return tokens[: int(held.searchsorted(share)) + 1]
+        likeliest = np.arange(count) if ranked else largest(values, count)
+        held = weights[likeliest].cumsum(dtype=np.float64)
+        if held[-1] >= wanted or count >= len(values):
+            return likeliest[: int(held.searchsorted(wanted)) + 1]
         count *= 16
 
 
-def _nucleus(values: Logits, share: float) -> int:
-    """How many of `values` (the largest first), softmax among themselves, reach `share`; the one that does counts."""
-    weights = np.exp(values.astype(np.float64) - values[0]).cumsum()
-    return int(weights.searchsorted(share * weights[-1])) + 1
+def _draw(probabilities: Probabilities, share: float) -> int:
+    """The index at which the running sum passes `share` (0 to 1) of the whole; found by blocks, then inside one."""
+    starts = np.arange(0, len(probabilities), 512)
+    blocks = np.add.reduceat(probabilities, starts).cumsum(dtype=np.float64)
+    wanted = share * float(blocks[-1])
+    block = min(int(blocks.searchsorted(wanted, side="right")), len(blocks) - 1)
+    inside = probabilities[starts[block] : starts[block] + 512].cumsum(dtype=np.float64)
+    rest = wanted - (float(blocks[block - 1]) if block else 0.0)
+    # Rounding may leave the rest just above the last sum; what has no probability is never drawn.
+    return int(starts[block]) + int(inside.searchsorted(min(rest, inside[-1] * (1 - 1e-9)), side="right"))
 
 
 def score(logits: Logits, token: int, count: int, vocabulary: Vocabulary) -> TokenScore:

@@ -62,6 +62,8 @@ class Replies:
             self.add(piece.request, text=piece.text)
         if piece.finish:
             self.add(piece.request, finish=piece.finish)
+        if piece.error:
+            self.error(piece.request, piece.error)
 
     def error(self, request: int, error: SlmError) -> None:
         kind = type(error).__name__

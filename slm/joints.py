@@ -10,16 +10,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import click
 
 
-class Message(TypedDict):
-    """One turn of a conversation: role is system, user or assistant."""
+class Turn(TypedDict):
+    """What every turn of a conversation has: role is system, user, assistant or tool."""
 
     role: str
     content: str
+
+
+class Message(Turn, total=False):
+    """One turn of a conversation.
+
+    tool_calls (of an assistant): {"id", "type": "function", "function": {"name", "arguments": mapping}} each.
+    tool_call_id and name (of a tool): which call this is the result of, and of which function.
+    """
+
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
 
 
 @dataclass(frozen=True)
