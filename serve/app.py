@@ -6,7 +6,6 @@ It knows nothing of the child process or of how an index is searched: it is hand
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -33,12 +32,14 @@ from serve.api import (
     plain_error,
 )
 from serve.engine import Engine, Event, Sink, Ticket
+from serve.guard import Policy, allowed_file
+from serve.metrics import Metrics, install_metrics
+from serve.middleware import install_guard
 from slm import __version__
 from slm.errors import InputError, SlmError, UnsupportedError
 from slm.joints import Finish, Grounded, Message, Retriever
 
 _T = TypeVar("_T")
-_OPEN_PATHS = ("/", "/health")
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
@@ -46,28 +47,19 @@ def create_app(
     engine: Engine,
     *,
     allowed_folders: Sequence[Path] = (),
-    api_key: str | None = None,
+    policy: Policy = Policy(),  # noqa: B008 - frozen
     retriever: Retriever | None = None,
 ) -> FastAPI:
     """The application.
 
-    allowed_folders: where adapters may be loaded from. api_key: asked of every request but the page and /health.
+    allowed_folders: where adapters may be loaded from. policy: who may ask, and how much.
     """
     app = FastAPI(title="slm-cpu", version=__version__, redoc_url=None)
     folders = [folder.resolve() for folder in allowed_folders]
+    metrics = Metrics(engine)
     _install_errors(app)
-
-    if api_key is not None:
-
-        @app.middleware("http")
-        async def check_key(request: Request, call_next: Callable[[Request], Any]) -> Response:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-            right = hmac.compare_digest(given.encode("utf-8", "replace"), api_key.encode())
-            if not right and request.url.path not in _OPEN_PATHS:
-                body = plain_error("a valid API key is needed", kind="authentication_error", code="invalid_api_key")
-                return JSONResponse(body, 401, headers={"www-authenticate": "Bearer"})
-            response: Response = await call_next(request)
-            return response
+    install_metrics(app, metrics)
+    install_guard(app, policy, context=engine.context, metrics=metrics)
 
     @app.get("/health")
     def health() -> JSONResponse:
@@ -97,7 +89,8 @@ def create_app(
             return engine.begin_chat(messages, sink, adapter=way.adapter, sampling=sampling, fit=body.limit is None)
 
         answer = Answer(chat=True, model=way.adapter or engine.base.name, adapter=way.adapter, reason=way.reason)
-        return await _respond(request, body, answer, begin, _route_headers(way.adapter, way.reason), grounded)
+        measured = metrics.measured(begin, way.adapter)
+        return await _respond(request, body, answer, measured, _route_headers(way.adapter, way.reason), grounded)
 
     @app.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest) -> Response:
@@ -110,10 +103,11 @@ def create_app(
             )
 
         answer = Answer(chat=False, model=way.adapter or engine.base.name, adapter=way.adapter, reason=way.reason)
-        return await _respond(request, body, answer, begin, _route_headers(way.adapter, way.reason), None)
+        measured = metrics.measured(begin, way.adapter)
+        return await _respond(request, body, answer, measured, _route_headers(way.adapter, way.reason), None)
 
     def load(name: str, path: str, scale: float = 1.0) -> dict[str, Any]:
-        adapter = engine.load_adapter(name, _allowed(path, folders), scale=scale)
+        adapter = engine.load_adapter(name, allowed_file(path, folders), scale=scale)
         return {"name": adapter.name, "scale": adapter.scale, "language": adapter.language}
 
     @app.get("/lora-adapters")
@@ -174,17 +168,6 @@ def _install_errors(app: FastAPI) -> None:
         return JSONResponse(body, error.status_code, headers=error.headers)
 
 
-def _allowed(path: str, folders: Sequence[Path]) -> Path:
-    """The path, if it lies in an allowed folder. What lies elsewhere is not even looked at."""
-    resolved = Path(path).resolve()
-    if not any(resolved.is_relative_to(folder) for folder in folders):
-        raise InputError(
-            f"adapters may not be loaded from '{path}'",
-            hint="Start the server with --adapters-dir naming the folder that holds them.",
-        )
-    return resolved
-
-
 def _grounded(retriever: Retriever | None, messages: Sequence[Message]) -> Grounded:
     """The last question with its passages."""
     if retriever is None:
@@ -213,7 +196,7 @@ async def _respond(
         with suppress(RuntimeError):  # the loop is closed when the server is being stopped
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-    ticket = await asyncio.to_thread(begin, sink)
+    ticket = await _begun(begin, sink)
     if body.stream:
         first = await _unless_left(request, ticket, events.get())  # an error before the start has its own status
         if isinstance(first, SlmError):
@@ -232,6 +215,21 @@ async def _respond(
 
     text, finish = await _unless_left(request, ticket, collect())
     return JSONResponse(answer.whole(text, finish, await _quoted(grounded)), headers=headers)
+
+
+async def _begun(begin: Callable[[Sink], Ticket], sink: Sink) -> Ticket:
+    """The ticket of a request begun in a thread; if nobody waits for it any more, it is cancelled when it comes."""
+
+    def forget(done: asyncio.Future[Ticket]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().cancel()
+
+    work = asyncio.ensure_future(asyncio.to_thread(begin, sink))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(forget)
+        raise
 
 
 class _EventStream(StreamingResponse):
