@@ -24,6 +24,7 @@ _CROWDED = Refusal(
     headers=(("retry-after", "5"),),
 )  # fmt: skip
 _SPARE = 64  # connections over the limit that are told so; beyond, they are cut off
+_LINGER_S = 1.0
 _FRESH_S = 2.0  # a connection that has asked nothing yet is not taken for an idle one before
 
 
@@ -52,6 +53,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
+        self._deaf = False
         self._since = self.loop.time()
 
     @property
@@ -63,6 +65,8 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
         over = len(self.connections) - self._limits.connections
+        if over > 0:  # those that are being closed do not count
+            over -= sum(1 for c in self.connections if c is not self and c.transport.is_closing())
         if over > 0 and not self._replace_an_idle_one():
             if over > _SPARE:
                 transport.abort()
@@ -75,6 +79,8 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._watch_head()
@@ -107,7 +113,11 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _answer(self, refusal: Refusal) -> None:
-        """An answer from outside the application, and the connection's end."""
+        """An answer from outside the application, and the connection's end.
+
+        What the client still sends is heard for a moment and dropped: closing at once would reset the connection, and
+        with it the answer that is on its way.
+        """
         content = refusal.content()
         headers = [("content-type", "application/json"), ("content-length", str(len(content))), ("connection", "close")]
         try:
@@ -117,12 +127,16 @@ class Connection(H11Protocol):
         except h11.LocalProtocolError:  # an answer is under way already; it cannot be completed
             self.transport.abort()
             return
-        self.transport.close()
+        self._deaf = True
+        self._forget_head()
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _replace_an_idle_one(self) -> bool:
         """Close the connection that has been idle longest. False when all are at work."""
         now = self.loop.time()
-        idle = [c for c in self.connections if isinstance(c, Connection) and c is not self and c.idle]
+        others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
+        idle = [c for c in others if c.idle and not c.transport.is_closing()]
         idle = [c for c in idle if c.cycle is not None or now - c._since > _FRESH_S]
         if not idle:
             return False
@@ -135,6 +149,7 @@ async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     content = _CROWDED.content()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close"), (b"retry-after", b"5")]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    headers += [(b"connection", b"close"), *((name.encode(), value.encode()) for name, value in _CROWDED.headers)]
     await send({"type": "http.response.start", "status": _CROWDED.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _CHARACTERS_PER_TOKEN = 32
 # A JSON value costs Python up to 64 bytes where the text has two ("[],"): so many are enough for any sound request.
 _MOST_VALUES = 500_000
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:\[\]@/?#]+?)\.?)(?::\d*)?")
+_HEAD_BYTES, _HEADERS = 16_384, 100
 _STOPS, _STOP_CHARACTERS = 16, 1_000
 
 
@@ -123,6 +126,15 @@ class Policy:
     access_log: bool = False
 
 
+def refuse_size(target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+    """Judge a head by its size: h11 holds it to 16 kB only while it is incomplete."""
+    size = len(target) + sum(len(name) + len(value) for name, value in headers)
+    if size > _HEAD_BYTES or len(headers) > _HEADERS:
+        message = f"the request's head is larger than {_HEAD_BYTES:,} bytes or {_HEADERS} headers"
+        return Refusal(431, message, "head_too_large")
+    return None
+
+
 def refuse_head(method: str, path: str, headers: Mapping[bytes, bytes], policy: Policy) -> Refusal | None:
     """Judge a request by its head. headers: names in lower case. None lets it in."""
     host = headers.get(b"host", b"").decode("latin-1")
@@ -153,10 +165,9 @@ def refuse_head(method: str, path: str, headers: Mapping[bytes, bytes], policy: 
 
 
 def host_name(host: str) -> str:
-    """A Host header's name without port, brackets, capitals and trailing dot."""
-    host = host.strip().lower()
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return name.removesuffix(".")
+    """A Host header's name without port, brackets, capitals and trailing dot; "" for what is no host (RFC 3986)."""
+    match = _HOST.fullmatch(host.strip().lower())
+    return (match[1] or match[2]) if match else ""
 
 
 def _same_origin(origin: str, host: str) -> bool:

@@ -125,12 +125,22 @@ class Metrics:
         return generate_latest(self._registry)
 
     def series_of(self, adapter: str) -> str | None:
-        """The label for an adapter's figures, or None when it has been unloaded since."""
+        """The label for an adapter's figures, or None when it is not loaded."""
         name = self._known(adapter)
         if name is not None and name not in self._seen:
             self._forget_unloaded()
             self._seen.add(name)
         return name
+
+    def ended(self, name: str, outcome: str, seconds: float, finish: Finish | None) -> None:
+        """Count one measured request. If its adapter has been unloaded by now, the next scrape forgets it again."""
+        self._seen.add(name)
+        self.requests.labels(name, outcome).inc()
+        self.whole.labels(name).observe(seconds)
+        if finish:
+            self.prompt.labels(name).inc(finish.prompt_tokens)
+            self.cached.labels(name).inc(finish.cached_tokens)
+            self.generated.labels(name).inc(finish.completion_tokens)
 
     def collect(self) -> Iterator[Metric]:
         """The engine's state at this moment (called by the registry). What cannot be told is left out."""
@@ -176,13 +186,16 @@ class Metrics:
 
 
 class _Watch:
-    """One request under way: passes its events on and notes when they came."""
+    """One request under way: passes its events on and notes when they came.
+
+    It asks the engine nothing: events may come while the engine holds its lock.
+    """
 
     def __init__(self, metrics: Metrics, adapter: str, sink: Sink) -> None:
-        self._metrics, self._adapter, self._sink = metrics, adapter, sink
+        self._metrics, self._sink = metrics, sink
+        self._name = metrics.series_of(adapter)
         self._began = time.perf_counter()
         self._last = 0.0
-        self._between = _child(metrics.between, metrics.series_of(adapter))
         self._lock = threading.Lock()
         self._over = False
 
@@ -193,14 +206,11 @@ class _Watch:
             self.end("cancelled" if event.reason == "cancelled" else "ok", event)
         elif isinstance(event, SlmError):
             self.end(_outcome(event))
-        elif self._last:
-            if self._between:
-                self._between.observe(now - self._last)
-            self._last = now
         else:
+            if self._name is not None:
+                times = self._metrics.between if self._last else self._metrics.first
+                times.labels(self._name).observe(now - (self._last or self._began))
             self._last = now
-            if first := _child(self._metrics.first, self._metrics.series_of(self._adapter)):
-                first.observe(now - self._began)
         self._sink(event)
 
     def end(self, outcome: str, finish: Finish | None = None) -> None:
@@ -209,15 +219,8 @@ class _Watch:
             if self._over:
                 return
             self._over = True
-        name = self._metrics.series_of(self._adapter)
-        if name is None:
-            return
-        self._metrics.requests.labels(name, outcome).inc()
-        self._metrics.whole.labels(name).observe(time.perf_counter() - self._began)
-        if finish:
-            self._metrics.prompt.labels(name).inc(finish.prompt_tokens)
-            self._metrics.cached.labels(name).inc(finish.cached_tokens)
-            self._metrics.generated.labels(name).inc(finish.completion_tokens)
+        if self._name is not None:
+            self._metrics.ended(self._name, outcome, time.perf_counter() - self._began, finish)
 
 
 def install_metrics(app: FastAPI, metrics: Metrics) -> None:
@@ -234,10 +237,6 @@ def resident_bytes(pid: int | None) -> int | None:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return None
-
-
-def _child(family: Histogram, name: str | None) -> Histogram | None:
-    return family.labels(name) if name is not None else None
 
 
 def _gauge(name: str, help: str, value: float) -> GaugeMetricFamily:

@@ -10,6 +10,7 @@ import asyncio
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -26,6 +27,7 @@ from serve.guard import (
     answers_asked,
     refuse_body,
     refuse_head,
+    refuse_size,
     refuse_values,
     too_large,
     too_slow,
@@ -42,7 +44,7 @@ _HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
 )
 _HELD = 8  # bodies of the largest size that are in memory at once
-_LINGER_S, _LINGER_BYTES = 5.0, 64_000_000
+_LINGER_S, _LINGER_BYTES = 2.0, 64_000_000
 _LARGE = 65_536  # a body that is parsed beside the event loop, one at a time
 
 
@@ -72,6 +74,8 @@ class Guard:
         answer = _Answer(scope, receive, send)
         try:
             await self._judge(scope, receive, answer)
+        except asyncio.CancelledError:  # the server is being stopped and waits for this request no longer
+            await answer.end_with(Refusal(503, "the server is being stopped", "shutting_down", "server_error"))
         finally:
             self._metrics.responded(_route(scope), answer.status)
             if self._policy.access_log:
@@ -79,14 +83,16 @@ class Guard:
 
     async def _judge(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = dict(scope["headers"])
-        refusal = refuse_head(scope["method"], scope["path"], headers, self._policy)
+        target = scope.get("raw_path", b"") + scope.get("query_string", b"")
+        refusal = refuse_size(target, scope["headers"])
+        refusal = refusal or refuse_head(scope["method"], scope["path"], headers, self._policy)
         if refusal:
             await answer.refuse(refusal, unread=_has_body(headers))
             return
         if not _has_body(headers):
             await self._run(scope, receive, answer)
             return
-        body = bytearray()
+        body = _Body()
         try:
             limit = self._policy.limits.read_s
             try:
@@ -96,27 +102,26 @@ class Guard:
             except _GoneError:
                 return
             if refusal:
-                await answer.refuse(refusal, unread=True)
+                await answer.refuse(refusal, unread=body.more)
             else:
-                await self._judge_body(scope, receive, answer, bytes(body))
+                await self._judge_body(scope, receive, answer, bytes(body.data))
         finally:
-            self._held -= len(body)
+            self._held -= len(body.data)
 
-    async def _read(self, receive: Receive, body: bytearray) -> Refusal | None:
+    async def _read(self, receive: Receive, body: _Body) -> Refusal | None:
         """Fill `body`, counting what really comes. Raises _GoneError when the client leaves."""
         most = self._policy.limits.body_bytes
-        more = True
-        while more:
+        while body.more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _GoneError
-            chunk, more = message.get("body", b""), message.get("more_body", False)
-            if len(body) + len(chunk) > most:
+            chunk, body.more = message.get("body", b""), message.get("more_body", False)
+            if len(body.data) + len(chunk) > most:
                 return too_large(self._policy.limits)
             if self._held + len(chunk) > _HELD * most:
                 again = (("retry-after", "5"),)
                 return Refusal(429, "too many large requests at once", "queue_full", "rate_limit_error", headers=again)
-            body += chunk
+            body.data += chunk
             self._held += len(chunk)
         return None
 
@@ -171,6 +176,14 @@ class Guard:
         if work.done() and not work.cancelled() and (error := work.exception()):
             _tell(error)
             await answer.end_with(Refusal(500, "the server failed on this request", "internal_error", "server_error"))
+
+
+@dataclass
+class _Body:
+    """What has come of a body, and whether more is to come."""
+
+    data: bytearray = field(default_factory=bytearray)
+    more: bool = True
 
 
 class _GoneError(Exception):
