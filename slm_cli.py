@@ -17,6 +17,7 @@ import click
 
 from slm import __version__
 from slm.console import note, run, set_verbosity
+from slm.errors import MissingFileError
 from slm.joints import Engine, Joints, Retriever
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
@@ -32,7 +33,10 @@ COMMANDS = {
 
 
 # The same for `slm bench ...`.
-BENCHES = {"convert": "convert.cli_bench:bench_convert", "quant": "convert.cli_bench:bench_quant"}
+BENCHES = {
+    "convert": "convert.cli_bench:bench_convert", "quant": "convert.cli_bench:bench_quant",
+    "serve": "serve.cli_bench:bench_serve",
+}  # fmt: skip
 
 
 class LazyGroup(click.Group):
@@ -96,6 +100,22 @@ def _gguf_of(model: str) -> Path:
     if not file.exists():
         note(f"converting {path} to GGUF (q8_0) once; it is kept as {file}")
         convert_checkpoint(path, file, "q8_0")
+    return file
+
+
+def _adapter_gguf_of(folder: Path, model: str) -> Path:
+    """The adapter GGUF of a PEFT folder; converted once for its content, and kept."""
+    from convert.adapter import convert_adapter
+    from slm import paths
+    from slm.artifacts import sha256_files
+
+    content = sha256_files([folder / "adapter_config.json", folder / "adapter_model.safetensors"])
+    file = paths.home() / "exports" / f"{folder.name}-{content[:12]}.adapter.gguf"
+    if not file.exists():
+        try:
+            convert_adapter(folder, file)
+        except MissingFileError:  # its base is elsewhere on this machine: it has to be the served model then
+            convert_adapter(folder, file, _checkpoint_of(model))
     return file
 
 
@@ -166,7 +186,7 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
     if ctx.default_map is None:
         ctx.default_map = _config_defaults()
     if ctx.obj is None:
-        ctx.obj = Joints(_open_engine, _open_retriever, _checkpoint_of, _gguf_of)
+        ctx.obj = Joints(_open_engine, _open_retriever, _checkpoint_of, _gguf_of, _adapter_gguf_of)
 
 
 def main() -> None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from serve.guard import Policy
 
 _HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+# The parameters of `slm serve` that llama.cpp's own servers have a counterpart for.
+_ANY_ENGINE = frozenset(
+    ["engine", "adapters", "context", "threads", "parallel", "host", "port", "api_key_env", "api_key_file", "no_key_ok"]
+)
 _DEFAULT_MODEL = "smollm2-135m-instruct"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -137,7 +141,7 @@ def generate(
 def _print_answer(events: Any, as_json: bool) -> None:
     import time
 
-    from serve.api import timings
+    from serve.api.answers import timings
 
     started, first, text = time.perf_counter(), 0.0, ""
     for event in events:
@@ -200,7 +204,7 @@ def chat(
 @_adapters
 @click.option(
     "--adapters-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that adapters may be loaded from while the server runs.",
+    help="Folder whose adapters (GGUF files, PEFT folders) are loaded, replaced and unloaded as they come and go.",
 )  # fmt: skip
 @click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
 @click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
@@ -214,12 +218,31 @@ def chat(
 )
 @_context
 @_threads
+@click.option(
+    "--cache-ram",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    metavar="MB",
+    help="Memory for conversations that had to leave their context, so that they need not be read again.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for what does not fit into that memory; kept for the next start.",
+)
 @guard_options
+@click.option(
+    "--engine", type=click.Choice(["slm", "llama-server", "llama-cpp-python"]), default="slm", show_default=True,
+    help="Ours, or one of llama.cpp's own servers with the same options.",
+)  # fmt: skip
+@click.pass_context
 @pass_joints
 def serve(
-    joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], adapters_dir: Path | None,
-    default_adapter: str | None, index: str | None, host: str, port: int, parallel: int, hot: int, context: int,
-    threads: int, **guarding: Any,
+    joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...],
+    adapters_dir: Path | None, default_adapter: str | None, index: str | None, host: str, port: int,
+    parallel: int, hot: int, context: int, threads: int, cache_ram: int, cache_dir: Path | None,
+    engine: str, **guarding: Any,
 ) -> None:  # fmt: skip
     """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
 
@@ -230,19 +253,44 @@ def serve(
     policy = policy_of(host, **guarding)
     with ExitStack() as stack:
         listener = stack.enter_context(_bind(host, port))
+        if engine != "slm":
+            from serve import upstream
+
+            upstream.refuse(engine, _given(ctx, but=_ANY_ENGINE))
+            port = listener.getsockname()[1]
+            listener.close()
+            options = upstream.Options(
+                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in _unique(adapters).items()),
+                context, threads, parallel, host, port, policy.keys.single(),
+            )  # fmt: skip
+            ctx.exit(upstream.serve_upstream(engine, options))
         from serve.app import create_app
 
         path = joints.gguf_of(model)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
         files = _unique(adapters)
-        engine = _open(
+        opened = _open(
             stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot,
-            default_adapter=default_adapter,
+            default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
         )  # fmt: skip
+        if adapters_dir:
+            from serve.watch import WatchedFolder, watching
+
+            def convert(folder: Path) -> Path:
+                return joints.adapter_gguf_of(folder, model)
+
+            stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
-        app = create_app(engine, allowed_folders=folders, policy=policy, retriever=retriever)
-        _announce(listener, engine, needs_key=bool(policy.keys))
+        app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever)
+        _announce(listener, opened, needs_key=bool(policy.keys))
         _run(app, listener, policy)
+
+
+def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
+    """The options that were set anywhere (command line, environment, file) and are not among `but`, as spelled."""
+    default = click.core.ParameterSource.DEFAULT
+    options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name not in but]
+    return [p.opts[-1] for p in options if p.name and ctx.get_parameter_source(p.name) is not default]
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slm.errors import InputError
+from slm.errors import InputError, UnsupportedError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 GENERATION = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
@@ -77,10 +77,17 @@ class Keys:
     """The API keys of a server; without any, everybody is let in. Its repr shows none of them."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+        self._keys = tuple(keys)
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in self._keys)
 
     def __bool__(self) -> bool:
         return bool(self._digests)
+
+    def single(self) -> str | None:
+        """The key for a server that takes at most one. Raises UnsupportedError for more."""
+        if len(self._keys) > 1:
+            raise UnsupportedError("this engine takes one API key", found=str(len(self._keys)))
+        return self._keys[0] if self._keys else None
 
     def admit(self, authorization: bytes) -> bool:
         """Whether an Authorization header carries one of the keys.

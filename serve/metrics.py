@@ -40,8 +40,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 class Observed(Protocol):
     """What the metrics ask of an engine."""
 
-    restarts: int
-
+    @property
+    def restarts(self) -> int: ...
     @property
     def state(self) -> str: ...
     @property

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -48,8 +48,11 @@ _LINGER_S, _LINGER_BYTES = 2.0, 64_000_000
 _LARGE = 65_536  # a body that is parsed beside the event loop, one at a time
 
 
-def install_guard(app: FastAPI, policy: Policy, *, context: int, metrics: Metrics) -> None:
-    """Put the guard around an application. context: the engine's, in tokens."""
+def install_guard(
+    app: FastAPI, policy: Policy, *, context: int, metrics: Metrics, open_paths: Iterable[str] = ()
+) -> None:
+    """Put the guard around an application. context: the engine's, in tokens. open_paths: more that need no key."""
+    policy = replace(policy, open_paths=policy.open_paths.union(open_paths))
     app.add_middleware(Guard, policy=policy, context=context, metrics=metrics)
     if policy.origins:
         app.add_middleware(

@@ -256,7 +256,7 @@ def test_a_scrape_says_what_the_server_did(served: Served) -> None:
     assert value(found, "slm_engine_up") == 1 and value(found, "slm_engine_restarts_total") == 0
     assert value(found, "slm_requests_running") == value(found, "slm_requests_waiting") == 0
     contexts = value(found, "slm_contexts_open")
-    assert contexts is not None and contexts >= 2
+    assert contexts is not None and contexts >= 1
     routes = {"/v1/chat/completions": {"200": 3.0, "400": 1.0, "404": 1.0}, "/metrics": {"200": 1.0}}
     for route, by_status in routes.items():
         counted = {s: value(found, "slm_http_responses_total", route=route, status=s) for s in by_status}

@@ -1,0 +1,107 @@
+"""Servers as child processes: started, waited for, watched and ended. It knows nothing of what they are asked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.upstream import Launch, Options, is_ready
+from slm.errors import EngineError
+
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers: where, its process, how long it took to get there, and what it says (a growing file)."""
+
+    url: str
+    pid: int
+    start_s: float
+    log: Path
+
+    def last_words(self) -> str:
+        """The last line that it has said."""
+        return _last_line(self.log)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def running(launch: Launch, options: Options, *, patience_s: float = 180.0) -> Iterator[Server]:
+    """Start a server and wait until it is ready; it is ended with the block. Raises EngineError with its last words."""
+    with tempfile.TemporaryDirectory(prefix="slm-bench-") as folder:
+        log = Path(folder) / "log"
+        started = time.perf_counter()
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                launch.argv, env={**os.environ, **launch.env}, cwd=folder, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        try:
+            while not is_ready(options.host, options.port, launch.ready_path):
+                waited = time.perf_counter() - started
+                if process.poll() is not None or waited > patience_s:
+                    how = "is not ready" if process.returncode is None else f"ended with code {process.returncode}"
+                    what = f"'{Path(launch.argv[0]).name}' {how} after {waited:.0f} s"
+                    raise EngineError(what, found=_last_line(log)[:300])
+                time.sleep(_POLL_S)
+            yield Server(options.url, process.pid, time.perf_counter() - started, log)
+        finally:
+            _end(process)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants, from Linux's /proc; only itself elsewhere."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    found, rest = [pid], [pid]
+    while rest:
+        parent = rest.pop()
+        children = [child for child, its_parent in parents.items() if its_parent == parent]
+        found += children
+        rest += children
+    return found
+
+
+def memory_mb(pid: int, field: str = "VmRSS") -> float | None:
+    """One figure of /proc/PID/status (VmRSS, VmHWM, RssAnon) in megabytes; None where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return None
+
+
+def peak_rss_mb(pid: int) -> float | None:
+    """The sum of the largest resident sizes that the processes of a family had; None outside of Linux."""
+    peaks = [peak for one in family(pid) if (peak := memory_mb(one, "VmHWM")) is not None]
+    return sum(peaks) if peaks else None

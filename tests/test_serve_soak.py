@@ -1,0 +1,38 @@
+"""The reliability checks of scripts/soak_serve.py, small, on a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from scripts.soak_serve import CHECKS, mutate, soak
+from scripts.soak_target import Sizes, flat
+from tests.tiny_gguf import write_model
+
+# Memory and recovery are allowed more here: the runs are short, and the machine may be busy with other tests.
+SMALL = Sizes(
+    requests=100, connections=60, kills=3, mutations=60, adapters=6, rounds=4, tokens=24, slow_readers=3, probe_s=1.0,
+    growth=1.15, recovery_s=20.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_server_holds(name: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.gguf")
+    rows = asyncio.run(soak(model, [name], SMALL, threads=1, context=2048))
+    assert rows and [row for row in rows if not row.ok] == []
+
+
+def test_growing_memory_is_found() -> None:
+    before = {"server": 100.0, "engine": 200.0}
+    assert [row.ok for row in flat(before, {"server": 104.0, "engine": 211.0}, 1.05, "x")] == [True, False]
+
+
+def test_mutations_differ_and_repeat_with_their_seed() -> None:
+    data = bytes(range(256)) * 40
+    made = [mutate(data, random.Random(seed)) for seed in range(50)]
+    assert made == [mutate(data, random.Random(seed)) for seed in range(50)]
+    assert len(set(made)) > 40
