@@ -28,6 +28,7 @@ from rag.cite import Citations
 from serve import cli
 from serve.app import create_app
 from serve.engine import Engine, open_engine
+from serve.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
 from slm.joints import Grounded, Joints, Message, Passage
 from tests.tiny_gguf import write_adapter, write_model
@@ -306,13 +307,13 @@ def test_the_page_is_self_contained_and_bilingual(served: Served) -> None:
 
 
 def test_with_a_key_every_request_but_page_and_health_needs_it(served: Served) -> None:
-    with running(served.engine, served.folder, api_key="secret-鍵") as locked:
+    with running(served.engine, served.folder, policy=Policy(Keys(["secret-鍵"]))) as locked:
         assert httpx.get(f"{locked.url}/health").status_code == 200
         assert httpx.get(locked.url).status_code == 200
         for headers in ({}, {"authorization": "Bearer wrong"}):
             reply = httpx.get(f"{locked.url}/v1/models", headers=headers)
             assert reply.status_code == 401 and error_of(reply)["code"] == "invalid_api_key"
-    with running(served.engine, served.folder, api_key="secret") as locked:
+    with running(served.engine, served.folder, policy=Policy(Keys(["secret"]))) as locked:
         client = openai.OpenAI(base_url=f"{locked.url}/v1", api_key="secret", max_retries=0)
         asked: Any = [{"role": "user", "content": "Hello"}]
         whole = client.chat.completions.create(model="en", messages=asked, max_tokens=5)

@@ -18,13 +18,14 @@ from serve.api.answers import Answer, Choice
 from serve.api.forms import form_of
 from serve.api.requests import ChatRequest, CompletionRequest, Generation, LoraScale
 from serve.engine import Engine, Sink, Ticket
+from serve.metrics import Metrics
 from serve.router import Route
 from serve.runs import Begin, respond
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 
 
-def generation_routes(engine: Engine, retriever: Retriever | None) -> APIRouter:
+def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metrics) -> APIRouter:
     """The two paths that generate text."""
     router = APIRouter()
 
@@ -49,7 +50,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None) -> APIRouter:
             return start
 
         choices = [Choice(n, chat=True, grounded=grounded, calls=form.calls) for n in range(body.n)]
-        begins = [begin(n) for n in range(body.n)]
+        begins = [metrics.measured(begin(n), way.adapter) for n in range(body.n)]
         return await respond(
             request, begins, _answer(engine, way, chat=True), choices, stream=body.stream,
             with_usage=_wants_usage(body), headers=_route_headers(way), grounded=grounded,
@@ -73,7 +74,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None) -> APIRouter:
 
             return start
 
-        begins = [begin(prompt, n) for prompt in prompts for n in range(body.n)]
+        begins = [metrics.measured(begin(p, n), way.adapter) for p in prompts for n in range(body.n)]
         choices = [Choice(index, chat=False) for index in range(len(begins))]
         return await respond(
             request, begins, _answer(engine, way, chat=False), choices, stream=body.stream,
