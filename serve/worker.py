@@ -167,7 +167,7 @@ class Worker:
         options = SamplingOptions(**{**sampling, "stop": tuple(sampling["stop"])})
         room = self._context - len(prompt)
         if not prompt:
-            raise EngineError("the prompt is empty")
+            raise InputError("the prompt is empty")
         if room < 1 or (options.max_tokens > room and not order["fit"]):
             answer = "" if order["fit"] else f" and the answer may take {options.max_tokens:,}"
             raise ContextOverflowError(
