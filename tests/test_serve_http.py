@@ -397,3 +397,16 @@ def test_serve_starts_says_where_and_stops_on_ctrl_c(served: Served) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 1, 130)
         assert "Traceback" not in process.stderr.read()
+
+
+def test_a_request_may_name_its_own_adapters_with_scales(served: Served) -> None:
+    rows = {row["name"]: row["id"] for row in httpx.get(f"{served.url}/lora-adapters").json()}
+    alone = served.chat("Hello", model="ja")
+    same = served.chat("Hello", lora=[{"id": rows["ja"], "scale": 1.0}])
+    assert same.json()["choices"] == alone.json()["choices"]
+    assert unquote(same.headers["x-slm-adapter"]) == "ja"
+    none = served.chat("Hello", model="ja", lora=[{"id": rows["ja"], "scale": 0.0}])
+    assert none.json()["choices"] == served.chat("Hello", model="base").json()["choices"]
+    both = served.chat("Hello", lora=[{"id": number, "scale": 0.5} for number in rows.values()])
+    assert unquote(both.headers["x-slm-adapter"]) == "+".join(rows)
+    assert served.chat("Hello", lora=[{"id": 99, "scale": 1}]).status_code == 400
