@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -33,13 +33,13 @@ from serve.api import (
     plain_error,
 )
 from serve.engine import Engine, Event, Sink, Ticket
+from serve.page import PAGE_PATHS, add_page
 from slm import __version__
 from slm.errors import InputError, SlmError, UnsupportedError
 from slm.joints import Finish, Grounded, Message, Retriever
 
 _T = TypeVar("_T")
-_OPEN_PATHS = ("/", "/health")
-_CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+_OPEN_PATHS = (*PAGE_PATHS, "/health")
 
 
 def create_app(
@@ -144,11 +144,7 @@ def create_app(
     def vllm_unload(body: VllmUnload) -> dict[str, Any]:
         return unload_adapter(body.lora_name)
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def page() -> HTMLResponse:
-        text = (Path(__file__).parent / "web" / "index.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"content-security-policy": _CSP, "x-content-type-options": "nosniff"})
-
+    add_page(app)
     return app
 
 
