@@ -132,4 +132,4 @@ def test_every_file_says_what_it_is_and_the_page_is_small() -> None:
     for name, text in SCRIPTS.items():
         assert text.startswith("// ") and len(text.splitlines()) <= 400, name
     sent = sum(len(gzip.compress(text.encode())) for text in SOURCES.values())
-    assert sent < 40_000, "what a browser fetches for the whole page, in bytes"
+    assert sent < 36_000, "what a browser fetches for the whole page, in bytes"

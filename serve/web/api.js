@@ -29,13 +29,13 @@ export class Server {
     return { base: base.id, retrieval: Boolean(base.retrieval), adapters: adapters.map(({ id, language }) => ({ name: id, language })) };
   }
 
-  // {status: ok | starting | down | unreachable ..., restarts}; asks for no key and never fails.
-  async health() {
+  // ready, starting, down or unreachable; asks for no key and never fails.
+  async state() {
     try {
-      const body = await (await fetch("health", { cache: "no-store" })).json();
-      return { status: String(body.status ?? "down"), restarts: body.restarts ?? 0 };
+      const { status } = await (await fetch("health", { cache: "no-store" })).json();
+      return { ok: "ready", starting: "starting" }[status] ?? "down";
     } catch {
-      return { status: "unreachable", restarts: 0 };
+      return "unreachable";
     }
   }
 

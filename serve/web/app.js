@@ -56,9 +56,8 @@ function drawModels() {
 }
 
 function drawStatus(state) {
-  const known = words()[state] ? state : "down";
+  const text = words()[state];
   $("status").dataset.state = state;
-  const text = words()[known];
   if ($("status").firstElementChild.textContent !== text) $("status").firstElementChild.textContent = text;
 }
 
@@ -220,8 +219,7 @@ let watching = 0;
 // Ask how the server is: every half second while it is away, else every 15 s while the page is seen.
 async function watch() {
   clearTimeout(watching);
-  const { status } = await server.health(), before = $("status").dataset.state;
-  const state = status === "ok" ? "ready" : status === "closed" ? "down" : status;
+  const state = await server.state(), before = $("status").dataset.state;
   drawStatus(state);
   if (state === "ready" && (before !== "ready" || !models)) refresh();
   clearTimeout(watching);
@@ -372,7 +370,6 @@ addEventListener("storage", (event) => {
   if (same && !running) { chat = same; drawChat(); } else drawChats();
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) { watch(); refresh(); } });
-$("model").addEventListener("pointerdown", refresh);
 $("model").addEventListener("focus", refresh);
 
 chat = store.list()[0] ?? chat;

@@ -6,7 +6,7 @@ export const WORDS = {
     openMenu: "Show conversations", closeMenu: "Close", more: "Conversation menu", rename: "Rename", remove: "Delete",
     exportMarkdown: "Export as Markdown", exportJson: "Export as JSON", other: "日本語", settings: "Settings",
     log: "Messages", message: "Your message", ask: "Ask something…", adapter: "Adapter", auto: "Auto (by language)",
-    base: "Base model", gone: "not loaded", documents: "Search the documents", send: "Send", stop: "Stop", latest: "To the latest message",
+    base: "Base model", gone: "not loaded", documents: "Search documents", send: "Send", stop: "Stop", latest: "To the latest message",
     keys: "Enter sends · Shift+Enter new line · Esc stops · Ctrl+K new chat · / message box",
     ready: "Ready", starting: "The engine is restarting…", down: "The engine is down", unreachable: "The server cannot be reached",
     hello: "Chat with {model}", private: "Conversations stay in this browser. Questions go to this server and nowhere else.",
