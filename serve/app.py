@@ -6,23 +6,22 @@ It knows nothing of the child process or of how an index is searched: it is hand
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
 
 from serve.api.errors import install_errors
 from serve.engine import Engine
 from serve.guard import Policy
 from serve.metrics import Metrics, install_metrics
 from serve.middleware import install_guard
+from serve.page import PAGE_PATHS, add_page
 from serve.routes.adapters import adapter_routes
 from serve.routes.generation import generation_routes
 from serve.routes.models import model_routes
 from slm import __version__
 from slm.joints import Retriever
-
-_CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
 def create_app(
@@ -39,15 +38,11 @@ def create_app(
     app = FastAPI(title="slm-cpu", version=__version__, redoc_url=None)
     install_errors(app)
     metrics = Metrics(engine)
+    policy = replace(policy, open_paths=policy.open_paths | set(PAGE_PATHS))  # the page itself asks for the key
     install_guard(app, policy, context=engine.context, metrics=metrics)
     install_metrics(app, metrics)
     app.include_router(model_routes(engine, retrieval=retriever is not None))
     app.include_router(generation_routes(engine, retriever, metrics))
     app.include_router(adapter_routes(engine, [folder.resolve() for folder in allowed_folders]))
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def page() -> HTMLResponse:
-        text = (Path(__file__).parent / "web" / "index.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"content-security-policy": _CSP, "x-content-type-options": "nosniff"})
-
+    add_page(app)
     return app

@@ -129,7 +129,7 @@ class Policy:
     limits: Limits = Limits()
     hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()
-    open_paths: frozenset[str] = frozenset({"/", "/health"})
+    open_paths: frozenset[str] = frozenset({"/health"})
     access_log: bool = False
 
 
