@@ -6,7 +6,6 @@ It knows nothing of the child process or of how an index is searched: it is hand
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -38,8 +37,7 @@ def create_app(
     app = FastAPI(title="slm-cpu", version=__version__, redoc_url=None)
     install_errors(app)
     metrics = Metrics(engine)
-    policy = replace(policy, open_paths=policy.open_paths | set(PAGE_PATHS))  # the page itself asks for the key
-    install_guard(app, policy, context=engine.context, metrics=metrics)
+    install_guard(app, policy, context=engine.context, metrics=metrics, open_paths=PAGE_PATHS)
     install_metrics(app, metrics)
     app.include_router(model_routes(engine, retrieval=retriever is not None))
     app.include_router(generation_routes(engine, retriever, metrics))

@@ -200,7 +200,7 @@ def test_unknown_paths_and_methods_have_the_same_error_shape(served: Served) -> 
 
 
 def test_what_the_server_cannot_do_is_refused_by_name(served: Served) -> None:
-    for field, value in {"n": 9, "functions": [{"name": "f"}], "lora": [{"id": 0, "scale": 1}]}.items():
+    for field, value in {"n": 9, "functions": [{"name": "f"}]}.items():
         reply = served.chat("Hello", **{field: value})
         assert reply.status_code == 400 and field in error_of(reply)["message"]
 
