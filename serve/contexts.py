@@ -143,6 +143,13 @@ class HotContext:
         """Let the next step run."""
         self._stop[0] = b"\0"
 
+    def shared(self, request: Request) -> int:
+        """How many of the prompt's leading tokens this context holds under the same adapters; from any thread."""
+        return max(
+            (prefix.common_prefix(slot.tokens, request.prompt) for slot in self.slots if slot.key == request.key),
+            default=0,
+        )
+
     # --- requests ------------------------------------------------------------------------------------------------
 
     def admit(self, request: Request) -> bool:
@@ -342,10 +349,7 @@ class HotContext:
 
     def _restore(self, request: Request) -> tuple[Slot, int] | None:
         """A slot with the cells of the store's best entry, where that holds clearly more than this context does."""
-        here = max(
-            (prefix.common_prefix(s.tokens, request.prompt) for s in self.slots if s.key == request.key), default=0
-        )
-        if self._store.longest(request.key, request.prompt) < here + batch.SMALLEST_CHUNK:
+        if self._store.longest(request.key, request.prompt) < self.shared(request) + batch.SMALLEST_CHUNK:
             return None
         entry = self._store.take(request.key, request.prompt)
         placement = self._place(request, at_least=len(entry.tokens)) if entry else None
