@@ -414,14 +414,14 @@ def test_no_request_that_the_schema_allows_or_forbids_is_a_500(tmp_path: Path) -
     model = write_model(tmp_path / "small.gguf")
     adapters = {"en": write_adapter(tmp_path / "en.gguf")}
     seen: dict[str, int] = {}
-    with open_engine(model, adapters, threads=1, context=128) as engine, running(engine, tmp_path) as server:
+    with open_engine(model, adapters, threads=1, context=64) as engine, running(engine, tmp_path) as server:
         api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         for operation in (found.ok() for found in api.get_all_operations()):
             # A GET has nothing that could be sent wrongly.
             for mode in [GenerationMode.POSITIVE] + [GenerationMode.NEGATIVE] * (operation.method.upper() == "POST"):
 
                 @given(case=operation.as_strategy(generation_mode=mode))
-                @settings(max_examples=10, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+                @settings(max_examples=7, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
                           suppress_health_check=list(HealthCheck))  # fmt: skip
                 def examine(case: Any) -> None:
                     reply = case.call(timeout=60)

@@ -59,7 +59,7 @@ class ToolCall(BaseModel):
 class TurnOf(BaseModel):
     """One message of a conversation."""
 
-    role: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
