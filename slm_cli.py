@@ -17,6 +17,7 @@ import click
 
 from slm import __version__
 from slm.console import note, run, set_verbosity
+from slm.errors import MissingFileError
 from slm.joints import Engine, Joints, Retriever
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
@@ -102,6 +103,22 @@ def _gguf_of(model: str) -> Path:
     return file
 
 
+def _adapter_gguf_of(folder: Path, model: str) -> Path:
+    """The adapter GGUF of a PEFT folder; converted once for its content, and kept."""
+    from convert.adapter import convert_adapter
+    from slm import paths
+    from slm.artifacts import sha256_files
+
+    content = sha256_files([folder / "adapter_config.json", folder / "adapter_model.safetensors"])
+    file = paths.home() / "exports" / f"{folder.name}-{content[:12]}.adapter.gguf"
+    if not file.exists():
+        try:
+            convert_adapter(folder, file)
+        except MissingFileError:  # its base is elsewhere on this machine: it has to be the served model then
+            convert_adapter(folder, file, _checkpoint_of(model))
+    return file
+
+
 def _open_engine(
     model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
 ) -> AbstractContextManager[Engine]:
@@ -169,7 +186,7 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
     if ctx.default_map is None:
         ctx.default_map = _config_defaults()
     if ctx.obj is None:
-        ctx.obj = Joints(_open_engine, _open_retriever, _checkpoint_of, _gguf_of)
+        ctx.obj = Joints(_open_engine, _open_retriever, _checkpoint_of, _gguf_of, _adapter_gguf_of)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,19 @@ class Base:
     eos: str
     trained_context: int
 
+    @cached_property
+    def content(self) -> str:
+        """Hash of the file; read once, when it is asked for."""
+        return sha256_file(self.path)
+
 
 @dataclass(frozen=True)
 class Adapter:
-    """One loaded adapter. `key` (content hash and scale) is its identity for the engine and the KV cache."""
+    """One loaded adapter. `content` (hash of the file) is its identity for the engine and the KV cache."""
 
     name: str
     path: Path
-    key: str
+    content: str
     language: str | None
     template: str | None
     scale: float
@@ -116,7 +122,7 @@ def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0) -> Ada
     return Adapter(
         name=name,
         path=path.resolve(),
-        key=f"{sha256_file(path)}@{scale:g}",
+        content=sha256_file(path),
         language=_text(file, "slm.lang") or language_of_name(name),
         template=_text(file, "tokenizer.chat_template"),
         scale=scale,
@@ -164,9 +170,9 @@ class Registry:
         del self._adapters[name]
         return adapter
 
-    def uses(self, key: str) -> bool:
+    def uses(self, content: str) -> bool:
         """Whether any name stands for this content."""
-        return any(adapter.key == key for adapter in self._adapters.values())
+        return any(adapter.content == content for adapter in self._adapters.values())
 
 
 def _text(file: GgufFile, key: str) -> str | None:

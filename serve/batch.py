@@ -1,70 +1,157 @@
-"""The scheduling policy: who gets how many tokens in a step, which context steps next, who must make room.
+"""The scheduling policy: who gets how many tokens in a step, whose turn it is, which context takes a request.
 
-Pure functions over plain data. It knows nothing of llama.cpp handles, of adapters' files or of HTTP.
+Pure functions and plain state, no clock of its own. It knows nothing of llama.cpp handles, of adapters' files,
+of threads or of HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
-PREFILL_CHUNK = 256
+# A step should not last longer than this, so that arrivals, cancellations and other contexts wait little.
+STEP_S = 0.1
+SMALLEST_CHUNK, LARGEST_CHUNK = 32, 512
+# Changing a context's adapter makes llama.cpp plan its graphs anew (about half a token's time): not at every step.
+QUANTUM = 16
 
 
 @dataclass(frozen=True)
 class Work:
-    """One running sequence: its slot, and how many prompt tokens are not decoded yet (0: it generates)."""
+    """One running sequence: its slot, how many prompt tokens are not decoded yet (0: it generates), its arrival."""
 
     slot: int
     prompt_left: int
+    arrived: int = 0
 
 
-def plan_step(work: Sequence[Work], *, chunk: int = PREFILL_CHUNK) -> dict[int, int]:
+def plan_step(work: Sequence[Work], *, chunk: int) -> dict[int, int]:
     """Tokens for each slot in the next decode call.
 
-    Every generating sequence gets its one token, so a long prompt never stops those that are answering. Prompts
-    share `chunk` tokens evenly, and what a short prompt does not need goes to the longer ones: the short one
-    starts answering first.
+    Every generating sequence gets its one token, so a long prompt never stops those that are answering. `chunk`
+    tokens go to prompts: a quarter of them to the one that has waited longest, so that none starves, the rest to the
+    shortest first, because an almost read prompt starts answering soonest.
     """
     plan = {item.slot: 1 for item in work if item.prompt_left == 0}
-    waiting = sorted((item for item in work if item.prompt_left > 0), key=lambda item: item.prompt_left)
-    budget = chunk
-    for position, item in enumerate(waiting):
-        share = min(item.prompt_left, budget // (len(waiting) - position))
-        if share > 0:
-            plan[item.slot] = share
-            budget -= share
+    prompts = sorted((item for item in work if item.prompt_left > 0), key=lambda item: (item.prompt_left, item.arrived))
+    if not prompts:
+        return plan
+    oldest = min(prompts, key=lambda item: item.arrived)
+    share = min(oldest.prompt_left, max(1, chunk // 4))
+    plan[oldest.slot] = share
+    budget = chunk - share
+    for item in prompts:
+        more = min(item.prompt_left - plan.get(item.slot, 0), budget)
+        if more > 0:
+            plan[item.slot] = plan.get(item.slot, 0) + more
+            budget -= more
     return plan
 
 
-def next_in_turn(keys: Sequence[str], last: str | None) -> str | None:
-    """The key after `last` in a fixed cyclic order (sorted), so that every context with work gets its turn."""
-    if not keys:
-        return None
-    ordered = sorted(keys)
-    if last is None:
-        return ordered[0]
-    return next((key for key in ordered if key > last), ordered[0])
+def chunk_of(prefill_rate: float) -> int:
+    """How many prompt tokens fit into a step, from the measured tokens per second (0: not measured yet)."""
+    if prefill_rate <= 0:
+        return 4 * SMALLEST_CHUNK
+    return int(min(LARGEST_CHUNK, max(SMALLEST_CHUNK, prefill_rate * STEP_S)))
+
+
+class Rotation:
+    """Whose turn it is among adapters that share a context: each keeps it for a quantum of steps, then the next."""
+
+    def __init__(self, quantum: int = QUANTUM) -> None:
+        self._quantum = quantum
+        self._current: str | None = None
+        self._left = 0
+
+    def next(self, waiting: Collection[str]) -> str | None:
+        """The adapter of the next step among those with work; counts the step."""
+        if not waiting:
+            return None
+        if self._current not in waiting or (self._left <= 0 and len(waiting) > 1):
+            ordered = sorted(waiting)
+            last = self._current
+            self._current = next((key for key in ordered if last is not None and key > last), ordered[0])
+            self._left = self._quantum
+        self._left -= 1
+        return self._current
+
+
+@dataclass
+class Cores:
+    """Which contexts compute now and with how many cores: never more in all than there are.
+
+    A context asks with `want`, is given cores by `grant`, and gives them back with `release` after its step. The
+    one that has waited longest is served first, and no one gets more than its share while others have work.
+    """
+
+    total: int
+    _queue: list[int] = field(default_factory=list)
+    _granted: dict[int, int] = field(default_factory=dict)
+
+    def want(self, lane: int) -> None:
+        """The lane has work and would like to step."""
+        if lane not in self._queue:
+            self._queue.append(lane)
+
+    def drop(self, lane: int) -> None:
+        """The lane has no work any more."""
+        if lane in self._queue:
+            self._queue.remove(lane)
+
+    def grant(self, lane: int) -> int:
+        """Cores for one step of this lane now, or 0 when it has to wait."""
+        if lane not in self._queue or lane in self._granted:
+            return 0
+        free = self.total - sum(self._granted.values())
+        contenders = len(self._queue) + len(self._granted)
+        share = max(1, self.total // contenders)
+        ahead = self._queue.index(lane)
+        if free - ahead * share < 1:
+            return 0
+        # What the division leaves over goes to the first who asks, so that no core idles.
+        over = self.total - share * contenders - sum(max(0, cores - share) for cores in self._granted.values())
+        cores = min(share + max(0, over), free - ahead * share)
+        self._queue.remove(lane)
+        self._granted[lane] = cores
+        return cores
+
+    def release(self, lane: int) -> None:
+        """The lane's step is over."""
+        self._granted.pop(lane, None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any lane is computing."""
+        return bool(self._granted)
 
 
 @dataclass(frozen=True)
-class ContextLoad:
-    """One open context: when it last worked (a counter), its running requests, the most tokens one has left."""
+class LaneLoad:
+    """What a context is doing: running requests by adapter, and whether it could take one more."""
 
-    last_used: int
-    running: int
-    most_left: int
+    running: Mapping[str, int]
+    room: bool = True
+    opened: bool = True
 
 
-def make_room(contexts: Mapping[str, ContextLoad], *, hot: int) -> tuple[str | None, str | None]:
-    """(context to close now, context to let run dry) for opening one more among at most `hot`.
+def home_of(key: str, lanes: Sequence[LaneLoad], *, parallel: int) -> int | None:
+    """The context that takes the next request for adapter `key`, or None: it has to wait.
 
-    Idle contexts go first, the least recently used before others. When all are working, the one that will be
-    done soonest takes no new requests until it is empty, so that a waiting adapter is never starved.
+    One that is working for this adapter already (its requests share a batch), else an idle one, one that was opened
+    before others, else the one with the fewest adapters; never more than `parallel` requests for one adapter.
     """
-    if len(contexts) < hot:
-        return None, None
-    idle = [key for key, load in contexts.items() if load.running == 0]
-    if idle:
-        return min(idle, key=lambda key: (contexts[key].last_used, key)), None
-    return None, min(contexts, key=lambda key: (contexts[key].most_left, key))
+    if sum(lane.running.get(key, 0) for lane in lanes) >= parallel:
+        return None
+    open_to = [index for index, lane in enumerate(lanes) if lane.room]
+    if not open_to:
+        return None
+    return min(
+        open_to,
+        key=lambda index: (
+            -lanes[index].running.get(key, 0),
+            len(lanes[index].running),
+            not lanes[index].opened,
+            sum(lanes[index].running.values()),
+            index,
+        ),
+    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import click
 
-from serve.api import timings
+from serve.api.answers import timings
 from serve.engine import Engine
 from slm.console import note
 from slm.errors import SlmError

@@ -140,7 +140,7 @@ def generate(
 def _print_answer(events: Any, as_json: bool) -> None:
     import time
 
-    from serve.api import timings
+    from serve.api.answers import timings
 
     started, first, text = time.perf_counter(), 0.0, ""
     for event in events:
@@ -203,7 +203,7 @@ def chat(
 @_adapters
 @click.option(
     "--adapters-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that adapters may be loaded from while the server runs.",
+    help="Folder whose adapters (GGUF files, PEFT folders) are loaded, replaced and unloaded as they come and go.",
 )  # fmt: skip
 @click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
 @click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
@@ -217,6 +217,19 @@ def chat(
 )
 @_context
 @_threads
+@click.option(
+    "--cache-ram",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    metavar="MB",
+    help="Memory for conversations that had to leave their context, so that they need not be read again.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for what does not fit into that memory; kept for the next start.",
+)
 @click.option("--api-key-env", metavar="VAR", help="Environment variable with the API key that clients must send.")
 @click.option("--no-key-ok", is_flag=True, help="Allow other hosts than loopback without an API key.")
 @click.option(
@@ -228,7 +241,8 @@ def chat(
 def serve(
     joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...],
     adapters_dir: Path | None, default_adapter: str | None, index: str | None, host: str, port: int,
-    parallel: int, hot: int, context: int, threads: int, api_key_env: str | None, no_key_ok: bool, engine: str,
+    parallel: int, hot: int, context: int, threads: int, cache_ram: int, cache_dir: Path | None,
+    api_key_env: str | None, no_key_ok: bool, engine: str,
 ) -> None:  # fmt: skip
     """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
 
@@ -266,8 +280,15 @@ def serve(
         files = _unique(adapters)
         opened = _open(
             stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot,
-            default_adapter=default_adapter,
+            default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
         )  # fmt: skip
+        if adapters_dir:
+            from serve.watch import WatchedFolder, watching
+
+            def convert(folder: Path) -> Path:
+                return joints.adapter_gguf_of(folder, model)
+
+            stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
         app = create_app(opened, allowed_folders=folders, api_key=api_key, retriever=retriever)
         _announce(listener, opened, needs_key=api_key is not None)

@@ -1,7 +1,8 @@
-"""Where a new request's tokens go inside one adapter's context, and what of the KV cache it may reuse.
+"""Where a new request's tokens go inside a context, and what of the KV cache it may reuse.
 
-Pure functions. A context belongs to one adapter content, so nothing here can mix two adapters' cells: the
-cache's key is (adapter content, tokens) by construction. It knows nothing of llama.cpp handles.
+Pure functions. Every sequence carries the key of the adapters (by content and scale) its cells were computed with,
+and only sequences of the same key share cells: the cache's key is (adapters' content, tokens), never a name. It
+knows nothing of llama.cpp handles.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SlotView:
-    """One sequence of a context: the tokens whose cells it holds, the cells it may still grow to, and its use."""
+    """One sequence of a context: whose cells it holds, for which tokens, what it may still grow to, and its use."""
 
     index: int
+    key: str
     tokens: Sequence[int]
     busy: bool
     reserved: int
@@ -44,9 +46,9 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def place(
-    slots: Sequence[SlotView], prompt: Sequence[int], *, reserve: int, cells: int, can_copy: bool = True
+    slots: Sequence[SlotView], key: str, prompt: Sequence[int], *, reserve: int, cells: int, can_copy: bool = True
 ) -> Placement | None:
-    """Choose a slot for `prompt`, which may grow to `reserve` tokens, in a context of `cells` cells.
+    """Choose a slot for `prompt` under the adapters `key`; it may grow to `reserve` tokens in a context of `cells`.
 
     None means it has to wait for a running request to end. At least one prompt token is always decoded
     again, because its logits are needed. can_copy: whether cells can be shared between sequences.
@@ -55,7 +57,9 @@ def place(
     free = cells - sum(slot.reserved for slot in slots if slot.busy) - reserve
     if not idle or free < 0:
         return None
-    shared = {slot.index: min(common_prefix(slot.tokens, prompt), len(prompt) - 1) for slot in slots}
+    shared = {
+        slot.index: min(common_prefix(slot.tokens, prompt), len(prompt) - 1) if slot.key == key else 0 for slot in slots
+    }
     best = max(slots, key=lambda slot: (shared[slot.index], not slot.busy, slot.last_used))
     keep = shared[best.index]
     # An idle conversation that goes on is continued where it is; a prefix that others may want again

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.adapters import Adapter, Base
+from serve.templates import render_guarded
 from slm.joints import Message
-from slm.prompt import named_template, render
+from slm.prompt import named_template
 
 # A template that marks turns with plain text has no end-of-turn token; the next turn's marker ends the answer.
 _TEXT_MARKERS = ("### Instruction:",)
@@ -19,9 +20,9 @@ _TEXT_MARKERS = ("### Instruction:",)
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text to tokenize (markers as tokens), whether the vocabulary's own BOS is to be added, and stop strings."""
+    """Text to tokenize (markers as tokens) or token ids, whether BOS is to be added to a text, and stop strings."""
 
-    text: str
+    text: str | list[int]
     add_special: bool
     stop: tuple[str, ...] = ()
 
@@ -29,15 +30,20 @@ class Prompt:
 def chat_prompt(
     base: Base, adapter: Adapter | None, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
 ) -> Prompt:
-    """Render with the adapter's own template, else the base's, else the named one for its vocabulary."""
+    """Render with the adapter's own template, else the base's, else the named one for its vocabulary.
+
+    tools: functions the model may call, as OpenAI describes them. Raises InputError where the template refuses it.
+    """
     template = (adapter and adapter.template) or base.template or named_template(base.template_name)
-    text = render(template, messages, bos_token=base.bos, eos_token=base.eos)
+    text = render_guarded(template, messages, bos_token=base.bos, eos_token=base.eos, tools=tools)
     return Prompt(text, needs_bos(base, text), tuple(marker for marker in _TEXT_MARKERS if marker in template))
 
 
-def plain_prompt(base: Base, text: str) -> Prompt:
-    """A text to be continued as it stands."""
-    return Prompt(text, needs_bos(base, text))
+def plain_prompt(base: Base, text: str | Sequence[int]) -> Prompt:
+    """A text to be continued as it stands, or token ids, to which nothing is added."""
+    if isinstance(text, str):
+        return Prompt(text, needs_bos(base, text))
+    return Prompt(list(text), False)
 
 
 def needs_bos(base: Base, text: str) -> bool:

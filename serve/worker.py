@@ -1,15 +1,18 @@
 """The engine's child process: one model, many adapters, JSON lines in and out (`python -m serve.worker`).
 
-It knows adapters by a key (content hash and scale), never by name or path, and nothing of HTTP, languages or
-chat templates. llama.cpp may abort this process; the parent (`serve.engine`) then starts another.
+It knows adapters by the hash of their content, never by name, and nothing of HTTP, languages or chat templates.
+llama.cpp may abort this process; the parent (`serve.supervisor`) then starts another.
 
-In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot"}
-     {"op": "load", "id", "key", "path", "scale"}   {"op": "unload", "id", "key"}   {"op": "stats", "id"}
+In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "identity", "cache_bytes",
+      "cache_folder"}
+     {"op": "load", "id", "content", "path"}   {"op": "unload", "id", "content"}   {"op": "stats", "id"}
      {"op": "tokenize", "id", "prompt", "add_special"}   {"op": "detokenize", "id", "tokens"}
      {"op": "embed", "id", "text"}
-     {"op": "generate", "id", "prompt", "add_special", "adapter": key or "", "fit", "sampling": {...}}
+     {"op": "generate", "id", "prompt": text or token ids, "add_special", "lora": [[content, scale], ...], "fit",
+      "sampling": {...}}
      {"op": "cancel", "id"}
-Out: {"id", "ok": {...}} | {"id", "text"} | {"id", "finish": {...}} | {"id", "error": {"type", "what", "found", "hint"}}
+Out: {"id", "ok": {...}} | {"id", "begun": true} | {"id", "text"[, "score"]} | {"id", "finish": {...}}
+     | {"id", "error": {"type", "what", "found", "hint"}}
 """
 
 from __future__ import annotations
@@ -19,83 +22,91 @@ import os
 import queue
 import sys
 import threading
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from serve import batch
-from serve.contexts import HotContext
-from slm.errors import ContextOverflowError, EngineError, InputError, SlmError
-from slm.joints import SamplingOptions
-from slm.llama import embedding_of, library, open_adapter, open_model, token_bytes, tokenize, vocab_size
+from serve.contexts import HotContext, Piece, Request
+from serve.lanes import Lanes, key_of
+from serve.prefix_store import PrefixStore
+from serve.sampling import Vocabulary, vocabulary_of
+from slm.errors import ContextOverflowError, InputError, SlmError
+from slm.joints import SamplingOptions, TokenScore
+from slm.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes, tokenize
 
-BASE = ""
-
-
-@dataclass
-class _Adapter:
-    handle: Any
-    scale: float
-    stack: ExitStack
-    retired: bool = False
+Orders = queue.SimpleQueue[dict[str, Any]]
+# The interpreter gives a waiting thread its turn after this long; the default of 5 ms is half a token's time.
+_SWITCH_S = 0.0005
 
 
-@dataclass
-class _Request:
-    id: int
-    key: str
-    prompt: list[int]
-    options: SamplingOptions
+class Replies:
+    """Lines for the parent, written with one flush a step (implements `serve.lanes.Sink`)."""
 
-
-@dataclass
-class _Replies:
-    """What one round of the loop has to say, written with one flush."""
-
-    out: IO[str]
-    lines: list[str] = field(default_factory=list)
+    def __init__(self, out: IO[str]) -> None:
+        self._out, self._lock = out, threading.Lock()
+        self._lines: list[str] = []
 
     def add(self, id: int, **fields: Any) -> None:
-        self.lines.append(json.dumps({"id": id, **fields}, ensure_ascii=False))
+        line = json.dumps({"id": id, **fields}, ensure_ascii=False)
+        with self._lock:
+            self._lines.append(line)
 
-    def error(self, id: int, error: SlmError) -> None:
+    def begun(self, request: int) -> None:
+        self.add(request, begun=True)
+
+    def piece(self, piece: Piece) -> None:
+        if piece.score:
+            self.add(piece.request, text=piece.text, score=score_fields(piece.score))
+        elif piece.text:
+            self.add(piece.request, text=piece.text)
+        if piece.finish:
+            self.add(piece.request, finish=piece.finish)
+        if piece.error:
+            self.error(piece.request, piece.error)
+
+    def error(self, request: int, error: SlmError) -> None:
         kind = type(error).__name__
-        self.add(id, error={"type": kind, "what": error.what, "found": error.found, "hint": error.hint})
+        self.add(request, error={"type": kind, "what": error.what, "found": error.found, "hint": error.hint})
 
     def flush(self) -> None:
-        if self.lines:
-            self.out.write("\n".join(self.lines) + "\n")
-            self.out.flush()
-            self.lines.clear()
+        with self._lock:
+            if self._lines:
+                self._out.write("\n".join(self._lines) + "\n")
+                self._out.flush()
+                self._lines.clear()
+
+
+def score_fields(score: TokenScore) -> list[Any]:
+    """A score as JSON: [token, bytes as Latin-1, logprob, [[token, bytes, logprob], ...]]."""
+    top = [[token, piece.decode("latin-1"), logprob] for token, piece, logprob in score.top]
+    return [score.token, score.piece.decode("latin-1"), score.logprob, top]
 
 
 class Worker:
-    """The loop: take orders, admit waiting requests, give one context its step."""
+    """Obeys orders; what takes long runs on other threads, so that a cancellation is heard at once."""
 
     def __init__(self, out: IO[str]) -> None:
-        self._replies = _Replies(out)
+        self._replies = Replies(out)
         self._stack = ExitStack()
         self._model: Any = None
-        self._context = self._parallel = self._hot = self._threads = 0
-        self._adapters: dict[str, _Adapter] = {}
-        self._contexts: dict[str, HotContext] = {}
-        self._waiting: list[_Request] = []
-        self._turn: str | None = None
-        self._clock = 0
+        self._vocabulary: Vocabulary | None = None
+        self._context = 0
+        self._lanes: Lanes | None = None
+        self._embeddings: Orders = queue.SimpleQueue()
 
-    def run(self, orders: queue.SimpleQueue[dict[str, Any]]) -> None:
-        """Serve until the process ends (the reader of stdin ends it)."""
+    def run(self, orders: Orders) -> None:
+        """Serve until the order to end."""
+        threading.Thread(target=self._embed_in_turn, daemon=True).start()
         while True:
-            idle = not self._waiting and not any(context.busy for context in self._contexts.values())
-            if idle:
-                self._obey(orders.get())
-            while not orders.empty():
-                self._obey(orders.get())
-            self._admit()
-            self._step()
-            self._free_retired()
-            self._replies.flush()
+            order = orders.get()
+            if order["op"] == "end":
+                if self._lanes:
+                    self._lanes.finish()
+                return
+            self._obey(order)
+            if orders.empty():
+                self._replies.flush()
 
     def _obey(self, order: dict[str, Any]) -> None:
         id = int(order["id"])
@@ -107,66 +118,77 @@ class Worker:
         if answer is not None:
             self._replies.add(id, ok=answer)
 
+    @property
+    def _open_lanes(self) -> Lanes:
+        assert self._lanes is not None
+        return self._lanes
+
     def _do_open(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         self._model = open_model(self._stack, Path(order["model"]))
+        vocabulary = self._vocabulary = vocabulary_of(self._model)
         trained = int(library().llama_model_n_ctx_train(self._model))
         self._context = min(int(order["context"]), trained) if trained > 0 else int(order["context"])
-        self._parallel, self._hot = int(order["parallel"]), int(order["hot"])
-        self._threads = int(order["threads"])
-        self._open_context(BASE)
+        folder = Path(order["cache_folder"]) if order["cache_folder"] else None
+        store = PrefixStore(str(order["identity"]), budget=int(order["cache_bytes"]), folder=folder)
+        parallel, cells = int(order["parallel"]), self._context
+
+        def open_context(threads: int) -> HotContext:
+            return HotContext(self._model, vocabulary, store, cells=cells, parallel=parallel, threads=threads)
+
+        self._lanes = Lanes(
+            open_context, self._replies, store, lanes=int(order["hot"]), cores=int(order["threads"]) or physical_cores(),
+            parallel=parallel,
+        )  # fmt: skip
         return {"context": self._context, "trained_context": trained}
 
     def _do_load(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
-        known = self._adapters.get(order["key"])
-        if known:
-            known.retired = False
-            return {}
-        with ExitStack() as stack:
-            handle = open_adapter(stack, self._model, Path(order["path"]))
-            self._adapters[order["key"]] = _Adapter(handle, float(order["scale"]), stack.pop_all())
+        path = Path(order["path"])
+        self._open_lanes.load(order["content"], lambda stack: open_adapter(stack, self._model, path))
         return {}
 
     def _do_unload(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
-        if order["key"] in self._adapters:
-            self._adapters[order["key"]].retired = True
+        self._open_lanes.unload(order["content"])
         return {}
 
     def _do_stats(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "running": sum(len(context.busy) for context in self._contexts.values()),
-            "waiting": len(self._waiting),
-            "contexts": sorted(self._contexts),
-            "adapters": sorted(self._adapters),
-        }
+        return self._open_lanes.stats()
 
     def _do_tokenize(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         return {"tokens": self._tokens(order["prompt"], bool(order["add_special"]))}
 
     def _do_detokenize(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
-        tokens, size = [int(token) for token in order["tokens"]], vocab_size(self._model)
-        for token in tokens:
-            if not 0 <= token < size:
-                raise InputError(f"{token} is no token id; the vocabulary has {size:,}")
+        tokens = self._checked(order["tokens"])
         text = b"".join(token_bytes(self._model, token, special=True) for token in tokens)
         return {"text": text.decode("utf-8", "replace")}
 
-    def _do_embed(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
-        tokens = self._tokens(order["text"], True)
+    def _do_embed(self, id: int, order: dict[str, Any]) -> None:
+        self._embeddings.put(order)
+
+    def _embed_in_turn(self) -> None:
+        while True:
+            order = self._embeddings.get()
+            try:
+                self._replies.add(order["id"], ok=self._embedding(order["text"]))
+            except SlmError as error:
+                self._replies.error(order["id"], error)
+            self._replies.flush()
+
+    def _embedding(self, text: str) -> dict[str, Any]:
+        tokens = self._tokens(text, True)
         if not tokens:
             raise InputError("the text to embed is empty")
         if len(tokens) > self._context:
             raise ContextOverflowError(f"the text has {len(tokens):,} tokens; the context holds {self._context:,}")
-        return {"embedding": embedding_of(self._model, tokens, n_threads=self._threads), "tokens": len(tokens)}
+        with self._open_lanes.borrowed_cores() as cores:
+            return {"embedding": embedding_of(self._model, tokens, n_threads=cores), "tokens": len(tokens)}
 
     def _do_generate(self, id: int, order: dict[str, Any]) -> None:
-        if order["adapter"] != BASE and order["adapter"] not in self._adapters:
-            raise EngineError("the adapter of this request is not loaded")
-        prompt = self._tokens(order["prompt"], bool(order["add_special"]))
-        sampling = dict(order["sampling"])
-        options = SamplingOptions(**{**sampling, "stop": tuple(sampling["stop"])})
+        given = order["prompt"]
+        prompt = self._tokens(given, bool(order["add_special"])) if isinstance(given, str) else self._checked(given)
+        options = options_of(order["sampling"])
         room = self._context - len(prompt)
         if not prompt:
-            raise EngineError("the prompt is empty")
+            raise InputError("the prompt is empty")
         if room < 1 or (options.max_tokens > room and not order["fit"]):
             answer = "" if order["fit"] else f" and the answer may take {options.max_tokens:,}"
             raise ContextOverflowError(
@@ -174,14 +196,18 @@ class Worker:
                 hint="Shorten the conversation, ask for fewer tokens, or start with a larger --context.",
             )
         options = replace(options, max_tokens=max(1, min(options.max_tokens, room)))
-        self._waiting.append(_Request(id, order["adapter"], prompt, options))
+        key = key_of([(str(content), float(scale)) for content, scale in order["lora"]])
+        self._open_lanes.submit(Request(id, key, prompt, options))
 
     def _do_cancel(self, id: int, order: dict[str, Any]) -> None:
-        for context in self._contexts.values():
-            finish = context.cancel(id)
-            if finish:
-                self._replies.add(id, finish=finish)
-        self._waiting = [request for request in self._waiting if request.id != id]
+        self._open_lanes.cancel(id)
+
+    def _checked(self, tokens: list[Any]) -> list[int]:
+        size = self._vocabulary.size if self._vocabulary else 0
+        for token in tokens:
+            if not isinstance(token, int) or not 0 <= token < size:
+                raise InputError(f"{token!r} is no token id; the vocabulary has {size:,}")
+        return tokens
 
     def _tokens(self, text: str, add_special: bool) -> list[int]:
         tokens = tokenize(self._model, text, add_special=add_special, parse_special=True)
@@ -192,89 +218,32 @@ class Worker:
             tokens.pop()
         return tokens
 
-    def _admit(self) -> None:
-        """Give slots to waiting requests, oldest first; one that must wait holds back only its own adapter's."""
-        held: set[str] = set()
-        still: list[_Request] = []
-        for request in self._waiting:
-            admitted = False
-            if request.key not in held:
-                try:
-                    context = self._contexts.get(request.key) or self._open_context(request.key, held)
-                    admitted = context is not None and context.admit(request.id, request.prompt, request.options)
-                except SlmError as error:
-                    self._replies.error(request.id, error)
-                    continue
-            if not admitted:
-                held.add(request.key)
-                still.append(request)
-        self._waiting = still
 
-    def _open_context(self, key: str, held: set[str] | None = None) -> HotContext | None:
-        loads = {name: context.load() for name, context in self._contexts.items()}
-        close, drain = batch.make_room(loads, hot=self._hot)
-        if drain is not None:
-            if held is not None:
-                held.add(drain)
-            return None
-        if close is not None:
-            self._contexts.pop(close).close()
-        adapter = None if key == BASE else self._adapters[key]
-        context = HotContext(
-            self._model,
-            (adapter.handle, adapter.scale) if adapter else None,
-            cells=self._context,
-            parallel=self._parallel,
-            threads=self._threads,
-        )
-        self._contexts[key] = context
-        return context
-
-    def _step(self) -> None:
-        self._turn = batch.next_in_turn([key for key, c in self._contexts.items() if c.busy], self._turn)
-        if self._turn is None:
-            return
-        context = self._contexts[self._turn]
-        self._clock += 1
-        context.last_used = self._clock
-        try:
-            for piece in context.step():
-                if piece.text:
-                    self._replies.add(piece.request, text=piece.text)
-                if piece.finish:
-                    self._replies.add(piece.request, finish=piece.finish)
-        except EngineError as error:
-            for request in context.fail():
-                self._replies.error(request, error)
-
-    def _free_retired(self) -> None:
-        """Free unloaded adapters that no request uses any more; those under way end with what they began with."""
-        for key in [key for key, adapter in self._adapters.items() if adapter.retired]:
-            context = self._contexts.get(key)
-            if (context and context.busy) or any(request.key == key for request in self._waiting):
-                continue
-            if context:
-                self._contexts.pop(key).close()
-            self._adapters.pop(key).stack.close()
+def options_of(fields: dict[str, Any]) -> SamplingOptions:
+    """Sampling options from their JSON form."""
+    bias = tuple((int(token), float(value)) for token, value in fields["logit_bias"])
+    return SamplingOptions(**{**fields, "stop": tuple(fields["stop"]), "logit_bias": bias})
 
 
-def _read(stdin: IO[str], orders: queue.SimpleQueue[dict[str, Any]]) -> None:
+def _read(stdin: IO[str], orders: Orders) -> None:
     for line in stdin:
         orders.put(json.loads(line))
-    os._exit(0)  # the parent has closed the pipe or is gone; there is nobody left to answer
+    # The parent has closed the pipe or is gone: there is nobody left to answer, and no more than a moment to tidy up.
+    threading.Timer(2.0, os._exit, [0]).start()
+    orders.put({"op": "end", "id": 0})
 
 
 def main() -> None:
     """Keep the protocol's channel apart from whatever native code prints, then serve."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
-    orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    sys.setswitchinterval(_SWITCH_S)
+    orders: Orders = queue.SimpleQueue()
     stdin = os.fdopen(os.dup(0), "r", encoding="utf-8", newline="\n")
     threading.Thread(target=_read, args=(stdin, orders), daemon=True).start()
-    try:
+    with suppress(BrokenPipeError):
         Worker(out).run(orders)
-    except BrokenPipeError:
-        sys.exit(0)
+    os._exit(0)  # threads may still be inside llama.cpp, and nobody waits for them
 
 
 if __name__ == "__main__":

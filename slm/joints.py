@@ -10,16 +10,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import click
 
 
-class Message(TypedDict):
-    """One turn of a conversation: role is system, user or assistant."""
+class Turn(TypedDict):
+    """What every turn of a conversation has: role is system, user, assistant or tool."""
 
     role: str
     content: str
+
+
+class Message(Turn, total=False):
+    """One turn of a conversation.
+
+    tool_calls (of an assistant): {"id", "type": "function", "function": {"name", "arguments": mapping}} each.
+    tool_call_id and name (of a tool): which call this is the result of, and of which function.
+    """
+
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -154,12 +166,14 @@ class Joints:
     open_retriever(index) -> context manager of a Retriever
     checkpoint_of(model) -> a checkpoint folder for a folder, a catalog name or a GGUF (restored when needed)
     gguf_of(model) -> a GGUF file for a file, a catalog name or a checkpoint folder (converted when needed)
+    adapter_gguf_of(folder, model) -> the adapter GGUF of a PEFT folder for that model (converted when needed)
     """
 
     open_engine: Callable[..., AbstractContextManager[Engine]] = _missing  # type: ignore[assignment]
     open_retriever: Callable[[str], AbstractContextManager[Retriever]] = _missing  # type: ignore[assignment]
     checkpoint_of: Callable[[str], Path] = _missing  # type: ignore[assignment]
     gguf_of: Callable[[str], Path] = _missing  # type: ignore[assignment]
+    adapter_gguf_of: Callable[[Path, str], Path] = _missing  # type: ignore[assignment]
 
 
 pass_joints = click.make_pass_decorator(Joints, ensure=True)

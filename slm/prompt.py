@@ -1,18 +1,20 @@
 """Chat templates: named ones, how a base gets one, and rendering in a sandbox. It knows nothing of tokenizers.
 
-The template language is Jinja as transformers uses it: `messages`, `add_generation_prompt`, `bos_token`,
-`eos_token`, and the functions `raise_exception` and `strftime_now`.
+The template language is Jinja as transformers uses it: `messages`, `tools`, `add_generation_prompt`, `bos_token`,
+`eos_token`, the functions `raise_exception` and `strftime_now`, and a `tojson` that does not escape for HTML.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from slm.errors import InputError, UnknownNameError
 from slm.joints import Message
+from slm.tools import CALL_BEGIN, as_plain_turns
 
 # Turn markers as published with each model family; written out anew in the smallest form that renders the same.
 TEMPLATES: dict[str, str] = {
@@ -38,7 +40,7 @@ TEMPLATES: dict[str, str] = {
     ),
 }  # fmt: skip
 _MARKERS = {"gemma": "<start_of_turn>", "chatml": "<|im_start|>"}
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 def named_template(name: str) -> str:
@@ -67,6 +69,11 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InputError(f"message {number} has no text content")
 
 
+def knows_tools(template: str) -> bool:
+    """Whether a template writes functions and calls itself, in the form of `slm.tools`. Others get it as text."""
+    return _compiled(template)[1]
+
+
 def render(
     template: str,
     messages: Sequence[Message],
@@ -74,14 +81,22 @@ def render(
     bos_token: str = "",
     eos_token: str = "",
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The text of a conversation under a chat template. Raises InputError where the template refuses it."""
+    """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
+
+    Raises InputError when the template refuses it.
+    """
     import jinja2
 
     check_messages(messages)
     try:
-        text: str = _compiled(template).render(
+        compiled, speaks = _compiled(template)
+        if not speaks and (tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)):
+            messages, tools = as_plain_turns(messages, tools), ()
+        text: str = compiled.render(
             messages=[dict(m) for m in messages],
+            tools=list(tools) or None,
             bos_token=bos_token,
             eos_token=eos_token,
             add_generation_prompt=add_generation_prompt,
@@ -92,16 +107,23 @@ def render(
 
 
 @lru_cache(maxsize=32)
-def _compiled(template: str) -> Any:
+def _compiled(template: str) -> tuple[Any, bool]:
+    """The template, and whether it knows tools."""
     import jinja2
+    from jinja2.meta import find_undeclared_variables
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(reason: str) -> None:
         raise jinja2.TemplateError(reason)
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(template)
+    environment.filters["tojson"] = to_json
+    speaks = CALL_BEGIN in template and "tools" in find_undeclared_variables(environment.parse(template))
+    return environment.from_string(template), speaks

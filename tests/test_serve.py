@@ -7,17 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from serve import batch, prefix
 from serve.adapters import language_of_name
 from serve.engine import Engine, open_engine
 from serve.router import route
@@ -34,92 +30,21 @@ from slm.errors import (
 )
 from slm.gguf_reader import read_gguf
 from slm.joints import Finish, Message, SamplingOptions
-from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters
-from tests.tiny_gguf import BOS, TOKENS, letter, write_adapter, write_model
+from tests.tiny_engine import QUESTIONS, Files, Oracle, ask, eventually, make_files, user
+from tests.tiny_gguf import BOS, TOKENS, write_adapter, write_model
 
 ROOT = Path(__file__).parent.parent
-QUESTIONS = ["Hello, who are you?", "What is a lease?", "Tell me more, please.", "12 + 30 ="]
-
-
-@dataclass(frozen=True)
-class Files:
-    """One base and adapters that belong to it."""
-
-    folder: Path
-    model: Path
-    a: Path
-    b: Path
-    c: Path
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    folder = tmp_path_factory.mktemp("serve")
-    made = [write_adapter(folder / f"{name}.gguf", seed=seed) for seed, name in enumerate("abc", 1)]
-    return Files(folder, write_model(folder / "model.gguf", fingerprint="f00d" * 16), *made)
+    return make_files(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture(scope="module")
 def engine(files: Files) -> Iterator[Engine]:
     with open_engine(files.model, {"en": files.a, "ja": files.b}, threads=1, parallel=4) as opened:
         yield opened
-
-
-def user(text: str) -> list[Message]:
-    return [Message(role="user", content=text)]
-
-
-def ask(
-    engine: Engine, text: str | list[Message], adapter: str | None, tokens: int = 24, **options: Any
-) -> tuple[str, Finish]:
-    messages = user(text) if isinstance(text, str) else text
-    *pieces, finish = engine.chat(messages, adapter=adapter, sampling=SamplingOptions(max_tokens=tokens, **options))
-    assert isinstance(finish, Finish)
-    return "".join(str(piece) for piece in pieces), finish
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> bool:
-    """Whether the condition comes true before the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.02)
-    return True
-
-
-class Oracle:
-    """Bare llama.cpp calls that recompute everything for every token: no cache, no batch of several requests."""
-
-    def __init__(self, stack: ExitStack, files: Files) -> None:
-        self._model = open_model(stack, files.model)
-        self._context = open_context(stack, self._model, n_ctx=2048, n_batch=2048, n_threads=1)
-        self._adapters = {p: open_adapter(stack, self._model, p) for p in (files.a, files.b, files.c)}
-
-    def _last(self, adapter: Path | None, tokens: list[int]) -> Any:
-        set_adapters(self._context, [(self._adapters[adapter], 1.0)] if adapter else [])
-        return all_logits(self._model, self._context, tokens)[-1]
-
-    def greedy(self, adapter: Path | None, tokens: list[int], count: int = 24) -> str:
-        """The next `count` characters."""
-        tokens = list(tokens)
-        for _ in range(count):
-            tokens.append(int(np.argmax(self._last(adapter, tokens))))
-        return "".join(TOKENS[token] for token in tokens[-count:]).replace("▁", " ")
-
-    def same(self, adapter: Path | None, prompt: list[int], left: str, right: str) -> bool:
-        """Equal, or the first difference is a near tie: a batch of another make-up sums in another order.
-
-        Logits of the random model have a standard deviation of about 8; two adapters' differ by whole units.
-        """
-        if left == right:
-            return True
-        at = next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), None)
-        if at is None:
-            return False
-        logits = self._last(adapter, prompt + [letter(char) for char in left[:at]])
-        chosen = sorted((logits[letter(left[at])], logits[letter(right[at])]))
-        return bool(chosen[1] - chosen[0] < 0.1 and chosen[1] == logits.max())
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +108,7 @@ def test_more_adapters_than_hot_contexts_all_answer(files: Files, oracle: Oracle
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert len(small.stats()["contexts"]) == 1
+        assert small.stats()["contexts"] == 1
         for (name, n), text in got.items():
             prompt = small.tokens_of(user(QUESTIONS[n]))
             assert oracle.same(paths[name], prompt, text, ask(small, QUESTIONS[n], name, 8)[0])
@@ -193,7 +118,7 @@ def test_more_adapters_than_hot_contexts_all_answer(files: Files, oracle: Oracle
 def test_an_adapter_can_be_replaced_and_unloaded_while_it_streams(files: Files, oracle: Oracle) -> None:
     with open_engine(files.model, {"x": files.a, "y": files.b}, threads=1) as live:
         whole, new = ask(live, "Go on", "x", 1500)[0], ask(live, "Go on", "y")[0]
-        old = live.adapters()[0].key
+        old = live.adapters()[0].content
         stream = live.chat(user("Go on"), adapter="x", sampling=SamplingOptions(max_tokens=1500))
         text = str(next(stream))
         live.load_adapter("x", files.b)
@@ -354,8 +279,8 @@ def test_a_vanished_adapter_file_is_left_out_after_a_restart(files: Files, tmp_p
 
 def test_the_child_ends_when_its_parent_is_killed(files: Files) -> None:
     code = (
-        "import sys; from pathlib import Path; from serve.engine import Engine\n"
-        f"engine = Engine(Path({str(files.model)!r}), {{}}, threads=1)\n"
+        "import sys; from pathlib import Path; from serve.engine import Engine, EngineOptions\n"
+        f"engine = Engine(Path({str(files.model)!r}), {{}}, options=EngineOptions(threads=1))\n"
         "print(engine.pid, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -506,56 +431,6 @@ def test_a_real_model_reads_one_bos_and_answers_in_whole_characters(
         assert isinstance(finish, Finish) and finish.prompt_tokens == len(tokens)
         assert len("".join(str(piece) for piece in pieces)) > 8
         assert not any("\ufffd" in str(piece) for piece in pieces)
-
-
-# --- policies ---------------------------------------------------------------------------------------------------
-
-
-def test_a_step_serves_every_answer_and_shares_the_rest_among_prompts() -> None:
-    work = [batch.Work(0, 0), batch.Work(1, 900), batch.Work(2, 20), batch.Work(3, 0)]
-    assert batch.plan_step(work) == {0: 1, 3: 1, 2: 20, 1: 236}
-    assert batch.plan_step([batch.Work(0, 500)]) == {0: 256}
-    assert sum(batch.plan_step([batch.Work(n, 300) for n in range(5)]).values()) == 256
-
-
-def test_contexts_take_turns() -> None:
-    turn, seen = None, []
-    for _ in range(6):
-        turn = batch.next_in_turn(["b", "a", "c"], turn)
-        seen.append(turn)
-    assert seen == ["a", "b", "c"] * 2
-    assert batch.next_in_turn(["a"], "b") == "a"
-    assert batch.next_in_turn([], "b") is None
-
-
-def test_room_for_a_context_is_made_from_the_idle_before_the_busy() -> None:
-    idle_old, idle_new = batch.ContextLoad(1, 0, 0), batch.ContextLoad(5, 0, 0)
-    slow, soon = batch.ContextLoad(9, 2, 400), batch.ContextLoad(8, 1, 3)
-    assert batch.make_room({"a": slow}, hot=2) == (None, None)
-    assert batch.make_room({"a": idle_new, "b": idle_old, "c": slow}, hot=3) == ("b", None)
-    assert batch.make_room({"a": slow, "b": soon}, hot=2) == (None, "b")
-
-
-def view(index: int, tokens: list[int], *, busy: bool = False, reserved: int = 0, used: int = 0) -> prefix.SlotView:
-    return prefix.SlotView(index, tokens, busy, reserved, used)
-
-
-def test_a_request_is_placed_where_its_longest_prefix_is() -> None:
-    slots = [view(0, [1, 2, 3, 4], used=3), view(1, [1, 2, 9], used=2), view(2, [])]
-    assert prefix.place(slots, [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 4, ())
-    long = [view(0, list(range(50))), view(1, [])]
-    assert prefix.place(long, [0, 1, 2, 77], reserve=10, cells=100) == prefix.Placement(1, 0, 3, ())
-    assert prefix.place(long, [0, 1, 2, 77], reserve=10, cells=100, can_copy=False) == prefix.Placement(0, None, 3, ())
-    running = [view(0, [1, 2, 3], busy=True, reserved=20), view(1, [])]
-    assert prefix.place(running, [1, 2, 3], reserve=10, cells=100) == prefix.Placement(1, 0, 2, ())
-
-
-def test_idle_cells_give_way_and_running_ones_do_not() -> None:
-    slots = [view(0, [9] * 40, used=1), view(1, [8] * 40, used=2), view(2, [])]
-    assert prefix.place(slots, [1, 2], reserve=50, cells=100) == prefix.Placement(2, None, 0, (0,))
-    busy = [view(0, [9] * 40, busy=True, reserved=60), view(1, [])]
-    assert prefix.place(busy, [1, 2], reserve=41, cells=100) is None
-    assert prefix.place(busy, [1, 2], reserve=40, cells=100) == prefix.Placement(1, None, 0, ())
 
 
 # --- routing ----------------------------------------------------------------------------------------------------

@@ -142,9 +142,8 @@ def test_errors_are_the_openai_clients_own_exceptions(served: Served) -> None:
         served.client.chat.completions.create(model="en", messages=asked, max_tokens=5000)
     assert overflow.value.code == "context_length_exceeded"
     assert "5,000" in overflow.value.message and "2,048" in overflow.value.message
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        tool: Any = {"type": "function", "function": {"name": "f"}}
-        served.client.chat.completions.create(model="en", messages=asked, tools=[tool])
+    with pytest.raises(openai.BadRequestError, match="functions"):
+        served.client.chat.completions.create(model="en", messages=asked, functions=[{"name": "f"}])
 
 
 # --- requests ---------------------------------------------------------------------------------------------------
@@ -200,7 +199,7 @@ def test_unknown_paths_and_methods_have_the_same_error_shape(served: Served) -> 
 
 
 def test_what_the_server_cannot_do_is_refused_by_name(served: Served) -> None:
-    for field, value in {"n": 2, "logprobs": True, "response_format": {"type": "json_object"}}.items():
+    for field, value in {"n": 9, "functions": [{"name": "f"}], "lora": [{"id": 0, "scale": 1}]}.items():
         reply = served.chat("Hello", **{field: value})
         assert reply.status_code == 400 and field in error_of(reply)["message"]
 

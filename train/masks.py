@@ -44,7 +44,7 @@ def choose_template(tokenizer: Any, name: str | None) -> tuple[str, str | None]:
 
 def end_of_turn_id(tokenizer: Any, template: str) -> int | None:
     """The special token that a chat template puts behind an answer, or None."""
-    names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+    names: dict[str, Any] = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
     turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         text = render(template, turns, add_generation_prompt=False, **names)

@@ -1,0 +1,83 @@
+"""Every failure as OpenAI writes one: {"error": {"message", "type", "param", "code"}} and a fitting HTTP status.
+
+It knows the family of our errors and the framework's exceptions, and nothing of what was asked.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from slm.errors import (
+    ContextOverflowError,
+    EngineDiedError,
+    EngineError,
+    InputError,
+    MismatchError,
+    SlmError,
+    UnknownNameError,
+)
+
+
+class Json(JSONResponse):
+    """A body of JSON that can always be sent: what is no character (half a surrogate pair) becomes '?'."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def error_body(error: SlmError) -> tuple[int, dict[str, Any]]:
+    """HTTP status and OpenAI-shaped body of an error."""
+    status, kind, code = 500, "server_error", "internal_error"
+    if isinstance(error, UnknownNameError):
+        status, kind, code = 404, "invalid_request_error", "model_not_found"
+    elif isinstance(error, ContextOverflowError):
+        status, kind, code = 400, "invalid_request_error", "context_length_exceeded"
+    elif isinstance(error, InputError | MismatchError):
+        status, kind, code = 400, "invalid_request_error", "invalid_value"
+    elif isinstance(error, EngineDiedError):
+        status, code = 503, "engine_died"
+    elif isinstance(error, EngineError):
+        status, code = 503, "engine_unavailable"
+    return status, plain_error(str(error), kind=kind, code=code)
+
+
+def plain_error(
+    message: str, *, kind: str = "invalid_request_error", code: str, param: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def install_errors(app: FastAPI) -> None:
+    """Answer every exception in OpenAI's shape; what nobody foresaw is a 500 that says nothing of the inside."""
+
+    @app.exception_handler(SlmError)
+    async def ours(_: Request, error: SlmError) -> JSONResponse:
+        status, body = error_body(error)
+        return Json(body, status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        if first["type"] == "json_invalid":
+            message, param = f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None
+        else:
+            message, param = f"{where or 'body'}: {first['msg']}", where or None
+        return Json(plain_error(message, code="invalid_request", param=param), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        body = plain_error(str(error.detail), code=f"http_{error.status_code}")
+        return Json(body, error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        body = plain_error("the server failed at this request", kind="server_error", code="internal_error")
+        return Json(body, 500)

@@ -1,0 +1,159 @@
+"""Answers that must have a form: JSON of a schema, calls of functions. llguidance decides which tokens may come next.
+
+Two halves. `json_grammar`, `calls_grammar` and `check` say what the form is and need no model; `Constraint` holds one
+answer to it inside the engine's child. It knows nothing of requests' shapes, and nothing of how a token is chosen.
+
+llguidance makes whatever conforms possible and nothing else, so an answer that ended by itself is valid. The limits
+of that: of an object's additional properties the same key may come twice, and a schema it cannot follow is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slm.errors import EngineError, InputError, UnsupportedError
+from slm.tools import CALL_BEGIN, CALL_END, call_head
+
+# At most one space, or a line break and an indentation, wherever JSON allows space: a model that likes neither to
+# end nor to go on cannot fill an answer with blanks.
+_OPTIONS = {"whitespace_pattern": r"( |\n {0,16})", "whitespace_flexible": False, "coerce_one_of": False,
+            "lenient": False, "item_separator": ",", "key_separator": ":"}  # fmt: skip
+_NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def json_grammar(schema: Any) -> str:
+    """A grammar for the JSON texts that a schema (draft 2020-12) allows. Raises UnsupportedError with the reason."""
+    return check(f"%llguidance {{}}\nstart: {_json(schema)}\n", "this JSON schema")
+
+
+def calls_grammar(functions: Mapping[str, Any], *, needed: bool, many: bool, otherwise: Any = None) -> str:
+    """A grammar for calls of `functions`, name -> JSON schema of the arguments or None.
+
+    needed: the answer is a call; otherwise it may be free text, and text may come before the first call. many: there
+    may be several calls. otherwise: a schema that an answer without calls has to follow, instead of free text.
+    Raises UnsupportedError with the reason.
+    """
+    lines = ["%llguidance {}"]
+    if needed or otherwise is not None:
+        lines.append(f"calls: {_text(CALL_BEGIN)} body more")
+    else:
+        lines += ["calls: head body more", f"head[lazy]: TEXT {_text(CALL_BEGIN)}", "TEXT: /(?s:.*)/"]
+    if needed:
+        lines.append("start: calls")
+    elif otherwise is not None:
+        lines.append(f"start: calls | {_json(otherwise)}")
+    else:
+        lines.append("start: calls | TEXT")
+    lines.append(f"more: ({_text(chr(10) + CALL_BEGIN)} body)*" if many else 'more: ""')
+    numbered = list(enumerate(functions.items()))
+    lines.append(f"body: ({' | '.join(f'f{n}' for n, _ in numbered)}) {_text(CALL_END)}")
+    for n, (name, schema) in numbered:
+        head = call_head(name).removeprefix(CALL_BEGIN)
+        lines.append(f"f{n}: {_text(head)} {_json(_NO_ARGUMENTS if schema is None else schema)}")
+    return check("\n".join(lines) + "\n", "the parameters of these tools")
+
+
+def check(lark: str, what: str) -> str:
+    """llguidance's text of a grammar that it can follow. Raises UnsupportedError with its reason otherwise."""
+    from llguidance import LLMatcher
+
+    grammar = str(LLMatcher.grammar_from_lark(lark))
+    refused = LLMatcher.validate_grammar(grammar)
+    if refused and not refused.startswith("WARNING"):
+        reason = refused.split("\n   1 |")[0].partition("failed to compile JSON schema: ")
+        raise UnsupportedError(
+            f"{what} cannot be followed", found=" ".join((reason[2] or reason[0]).split())[:300],
+            hint="Leave out what the reason names; docs of llguidance list what is supported.",
+        )  # fmt: skip
+    return grammar
+
+
+class Constraint:
+    """One answer under a grammar: which tokens may come next. Raises InputError when llguidance gives up."""
+
+    def __init__(self, tokenizer: Any, size: int, grammar: str) -> None:
+        """tokenizer: of `tokenizer_of`. size: how many logits there are."""
+        from llguidance import LLMatcher
+
+        self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        self._bits = np.zeros((size + 31) // 32, np.int32)
+        self._size = size
+        self._raise_error()
+
+    def forbid(self, logits: npt.NDArray[np.float32]) -> None:
+        """Set the logits, (vocabulary,), of all tokens that may not come next to -inf."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._raise_error()
+        allowed = np.unpackbits(self._bits.view(np.uint8), count=self._size, bitorder="little")
+        np.copyto(logits, np.float32(-np.inf), where=allowed == 0)
+
+    def accept(self, token: int) -> bool:
+        """Take the token that was chosen; True when nothing but the end can follow."""
+        self._matcher.consume_token(token)
+        self._raise_error()
+        return bool(self._matcher.is_stopped())
+
+    def _raise_error(self) -> None:
+        if self._matcher.is_error():
+            reason = " ".join(str(self._matcher.get_error()).split("<state>")[0].split())[:300]
+            raise InputError("the form that the answer must have is too complex to be followed", found=reason)
+
+
+def tokenizer_of(pieces: Sequence[bytes], special: Sequence[int], eog: Sequence[int]) -> Any:
+    """llguidance's view of a vocabulary: each token's bytes, those that are control tokens, those that end an answer.
+
+    It takes about a second for 260,000 tokens.
+    """
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    if not eog:
+        raise EngineError("the model's vocabulary names no token that ends an answer, so no form can be enforced")
+    source = _Pieces(pieces, special, eog)
+    return LLTokenizer(TokenizerWrapper(source), eos_token=list(eog))
+
+
+class _Pieces:
+    """What llguidance's TokenizerWrapper reads. Masks are computed from bytes, so no text needs to be tokenized."""
+
+    def __init__(self, pieces: Sequence[bytes], special: Sequence[int], eog: Sequence[int]) -> None:
+        self.tokens = list(pieces)
+        self.special_token_ids = list(special)
+        self.eos_token_id = eog[0]
+        self.bos_token_id = None
+        self._longest = max(map(len, pieces), default=1)
+        self._ids = {piece: token for token, piece in reversed(list(enumerate(pieces))) if piece}
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Longest match first; bytes that no token begins with are left out."""
+        raw = text.encode() if isinstance(text, str) else text
+        tokens, at = [], 0
+        while at < len(raw):
+            for end in range(min(len(raw), at + self._longest), at, -1):
+                if (token := self._ids.get(raw[at:end])) is not None:
+                    tokens.append(token)
+                    at = end
+                    break
+            else:
+                at += 1
+        return tokens
+
+
+def _json(schema: Any) -> str:
+    """A schema as a rule of the grammar; how space is handled is ours to say, not the schema's."""
+    if isinstance(schema, Mapping):
+        schema = {**schema, "x-guidance": _OPTIONS}
+    elif not isinstance(schema, bool):
+        raise InputError("a JSON schema is an object", found=type(schema).__name__)
+    try:
+        return f"%json {json.dumps(schema, allow_nan=False)}"
+    except (ValueError, RecursionError) as error:
+        raise InputError("this JSON schema is no JSON", found=str(error)) from error
+
+
+def _text(text: str) -> str:
+    return json.dumps(text)

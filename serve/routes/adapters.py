@@ -1,0 +1,69 @@
+"""Adapters at run time: llama-server's and vLLM's paths to list, load, replace and unload them.
+
+It knows nothing of text generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+
+from serve.api.models import LoadAdapter, VllmLoad, VllmUnload
+from serve.engine import Engine
+from slm.errors import InputError
+
+
+def adapter_routes(engine: Engine, folders: Sequence[Path]) -> APIRouter:
+    """The paths. folders: where adapters may be loaded from."""
+    router = APIRouter()
+
+    def load(name: str, path: str, scale: float = 1.0) -> dict[str, Any]:
+        adapter = engine.load_adapter(name, _allowed(path, folders), scale=scale)
+        return {"name": adapter.name, "scale": adapter.scale, "language": adapter.language}
+
+    @router.get("/lora-adapters")
+    def list_adapters() -> list[dict[str, Any]]:
+        return [
+            {"id": n, "name": a.name, "path": str(a.path), "scale": a.scale, "language": a.language}
+            for n, a in enumerate(engine.adapters())
+        ]
+
+    @router.post("/lora-adapters")
+    def load_adapter(body: LoadAdapter) -> dict[str, Any]:
+        return load(body.name, body.path, body.scale)
+
+    @router.delete("/lora-adapters/{name}")
+    def unload_adapter(name: str) -> dict[str, Any]:
+        engine.unload_adapter(name)
+        return {"name": name, "unloaded": True}
+
+    @router.post("/v1/load_lora_adapter")
+    def vllm_load(body: VllmLoad) -> dict[str, Any]:
+        if not body.load_inplace and any(a.name == body.lora_name for a in engine.adapters()):
+            raise InputError(
+                f"the adapter '{body.lora_name}' is loaded already", hint="Set load_inplace to replace it."
+            )
+        return load(body.lora_name, body.lora_path)
+
+    @router.post("/v1/unload_lora_adapter")
+    def vllm_unload(body: VllmUnload) -> dict[str, Any]:
+        return unload_adapter(body.lora_name)
+
+    return router
+
+
+def _allowed(path: str, folders: Sequence[Path]) -> Path:
+    """The path, if it lies in an allowed folder. What lies elsewhere is not even looked at."""
+    try:
+        resolved = Path(path).resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a loop of links, a name that is too long
+        raise InputError("this is no path of a file", found=path[:100]) from error
+    if not any(resolved.is_relative_to(folder) for folder in folders):
+        raise InputError(
+            f"adapters may not be loaded from '{path}'",
+            hint="Start the server with --adapters-dir naming the folder that holds them.",
+        )
+    return resolved

@@ -1,0 +1,120 @@
+"""POST /v1/chat/completions and /v1/completions: from a request to runs of the engine.
+
+It knows nothing of how an answer is written or sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from serve.api.answers import Answer, Choice
+from serve.api.forms import form_of
+from serve.api.requests import ChatRequest, CompletionRequest, Generation, LoraScale
+from serve.engine import Engine, Sink, Ticket
+from serve.router import Route
+from serve.runs import Begin, respond
+from slm.errors import InputError, UnsupportedError
+from slm.joints import Grounded, Message, Retriever
+
+
+def generation_routes(engine: Engine, retriever: Retriever | None) -> APIRouter:
+    """The two paths that generate text."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        form = await asyncio.to_thread(form_of, body)
+        sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
+        messages = body.conversation()
+        way = await asyncio.to_thread(engine.route, body.model, messages)
+        grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
+        asked = grounded.messages if grounded else messages
+        more = _lora(engine, body.lora)
+
+        def begin(number: int) -> Begin:
+            options = replace(sampling, seed=sampling.seed + number)
+
+            def start(sink: Sink) -> Ticket:
+                return engine.begin_chat(
+                    asked, sink, adapter=way.adapter, tools=form.tools, sampling=options, fit=body.limit is None, **more
+                )
+
+            return start
+
+        choices = [Choice(n, chat=True, grounded=grounded, calls=form.calls) for n in range(body.n)]
+        begins = [begin(n) for n in range(body.n)]
+        return await respond(
+            request, begins, _answer(engine, way, chat=True), choices, stream=body.stream,
+            with_usage=_wants_usage(body), headers=_route_headers(way), grounded=grounded,
+        )  # fmt: skip
+
+    @router.post("/v1/completions")
+    async def complete(request: Request, body: CompletionRequest) -> Response:
+        sampling = body.sampling(logprobs=body.logprobs)
+        prompts = body.prompts
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        way = await asyncio.to_thread(engine.route, body.model, [Message(role="user", content=t) for t in texts])
+        more = _lora(engine, body.lora)
+
+        def begin(prompt: str | list[int], number: int) -> Begin:
+            options = replace(sampling, seed=sampling.seed + number)
+
+            def start(sink: Sink) -> Ticket:
+                return engine.begin_complete(
+                    prompt, sink, adapter=way.adapter, sampling=options, fit=body.limit is None, **more
+                )
+
+            return start
+
+        begins = [begin(prompt, n) for prompt in prompts for n in range(body.n)]
+        choices = [Choice(index, chat=False) for index in range(len(begins))]
+        return await respond(
+            request, begins, _answer(engine, way, chat=False), choices, stream=body.stream,
+            with_usage=_wants_usage(body), prompts=len(prompts), headers=_route_headers(way),
+        )  # fmt: skip
+
+    return router
+
+
+def _answer(engine: Engine, way: Route, *, chat: bool) -> Answer:
+    return Answer(chat=chat, model=way.adapter or engine.base.name, adapter=way.adapter, reason=way.reason)
+
+
+def _wants_usage(body: Generation) -> bool:
+    return bool(body.stream_options and body.stream_options.include_usage)
+
+
+def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: ChatRequest) -> Grounded:
+    """The last question with its passages."""
+    if retriever is None:
+        raise UnsupportedError("this server has no index", hint="Start it with --rag INDEX.")
+    if body.n > 1 or body.tools or body.logprobs or body.response_format.wanted is not None:
+        raise UnsupportedError("an answer from passages is one text with citations: no n, tools, logprobs or JSON")
+    return retriever.grounded(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
+
+
+def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> dict[str, Any]:
+    """The engine's `lora` argument for a request's own set of adapters, when it has one. Raises InputError."""
+    if asked is None:
+        return {}
+    names = [adapter.name for adapter in engine.adapters()]
+    for row in asked:
+        if row.id >= len(names):
+            known = ", ".join(f"{number} ({name})" for number, name in enumerate(names)) or "none"
+            raise InputError(f"lora: no adapter has the id {row.id}; known: {known}")
+    if not hasattr(engine, "takes_lora"):  # set by an engine whose begin_chat and begin_complete have the argument
+        raise UnsupportedError("this server does not do: lora", hint="Name one adapter as the model instead.")
+    return {"lora": [(names[row.id], row.scale) for row in asked]}
+
+
+def _route_headers(way: Route) -> dict[str, str]:
+    """Which adapter answers and why; percent-encoded where a header could not carry it."""
+    reason = quote(way.reason, safe=" ,;:'%()", errors="replace")
+    return {"x-slm-adapter": quote(way.adapter or "base"), "x-slm-route-reason": reason}

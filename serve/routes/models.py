@@ -1,0 +1,106 @@
+"""Models, embeddings, tokens and the server's state, as OpenAI and llama-server show them.
+
+It knows nothing of text generation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from serve.api.errors import Json
+from serve.api.models import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, embedding_row
+from serve.engine import Engine
+from slm import __version__
+from slm.errors import InputError, UnknownNameError, UnsupportedError
+from slm.joints import SamplingOptions
+
+_MOST_TEXTS = 256
+
+
+def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
+    """The paths that tell of the model and use it without generating text. retrieval: there is an index."""
+    router = APIRouter()
+
+    def rows() -> list[dict[str, Any]]:
+        base = engine.base.name
+        head = {"id": base, "object": "model", "created": 0, "owned_by": "slm-cpu", "parent": None}
+        listed: list[dict[str, Any]] = [{**head, "context": engine.context, "retrieval": retrieval}]
+        for adapter in engine.adapters():
+            listed.append({**head, "id": adapter.name, "parent": base, "language": adapter.language})
+        return listed
+
+    @router.get("/health")
+    def health() -> JSONResponse:
+        ready = engine.state == "ready"
+        body = {"status": "ok" if ready else engine.state, "restarts": engine.restarts}
+        return Json(body, 200 if ready else 503)
+
+    @router.get("/v1/models")
+    def models() -> dict[str, Any]:
+        return {"object": "list", "data": rows()}
+
+    @router.get("/v1/models/{name}")
+    def model(name: str) -> JSONResponse:
+        listed = rows()
+        wanted = engine.base.name if name in ("base", "auto") else name
+        for row in listed:
+            if row["id"] == wanted:
+                return Json(row)
+        raise UnknownNameError("model or adapter", name, [row["id"] for row in listed])
+
+    @router.post("/v1/embeddings")
+    def embeddings(body: EmbeddingRequest) -> JSONResponse:
+        if body.model not in ("base", "auto", engine.base.name):
+            raise UnknownNameError("embedding model", body.model, ["base", engine.base.name])
+        if not 1 <= len(body.texts) <= _MOST_TEXTS:
+            raise InputError(f"input has to be 1 to {_MOST_TEXTS} texts", found=str(len(body.texts)))
+        done = [engine.embed(text) for text in body.texts]
+        size = len(done[0][0])
+        if body.dimensions not in (None, size):
+            raise UnsupportedError(f"embeddings of this model have {size} dimensions", found=str(body.dimensions))
+        tokens = sum(count for _, count in done)
+        return Json({
+            "object": "list",
+            "data": [embedding_row(n, vector, body.encoding_format) for n, (vector, _) in enumerate(done)],
+            "model": engine.base.name,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        })  # fmt: skip
+
+    @router.post("/tokenize")
+    def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        return {"tokens": engine.tokenize(body.content, add_special=body.add_special)}
+
+    @router.post("/detokenize")
+    def detokenize(body: DetokenizeRequest) -> JSONResponse:
+        return Json({"content": engine.detokenize(body.tokens)})
+
+    @router.get("/props")
+    def props() -> JSONResponse:
+        base, defaults = engine.base, SamplingOptions()
+        params = {
+            "temperature": 0.7, "top_k": defaults.top_k, "top_p": defaults.top_p, "min_p": defaults.min_p,
+            "repeat_penalty": defaults.repeat_penalty, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        }  # fmt: skip
+        return Json({
+            "default_generation_settings": {"n_ctx": engine.context, "params": params},
+            "total_slots": engine.stats()["parallel"],
+            "model_path": base.path.name,
+            "chat_template": base.template or "",
+            "bos_token": base.bos,
+            "eos_token": base.eos,
+            "modalities": {"vision": False, "audio": False},
+            "build_info": f"slm-cpu {__version__}",
+            "is_sleeping": False,
+        })  # fmt: skip
+
+    @router.get("/slots")
+    def slots() -> JSONResponse:
+        stats = engine.stats()
+        total = max(stats["parallel"], stats["running"])
+        row = {"n_ctx": engine.context, "speculative": False}
+        return Json([{"id": n, **row, "is_processing": n < stats["running"]} for n in range(total)])
+
+    return router

@@ -1,0 +1,262 @@
+"""The scheduling policy, the placement of prompts in the KV cache and its store: plain data, no model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve import batch, prefix
+from serve.lanes import contents_of, key_of
+from serve.prefix_store import SMALLEST, PrefixStore
+from serve.supervisor import Blame
+
+# --- tokens of a step -------------------------------------------------------------------------------------------
+
+
+def test_a_step_serves_every_answer_then_the_oldest_prompt_a_little_and_the_shortest_most() -> None:
+    work = [batch.Work(0, 0, 1), batch.Work(1, 900, 2), batch.Work(2, 20, 3), batch.Work(3, 0, 4)]
+    assert batch.plan_step(work, chunk=256) == {0: 1, 3: 1, 1: 64 + 172, 2: 20}
+    crowded = [batch.Work(0, 900, 1), batch.Work(1, 300, 2), batch.Work(2, 100, 3)]
+    assert batch.plan_step(crowded, chunk=128) == {0: 32, 2: 96}
+    assert batch.plan_step([batch.Work(0, 500)], chunk=64) == {0: 64}
+    assert batch.plan_step([], chunk=64) == {}
+
+
+@given(st.lists(st.integers(0, 2000), max_size=16).flatmap(st.permutations), st.integers(4, 512))
+def test_a_step_is_never_larger_than_its_chunk_and_always_moves_on(items: list[int], chunk: int) -> None:
+    work = [batch.Work(slot, left, arrived=slot) for slot, left in enumerate(items)]
+    plan = batch.plan_step(work, chunk=chunk)
+    left = {item.slot: item.prompt_left for item in work}
+    assert all(plan[slot] == 1 for slot in left if left[slot] == 0)
+    assert all(0 < tokens <= max(1, left[slot]) for slot, tokens in plan.items())
+    prompts = {slot: tokens for slot, tokens in plan.items() if left[slot]}
+    assert sum(prompts.values()) == min(chunk, sum(left.values()))
+    waiting = [item for item in work if item.prompt_left]
+    if waiting:
+        assert min(waiting, key=lambda item: item.arrived).slot in prompts, "the one that waited longest moves on"
+
+
+def test_a_chunk_takes_about_the_time_of_a_step() -> None:
+    assert batch.chunk_of(1000) == 100
+    assert batch.SMALLEST_CHUNK <= batch.chunk_of(0) <= batch.LARGEST_CHUNK
+    assert (batch.chunk_of(1), batch.chunk_of(1e9)) == (batch.SMALLEST_CHUNK, batch.LARGEST_CHUNK)
+
+
+# --- turns ------------------------------------------------------------------------------------------------------
+
+
+def test_adapters_that_share_a_context_take_turns_of_a_quantum() -> None:
+    rotation = batch.Rotation(quantum=3)
+    assert [rotation.next(["b", "a"]) for _ in range(9)] == list("aaabbbaaa")
+    assert [rotation.next(["a"]) for _ in range(5)] == list("aaaaa")
+    assert rotation.next(["a", "b"]) == "b", "one that was alone for long gives way at once"
+    assert rotation.next([]) is None
+
+
+@given(st.integers(1, 8), st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=60, max_size=60))
+def test_no_adapter_with_work_waits_for_more_than_everybodys_quantum(quantum: int, rounds: list[set[str]]) -> None:
+    rotation = batch.Rotation(quantum)
+    always = [{"a", *others} for others in rounds]
+    got = [rotation.next(keys) for keys in always]
+    assert all(key in keys for key, keys in zip(got, always, strict=True))
+    gaps = [at for at, key in enumerate(got) if key == "a"]
+    assert gaps and max(b - a for a, b in zip([-1, *gaps], [*gaps, len(got)], strict=True)) <= 5 * quantum + 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 16), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_cores_are_never_lent_twice_and_everybody_gets_some(total: int, lanes: int, random: object) -> None:
+    cores = batch.Cores(total)
+    running: dict[int, int] = {}
+    served = dict.fromkeys(range(lanes), 0)
+    for _ in range(40 * lanes):
+        waiting = [lane for lane in range(lanes) if lane not in running]
+        for lane in waiting:
+            cores.want(lane)
+        for lane in waiting * 2:
+            if given_now := cores.grant(lane):
+                running[lane] = given_now
+                served[lane] += 1
+        assert 0 < sum(running.values()) <= total
+        assert sum(running.values()) == total or len(running) == lanes, "no core idles while somebody could use it"
+        done = random.choice(sorted(running))  # type: ignore[attr-defined]
+        cores.release(done)
+        del running[done]
+    assert min(served.values()) > 0
+
+
+def test_a_lone_context_has_all_cores_and_shares_as_soon_as_another_wants_some() -> None:
+    cores = batch.Cores(4)
+    cores.want(0)
+    assert cores.grant(0) == 4
+    cores.want(1)
+    assert cores.grant(1) == 0, "the step under way keeps its cores"
+    cores.release(0)
+    cores.want(0)
+    assert (cores.grant(1), cores.grant(0)) == (2, 2)
+    cores.want(0)
+    assert cores.grant(0) == 0, "one step at a time"
+
+
+def test_a_request_goes_where_its_adapter_works_then_to_the_idle_then_to_the_least_mixed() -> None:
+    a, empty, closed = batch.LaneLoad({"a": 2}), batch.LaneLoad({}), batch.LaneLoad({}, opened=False)
+    mixed, full = batch.LaneLoad({"b": 1, "c": 1}), batch.LaneLoad({"a": 1}, room=False)
+    assert batch.home_of("a", [empty, mixed, a], parallel=8) == 2
+    assert batch.home_of("d", [a, mixed, closed, empty], parallel=8) == 3
+    assert batch.home_of("d", [a, mixed, closed], parallel=8) == 2
+    assert batch.home_of("d", [mixed, a], parallel=8) == 1
+    assert batch.home_of("a", [full, mixed], parallel=8) == 1
+    assert batch.home_of("a", [full], parallel=8) is None
+    assert batch.home_of("a", [a, empty], parallel=2) is None
+
+
+def test_a_set_of_adapters_has_one_key_in_any_order() -> None:
+    assert key_of([("x", 1.0), ("y", 0.5)]) == key_of([("y", 0.5), ("x", 1.0)]) != key_of([("x", 0.5), ("y", 1.0)])
+    assert contents_of(key_of([("y", 0.5), ("x", 1.0)])) == [("x", 1.0), ("y", 0.5)]
+    assert (key_of([]), contents_of("")) == ("", [])
+
+
+# --- cells ------------------------------------------------------------------------------------------------------
+
+
+def view(
+    index: int, tokens: list[int], *, key: str = "k", busy: bool = False, reserved: int = 0, used: int = 0
+) -> prefix.SlotView:
+    return prefix.SlotView(index, key, tokens, busy, reserved, used)
+
+
+def test_a_request_is_placed_where_its_longest_prefix_is() -> None:
+    slots = [view(0, [1, 2, 3, 4], used=3), view(1, [1, 2, 9], used=2), view(2, [])]
+    assert prefix.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 4, ())
+    long = [view(0, list(range(50))), view(1, [])]
+    turn = [0, 1, 2, 77]
+    assert prefix.place(long, "k", turn, reserve=10, cells=100) == prefix.Placement(1, 0, 3, ())
+    assert prefix.place(long, "k", turn, reserve=10, cells=100, can_copy=False) == prefix.Placement(0, None, 3, ())
+    running = [view(0, [1, 2, 3], busy=True, reserved=20), view(1, [])]
+    assert prefix.place(running, "k", [1, 2, 3], reserve=10, cells=100) == prefix.Placement(1, 0, 2, ())
+
+
+def test_cells_of_other_adapters_are_never_shared() -> None:
+    slots = [view(0, [1, 2, 3, 4], key="other", used=3), view(1, [1, 2], used=2), view(2, [])]
+    placed = prefix.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100)
+    assert placed == prefix.Placement(1, None, 2, ())
+    assert prefix.place(slots[:1], "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 0, ())
+
+
+def test_idle_cells_give_way_and_running_ones_do_not() -> None:
+    slots = [view(0, [9] * 40, used=1), view(1, [8] * 40, used=2), view(2, [])]
+    assert prefix.place(slots, "k", [1, 2], reserve=50, cells=100) == prefix.Placement(2, None, 0, (0,))
+    busy = [view(0, [9] * 40, busy=True, reserved=60), view(1, [])]
+    assert prefix.place(busy, "k", [1, 2], reserve=41, cells=100) is None
+    assert prefix.place(busy, "k", [1, 2], reserve=40, cells=100) == prefix.Placement(1, None, 0, ())
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("kl"), st.lists(st.integers(0, 2), max_size=12), st.booleans()),
+        min_size=1, max_size=6,
+    ),
+    st.lists(st.integers(0, 2), min_size=1, max_size=12),
+    st.integers(1, 40),
+)  # fmt: skip
+def test_a_placement_keeps_only_equal_tokens_of_the_same_key_and_fits(
+    slots: list[tuple[str, list[int], bool]], prompt: list[int], reserve: int
+) -> None:
+    views = [
+        view(index, tokens, key=key, busy=busy, reserved=len(tokens) + 2 if busy else 0, used=index)
+        for index, (key, tokens, busy) in enumerate(slots)
+    ]
+    placed = prefix.place(views, "k", prompt, reserve=reserve, cells=60)
+    if placed is None:
+        return
+    source = views[placed.slot if placed.source is None else placed.source]
+    assert placed.keep < len(prompt) and not views[placed.slot].busy
+    assert placed.keep == 0 or (source.key == "k" and source.tokens[: placed.keep] == prompt[: placed.keep])
+    kept = [v for v in views if not v.busy and v.index != placed.slot and v.index not in placed.evict]
+    assert sum(len(v.tokens) for v in kept) + sum(v.reserved for v in views) + reserve <= 60
+
+
+# --- the store --------------------------------------------------------------------------------------------------
+
+LONG = list(range(SMALLEST + 20))
+
+
+def test_the_store_finds_the_longest_beginning_of_the_same_key_only() -> None:
+    store = PrefixStore("m", budget=1000)
+    store.put("a", LONG[:-10], b"short")
+    store.put("a", LONG, b"long!")
+    store.put("b", LONG, b"other")
+    entry = store.take("a", [*LONG, 7])
+    assert entry is not None and entry.state == b"long!" and list(entry.tokens) == LONG
+    assert store.longest("a", [*LONG[:300], 9999]) == min(300, len(LONG)) and store.longest("c", LONG) == 0
+    assert store.take("c", LONG) is None
+    assert store.used == 10, "the shorter one held nothing that the longer one does not hold"
+    assert not store.wants("a", LONG[:-1]) and store.wants("a", [*LONG, 1]) and not store.wants("a", LONG[:10])
+
+
+def test_the_least_recently_used_leaves_the_store_first() -> None:
+    store = PrefixStore("m", budget=25)
+    for name in "abc":
+        store.put(name, LONG, name.encode() * 10)
+        if name == "b":
+            store.take("a", LONG)
+    assert [store.longest(name, LONG) > 0 for name in "abc"] == [True, False, True] and store.used == 20
+    store.put("huge", LONG, b"x" * 26)
+    assert store.longest("huge", LONG) == 0 and store.used == 20
+    store.drop("a")
+    assert store.longest("a", LONG) == 0 and store.used == 10
+
+
+def test_the_disk_keeps_what_leaves_memory_and_a_later_process_finds_it(tmp_path: Path) -> None:
+    store = PrefixStore("model-1", budget=20, folder=tmp_path)
+    store.put("a", LONG, b"a" * 15)
+    store.put("b", LONG, b"b" * 15)
+    again = PrefixStore("model-1", budget=20, folder=tmp_path)
+    entry = again.take("a", LONG)
+    assert entry is not None and entry.state == b"a" * 15 and list(entry.tokens) == LONG
+    assert PrefixStore("model-2", budget=20, folder=tmp_path).take("a", LONG) is None, "cells of another model"
+    [file] = tmp_path.glob("*.kv")
+    assert file.stat().st_mode & 0o077 == 0, "a conversation is nobody else's business"
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "junk", "gone"])
+def test_a_damaged_file_is_never_given_to_llama_cpp(tmp_path: Path, harm: str) -> None:
+    store = PrefixStore("m", budget=20, folder=tmp_path)
+    store.put("a", LONG, b"a" * 15)
+    store.put("b", LONG, b"b" * 15)
+    [file] = tmp_path.glob("*.kv")
+    raw = file.read_bytes()
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes({"cut": raw[:-3], "flip": raw[:-1] + b"\0", "junk": json.dumps([1]).encode()}[harm])
+    assert store.take("a", LONG) is None and store.take("a", LONG) is None
+    assert PrefixStore("m", budget=20, folder=tmp_path).take("a", LONG) is None
+
+
+def test_the_disk_has_a_budget_too(tmp_path: Path) -> None:
+    one = len(LONG) * 8 + 200
+    store = PrefixStore("m", budget=10, folder=tmp_path, disk_budget=3 * one)
+    for number in range(12):
+        store.put(f"key{number}", LONG, bytes([number]) * 10)
+    assert 0 < sum(file.stat().st_size for file in tmp_path.glob("*.kv")) <= 3 * one
+    assert store.longest("key0", LONG) == 0 and store.longest("key10", LONG) > 0
+
+
+# --- blame ------------------------------------------------------------------------------------------------------
+
+
+def test_who_was_there_at_two_deaths_is_refused_unless_it_was_answered_in_between() -> None:
+    now = [0.0]
+    blame = Blame(lambda: now[0])
+    blame.died({"killer", "neighbour"})
+    assert not blame.refuses("killer")
+    blame.succeeded("neighbour")
+    blame.died({"killer", "neighbour"})
+    assert blame.refuses("killer") and not blame.refuses("neighbour") and not blame.refuses("stranger")
+    now[0] = 601.0
+    assert not blame.refuses("killer")
