@@ -44,7 +44,7 @@ class Sizes:
     rounds: int = 20
     tokens: int = 32
     slow_readers: int = 6
-    probe_s: float = 5.0
+    probe_s: float = 15.0
     growth: float = 1.05
     recovery_s: float = 2.0
 
@@ -66,6 +66,11 @@ class Target:
         engine = self.engine_pid()
         sizes = {"server": memory_mb(self.server.pid), "engine": memory_mb(engine) if engine else None}
         return {name: size for name, size in sizes.items() if size is not None}
+
+    async def restarts(self) -> int | None:
+        """How often the engine was started again, by /health; None while it is not ready."""
+        reply = await self.client.get("/health")
+        return int(reply.json()["restarts"]) if reply.status_code == 200 else None
 
     async def chat(self, adapter: str, tokens: int) -> Outcome:
         """One streamed request with a question that was not asked before."""

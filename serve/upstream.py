@@ -67,7 +67,8 @@ def llama_server_launch(options: Options, binary: str = LLAMA_SERVER) -> Launch:
     """llama-server (llama.cpp, tools/server/README.md).
 
     Its --ctx-size is divided among the slots, ours is for each request. One adapter is applied to every request;
-    of several none is, unless the request says so.
+    several begin with scale 0, because otherwise a request that names none gets the sum of all
+    (--lora-init-without-apply does not reach the slots: tools/server/server-context.cpp, `launch_slot_with_task`).
     """
     argv = [binary, "--model", str(options.model), "--alias", options.model.stem]
     argv += ["--ctx-size", str(options.context * options.parallel), "--parallel", str(options.parallel)]
@@ -75,11 +76,12 @@ def llama_server_launch(options: Options, binary: str = LLAMA_SERVER) -> Launch:
     if options.threads:
         argv += ["--threads", str(options.threads)]
     for _, path in options.adapters:
-        if "," in str(path) or '"' in str(path):
-            raise InputError(f"llama-server takes ',' and '\"' for separators, so it cannot load '{path}'")
-        argv += ["--lora", str(path)]
-    if len(options.adapters) > 1:
-        argv.append("--lora-init-without-apply")
+        if any(mark in str(path) for mark in ',:"'):
+            raise InputError(f"llama-server cannot load '{path}': it separates files at ',', ':' and '\"'")
+    if len(options.adapters) == 1:
+        argv += ["--lora", str(options.adapters[0][1])]
+    elif options.adapters:
+        argv += ["--lora-scaled", ",".join(f"{path}:0" for _, path in options.adapters)]
     return Launch(argv, {"LLAMA_API_KEY": options.api_key} if options.api_key else {}, "/health")
 
 

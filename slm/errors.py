@@ -22,17 +22,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class SlmError(Exception):
     """What was wrong, what was found, and the command that puts it right.
 
-    `what` is one sentence without a full stop; `found` and `hint` may be empty.
+    `what` is one sentence without a full stop; `found` and `hint` may be empty. Bytes of a damaged file that are not
+    UTF-8 (lone surrogates) are shown as escapes, so that every error can be printed and sent.
     """
 
     def __init__(self, what: str, *, found: str = "", hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.found = found
-        self.hint = hint
+        self.what, self.found, self.hint = map(_shown, (what, found, hint))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         text = self.what

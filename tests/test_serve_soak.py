@@ -6,10 +6,11 @@ import asyncio
 import random
 from pathlib import Path
 
+import httpx
 import pytest
 
 from scripts.soak_serve import CHECKS, mutate, soak
-from scripts.soak_target import Sizes, flat
+from scripts.soak_target import Sizes, flat, target
 from tests.tiny_gguf import write_model
 
 # Memory and recovery are allowed more here: the runs are short, and the machine may be busy with other tests.
@@ -24,6 +25,19 @@ def test_the_server_holds(name: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "tiny.gguf")
     rows = asyncio.run(soak(model, [name], SMALL, threads=1, context=2048))
     assert rows and [row for row in rows if not row.ok] == []
+
+
+def test_a_name_that_is_no_utf8_is_refused_in_words(tmp_path: Path) -> None:
+    """Found by the mutations: the error quoted the name, and the answer could not be encoded."""
+
+    async def post() -> httpx.Response:
+        async with target(write_model(tmp_path / "tiny.gguf"), connections=1, threads=1, context=256) as on:
+            damaged = on.folder / "damaged.gguf"
+            damaged.write_bytes((on.folder / "en.gguf").read_bytes().replace(b"blk.0.attn_q", b"blk.0.\x80ttn_q"))
+            return await on.load("damaged", damaged)
+
+    reply = asyncio.run(post())
+    assert reply.status_code == 400 and "\\udc80ttn_q" in reply.json()["error"]["message"]
 
 
 def test_growing_memory_is_found() -> None:

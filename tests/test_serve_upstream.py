@@ -88,15 +88,14 @@ def test_llama_server_gets_every_option_in_its_own_words() -> None:
     launch = llama_server_launch(options, "/bin/llama-server")
     assert launch.argv == [
         "/bin/llama-server", "--model", "/m/small.gguf", "--alias", "small", "--ctx-size", "8192", "--parallel", "4",
-        "--host", "::1", "--port", "9", "--threads", "3", "--lora", "/a/en.gguf", "--lora", "/a/ja.gguf",
-        "--lora-init-without-apply",
+        "--host", "::1", "--port", "9", "--threads", "3", "--lora-scaled", "/a/en.gguf:0,/a/ja.gguf:0",
     ]  # fmt: skip
     assert launch.env == {} and options.url == "http://[::1]:9"
 
 
 def test_one_adapter_is_applied_to_every_request_of_llama_server() -> None:
     launch = llama_server_launch(Options(Path("/m.gguf"), (EN,)))
-    assert "--lora" in launch.argv and "--lora-init-without-apply" not in launch.argv
+    assert launch.argv[-2:] == ["--lora", "/a/en.gguf"]
     assert "--threads" not in launch.argv
 
 
@@ -126,8 +125,9 @@ def test_a_key_is_never_on_a_command_line_nor_in_a_file() -> None:
 
 
 def test_a_path_that_llama_server_would_split_is_refused() -> None:
-    with pytest.raises(InputError, match="separators"):
-        llama_server_launch(Options(Path("/m.gguf"), (("en", Path("/a,b.gguf")),)))
+    for name in ("a,b.gguf", "a:b.gguf", 'a"b.gguf'):
+        with pytest.raises(InputError, match="separates"):
+            llama_server_launch(Options(Path("/m.gguf"), (("en", Path("/") / name),)))
 
 
 def test_what_an_engine_cannot_do_is_said() -> None:
@@ -153,9 +153,8 @@ def test_llama_server_is_started_announced_signalled_and_its_exit_code_passed_on
             record = json.loads((fake / "record.json").read_text())
             assert record["key"] == "a-key" and "a-key" not in record["argv"]
             assert record["argv"][record["argv"].index("--ctx-size") + 1] == "512"
-            assert [record["argv"][n + 1] for n, word in enumerate(record["argv"]) if word == "--lora"] == [
-                str(path) for path in adapters
-            ]
+            scaled = ",".join(f"{path}:0" for path in adapters)
+            assert record["argv"][record["argv"].index("--lora-scaled") + 1] == scaled
             assert "does not route by language" in said[0]
             assert f":{record['argv'][record['argv'].index('--port') + 1]} (llama-server;" in said[-1]
             process.send_signal(number)

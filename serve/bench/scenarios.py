@@ -23,14 +23,16 @@ from slm.joints import Message
 
 LONG_TOKENS, SHORT_TOKENS, TURN_TOKENS = 400, 16, 32
 _LANGUAGES = ("en", "ja")
-_REPEATS = 3
 _RECORDS = 18  # about 1,500 tokens
 _HEAD_START_S = 0.5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much load: clients at once, tokens of an answer, seconds of the closed loops, how many adapters."""
+    """How much load: clients at once, tokens of an answer, seconds of each closed loop, how many adapters.
+
+    repeats: of the scenarios with one request. records: length of the long history, about 75 tokens each.
+    """
 
     clients: int = 8
     tokens: int = 64
@@ -38,6 +40,7 @@ class Plan:
     adapters: int = 2
     records: int = _RECORDS
     long_tokens: int = LONG_TOKENS
+    repeats: int = 3
 
 
 class Session:
@@ -68,7 +71,7 @@ async def run_scenarios(server: Server, contender: Contender, plan: Plan, number
             "mixed": await loop(session, first, plan.adapters),
             "one_adapter": await loop(session, first + 50_000, 1),
             "overtaking": await overtaking(session, first + 90_000),
-            "second_turn": await second_turn(session, 1 + number * _REPEATS),
+            "second_turn": await second_turn(session, 1 + number * plan.repeats),
         }
 
 
@@ -94,7 +97,7 @@ async def loop(session: Session, first: int, adapters: int) -> dict[str, Any]:
 async def overtaking(session: Session, first: int) -> dict[str, Any]:
     """TTFT of a short request on the last adapter, half a second after a long answer on the first began to come."""
     outcomes = []
-    for n in range(_REPEATS):
+    for n in range(session.plan.repeats):
         began = asyncio.Event()
         long = asyncio.create_task(
             session.ask(conversation("en", first + 2 * n), 0, session.plan.long_tokens, on_first=began.set)
@@ -116,7 +119,7 @@ async def overtaking(session: Session, first: int) -> dict[str, Any]:
 async def second_turn(session: Session, first: int) -> dict[str, Any]:
     """TTFT of a conversation's second turn, asked as soon as the first is answered."""
     outcomes, failed_before = [], []
-    for n in range(_REPEATS):
+    for n in range(session.plan.repeats):
         turns = long_conversation(first + n, session.plan.records)
         answer = await session.ask(turns, 0, TURN_TOKENS)
         if answer.error:
