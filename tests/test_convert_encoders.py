@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_slow_tokenizers as slow
 import tiny_tokenizers as tt
 import torch
 from tokenizers import pre_tokenizers, processors
@@ -21,6 +22,9 @@ from transformers import (
     BertModel,
     ModernBertConfig,
     ModernBertModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
@@ -83,7 +87,9 @@ def pooled_by(folder: Path, mode: str) -> None:
 
 
 def vocabulary_size(folder: Path) -> int:
-    return len(read_vocabulary(folder, {}, embedder=True).vocabulary.tokens)
+    config = folder / "config.json"
+    known = json.loads(config.read_text()) if config.exists() else {}
+    return len(read_vocabulary(folder, known, embedder=True).vocabulary.tokens)
 
 
 _SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -113,6 +119,33 @@ def xlm_roberta(folder: Path) -> Path:
     return folder
 
 
+def from_model_file(folder: Path) -> Path:
+    """XLM-R without a tokenizer.json."""
+    slow.xlm_roberta_model(folder)
+    config = XLMRobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=130,
+                              type_vocab_size=1, pad_token_id=1, **_SIZES)  # fmt: skip
+    shake(XLMRobertaModel(config)).save_pretrained(folder)
+    return folder
+
+
+def roberta(folder: Path, kind: type = RobertaModel) -> Path:
+    """vocab.json and merges.txt; positions begin behind the padding token's id."""
+    slow.vocab_json(folder, "roberta")
+    config = RobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=130,
+                           type_vocab_size=1, pad_token_id=1, **_SIZES)  # fmt: skip
+    shake(kind(config)).save_pretrained(folder)
+    return folder
+
+
+def japanese_roberta(folder: Path) -> Path:
+    """As rinna/japanese-roberta-base: T5Tokenizer's spiece.model, lower-casing, the padding token's id is 3."""
+    slow.rinna(folder)
+    config = RobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=132,
+                           type_vocab_size=2, pad_token_id=3, **_SIZES)  # fmt: skip
+    shake(RobertaForMaskedLM(config)).save_pretrained(folder)
+    return folder
+
+
 def modernbert(folder: Path, tokenizer: str = "byte-level") -> Path:
     """Four layers, so that two windowed ones lie between full ones; a window shorter than the text."""
     if tokenizer == "byte-level":
@@ -136,6 +169,10 @@ MODELS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bert inside a masked language model": (lambda f: bert(f, BertForMaskedLM), "mean"),
     "bert with the tokenizer of XLM-R": (e5, "mean"),
     "xlm-roberta": (xlm_roberta, "mean"),
+    "xlm-roberta with its model file alone": (from_model_file, "mean"),
+    "roberta": (roberta, "cls"),
+    "roberta inside a masked language model": (lambda f: roberta(f, RobertaForMaskedLM), "mean"),
+    "roberta with rinna's tokenizer": (japanese_roberta, "mean"),
     "modernbert": (modernbert, "cls"),
     "modernbert with a unigram vocabulary": (lambda f: modernbert(f, "unigram"), "mean"),
 }
@@ -149,7 +186,7 @@ def test_an_embedding_by_llama_cpp_is_that_of_transformers(name: str, tmp_path: 
     [result] = convert_checkpoint(folder, tmp_path / "out.gguf", "f32")
     assert result["tokenizer_lines_proven"] >= 14
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    encode = read_vocabulary(folder, {}, embedder=True).encoder()
+    encode = read_vocabulary(folder, model.config.to_dict(), embedder=True).encoder()
     for text in TEXTS:
         ids, found = embedding(tmp_path / "out.gguf", text)
         assert ids == encode(text)

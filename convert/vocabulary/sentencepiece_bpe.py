@@ -69,7 +69,7 @@ def _refuse_normalizers(fast: Mapping[str, Any]) -> None:
             )
 
 
-def from_model_file(path: Path, model: SentencePieceModel, settings: Mapping[str, Any], lower: bool) -> Source:
+def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Source:
     """Vocabulary and encoder of a `tokenizer.model` of kind BPE.
 
     Raises UnsupportedError when it changes the text before it looks pieces up: the runtime's `llama` kind does not.
@@ -92,7 +92,6 @@ def from_model_file(path: Path, model: SentencePieceModel, settings: Mapping[str
     vocabulary = Vocabulary("llama", list(model.pieces), list(model.types), list(model.scores))
     vocabulary.specials = {name: id_ for name, id_ in model.ids.items() if 0 <= id_ < len(model.pieces)}
     vocabulary.add_space_prefix = model.add_dummy_prefix
-    vocabulary.add_bos = bool(settings.get("add_bos_token", True))
 
     def load() -> Encode:
         processor = load_sentencepiece(path)

@@ -141,7 +141,7 @@ def _byte_level(file: Path, settings: Mapping[str, Any], config: Mapping[str, An
 
 
 def _fairseq(file: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """XLM-R: fairseq's four special tokens take the place of SentencePiece's three (ids are one higher), a mask ends it."""
+    """XLM-R: fairseq's four special tokens take the place of SentencePiece's three, so ids are one higher."""
     model = read_sentencepiece(file)
     if model.kind != UNIGRAM or model.byte_fallback:
         raise UnsupportedError(f"'{file}' is not a plain unigram model, as XLM-R's is")

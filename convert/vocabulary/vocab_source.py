@@ -12,14 +12,14 @@ from typing import Any
 
 from convert.malformed import fast_tokenizer_of, load_fast_tokenizer
 from convert.vocabulary import sentencepiece_bpe, unigram
-from convert.vocabulary.added import added_tokens, read_settings, special_tokens, splitting
+from convert.vocabulary.added import read_settings, special_tokens
 from convert.vocabulary.byte_level import byte_level
+from convert.vocabulary.model_file import from_model_file
 from convert.vocabulary.pre_tokenizers import pre_name
 from convert.vocabulary.proof import Encode, Source, hf_encode
-from convert.vocabulary.sentencepiece_model import BPE, UNIGRAM, read_sentencepiece
 from convert.vocabulary.slow_files import class_of, default_specials, fast_form, find_slow_file
 from convert.vocabulary.tokenizer_json import around, content, model_type, read_json, steps
-from convert.vocabulary.vocab import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from convert.vocabulary.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
 from convert.vocabulary.wordpiece import word_piece
 from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
 
@@ -27,8 +27,6 @@ __all__ = ["Source", "chat_template", "pre_name", "read_json", "read_vocabulary"
 
 _SPECIALS = ("bos", "eos", "unk", "sep", "pad", "mask")
 _SPM_FILES = ("spiece.model", "tokenizer.model")
-# Classes whose ids are those of the model file; others shift them, or change the text in Python first.
-_SPM_CLASSES = ("", "T5Tokenizer", "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizer")
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], *, embedder: bool = False) -> Source:
@@ -47,16 +45,11 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, embedder: bool =
             if models and model_type(fast) == "Unigram" and not isinstance(fast["model"].get("unk_id"), int):
                 # The model file is the original; the fast form of a unigram loses its unknown id in some versions.
                 lower = any(step["type"] == "Lowercase" for step in steps(fast.get("normalizer"), "normalizers"))
-                source = _from_model_file(models[0], settings, lower)
+                source = from_model_file(models[0], settings, class_of(settings, config), lower, embedder)
             else:
                 source = _from_fast(path, fast, embedder, lambda: load_fast_tokenizer(path))
         elif models:
-            if class_of(settings, config) not in _SPM_CLASSES:
-                raise UnsupportedError(
-                    f"the tokenizer class {class_of(settings, config)} changes what '{models[0]}' says, in Python code",
-                    hint="Save a tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).",
-                )
-            source = _from_model_file(models[0], settings, False)
+            source = from_model_file(models[0], settings, class_of(settings, config), False, embedder)
         elif (file := find_slow_file(folder)) is not None:
             settings = {**default_specials(file, settings, config), **settings}
             fast = fast_form(file, settings, config)
@@ -190,41 +183,3 @@ def _leave_out_stripping(source: Source, fast: Mapping[str, Any]) -> None:
         source.special_ids = [id_ for id_ in source.special_ids if id_ not in ids]
         names = ", ".join(token["content"] for token in swallowing[:4])
         source.caveats.append(f"{names}: white space before it is kept by the runtime and dropped by the tokenizer")
-
-
-def _from_model_file(path: Path, settings: Mapping[str, Any], lower: bool) -> Source:
-    model = read_sentencepiece(path)
-    lower = lower or bool(settings.get("do_lower_case"))
-    if model.space_is_suffix or not model.escape_whitespaces:
-        raise UnsupportedError(f"'{path}' treats white space in a way the runtime does not")
-    if model.kind == UNIGRAM:
-        source = unigram.from_model_file(path, model, lower)
-    elif model.kind == BPE:
-        source = sentencepiece_bpe.from_model_file(path, model, settings, lower)
-    else:
-        raise UnsupportedError(
-            f"'{path}' is a SentencePiece model of kind {model.kind}", hint="Supported: unigram, BPE."
-        )
-    ids = {piece: id_ for id_, piece in enumerate(model.pieces)}
-    _add_tokens(source, added_tokens(path.parent, settings, ids))
-    if model.add_dummy_prefix and settings.get("legacy") is False:
-        source.special_ids = []
-        source.caveats.append("after a special token the runtime puts a space that the tokenizer does not put")
-    return source
-
-
-def _add_tokens(source: Source, added: list[dict[str, Any]]) -> None:
-    """Put tokens that are found in the raw text into a model file's vocabulary and before its encoder."""
-    vocabulary, load = source.vocabulary, source.encoder
-    for token in added:
-        id_ = int(token["id"])
-        spare = range(len(vocabulary.tokens), id_ + 1)
-        vocabulary.tokens += [f"[PAD{i}]" for i in spare]
-        vocabulary.types += [UNUSED] * len(spare)
-        vocabulary.scores += [0.0] * len(spare)
-        vocabulary.tokens[id_] = token["content"]
-        if vocabulary.types[id_] != UNKNOWN:
-            vocabulary.types[id_] = CONTROL if token["special"] else USER_DEFINED
-    ids = {str(token["content"]): int(token["id"]) for token in added}
-    source.encoder = lambda: splitting(ids, load())
-    source.special_ids = list(ids.values())
