@@ -84,14 +84,14 @@ def llm_jp(folder: Path, version: int) -> Path:
     return _finish(folder, config, tf.LlamaForCausalLM)
 
 
-def _metaspace(folder: Path, scheme: str) -> tuple[Tokenizer, dict[str, int]]:
+def _metaspace(folder: Path) -> tuple[Tokenizer, dict[str, int]]:
     """A unigram as transformers turns a Llama-class model file into: no normalizer, spaces by Metaspace, unsplit."""
-    model = _unigram(folder, add_dummy_prefix=scheme != "never", pad_id=3,
+    model = _unigram(folder, add_dummy_prefix=False, pad_id=3,
                      user_defined_symbols=["<|user|>", "<|assistant|>", "\n"],
                      control_symbols=["<sep>", "<mask>", "<cls>"])  # fmt: skip
     pieces = list(zip(model.pieces, model.scores, strict=True))
     tokenizer = Tokenizer(models.Unigram(pieces, 0, byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([p for p, kind in zip(model.pieces, model.types, strict=True) if kind in (2, 3)])
     tokenizer.add_tokens([p for p, kind in zip(model.pieces, model.types, strict=True) if kind == 4])
@@ -105,7 +105,7 @@ _SARASHINA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pa
 
 def sarashina(folder: Path) -> Path:
     """sarashina2.2: a unigram under LlamaTokenizer, no prefix, no BOS, chat markers among the pieces."""
-    tokenizer, ids = _metaspace(folder, "never")
+    tokenizer, ids = _metaspace(folder)
     template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
     template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     tt.save(folder, tokenizer, **_SARASHINA, add_bos_token=False, add_eos_token=False, chat_template=template)
@@ -129,7 +129,7 @@ def sarashina_model_file(folder: Path) -> Path:
 
 def ruri(folder: Path) -> Path:
     """ruri v3 and modernbert-ja: sarashina's tokenizer with <s> and </s> around a text, ModernBERT."""
-    tokenizer, ids = _metaspace(folder, "never")
+    tokenizer, ids = _metaspace(folder)
     _surrounded(tokenizer, "<s> $A </s>")
     settings = {**_SARASHINA, "cls_token": "<s>", "sep_token": "</s>"}
     tt.save(folder, tokenizer, **settings, add_bos_token=True, add_eos_token=True)

@@ -31,7 +31,10 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
     refuse_affixes(model)
     _refuse_normalizers(fast)
     vocabulary = Vocabulary("llama", *token_table(fast, model["vocab"]))
-    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(model["merges"]):
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, rank)
     unknown = model.get("unk_token")
     for id_, token in enumerate(vocabulary.tokens):
         kind = vocabulary.types[id_]
@@ -45,14 +48,11 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
             vocabulary.tokens[id_] = token.replace("▁", " ")
     scheme = space_prefix(fast)
     vocabulary.add_space_prefix = scheme != "never"
-    if scheme == "never" and len({left + right for left, right in merges}) == len(merges):
+    if scheme == "never" and len(ranks) == len(model["merges"]):
         vocabulary.model, vocabulary.pre = "gpt2", RANKED_PRE
-        vocabulary.merges = [f"{left} {right}" for left, right in merges]
+        vocabulary.merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     else:
-        ranks: dict[str, int] = {}
-        for rank, (left, right) in enumerate(merges):
-            ranks.setdefault(left + right, rank)
-        unreached = -float(len(merges) + 1)
+        unreached = -float(len(model["merges"]) + 1)
         vocabulary.scores = [-float(ranks[t]) if t in ranks else unreached for t in vocabulary.tokens]
     source = Source(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
     if scheme == "first":

@@ -14,6 +14,7 @@ from convert.malformed import fast_tokenizer_of, load_fast_tokenizer
 from convert.vocabulary import sentencepiece_bpe, unigram
 from convert.vocabulary.added import read_settings, special_tokens
 from convert.vocabulary.byte_level import byte_level
+from convert.vocabulary.cut_down import can_cut, ids_of_lines
 from convert.vocabulary.model_file import from_model_file
 from convert.vocabulary.pre_tokenizers import pre_name
 from convert.vocabulary.proof import Encode, Source, hf_encode
@@ -151,6 +152,8 @@ def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool, tokenizer: C
         return hf_encode(loaded, add_special=embedder)
 
     source.encoder, source.add_special = load, embedder
+    if can_cut(fast):
+        source.ids_of = lambda lines: ids_of_lines(fast, lines, add_special=embedder, path=path)
     _surroundings(source, fast, embedder)
     _leave_out_stripping(source, fast)
     return source
