@@ -6,7 +6,6 @@ It knows nothing of adapters or of serving.
 from __future__ import annotations
 
 import gc
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from convert.families import Encoder
 from convert.pooling import pooling_metadata
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
 from convert.vocabulary.proof import Source, compare_ids
+from convert.vocabulary.swallowing import name_for
 from convert.vocabulary.vocab_source import read_json, read_vocabulary
 from convert.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
 from slm.artifacts import checkpoint_fingerprint, new_file, require_space
@@ -29,8 +29,6 @@ from slm.llama import open_model
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
 _NO_OPTIONS = Options()
-_PHI3_NAME = re.compile(r"phi-?3", re.IGNORECASE)
-_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
 def convert_checkpoint(
@@ -136,25 +134,10 @@ def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[
 
 
 def _runtime_name(checkpoint: Checkpoint, source: Source) -> str:
-    """The model's name, with "phi-3" in it exactly when its special tokens swallow the white space after them.
-
-    llama.cpp takes that rule from the name (src/llama-vocab.cpp, `llama_vocab::impl::load`), and refuses a file so
-    named whose vocabulary lacks Phi-3's own tokens.
-    """
-    name = checkpoint.folder.resolve().name
-    path = checkpoint.folder / "tokenizer.json"
-    swallows = False
-    if (
-        checkpoint.family.gguf_architecture == "phi3"
-        and path.exists()
-        and set(source.vocabulary.tokens) >= _PHI3_TOKENS
-    ):
-        added = read_json(path).get("added_tokens") or []
-        own = [bool(t.get("rstrip")) for t in added if t.get("content") not in _PHI3_TOKENS]
-        swallows = bool(own) and all(own)
-    if swallows:
-        return name if _PHI3_NAME.search(name) else f"Phi-3 {name}"
-    return _PHI3_NAME.sub("Phi 3", name)
+    name, path = checkpoint.folder.resolve().name, checkpoint.folder / "tokenizer.json"
+    is_phi3 = checkpoint.family.gguf_architecture == "phi3" and path.exists()
+    added = read_json(path).get("added_tokens") if is_phi3 else None
+    return name_for(name, source.vocabulary.tokens, added or [])
 
 
 class _Proof:
