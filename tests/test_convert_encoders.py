@@ -14,6 +14,7 @@ import pytest
 import tiny_slow_tokenizers as slow
 import tiny_tokenizers as tt
 import torch
+from click.testing import CliRunner
 from tokenizers import pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -29,10 +30,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from convert.cli_verify import verify
 from convert.model import convert_checkpoint
 from convert.pooling import read_pooling
+from convert.verify_embeddings import verify_embedder
 from convert.vocabulary.vocab_source import read_vocabulary
-from slm.errors import DamagedFileError, SlmError, UnsupportedError
+from slm.errors import DamagedFileError, InputError, SlmError, UnsupportedError
 from slm.gguf_reader import read_gguf
 from slm.llama import library, open_model, tokenize
 
@@ -267,3 +270,52 @@ def test_what_the_runtime_would_compute_wrongly_is_refused(
     with pytest.raises(UnsupportedError, match=match):
         convert_checkpoint(folder, tmp_path / "out.gguf", "f16")
     assert not list(tmp_path.glob("*.gguf"))
+
+
+# --- slm verify
+
+
+@pytest.mark.parametrize("name", ["bert", "bert with the tokenizer of XLM-R", "roberta", "modernbert"])
+def test_verify_compares_the_embeddings_of_a_file_with_its_checkpoint(name: str, tmp_path: Path) -> None:
+    make, mode = MODELS[name]
+    folder = make(tmp_path / "source")
+    pooled_by(folder, mode)
+    exact, small = convert_checkpoint(folder, tmp_path / "out", ["f32", "q8_0"])
+    result = verify_embedder(exact["file"], folder, max_tokens=300)
+    assert result["ok"], result["broken"]
+    assert set(result["by_language"]) == {"en", "ja"}
+    assert result["overall"]["min_cosine"] > 0.9999
+    assert result["token_ids"]["lines_different"] == 0
+    against_exact = verify_embedder(small["file"], exact["file"], max_tokens=300)
+    assert against_exact["bounds_for"] in ("q8_0", "f16")
+    assert 0.9 < against_exact["overall"]["min_cosine"] < result["overall"]["min_cosine"]
+
+
+def test_verify_finds_another_pooling_and_another_model(tmp_path: Path) -> None:
+    folder, other = e5(tmp_path / "source"), e5(tmp_path / "other")
+    for path, mode in ((folder, "mean"), (other, "cls")):
+        pooled_by(path, mode)
+        convert_checkpoint(path, tmp_path / f"{mode}.gguf", "f32")
+    result = verify_embedder(tmp_path / "cls.gguf", tmp_path / "mean.gguf", max_tokens=200)
+    assert not result["ok"]
+    assert any("cosine" in sentence for sentence in result["broken"])
+    tt.word_piece(tmp_path / "words")
+    folder = bert(tmp_path / "words")
+    convert_checkpoint(folder, tmp_path / "words.gguf", "f32")
+    result = verify_embedder(tmp_path / "words.gguf", tmp_path / "mean.gguf", max_tokens=50)
+    assert any("token ids differ" in sentence for sentence in result["broken"])
+
+
+def test_the_command_shows_cosines_and_ends_with_1_beyond_a_bound(tmp_path: Path) -> None:
+    folder = bert(tmp_path / "source")
+    pooled_by(folder, "mean")
+    convert_checkpoint(folder, tmp_path / "m.gguf", "f16")
+    base = [str(tmp_path / "m.gguf"), "--against", str(folder), "--max-tokens", "100"]
+    shown = CliRunner().invoke(verify, base)
+    assert shown.exit_code == 0, shown.output
+    assert "min cosine" in shown.output
+    assert CliRunner().invoke(verify, [*base, "--max-relative", "1e-12"]).exit_code == 1
+    result = json.loads(CliRunner().invoke(verify, [*base, "--json"]).stdout)
+    assert result["overall"]["min_cosine"] > 0.999
+    refused = CliRunner().invoke(verify, [*base, "--max-kl", "1"])
+    assert isinstance(refused.exception, InputError)
