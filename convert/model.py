@@ -6,10 +6,12 @@ It knows nothing of adapters or of serving.
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from slm.llama import open_model
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
 _NO_OPTIONS = Options()
+_FLOAT_BITS = {"f32": 32, "f16": 16, "bf16": 16}
+_QUANTIZED_BITS = 9  # a weight, at most
 
 
 def convert_checkpoint(
@@ -52,21 +56,22 @@ def convert_checkpoint(
     _check_options(names, options)
     checkpoint = read_checkpoint(folder)
     plan = checkpoint.plan()
-    with ThreadPoolExecutor(1) as thread, _no_garbage_collection():
+    with _no_garbage_collection():
         # Without a manifest this hashes all weights; the tokenizer is read meanwhile.
-        fingerprint = thread.submit(checkpoint_fingerprint, checkpoint.folder)
+        fingerprint = _in_background(lambda: checkpoint_fingerprint(checkpoint.folder))
         embedder = isinstance(checkpoint.family, Encoder)
         source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
         source.vocabulary.fitted(checkpoint.vocabulary_rows)
         proof = _Proof(source) if verify else None
         source.ids_of = None  # with it goes the content of the tokenizer's files
-        metadata = _metadata(checkpoint, source, fingerprint.result())
+        metadata = _metadata(checkpoint, source, fingerprint())
     caveats = [*source.caveats, *checkpoint.family.caveats(checkpoint.config)]
     for caveat in caveats:
         note(f"note: {caveat}")
     targets = ladder(Path(out), checkpoint.folder.resolve().name, names)
     parent = next(iter(targets.values())).parent
-    require_space(parent, sum(int(p.entry.nbytes) for p in plan) * len(names))
+    weights = sum(math.prod(p.shape) for p in plan)
+    require_space(parent, sum(weights * _FLOAT_BITS.get(name, _QUANTIZED_BITS) // 8 for name in names))
     results = []
     with ExitStack() as stack:
         writer = _Writer(checkpoint, metadata, proof)
@@ -101,6 +106,20 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _in_background(compute: Callable[[], str]) -> Callable[[], str]:
+    """Start computing; the returned function waits for the value. An interrupted program does not wait."""
+    future: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(compute())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result
 
 
 def _check_options(names: list[str], options: Options) -> None:

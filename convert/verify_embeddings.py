@@ -166,7 +166,7 @@ def pooling_of(file: GgufFile) -> int:
 
 
 def _lines(text: str, expected: Embedder, most: int) -> list[str]:
-    """The text's lines of at least one token between special ones, until `most` tokens are reached. Raises InputError for none."""
+    """The lines that have a token between special ones, until `most` tokens are reached. Raises InputError for none."""
     chosen, tokens = [], 0
     for line in text.splitlines():
         size = len(expected.encode(line))

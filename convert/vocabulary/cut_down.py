@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.malformed import fast_tokenizer_of
+from convert.malformed import fast_tokenizer_of, reading
 from convert.vocabulary.proof import hf_encode
 from convert.vocabulary.tokenizer_json import byte_of, model_type
 
@@ -28,7 +28,8 @@ def can_cut(fast: Mapping[str, Any]) -> bool:
 
 def ids_of_lines(fast: Mapping[str, Any], lines: Sequence[str], *, add_special: bool, path: Path) -> list[list[int]]:
     """The tokenizer's ids of each line. path: where it comes from, for errors. Raises DamagedFileError."""
-    smaller, old_ids = cut_down(fast, lines, path)
+    with reading(f"'{path}'"):
+        smaller, old_ids = cut_down(fast, lines, path)
     encode = hf_encode(fast_tokenizer_of(smaller, path), add_special=add_special)
     return [[old_ids[id_] for id_ in encode(line)] for line in lines]
 

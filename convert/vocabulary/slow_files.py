@@ -34,10 +34,14 @@ _BY_MODEL = {"bert": "BertTokenizer", "gpt2": "GPT2Tokenizer", "roberta": "Rober
 _FILES = {"vocab.txt": _WORD_PIECE, "vocab.json": _BYTE_LEVEL, "sentencepiece.bpe.model": _FAIRSEQ_OFFSET}
 
 
+def named_class(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The tokenizer class by tokenizer_config.json or config.json, without `Fast`; "" where neither names one."""
+    return str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
+
+
 def class_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The tokenizer class by tokenizer_config.json, config.json or the model's type, without `Fast`; "" if unknown."""
-    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
-    return str(named or _BY_MODEL.get(str(config.get("model_type")), "")).removesuffix("Fast")
+    """`named_class`, or the usual one of the model's type; "" if unknown."""
+    return named_class(settings, config) or _BY_MODEL.get(str(config.get("model_type")), "")
 
 
 def find_slow_file(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ from convert.vocabulary.cut_down import can_cut, ids_of_lines
 from convert.vocabulary.model_file import from_model_file
 from convert.vocabulary.pre_tokenizers import pre_name
 from convert.vocabulary.proof import Encode, Source, hf_encode
-from convert.vocabulary.slow_files import class_of, default_specials, fast_form, find_slow_file
+from convert.vocabulary.slow_files import default_specials, fast_form, find_slow_file, named_class
 from convert.vocabulary.tokenizer_json import around, content, model_type, read_json, steps
 from convert.vocabulary.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
 from convert.vocabulary.wordpiece import word_piece
@@ -46,11 +46,11 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, embedder: bool =
             if models and model_type(fast) == "Unigram" and not isinstance(fast["model"].get("unk_id"), int):
                 # The model file is the original; the fast form of a unigram loses its unknown id in some versions.
                 lower = any(step["type"] == "Lowercase" for step in steps(fast.get("normalizer"), "normalizers"))
-                source = from_model_file(models[0], settings, class_of(settings, config), lower, embedder)
+                source = from_model_file(models[0], settings, named_class(settings, config), lower, embedder)
             else:
                 source = _from_fast(path, fast, embedder, lambda: load_fast_tokenizer(path))
         elif models:
-            source = from_model_file(models[0], settings, class_of(settings, config), False, embedder)
+            source = from_model_file(models[0], settings, named_class(settings, config), False, embedder)
         elif (file := find_slow_file(folder)) is not None:
             settings = {**default_specials(file, settings, config), **settings}
             fast = fast_form(file, settings, config)
@@ -74,7 +74,7 @@ def _refuse_word_splitters(folder: Path, settings: Mapping[str, Any], config: Ma
     MeCab's, Sudachi's and Juman++'s dictionaries are no part of `tokenizer.json` nor of GGUF.
     """
     splitter = settings.get("word_tokenizer_type")
-    if class_of(settings, config) == "BertJapaneseTokenizer" or splitter in ("mecab", "sudachi", "jumanpp"):
+    if named_class(settings, config) == "BertJapaneseTokenizer" or splitter in ("mecab", "sudachi", "jumanpp"):
         raise UnsupportedError(
             f"the tokenizer of '{folder}' cuts Japanese words with a dictionary ({splitter or 'mecab'}), "
             "the runtime has none",
