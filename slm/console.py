@@ -112,6 +112,9 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+_AGAIN_S = 0.2  # long enough to be out of the callback on a busy machine as well
+
+
 def _once_more(ignored: Any) -> None:
     """An interrupt that reached Python inside a callback from C is ignored there; deliver it again outside."""
     if ignored.exc_type is not KeyboardInterrupt:
@@ -119,7 +122,7 @@ def _once_more(ignored: Any) -> None:
         return
     main = threading.main_thread().ident
     assert main is not None  # it runs
-    again = threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGINT))
+    again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))
     again.daemon = True
     again.start()
 
