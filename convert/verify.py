@@ -27,7 +27,7 @@ from slm.errors import InputError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
 
 WINDOW = 256  # tokens of context at most; most of what a chunk of 512 would show in half the time and memory
-_BLOCK = 64  # rows of logits at a time: 64 MB for a vocabulary of 262,144, and a second's work at most
+_BLOCK = 64  # rows of logits at a time in the runtime's buffer: 64 MB for a vocabulary of 262,144
 MAX_TOKENS = 1024  # of each language, unless told otherwise
 
 
@@ -157,12 +157,9 @@ def _checkpoint_runner(folder: Path, peft: Path | None) -> Runner:
     model.eval()
 
     def rows(ids: list[int]) -> Iterator[Logits]:
-        past = None
-        for at in range(0, len(ids), _BLOCK):
-            with torch.no_grad():
-                output = model(torch.tensor([ids[at : at + _BLOCK]]), past_key_values=past, use_cache=True)
-            past, logits = output.past_key_values, output.logits[0].float().numpy()
-            yield from (logits[row : row + 1] for row in range(len(logits)))
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].float().numpy()
+        yield from (logits[row : row + 1] for row in range(len(ids)))
 
     return Runner(encode, rows)
 
