@@ -232,7 +232,7 @@ class HotContext:
             raise EngineError(f"llama.cpp could not decode a batch of {count} tokens (code {code})")
         for slot, tokens in fed:
             slot.tokens.extend(tokens)
-        if count - len(outputs) >= batch.SMALLEST_CHUNK:
+        if count - len(outputs) >= batch.SMALLEST_CHUNK // 2:
             rate = count / (after - before)
             self.prefill_rate = (self.prefill_rate + rate) / 2 if self.prefill_rate else rate
         pieces = [self._advance(slot, running, row) for slot, running, row in outputs]
