@@ -106,8 +106,9 @@ class HotContext:
         with ExitStack() as stack:
             n_batch = batch.LARGEST_CHUNK + len(self.slots)
             self._context = open_context(
-                stack, model, n_ctx=cells, n_batch=n_batch, n_seq_max=len(self.slots), n_threads=threads
-            )
+                stack, model, n_ctx=cells, n_batch=n_batch, n_seq_max=len(self.slots), n_threads=threads,
+                flash_attention=False,
+            )  # fmt: skip
             self._memory = self._lib.llama_get_memory(self._context)
             self._batch = self._lib.llama_batch_init(n_batch, 0, 1)
             stack.callback(self._lib.llama_batch_free, self._batch)

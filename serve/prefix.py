@@ -11,6 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+# Cells of idle sequences that may stay in a context; what is more goes to the store, from where it is back in
+# milliseconds.
+IDLE_CELLS = 512
+
+
 @dataclass(frozen=True)
 class SlotView:
     """One sequence of a context: whose cells it holds, for which tokens, what it may still grow to, and its use."""
@@ -71,6 +76,8 @@ def place(
         target = min(idle, key=lambda slot: (slot is best, len(slot.tokens) > 0, slot.last_used))
         source = best.index if keep > 0 and can_copy and target is not best else None
         keep = keep if source is not None or target is best else 0
+    # Without flash attention every row is multiplied with all cells in use, so idle ones slow down those at work.
+    free = min(free, IDLE_CELLS)
     evict = []
     kept = [slot for slot in idle if slot is not target and slot.tokens]
     for slot in sorted(kept, key=lambda slot: slot.last_used):
