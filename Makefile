@@ -28,8 +28,10 @@ setup: .venv/installed
 demo: .venv/installed
 	@$(BIN)/python scripts/demo.py --base $(DEMO_BASE)
 
+# The road uses every core by itself; the other files run two at a time.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/test_road.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_road.py
 
 # The web page in a real Chromium (found on PATH, or named: make test-browser SLM_CHROMIUM=/path/to/chromium).
 test-browser: .venv/browser

@@ -11,6 +11,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from serve.api.errors import install_errors
+from serve.api_docs import add_api_docs
 from serve.engine import Engine
 from serve.guard import Policy
 from serve.metrics import Metrics, install_metrics
@@ -34,7 +35,7 @@ def create_app(
 
     allowed_folders: where adapters may be loaded from. policy: who may ask, and how much.
     """
-    app = FastAPI(title="slm-cpu", version=__version__, redoc_url=None)
+    app = FastAPI(title="slm-cpu", version=__version__, docs_url=None, redoc_url=None)
     install_errors(app)
     metrics = Metrics(engine)
     install_guard(app, policy, context=engine.context, metrics=metrics, open_paths=PAGE_PATHS)
@@ -43,4 +44,5 @@ def create_app(
     app.include_router(generation_routes(engine, retriever, metrics))
     app.include_router(adapter_routes(engine, [folder.resolve() for folder in allowed_folders]))
     add_page(app)
+    add_api_docs(app)
     return app

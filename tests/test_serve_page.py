@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from serve.api_docs import add_api_docs
 from serve.page import CONTENT_SECURITY_POLICY, PAGE_PATHS, add_page
 
 ROOT = Path(__file__).parent.parent
@@ -133,3 +134,18 @@ def test_every_file_says_what_it_is_and_the_page_is_small() -> None:
         assert text.startswith("// ") and len(text.splitlines()) <= 400, name
     sent = sum(len(gzip.compress(text.encode())) for text in SOURCES.values())
     assert sent < 36_000, "what a browser fetches for the whole page, in bytes"
+
+
+def test_the_api_is_described_without_a_script_or_a_request_elsewhere() -> None:
+    app = FastAPI(title="<b>hostile</b>", version="1", docs_url=None, redoc_url=None)
+
+    @app.post("/v1/<thing>")
+    def thing(size: int) -> dict[str, int]:
+        """Makes <script>alert(1)</script>."""
+        return {"size": size}
+
+    add_api_docs(app)
+    reply = TestClient(app).get("/docs")
+    assert "script-src" not in reply.headers["content-security-policy"] and "default-src 'none'" in str(reply.headers)
+    assert "<script" not in reply.text and "<b>" not in reply.text and "://" not in reply.text
+    assert "POST /v1/&lt;thing&gt;" in reply.text and "&lt;script&gt;" in reply.text and "size" in reply.text
