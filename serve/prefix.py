@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 # Cells of idle sequences that may stay in a context; what is more goes to the store, from where it is back in
 # milliseconds.
 IDLE_CELLS = 512
