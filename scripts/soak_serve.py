@@ -287,6 +287,7 @@ def main() -> None:
     for name in ("requests", "connections", "kills", "mutations", "adapters", "rounds", "tokens"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Sizes, name))
     values = vars(parser.parse_args())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server under test is ended, too
     named, only = values.pop("model"), values.pop("only")
     from rich.table import Table
 

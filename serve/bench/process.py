@@ -15,6 +15,7 @@ from pathlib import Path
 
 from serve.upstream import Launch, Options, is_ready
 from slm.errors import EngineError
+from slm.threads import without_settling
 
 _POLL_S = 0.05
 
@@ -41,13 +42,16 @@ def free_port() -> int:
 
 @contextmanager
 def running(launch: Launch, options: Options, *, patience_s: float = 180.0) -> Iterator[Server]:
-    """Start a server and wait until it is ready; it is ended with the block. Raises EngineError with its last words."""
+    """Start a server and wait until it is ready; it is ended with the block. Raises EngineError with its last words.
+
+    Its environment is the user's: how threads wait is each program's own choice.
+    """
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as folder:
         log = Path(folder) / "log"
         started = time.perf_counter()
         with log.open("wb") as said:
             process = subprocess.Popen(
-                launch.argv, env={**os.environ, **launch.env}, cwd=folder, start_new_session=True,
+                launch.argv, env={**without_settling(os.environ), **launch.env}, cwd=folder, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
         try:
