@@ -1,5 +1,5 @@
 # Everything a fresh machine needs: Python 3.10+, a C/C++ compiler, and a network to a package registry.
-#   make demo   the whole road on real models      make test   every test
+#   make demo   the whole road on real models      make test   every test but the page's in a browser
 # Both make .venv on their first run (a few minutes, mostly llama.cpp's build) and start at once afterwards.
 
 PYTHON ?= python3
@@ -15,11 +15,12 @@ LLAMA_CMAKE := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scr
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test test-browser check format clean
 
 help:
 	@sed -n '2,3p' Makefile | cut -c3-
 	@echo "  make setup  only the installation     make check  ruff and mypy     make format"
+	@echo "  make test-browser  the web page in a real Chromium"
 	@echo "  make clean  removes .venv, .slm and what training and conversion made"
 
 setup: .venv/installed
@@ -29,6 +30,13 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# The web page in a real Chromium (found on PATH, or named: make test-browser SLM_CHROMIUM=/path/to/chromium).
+test-browser: .venv/browser
+	@[ -n "$(SLM_CHROMIUM)" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  command -v google-chrome >/dev/null || command -v google-chrome-stable >/dev/null || \
+	  { echo "error: the page's tests need a Chromium, found none. Debian, Ubuntu: apt install chromium fonts-noto-cjk; or name one: make test-browser SLM_CHROMIUM=FILE" >&2; exit 1; }
+	SLM_CHROMIUM="$(SLM_CHROMIUM)" $(BIN)/python -m pytest -m browser tests/test_serve_browser.py tests/test_serve_browser_access.py
 
 check: .venv/installed
 	$(BIN)/ruff check $(SOURCES)
@@ -56,6 +64,10 @@ format: .venv/installed
 	  $(PIP) install -q -c constraints.txt $(LLAMA); code=$$?; \
 	kill $$ticker; [ $$code -eq 0 ] || exit $$code; \
 	echo "      done in $$(( $$(date +%s) - start )) s"
+	@touch $@
+
+.venv/browser: .venv/installed
+	$(PIP) install -q -c constraints.txt -e '.[browser]'
 	@touch $@
 
 .venv/installed: .venv/llama pyproject.toml constraints.txt

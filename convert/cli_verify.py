@@ -9,7 +9,20 @@ import click
 
 from convert.cli_texts import text_file_of_each
 from slm.console import emit_json, out
+from slm.errors import InputError
 from slm.joints import Joints, pass_joints
+
+# Title, key of the figures, format.
+_COLUMNS = (
+    ("tokens", "tokens", "d"), ("KL", "mean_kl_divergence", ".1e"), ("p99", "p99_kl_divergence", ".1e"),
+    ("top-1", "top1_agreement", ".3f"), ("ppl.", "perplexity", ".4g"), ("(ref.)", "reference_perplexity", ".4g"),
+    ("bits/B", "bits_per_byte", ".3f"), ("(ref.)", "reference_bits_per_byte", ".3f"),
+    ("max diff", "max_relative_difference", ".1e"),
+)  # fmt: skip
+_EMBEDDER_COLUMNS = (
+    ("texts", "texts", "d"), ("tokens", "tokens", "d"), ("min cosine", "min_cosine", ".6f"),
+    ("mean cosine", "mean_cosine", ".6f"), ("max diff", "max_relative_difference", ".1e"),
+)  # fmt: skip
 
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,6 +44,7 @@ from slm.joints import Joints, pass_joints
 @click.option("--max-relative", type=float, help="Bound on max |difference| / max |logit|.")
 @click.option("--min-top1", type=float, help="Bound on top-1 agreement, 0 to 1.")
 @click.option("--max-kl", type=float, help="Bound on the mean KL divergence, nats.")
+@click.option("--min-cosine", type=float, help="For embedders: bound on the smallest cosine of two embeddings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_joints
 def verify(
@@ -45,11 +59,13 @@ def verify(
     max_relative: float | None,
     min_top1: float | None,
     max_kl: float | None,
+    min_cosine: float | None,
     as_json: bool,
 ) -> None:
     """Compare a GGUF with its reference: token ids, logits, KL divergence by language. Exit 1 beyond a bound.
 
-    The bounds' defaults follow the file's tensor types: tight for floats, wider for quantized ones.
+    Of an embedder the embeddings are compared. The bounds' defaults follow the file's tensor types: tight for floats,
+    wider for quantized ones.
 
     \b
     Example:
@@ -58,21 +74,55 @@ def verify(
       slm verify model-f16.gguf --against ./my-model --adapter en.gguf --peft adapters/en_lora
     """
     from convert.quality.bounds import LANGUAGE_MEASURES, parse_bound
-    from convert.verify import Bounds, bounds_for, verify_model
+    from convert.verify import Bounds, bounds_for, is_language_model, verify_model
     from slm.gguf_reader import read_gguf
 
+    file = read_gguf(candidate)
+    reference = Path(against) if Path(against).exists() else joints.checkpoint_of(against)
+    if not file.is_adapter and not is_language_model(file):
+        if adapter or peft or bound_texts or min_top1 is not None or max_kl is not None:
+            raise InputError(
+                f"'{candidate}' is an embedder: it has no next-token distribution and takes no adapter here",
+                hint="Its bounds are --min-cosine and --max-relative.",
+            )
+        _finish(_verify_embedder(candidate, reference, texts, max_tokens, min_cosine, max_relative), as_json)
+        return
+    if min_cosine is not None:
+        raise InputError("--min-cosine is for embedders", found=f"'{candidate}' predicts tokens")
     by_language = [parse_bound(text, tuple(LANGUAGE_MEASURES)) for text in bound_texts]
-    default = bounds_for(read_gguf(candidate))[1]
+    default = bounds_for(file)[1]
     bounds = Bounds(
         default.relative if max_relative is None else max_relative,
         default.top1 if min_top1 is None else min_top1,
         default.kl if max_kl is None else max_kl,
     )
-    reference = Path(against) if Path(against).exists() else joints.checkpoint_of(against)
     result = verify_model(
         candidate, reference, adapter=adapter, peft=peft, texts=text_file_of_each(texts), bounds=bounds,
         by_language_bounds=by_language, max_tokens=max_tokens,
     )  # fmt: skip
+    _finish(result, as_json)
+
+
+def _verify_embedder(
+    candidate: Path,
+    reference: Path,
+    texts: tuple[str, ...],
+    max_tokens: int,
+    min_cosine: float | None,
+    max_relative: float | None,
+) -> dict[str, Any]:
+    from convert.verify_embeddings import EmbeddingBounds, default_bounds, verify_embedder
+    from slm.gguf_reader import read_gguf
+
+    default = default_bounds(read_gguf(candidate))[1]
+    bounds = EmbeddingBounds(
+        default.cosine if min_cosine is None else min_cosine,
+        default.relative if max_relative is None else max_relative,
+    )
+    return verify_embedder(candidate, reference, texts=text_file_of_each(texts), bounds=bounds, max_tokens=max_tokens)
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         emit_json(result)
     else:
@@ -88,20 +138,13 @@ def _show_verification(result: dict[str, Any]) -> None:
     click.echo(f"token ids: equal on {ids['lines'] - ids['lines_different']} of {ids['lines']} lines")
     if ids["first_different"] is not None:
         click.echo(f"  first different: {ids['first_different']!r}")
-    table = Table("text", "tokens", "KL", "p99", "top-1", "ppl.", "(ref.)", "bits/B", "(ref.)", "max diff",
-                  box=None, pad_edge=False,
-        collapse_padding=True)  # fmt: skip
+    columns = _COLUMNS if "top1_agreement" in result["overall"] else _EMBEDDER_COLUMNS
+    table = Table("text", *(title for title, _, _ in columns), box=None, pad_edge=False, collapse_padding=True)
     for name, figures in [*result["by_language"].items(), ("all", result["overall"])]:
-        table.add_row(name, str(figures["tokens"]), *_cells(figures))
+        cells = [(figures[key], form) for _, key, form in columns]
+        table.add_row(name, *("-" if value is None else format(value, form) for value, form in cells))
     out().print(table)
     for sentence in result["broken"]:
         click.secho(f"beyond its bound: {sentence}", fg="red", err=True)
     if result["ok"]:
         click.echo(f"ok: within the bounds for {result['bounds_for']}")
-
-
-def _cells(figures: dict[str, Any]) -> list[str]:
-    forms = {"mean_kl_divergence": ".1e", "p99_kl_divergence": ".1e", "top1_agreement": ".3f", "perplexity": ".4g",
-             "reference_perplexity": ".4g", "bits_per_byte": ".3f", "reference_bits_per_byte": ".3f",
-             "max_relative_difference": ".1e"}  # fmt: skip
-    return ["-" if figures[key] is None else format(figures[key], form) for key, form in forms.items()]

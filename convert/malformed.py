@@ -6,6 +6,7 @@ whatever they overlook becomes an error that names the file instead of a traceba
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,16 @@ def load_fast_tokenizer(path: Path) -> Any:
 
     try:
         return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library's only kind
+        raise DamagedFileError(f"'{path}' is not a tokenizer that can be loaded", found=str(error)[:200]) from error
+
+
+def fast_tokenizer_of(fast: Mapping[str, Any], path: Path) -> Any:
+    """`tokenizers.Tokenizer` of the content of a tokenizer.json, made from `path`. Raises DamagedFileError."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(fast))
     except Exception as error:  # the library's only kind
         raise DamagedFileError(f"'{path}' is not a tokenizer that can be loaded", found=str(error)[:200]) from error
 

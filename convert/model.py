@@ -5,21 +5,23 @@ It knows nothing of adapters or of serving.
 
 from __future__ import annotations
 
-import re
+import gc
+import math
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from convert.beside import Beside, no_garbage_collection
 from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.families import Encoder
 from convert.pooling import pooling_metadata
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
-from convert.vocabulary.proof import Source, prove_equal
+from convert.vocabulary.proof import Source, compare_ids
+from convert.vocabulary.swallowing import name_for
 from convert.vocabulary.vocab_source import read_json, read_vocabulary
 from convert.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
 from slm.artifacts import checkpoint_fingerprint, new_file, require_space
@@ -29,8 +31,8 @@ from slm.llama import open_model
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
 _NO_OPTIONS = Options()
-_PHI3_NAME = re.compile(r"phi-?3", re.IGNORECASE)
-_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
+_FLOAT_BITS = {"f32": 32, "f16": 16, "bf16": 16}
+_QUANTIZED_BITS = 9  # a weight, at most
 
 
 def convert_checkpoint(
@@ -54,22 +56,25 @@ def convert_checkpoint(
     _check_options(names, options)
     checkpoint = read_checkpoint(folder)
     plan = checkpoint.plan()
-    with ThreadPoolExecutor(1) as thread, no_garbage_collection():
+    with _no_garbage_collection():
         # Without a manifest this hashes all weights; the tokenizer is read meanwhile.
-        fingerprint = thread.submit(checkpoint_fingerprint, checkpoint.folder)
+        fingerprint = _in_background(lambda: checkpoint_fingerprint(checkpoint.folder))
         embedder = isinstance(checkpoint.family, Encoder)
         source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
         source.vocabulary.fitted(checkpoint.vocabulary_rows)
-        metadata = _metadata(checkpoint, source, fingerprint.result())
+        proof = _Proof(source) if verify else None
+        source.ids_of = None  # with it goes the content of the tokenizer's files
+        metadata = _metadata(checkpoint, source, fingerprint())
     caveats = [*source.caveats, *checkpoint.family.caveats(checkpoint.config)]
     for caveat in caveats:
         note(f"note: {caveat}")
     targets = ladder(Path(out), checkpoint.folder.resolve().name, names)
     parent = next(iter(targets.values())).parent
-    require_space(parent, sum(int(p.entry.nbytes) for p in plan) * len(names))
+    weights = sum(math.prod(p.shape) for p in plan)
+    require_space(parent, sum(weights * _FLOAT_BITS.get(name, _QUANTIZED_BITS) // 8 for name in names))
     results = []
     with ExitStack() as stack:
-        writer = _Writer(checkpoint, metadata, _Proof(stack, source) if verify else None)
+        writer = _Writer(checkpoint, metadata, proof)
         basis: Path | None = None
         for name, target in targets.items():
             if name in DIRECT_TYPES and not (name == "q8_0" and options.changes_types):
@@ -89,6 +94,32 @@ def convert_checkpoint(
                 "caveats": caveats,
             })  # fmt: skip
     return results
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause the search for cycles while hundreds of thousands of objects without cycles are made."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _in_background(compute: Callable[[], str]) -> Callable[[], str]:
+    """Start computing; the returned function waits for the value. An interrupted program does not wait."""
+    future: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(compute())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result
 
 
 def _check_options(names: list[str], options: Options) -> None:
@@ -122,51 +153,39 @@ def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[
 
 
 def _runtime_name(checkpoint: Checkpoint, source: Source) -> str:
-    """The model's name, with "phi-3" in it exactly when its special tokens swallow the white space after them.
-
-    llama.cpp takes that rule from the name (src/llama-vocab.cpp, `llama_vocab::impl::load`), and refuses a file so
-    named whose vocabulary lacks Phi-3's own tokens.
-    """
-    name = checkpoint.folder.resolve().name
-    path = checkpoint.folder / "tokenizer.json"
-    swallows = False
-    if (
-        checkpoint.family.gguf_architecture == "phi3"
-        and path.exists()
-        and set(source.vocabulary.tokens) >= _PHI3_TOKENS
-    ):
-        added = read_json(path).get("added_tokens") or []
-        own = [bool(t.get("rstrip")) for t in added if t.get("content") not in _PHI3_TOKENS]
-        swallows = bool(own) and all(own)
-    if swallows:
-        return name if _PHI3_NAME.search(name) else f"Phi-3 {name}"
-    return _PHI3_NAME.sub("Phi 3", name)
+    name, path = checkpoint.folder.resolve().name, checkpoint.folder / "tokenizer.json"
+    is_phi3 = checkpoint.family.gguf_architecture == "phi3" and path.exists()
+    added = read_json(path).get("added_tokens") if is_phi3 else None
+    return name_for(name, source.vocabulary.tokens, added or [])
 
 
 class _Proof:
-    """The source tokenizer's ids, computed beside the writing, and their comparison with llama.cpp's."""
+    """The source tokenizer's ids of the lines, and their comparison with llama.cpp's."""
 
-    def __init__(self, stack: ExitStack, source: Source) -> None:
-        self._lines = source.all_lines()
-        self._source, self.lines_proven = source, 0
-        self._expected = Beside(stack, self._source_ids)
+    def __init__(self, source: Source) -> None:
+        self._source, self._lines, self.lines_proven = source, source.all_lines(), 0
+        self._expected = self._by_encoder() if source.ids_of is None else source.ids_of(self._lines)
 
-    def _source_ids(self) -> list[list[int]]:
+    def _by_encoder(self) -> list[list[int]]:
         encode = self._source.encoder()
         return [encode(line) for line in self._lines]
 
-    def compare_when_ready(self, path: Path) -> None:
-        """`compare`, if nothing has to be waited for: a wrong tokenizer should not cost the writing of all weights."""
-        if not self.lines_proven and self._expected.ready():
-            self.compare(path)
+    def compare(self, model: Any) -> None:
+        """Raise VerificationError unless llama.cpp's loaded vocabulary gives the same ids. The first time only."""
+        if self.lines_proven:
+            return
+        try:
+            self._compare(model)
+        except VerificationError:
+            # What is shown to the user comes from the whole tokenizer, not from one cut down to the lines.
+            self._expected = self._by_encoder()
+            self._compare(model)
 
-    def compare(self, path: Path) -> None:
-        """Raise VerificationError unless the file's vocabulary gives the same ids. The first time only."""
-        if not self.lines_proven:
-            expected = dict(zip(self._lines, self._expected.get(), strict=True))
-            self.lines_proven = prove_equal(
-                path, expected.__getitem__, lines=self._lines, add_special=self._source.add_special
-            )
+    def _compare(self, model: Any) -> None:
+        expected = dict(zip(self._lines, self._expected, strict=True))
+        self.lines_proven = compare_ids(
+            model, expected.__getitem__, lines=self._lines, add_special=self._source.add_special
+        )
 
 
 class _Writer:
@@ -193,13 +212,11 @@ class _Writer:
                 stream = write_gguf(file, keys, tensors, ledger)
                 next(stream)  # the header, at the file's full length
                 if self._proof is not None:
-                    self._check_loads(temporary)
+                    # Before the weights: what is wrong with a tokenizer or a shape should not cost their writing.
+                    self._check_header(temporary, self._proof)
                 for written in stream:
                     done(written / 1e6)
-                    if self._proof is not None:
-                        self._proof.compare_when_ready(temporary)
             if self._proof is not None:
-                self._proof.compare(temporary)
                 ledger.check(temporary)
         asked = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}[name]
         fallbacks = sum(len(t.shape) > 1 and t.type_name not in (asked, "F32") for t in tensors)
@@ -211,13 +228,14 @@ class _Writer:
             "fallbacks": {"F16": fallbacks} if fallbacks else {},
         }
 
-    def _check_loads(self, path: Path) -> None:
-        """On a file that has no weights yet: llama.cpp knows every tensor and its shape."""
+    def _check_header(self, path: Path, proof: _Proof) -> None:
+        """On a file without its weights: llama.cpp knows every tensor and its shape, and its token ids are right."""
         with ExitStack() as stack:
             try:
-                open_model(stack, path, without_data=True)
+                model = open_model(stack, path, without_data=True)
             except InputError as error:
                 raise VerificationError(
                     f"llama.cpp does not load the converted '{self._checkpoint.folder}'",
                     hint="Nothing was written; set SLM_LLAMA_LOG=1 to see why.",
                 ) from error
+            proof.compare(model)

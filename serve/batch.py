@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 
 # A step should not last longer than this, so that arrivals, cancellations and other contexts wait little.
 STEP_S = 0.1
-SMALLEST_CHUNK, LARGEST_CHUNK = 32, 512
+# The attention of llama.cpp for CPUs works on tiles of 64 tokens: with 32 a long prompt is read at half the speed.
+SMALLEST_CHUNK, LARGEST_CHUNK = 64, 512
+# Reading so many tokens again costs more than computing in a less suitable context.
+LONG_BEGINNING = 256
 # Changing a context's adapter makes llama.cpp plan its graphs anew (about half a token's time): not at every step.
 QUANTUM = 16
 
@@ -51,8 +54,9 @@ def plan_step(work: Sequence[Work], *, chunk: int) -> dict[int, int]:
 def chunk_of(prefill_rate: float) -> int:
     """How many prompt tokens fit into a step, from the measured tokens per second (0: not measured yet)."""
     if prefill_rate <= 0:
-        return 4 * SMALLEST_CHUNK
-    return int(min(LARGEST_CHUNK, max(SMALLEST_CHUNK, prefill_rate * STEP_S)))
+        return 2 * SMALLEST_CHUNK
+    tiles = round(prefill_rate * STEP_S / SMALLEST_CHUNK)
+    return min(LARGEST_CHUNK, max(1, tiles) * SMALLEST_CHUNK)
 
 
 class Rotation:
@@ -127,31 +131,42 @@ class Cores:
 
 @dataclass(frozen=True)
 class LaneLoad:
-    """What a context is doing: running requests by adapter, and whether it could take one more."""
+    """What a context is doing: running requests by adapter, whether it could take one more, whether it was opened,
+    and how many of the new request's leading tokens it holds already."""
 
     running: Mapping[str, int]
     room: bool = True
     opened: bool = True
+    shared: int = 0
 
 
-def home_of(key: str, lanes: Sequence[LaneLoad], *, parallel: int) -> int | None:
+def home_of(key: str, lanes: Sequence[LaneLoad], *, parallel: int, cores: int) -> int | None:
     """The context that takes the next request for adapter `key`, or None: it has to wait.
 
-    One that is working for this adapter already (its requests share a batch), else an idle one, one that was opened
-    before others, else the one with the fewest adapters; never more than `parallel` requests for one adapter.
+    Every adapter with work may spread over its share of the cores, one context for each: two contexts on a core each
+    do more than one on two, which wait for one another at every matrix. Beyond its share a request joins the contexts
+    that work for its adapter; an adapter that has none takes an idle one, else shares the least mixed. A long
+    beginning that some context holds already decides before all this. Never more than `parallel` requests of one.
     """
     if sum(lane.running.get(key, 0) for lane in lanes) >= parallel:
         return None
     open_to = [index for index, lane in enumerate(lanes) if lane.room]
     if not open_to:
         return None
-    return min(
-        open_to,
-        key=lambda index: (
-            -lanes[index].running.get(key, 0),
-            len(lanes[index].running),
-            not lanes[index].opened,
-            sum(lanes[index].running.values()),
-            index,
-        ),
-    )
+    mine = [index for index in open_to if lanes[index].running.get(key, 0)]
+    idle = [index for index in open_to if not lanes[index].running]
+    adapters = {key}.union(*(lane.running for lane in lanes))
+    share = max(1, cores // len(adapters))
+
+    def count(index: int) -> int:
+        return sum(lanes[index].running.values())
+
+    best = max(open_to, key=lambda index: (lanes[index].shared, -count(index), -index))
+    if idle and (not mine or len(mine) < share):
+        home = max(idle, key=lambda index: (lanes[index].shared, lanes[index].opened, -index))
+    elif mine:  # where there are more than the share, the emptier ones are to run dry
+        crowd = 1 if len(mine) <= share else -1
+        home = min(mine, key=lambda index: (crowd * lanes[index].running[key], index))
+    else:
+        home = min(open_to, key=lambda index: (len(lanes[index].running), count(index), index))
+    return best if lanes[best].shared > lanes[home].shared + LONG_BEGINNING else home

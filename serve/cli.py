@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from serve.cli_guard import guard_options, policy_of
 from slm.console import emit_json, note
 from slm.errors import InputError, ResourceError
 from slm.joints import Finish, Joints, Message, SamplingOptions, pass_joints
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     import socket
 
     from serve.engine import Engine
+    from serve.guard import Policy
 
 _HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 # The parameters of `slm serve` that llama.cpp's own servers have a counterpart for.
 _ANY_ENGINE = frozenset(
-    ["engine", "adapters", "context", "threads", "parallel", "host", "port", "api_key_env", "no_key_ok"]
+    ["engine", "adapters", "context", "threads", "parallel", "host", "port", "api_key_env", "api_key_file", "no_key_ok"]
 )
 _DEFAULT_MODEL = "smollm2-135m-instruct"
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -230,8 +231,7 @@ def chat(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for what does not fit into that memory; kept for the next start.",
 )
-@click.option("--api-key-env", metavar="VAR", help="Environment variable with the API key that clients must send.")
-@click.option("--no-key-ok", is_flag=True, help="Allow other hosts than loopback without an API key.")
+@guard_options
 @click.option(
     "--engine", type=click.Choice(["slm", "llama-server", "llama-cpp-python"]), default="slm", show_default=True,
     help="Ours, or one of llama.cpp's own servers with the same options.",
@@ -242,7 +242,7 @@ def serve(
     joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...],
     adapters_dir: Path | None, default_adapter: str | None, index: str | None, host: str, port: int,
     parallel: int, hot: int, context: int, threads: int, cache_ram: int, cache_dir: Path | None,
-    api_key_env: str | None, no_key_ok: bool, engine: str,
+    engine: str, **guarding: Any,
 ) -> None:  # fmt: skip
     """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
 
@@ -250,16 +250,7 @@ def serve(
     Example:
       slm serve gemma-3-270m --adapter en=exports/en.gguf --adapter ja=exports/ja.gguf
     """
-    api_key = None
-    if api_key_env:
-        api_key = os.environ.get(api_key_env)
-        if not api_key:
-            raise InputError(f"the environment variable '{api_key_env}' holds no API key")
-    if not _is_loopback(host) and api_key is None and not no_key_ok:
-        raise InputError(
-            f"'{host}' can be reached from other machines and no API key is set",
-            hint="Name a variable with --api-key-env VAR, or say --no-key-ok.",
-        )
+    policy = policy_of(host, **guarding)
     with ExitStack() as stack:
         listener = stack.enter_context(_bind(host, port))
         if engine != "slm":
@@ -270,7 +261,7 @@ def serve(
             listener.close()
             options = upstream.Options(
                 joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in _unique(adapters).items()),
-                context, threads, parallel, host, port, api_key,
+                context, threads, parallel, host, port, policy.keys.single(),
             )  # fmt: skip
             ctx.exit(upstream.serve_upstream(engine, options))
         from serve.app import create_app
@@ -290,9 +281,9 @@ def serve(
 
             stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
-        app = create_app(opened, allowed_folders=folders, api_key=api_key, retriever=retriever)
-        _announce(listener, opened, needs_key=api_key is not None)
-        _run(app, listener)
+        app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever)
+        _announce(listener, opened, needs_key=bool(policy.keys))
+        _run(app, listener, policy)
 
 
 def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
@@ -324,15 +315,6 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _is_loopback(host: str) -> bool:
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _announce(listener: socket.socket, engine: Engine, *, needs_key: bool) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -344,13 +326,12 @@ def _announce(listener: socket.socket, engine: Engine, *, needs_key: bool) -> No
     note(f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
 
 
-def _run(app: Any, listener: socket.socket) -> None:
+def _run(app: Any, listener: socket.socket, policy: Policy) -> None:
     import uvicorn
 
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, server_header=False
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    from serve.connection import server_config
+
+    uvicorn.Server(server_config(app, policy.limits)).run(sockets=[listener])
 
 
 @click.command(context_settings=_HELP)

@@ -143,6 +143,13 @@ class HotContext:
         """Let the next step run."""
         self._stop[0] = b"\0"
 
+    def shared(self, request: Request) -> int:
+        """How many of the prompt's leading tokens this context holds under the same adapters; from any thread."""
+        return max(
+            (prefix.common_prefix(slot.tokens, request.prompt) for slot in self.slots if slot.key == request.key),
+            default=0,
+        )
+
     # --- requests ------------------------------------------------------------------------------------------------
 
     def admit(self, request: Request) -> bool:
@@ -225,7 +232,7 @@ class HotContext:
             raise EngineError(f"llama.cpp could not decode a batch of {count} tokens (code {code})")
         for slot, tokens in fed:
             slot.tokens.extend(tokens)
-        if count - len(outputs) >= batch.SMALLEST_CHUNK:
+        if count - len(outputs) >= batch.SMALLEST_CHUNK // 2:
             rate = count / (after - before)
             self.prefill_rate = (self.prefill_rate + rate) / 2 if self.prefill_rate else rate
         pieces = [self._advance(slot, running, row) for slot, running, row in outputs]
@@ -342,10 +349,7 @@ class HotContext:
 
     def _restore(self, request: Request) -> tuple[Slot, int] | None:
         """A slot with the cells of the store's best entry, where that holds clearly more than this context does."""
-        here = max(
-            (prefix.common_prefix(s.tokens, request.prompt) for s in self.slots if s.key == request.key), default=0
-        )
-        if self._store.longest(request.key, request.prompt) < here + batch.SMALLEST_CHUNK:
+        if self._store.longest(request.key, request.prompt) < self.shared(request) + batch.SMALLEST_CHUNK:
             return None
         entry = self._store.take(request.key, request.prompt)
         placement = self._place(request, at_least=len(entry.tokens)) if entry else None

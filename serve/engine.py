@@ -129,7 +129,7 @@ class Engine:
         lora: adapters with their scales for this request alone, instead of `adapter`. tools: as OpenAI describes them,
         for the chat template.
         """
-        way = self._way(adapter, lora, messages)
+        way = self.route(adapter, messages, lora=lora)
         return self._begin(way, lora, lambda a: chat_prompt(self.base, a, messages, tools), sink, sampling, fit)
 
     def begin_complete(
@@ -144,13 +144,26 @@ class Engine:
     ) -> Ticket:
         """As `begin_chat` for a plain text or token ids."""
         shown = text if isinstance(text, str) else ""
-        way = self._way(adapter, lora, [Message(role="user", content=shown)])
+        way = self.route(adapter, [Message(role="user", content=shown)], lora=lora)
         return self._begin(way, lora, lambda _: plain_prompt(self.base, text), sink, sampling, fit)
 
-    def route(self, wanted: str | None, messages: Sequence[Message]) -> Route:
-        """Which adapter a conversation goes to, and why. Raises UnknownNameError."""
-        known = {adapter.name: adapter.language for adapter in self.adapters()}
-        return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
+    def route(
+        self,
+        wanted: str | None,
+        messages: Sequence[Message],
+        *,
+        lora: Sequence[tuple[str, float]] | None = None,
+    ) -> Route:
+        """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
+        if lora is None:
+            known = {adapter.name: adapter.language for adapter in self.adapters()}
+            return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
+        names = [name for name, scale in lora if scale]
+        if len(set(names)) < len(names):
+            raise InputError("an adapter is named twice in 'lora'")
+        for name in names:
+            self._named(name)
+        return Route("+".join(names) or None, "named in the request with scales")
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of a text; add_special: with BOS where the vocabulary has one. Markers like <|x|> are one token."""
@@ -256,16 +269,6 @@ class Engine:
                 with self._lock:
                     self._registry.remove(adapter.name)
                 note(f"the adapter '{adapter.name}' is not loaded again: {error.what}")
-
-    def _way(self, wanted: str | None, lora: Sequence[tuple[str, float]] | None, messages: Sequence[Message]) -> Route:
-        if lora is None:
-            return self.route(wanted, messages)
-        names = [name for name, scale in lora if scale]
-        if len(set(names)) < len(names):
-            raise InputError("an adapter is named twice in 'lora'")
-        for name in names:
-            self._named(name)
-        return Route("+".join(names) or None, "named in the request with scales")
 
     def _begin(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ from slm.tools import CALL_BEGIN, CALL_END, call_head
 # end nor to go on cannot fill an answer with blanks.
 _OPTIONS = {"whitespace_pattern": r"( |\n {0,16})", "whitespace_flexible": False, "coerce_one_of": False,
             "lenient": False, "item_separator": ",", "key_separator": ":"}  # fmt: skip
+# Where only one text can follow, the model still chooses how to cut it into tokens.
+_HEADER = '%llguidance {"no_forcing": true}'
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def json_grammar(schema: Any) -> str:
     """A grammar for the JSON texts that a schema (draft 2020-12) allows. Raises UnsupportedError with the reason."""
-    return check(f"%llguidance {{}}\nstart: {_json(schema)}\n", "this JSON schema")
+    return check(f"{_HEADER}\nstart: {_json(schema)}\n", "this JSON schema")
 
 
 def calls_grammar(functions: Mapping[str, Any], *, needed: bool, many: bool, otherwise: Any = None) -> str:
@@ -38,7 +41,7 @@ def calls_grammar(functions: Mapping[str, Any], *, needed: bool, many: bool, oth
     may be several calls. otherwise: a schema that an answer without calls has to follow, instead of free text.
     Raises UnsupportedError with the reason.
     """
-    lines = ["%llguidance {}"]
+    lines = [_HEADER]
     if needed or otherwise is not None:
         lines.append(f"calls: {_text(CALL_BEGIN)} body more")
     else:
@@ -73,23 +76,57 @@ def check(lark: str, what: str) -> str:
     return grammar
 
 
+@dataclass(frozen=True)
+class Tokenizer:
+    """llguidance's view of a vocabulary, and the tokens that share their bytes with an earlier one.
+
+    Of such twins (a byte token and the token of that character) llguidance allows only one, which may be the one
+    that the model never learnt to write.
+    """
+
+    handle: Any
+    size: int
+    twins: npt.NDArray[np.intp]
+    firsts: npt.NDArray[np.intp]
+
+
+def tokenizer_of(pieces: Sequence[bytes], special: Sequence[int], eog: Sequence[int]) -> Tokenizer:
+    """From each token's bytes, those that are control tokens, and those that end an answer.
+
+    It takes about a second for 260,000 tokens. Raises EngineError when nothing ends an answer.
+    """
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    if not eog:
+        raise EngineError("the model's vocabulary names no token that ends an answer, so no form can be enforced")
+    first: dict[bytes, int] = {}
+    control = set(special)
+    plain = [(token, piece) for token, piece in enumerate(pieces) if token not in control]
+    pairs = [(token, early) for token, piece in plain if (early := first.setdefault(piece, token)) != token]
+    twins, firsts = (np.array(column, np.intp) for column in (zip(*pairs, strict=True) if pairs else ((), ())))
+    handle = LLTokenizer(TokenizerWrapper(_Pieces(pieces, special, eog, first)), eos_token=list(eog))
+    return Tokenizer(handle, len(pieces), twins, firsts)
+
+
 class Constraint:
     """One answer under a grammar: which tokens may come next. Raises InputError when llguidance gives up."""
 
-    def __init__(self, tokenizer: Any, size: int, grammar: str) -> None:
-        """tokenizer: of `tokenizer_of`. size: how many logits there are."""
+    def __init__(self, tokenizer: Tokenizer, grammar: str) -> None:
         from llguidance import LLMatcher
 
-        self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
-        self._bits = np.zeros((size + 31) // 32, np.int32)
-        self._size = size
+        self._tokenizer = tokenizer
+        self._matcher = LLMatcher(tokenizer.handle, grammar, log_level=0)
+        self._bits = np.zeros((tokenizer.size + 31) // 32, np.int32)
         self._raise_error()
 
     def forbid(self, logits: npt.NDArray[np.float32]) -> None:
         """Set the logits, (vocabulary,), of all tokens that may not come next to -inf."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._raise_error()
-        allowed = np.unpackbits(self._bits.view(np.uint8), count=self._size, bitorder="little")
+        tokenizer = self._tokenizer
+        allowed = np.unpackbits(self._bits.view(np.uint8), count=tokenizer.size, bitorder="little")
+        np.maximum.at(allowed, tokenizer.firsts, allowed[tokenizer.twins])
+        allowed[tokenizer.twins] = allowed[tokenizer.firsts]
         np.copyto(logits, np.float32(-np.inf), where=allowed == 0)
 
     def accept(self, token: int) -> bool:
@@ -104,29 +141,18 @@ class Constraint:
             raise InputError("the form that the answer must have is too complex to be followed", found=reason)
 
 
-def tokenizer_of(pieces: Sequence[bytes], special: Sequence[int], eog: Sequence[int]) -> Any:
-    """llguidance's view of a vocabulary: each token's bytes, those that are control tokens, those that end an answer.
-
-    It takes about a second for 260,000 tokens.
-    """
-    from llguidance import LLTokenizer, TokenizerWrapper
-
-    if not eog:
-        raise EngineError("the model's vocabulary names no token that ends an answer, so no form can be enforced")
-    source = _Pieces(pieces, special, eog)
-    return LLTokenizer(TokenizerWrapper(source), eos_token=list(eog))
-
-
 class _Pieces:
     """What llguidance's TokenizerWrapper reads. Masks are computed from bytes, so no text needs to be tokenized."""
 
-    def __init__(self, pieces: Sequence[bytes], special: Sequence[int], eog: Sequence[int]) -> None:
+    def __init__(
+        self, pieces: Sequence[bytes], special: Sequence[int], eog: Sequence[int], ids: Mapping[bytes, int]
+    ) -> None:
         self.tokens = list(pieces)
         self.special_token_ids = list(special)
         self.eos_token_id = eog[0]
         self.bos_token_id = None
         self._longest = max(map(len, pieces), default=1)
-        self._ids = {piece: token for token, piece in reversed(list(enumerate(pieces))) if piece}
+        self._ids = ids
 
     def __call__(self, text: bytes | str) -> list[int]:
         """Longest match first; bytes that no token begins with are left out."""

@@ -301,8 +301,17 @@ class Lanes:
             self._changed.notify_all()
 
     def _take(self, lane: _Lane, request: Request) -> bool:
-        loads = [batch.LaneLoad(one.running, room=not one.full, opened=one.context is not None) for one in self._lanes]
-        if batch.home_of(request.key, loads, parallel=self._parallel) != lane.index:
+        loads = [
+            batch.LaneLoad(
+                one.running,
+                room=not one.full,
+                opened=one.context is not None,
+                shared=one.context.shared(request) if one.context else 0,
+            )
+            for one in self._lanes
+        ]
+        home = batch.home_of(request.key, loads, parallel=self._parallel, cores=self._cores.total)
+        if home != lane.index:
             return False
         try:
             if lane.context is None:

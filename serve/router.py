@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from slm.errors import UnknownNameError
 from slm.joints import Message
-from slm.language import Guess, detect
+from slm.language import Guess, detect, is_name_only
 
 # Below this share the text is mixed, and what was spoken before decides.
 _SURE = 0.6
@@ -65,7 +65,7 @@ def by_language(texts: Sequence[str], adapters: Mapping[str, str | None], *, def
     weak: Guess | None = None
     for age, text in enumerate(reversed(texts)):
         guess = detect(text, among)
-        if guess.language is None and guess.confidence == 0.0:
+        if is_name_only(text) or (guess.language is None and guess.confidence == 0.0):
             continue
         if guess.confidence < _SURE or _is_scrap(text):
             weak = weak or guess

@@ -40,7 +40,7 @@ class Runs:
         """Begin them all. When one cannot begin, the others are cancelled and its error is raised."""
         try:
             for number, begin in enumerate(begins):
-                self._tickets.append(await asyncio.to_thread(begin, self._sink(number)))
+                self._tickets.append(await _begun(begin, self._sink(number)))
         except BaseException:
             self.cancel()
             raise
@@ -67,6 +67,21 @@ class Runs:
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
 
         return sink
+
+
+async def _begun(begin: Begin, sink: Sink) -> Ticket:
+    """The ticket of a run begun in a thread; if nobody waits for it any more, it is cancelled when it comes."""
+
+    def forget(done: asyncio.Future[Ticket]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().cancel()
+
+    work = asyncio.ensure_future(asyncio.to_thread(begin, sink))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(forget)
+        raise
 
 
 async def respond(

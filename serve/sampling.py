@@ -7,6 +7,7 @@ sorting a whole vocabulary. It knows nothing of batches, contexts' contents or t
 from __future__ import annotations
 
 import codecs
+import ctypes
 import math
 import random
 from collections import Counter, deque
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve.grammar import Constraint, tokenizer_of
+from serve.grammar import Constraint, Tokenizer, tokenizer_of
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import library, token_bytes, vocab_size
@@ -49,7 +50,7 @@ class Vocabulary:
         return self._read(token, special)
 
     @cached_property
-    def grammar_tokenizer(self) -> Any:
+    def grammar_tokenizer(self) -> Tokenizer:
         """llguidance's view of these tokens. Those that add nothing to the text are no part of any form."""
         pieces = [self._read.__wrapped__(token, False) for token in range(self.size)]
         special = [token for token, piece in enumerate(pieces) if not piece]
@@ -63,7 +64,14 @@ def vocabulary_of(model: Any) -> Vocabulary:
     lib, size = library(), vocab_size(model)
     vocab = lib.llama_model_get_vocab(model)
     eog = frozenset(token for token in range(size) if lib.llama_vocab_is_eog(vocab, token))
-    return Vocabulary(size, eog, lambda token, special: token_bytes(model, token, special=special))
+    room = ctypes.c_char * 64
+
+    def read(token: int, special: bool) -> bytes:  # as token_bytes, for a whole vocabulary at once
+        buffer = room()
+        count = lib.llama_token_to_piece(vocab, token, buffer, 64, 0, special)
+        return buffer.raw[:count].replace(b"\xc0", b"") if count >= 0 else token_bytes(model, token, special=special)
+
+    return Vocabulary(size, eog, read)
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,7 @@ class Sampler:
             if not 0 <= token < vocabulary.size:
                 raise InputError(f"logit_bias: {token} is no token id; the vocabulary has {vocabulary.size:,}")
         self._counts = options.presence_penalty != 0.0 or options.frequency_penalty != 0.0
-        self._form = (
-            Constraint(vocabulary.grammar_tokenizer, vocabulary.size, options.grammar) if options.grammar else None
-        )
+        self._form = Constraint(vocabulary.grammar_tokenizer, options.grammar) if options.grammar else None
         self._changes = self._counts or options.repeat_penalty != 1.0 or bool(self._bias) or self._form is not None
         self._changed: Logits | None = None
 

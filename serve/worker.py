@@ -135,10 +135,8 @@ class Worker:
         def open_context(threads: int) -> HotContext:
             return HotContext(self._model, vocabulary, store, cells=cells, parallel=parallel, threads=threads)
 
-        self._lanes = Lanes(
-            open_context, self._replies, store, lanes=int(order["hot"]), cores=int(order["threads"]) or physical_cores(),
-            parallel=parallel,
-        )  # fmt: skip
+        cores, hot = int(order["threads"]) or physical_cores(), int(order["hot"])
+        self._lanes = Lanes(open_context, self._replies, store, lanes=hot, cores=cores, parallel=parallel)
         return {"context": self._context, "trained_context": trained}
 
     def _do_load(self, id: int, order: dict[str, Any]) -> dict[str, Any]:

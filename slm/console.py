@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,10 +112,27 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+_AGAIN_S = 0.2  # long enough to be out of the callback on a busy machine as well
+
+
+def _once_more(ignored: Any) -> None:
+    """An interrupt that reached Python inside a callback from C is ignored there; deliver it again outside."""
+    if ignored.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(ignored)
+        return
+    main = threading.main_thread().ident
+    assert main is not None  # it runs
+    again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))
+    again.daemon = True
+    again.start()
+
+
 def run(command: click.Command, argv: list[str] | None = None) -> None:
     """Run a click command as a program: exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does: nothing half-written stays
+    if hasattr(signal, "pthread_kill"):
+        sys.unraisablehook = _once_more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settle_openmp()
     try:

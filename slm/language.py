@@ -1,26 +1,44 @@
 """Which language a text is in. It knows nothing of adapters or models.
 
-Scripts decide where they can (kana is Japanese, hangul is Korean); only among languages that share a
-script is the statistical identifier py3langid asked.
+Scripts decide where they can (kana is Japanese, hangul is Korean). Where Japanese and Latin letters mix, grammar
+decides: names and technical words are written in Latin letters inside Japanese sentences, and hiragana hold those
+together. Only among languages that share a script is the statistical identifier py3langid asked.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-_SCRIPTS: dict[str, re.Pattern[str]] = {
-    "kana": re.compile(r"[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f]"),
-    "han": re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"),
-    "hangul": re.compile(r"[\u1100-\u11ff\uac00-\ud7af]"),
-    "latin": re.compile(r"[A-Za-z\u00c0-\u024f]+"),
-}
-_NOT_PROSE = re.compile(r"```.*?```|`[^`]*`|https?://\S+|\S+@\S+", re.DOTALL)
-# A Latin word weighs as much as this many kana or kanji (a Japanese word is about two characters).
-_WORD_WEIGHT = 2.0
+# Languages by the script they are written in, as Unicode names its letters; Latin is written by all others.
+_LANGUAGES = {
+    "HIRAGANA": ("ja",), "KATAKANA": ("ja",), "HANGUL": ("ko",), "CYRILLIC": ("ru", "uk", "bg", "sr", "mk", "be", "kk"),
+    "GREEK": ("el",), "ARABIC": ("ar", "fa", "ur"), "HEBREW": ("he",), "DEVANAGARI": ("hi", "mr", "ne"),
+    "THAI": ("th",), "BENGALI": ("bn",), "TAMIL": ("ta",), "GEORGIAN": ("ka",), "ARMENIAN": ("hy",),
+}  # fmt: skip
+_NOT_LATIN = {"zh", *(code for codes in _LANGUAGES.values() for code in codes)}
+# Asked about a longer text in Latin letters, to tell one in a language that nobody asks for.
+_COMMON_LATIN = ("en", "fr", "de", "es", "it", "pt", "nl", "pl", "sv", "tr", "vi", "id", "cs", "ro")
+_NOT_PROSE = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+|\S+@\S+", re.DOTALL)
+_QUOTED = re.compile(r"「[^」]*」|『[^』]*』")
+_LATIN_WORD = re.compile(r"[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’]*")
+# API, PDF, WH-1000XM5, 0x80070005, snake_case: names that every language writes so.
+_CODE_WORD = re.compile(r"[A-Z]{1,5}s?|[\w.+/-]*[\d_][\w.+/-]*", re.ASCII)
+_PLAIN_RUN = re.compile(r"\b[a-z]{2,}(?:\s+[a-z]{2,}){2,}\b")
+# English words that hold a sentence together, without those that are words of other languages too (me, no, was).
+_GRAMMAR_WORDS = frozenset(re.findall(r"\w+", """
+    about and are at be but by can could did does for from had has have how i if it its my not of our please she
+    should that the their them there they this to we were what when where which who why with would yes you your
+"""))  # fmt: skip
+# A Latin word weighs as much as this many kana or kanji (a Japanese word is about two characters); a name, less.
+_WORD_WEIGHT, _NAME_WEIGHT = 2.0, 0.5
+_ENOUGH_WORDS = 5
+_STATISTICS_SURE = 0.95
 
 
 @dataclass(frozen=True)
@@ -32,41 +50,125 @@ class Guess:
     reason: str
 
 
+def detect(text: str, among: Collection[str] = ("en", "ja")) -> Guess:
+    """Guess the language of `text` out of `among`. Code, URLs and addresses do not count as prose."""
+    prose = unicodedata.normalize("NFKC", _NOT_PROSE.sub(" ", text))
+    unquoted = _QUOTED.sub(" ", prose)
+    if any(map(str.isalpha, unquoted)):  # what a text is about may be quoted in any language
+        prose = unquoted
+    scripts = Counter(_script(letter) for letter in prose if letter.isalpha())
+    names = [word for word in prose.split() if _CODE_WORD.fullmatch(word.strip(".,:;!?()"))]
+    words = _LATIN_WORD.findall(_without(prose, names))
+    latin = len(words) * _WORD_WEIGHT + len(names) * _NAME_WEIGHT * any(_script(c) == "LATIN" for w in names for c in w)
+    weights = {script: float(count) for script, count in scripts.items() if script not in ("LATIN", "CJK")}
+    if scripts["CJK"]:
+        weights["CJK"] = float(scripts["CJK"])
+    if latin:
+        weights["LATIN"] = latin
+    weights = _japanese_together(weights, prose, among)
+    if not weights:
+        return Guess(None, 0.0, "no letters to judge by")
+    script, weight = max(weights.items(), key=lambda item: item[1])
+    share = weight / sum(weights.values())
+    if "LATIN" in weights and "ja" in weights and _is_japanese_sentence(scripts, words, prose):
+        return _named("ja", max(share if script == "ja" else 0.0, 0.8), "Latin words inside a Japanese sentence", among)
+    if script == "LATIN":
+        return _latin(prose, words, share, among)
+    if script in ("ja", "zh"):
+        ambiguous = "ja" in among and "zh" in among and not (scripts["HIRAGANA"] or scripts["KATAKANA"])
+        sure = share * (0.5 if ambiguous and _fits(prose, "shift_jis") and _fits(prose, "gb2312") else 1.0)
+        return _named(script, sure, f"{share:.0%} of the text is in {script} script", among)
+    known = [code for code in _LANGUAGES.get(script, ()) if code in among]
+    if len(known) > 1:
+        return _statistics(prose, known, share, f"{script.capitalize()} script")
+    code = known[0] if known else next(iter(_LANGUAGES.get(script, ())), script.lower())
+    return _named(code, share, f"{share:.0%} of the text is in {script.capitalize()} script", among)
+
+
+def is_name_only(text: str) -> bool:
+    """Whether a text is nothing but what every language writes alike: OK, PDF, a number, a part's code."""
+    words = [word.strip(".,:;!?()") for word in unicodedata.normalize("NFKC", text).split()]
+    return all(_CODE_WORD.fullmatch(word) or not any(map(str.isalpha, word)) for word in words)
+
+
+def _japanese_together(weights: dict[str, float], prose: str, among: Collection[str]) -> dict[str, float]:
+    """Kana and kanji as one weight, 'ja'; kanji without kana as 'zh' where they are no Japanese ones or can be both."""
+    kana = weights.pop("HIRAGANA", 0.0) + weights.pop("KATAKANA", 0.0)
+    kanji = weights.pop("CJK", 0.0)
+    if kana + kanji == 0:
+        return weights
+    chinese = kana == 0 and (not _fits(prose, "shift_jis") or ("zh" in among and _fits(prose, "gb2312")))
+    return {**weights, "zh" if chinese else "ja": kana + kanji}
+
+
+def _is_japanese_sentence(scripts: Counter[str], words: list[str], prose: str) -> bool:
+    """Hiragana beside Latin words that are no sentence of their own."""
+    speaks = any(word.lower() in _GRAMMAR_WORDS and not word.isupper() for word in words)
+    return scripts["HIRAGANA"] > 0 and not speaks and not _PLAIN_RUN.search(prose)
+
+
+def _latin(prose: str, words: list[str], share: float, among: Collection[str]) -> Guess:
+    known = sorted(code for code in among if code not in _NOT_LATIN)
+    english = sum(word.lower() in _GRAMMAR_WORDS for word in words)
+    reason = f"{share:.0%} of the text is in Latin script"
+    if not known:
+        return Guess(None, share, f"Latin letters, and none of {', '.join(sorted(among))} is written so")
+    if len(words) >= _ENOUGH_WORDS and not ("en" in known and english * 4 >= len(words)):
+        guess = _statistics(prose, sorted({*known, *_COMMON_LATIN}), 1.0, "Latin script")
+        if guess.language not in known and guess.confidence > _STATISTICS_SURE:
+            return _named(str(guess.language), share, guess.reason, among)
+    if len(known) == 1:
+        return Guess(known[0], share, reason)
+    if "en" in known and english * 4 >= max(len(words), 1):
+        return Guess("en", share, f"{reason}, with English grammar words")
+    return _statistics(prose, known, share, f"{share:.0%} Latin script")
+
+
+def _statistics(prose: str, known: Collection[str], share: float, reason: str) -> Guess:
+    language, probability = _identifier(tuple(known)).classify(prose)
+    return Guess(
+        str(language), float(probability) * share, f"{reason}, identified as '{language}' ({float(probability):.2f})"
+    )
+
+
+def _named(code: str, confidence: float, reason: str, among: Collection[str]) -> Guess:
+    if code in among:
+        return Guess(code, confidence, reason)
+    return Guess(None, confidence, f"{reason}: it looks like '{code}', which is not among {', '.join(sorted(among))}")
+
+
+def _without(prose: str, names: list[str]) -> str:
+    for name in names:
+        prose = prose.replace(name, " ", 1)
+    return prose
+
+
+def _fits(text: str, encoding: str) -> bool:
+    """Whether all kanji of the text are in a national character set."""
+    return all(_encodes(letter, encoding) for letter in text if _script(letter) == "CJK")
+
+
+def _encodes(letter: str, encoding: str) -> bool:
+    try:
+        letter.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1 << 14)
+def _script(letter: str) -> str:
+    """The first word of a letter's Unicode name: LATIN, HIRAGANA, CJK, ..."""
+    first = unicodedata.name(letter, "").partition(" ")[0].partition("-")[0]
+    return "CJK" if first == "IDEOGRAPHIC" else first
+
+
 @lru_cache(maxsize=8)
 def _identifier(languages: tuple[str, ...]) -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    identifier = LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(list(languages))
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    known = set(identifier.labels) & set(languages)  # an adapter may be for a language it has never heard of
+    if known:
+        identifier.set_languages(sorted(known))
     return identifier
-
-
-def detect(text: str, among: Collection[str] = ("en", "ja")) -> Guess:
-    """Guess the language of `text` out of `among`. Code, URLs and addresses do not count as prose."""
-    prose = _NOT_PROSE.sub(" ", text)
-    kana, han, hangul = (len(_SCRIPTS[s].findall(prose)) for s in ("kana", "han", "hangul"))
-    words = len(_SCRIPTS["latin"].findall(prose))
-    # Kanji are Japanese beside kana, and where nobody asks for Chinese.
-    han_language = "zh" if kana == 0 and "zh" in among else "ja"
-    weights = {"latin": words * _WORD_WEIGHT, "ja": float(kana), "ko": float(hangul), "zh": 0.0}
-    weights[han_language] += han
-    total = sum(weights.values())
-    if total == 0:
-        return Guess(None, 0.0, "no letters to judge by")
-    script, weight = max(weights.items(), key=lambda item: item[1])
-    share = weight / total
-    if script != "latin":
-        if script in among:
-            return Guess(script, share, f"{share:.0%} of the text is in {script} script")
-        return Guess(None, share, f"the text looks like '{script}', which is not among {', '.join(sorted(among))}")
-    latin = tuple(sorted(code for code in among if code not in ("ja", "zh", "ko")))
-    if not latin:
-        return Guess(None, share, f"Latin letters, and none of {', '.join(sorted(among))} is written so")
-    if len(latin) == 1:
-        return Guess(latin[0], share, f"{share:.0%} of the text is in Latin script")
-    language, probability = _identifier(latin).classify(prose)
-    return Guess(
-        str(language),
-        float(probability) * share,
-        f"{share:.0%} Latin script, identified as '{language}' ({float(probability):.2f})",
-    )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slm.threads import settle_openmp
+from tests.page_browser import Open, launched
+from tests.page_server import Script, listening
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("SLM_HOME", str(ROOT / ".slm"))
@@ -47,3 +50,30 @@ def slm() -> Callable[..., subprocess.CompletedProcess[str]]:
         )  # fmt: skip
 
     return call
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A running Chromium; the test fails when there is none."""
+    with launched() as running:
+        yield running
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """A server with the page that answers what the test says."""
+    script = Script()
+    with listening(script.app()) as url:
+        script.url = url
+        yield script
+        script.release()
+
+
+@pytest.fixture
+def visit(browser: Any, script: Script) -> Iterator[Open]:
+    """Opens the page; it stays without console errors, policy violations and requests to others."""
+    opener = Open(browser, script)
+    yield opener
+    for context in opener.contexts:
+        context.close()
+    assert opener.faults == []

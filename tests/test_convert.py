@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -402,3 +405,25 @@ def test_an_interrupted_quantization_leaves_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         quantize_file(f32["file"], tmp_path / "out.gguf", "q4_0")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+_IN_A_CALLBACK = """
+import ctypes, os, signal, time, click
+from slm.console import run
+
+@click.command()
+def command():
+    called_by_c = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(0))
+    called_by_c()
+    time.sleep(20)
+
+run(command, [])
+"""
+
+
+def test_an_interrupt_inside_a_callback_of_the_runtime_is_not_lost() -> None:
+    started = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", _IN_A_CALLBACK], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert "interrupted" in ended.stderr
+    assert time.monotonic() - started < 15

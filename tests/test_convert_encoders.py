@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_slow_tokenizers as slow
 import tiny_tokenizers as tt
 import torch
+from click.testing import CliRunner
 from tokenizers import pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -21,14 +23,19 @@ from transformers import (
     BertModel,
     ModernBertConfig,
     ModernBertModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
 
+from convert.cli_verify import verify
 from convert.model import convert_checkpoint
 from convert.pooling import read_pooling
+from convert.verify_embeddings import verify_embedder
 from convert.vocabulary.vocab_source import read_vocabulary
-from slm.errors import DamagedFileError, SlmError, UnsupportedError
+from slm.errors import DamagedFileError, InputError, SlmError, UnsupportedError
 from slm.gguf_reader import read_gguf
 from slm.llama import library, open_model, tokenize
 
@@ -83,7 +90,9 @@ def pooled_by(folder: Path, mode: str) -> None:
 
 
 def vocabulary_size(folder: Path) -> int:
-    return len(read_vocabulary(folder, {}, embedder=True).vocabulary.tokens)
+    config = folder / "config.json"
+    known = json.loads(config.read_text()) if config.exists() else {}
+    return len(read_vocabulary(folder, known, embedder=True).vocabulary.tokens)
 
 
 _SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -113,6 +122,33 @@ def xlm_roberta(folder: Path) -> Path:
     return folder
 
 
+def from_model_file(folder: Path) -> Path:
+    """XLM-R without a tokenizer.json."""
+    slow.xlm_roberta_model(folder)
+    config = XLMRobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=130,
+                              type_vocab_size=1, pad_token_id=1, **_SIZES)  # fmt: skip
+    shake(XLMRobertaModel(config)).save_pretrained(folder)
+    return folder
+
+
+def roberta(folder: Path, kind: type = RobertaModel) -> Path:
+    """vocab.json and merges.txt; positions begin behind the padding token's id."""
+    slow.vocab_json(folder, "roberta")
+    config = RobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=130,
+                           type_vocab_size=1, pad_token_id=1, **_SIZES)  # fmt: skip
+    shake(kind(config)).save_pretrained(folder)
+    return folder
+
+
+def japanese_roberta(folder: Path) -> Path:
+    """As rinna/japanese-roberta-base: T5Tokenizer's spiece.model, lower-casing, the padding token's id is 3."""
+    slow.rinna(folder)
+    config = RobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=132,
+                           type_vocab_size=2, pad_token_id=3, **_SIZES)  # fmt: skip
+    shake(RobertaForMaskedLM(config)).save_pretrained(folder)
+    return folder
+
+
 def modernbert(folder: Path, tokenizer: str = "byte-level") -> Path:
     """Four layers, so that two windowed ones lie between full ones; a window shorter than the text."""
     if tokenizer == "byte-level":
@@ -136,6 +172,10 @@ MODELS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bert inside a masked language model": (lambda f: bert(f, BertForMaskedLM), "mean"),
     "bert with the tokenizer of XLM-R": (e5, "mean"),
     "xlm-roberta": (xlm_roberta, "mean"),
+    "xlm-roberta with its model file alone": (from_model_file, "mean"),
+    "roberta": (roberta, "cls"),
+    "roberta inside a masked language model": (lambda f: roberta(f, RobertaForMaskedLM), "mean"),
+    "roberta with rinna's tokenizer": (japanese_roberta, "mean"),
     "modernbert": (modernbert, "cls"),
     "modernbert with a unigram vocabulary": (lambda f: modernbert(f, "unigram"), "mean"),
 }
@@ -149,7 +189,7 @@ def test_an_embedding_by_llama_cpp_is_that_of_transformers(name: str, tmp_path: 
     [result] = convert_checkpoint(folder, tmp_path / "out.gguf", "f32")
     assert result["tokenizer_lines_proven"] >= 14
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    encode = read_vocabulary(folder, {}, embedder=True).encoder()
+    encode = read_vocabulary(folder, model.config.to_dict(), embedder=True).encoder()
     for text in TEXTS:
         ids, found = embedding(tmp_path / "out.gguf", text)
         assert ids == encode(text)
@@ -230,3 +270,52 @@ def test_what_the_runtime_would_compute_wrongly_is_refused(
     with pytest.raises(UnsupportedError, match=match):
         convert_checkpoint(folder, tmp_path / "out.gguf", "f16")
     assert not list(tmp_path.glob("*.gguf"))
+
+
+# --- slm verify
+
+
+@pytest.mark.parametrize("name", ["bert", "bert with the tokenizer of XLM-R", "roberta", "modernbert"])
+def test_verify_compares_the_embeddings_of_a_file_with_its_checkpoint(name: str, tmp_path: Path) -> None:
+    make, mode = MODELS[name]
+    folder = make(tmp_path / "source")
+    pooled_by(folder, mode)
+    exact, small = convert_checkpoint(folder, tmp_path / "out", ["f32", "q8_0"])
+    result = verify_embedder(exact["file"], folder, max_tokens=300)
+    assert result["ok"], result["broken"]
+    assert set(result["by_language"]) == {"en", "ja"}
+    assert result["overall"]["min_cosine"] > 0.9999
+    assert result["token_ids"]["lines_different"] == 0
+    against_exact = verify_embedder(small["file"], exact["file"], max_tokens=300)
+    assert against_exact["bounds_for"] in ("q8_0", "f16")
+    assert 0.9 < against_exact["overall"]["min_cosine"] < result["overall"]["min_cosine"]
+
+
+def test_verify_finds_another_pooling_and_another_model(tmp_path: Path) -> None:
+    folder, other = e5(tmp_path / "source"), e5(tmp_path / "other")
+    for path, mode in ((folder, "mean"), (other, "cls")):
+        pooled_by(path, mode)
+        convert_checkpoint(path, tmp_path / f"{mode}.gguf", "f32")
+    result = verify_embedder(tmp_path / "cls.gguf", tmp_path / "mean.gguf", max_tokens=200)
+    assert not result["ok"]
+    assert any("cosine" in sentence for sentence in result["broken"])
+    tt.word_piece(tmp_path / "words")
+    folder = bert(tmp_path / "words")
+    convert_checkpoint(folder, tmp_path / "words.gguf", "f32")
+    result = verify_embedder(tmp_path / "words.gguf", tmp_path / "mean.gguf", max_tokens=50)
+    assert any("token ids differ" in sentence for sentence in result["broken"])
+
+
+def test_the_command_shows_cosines_and_ends_with_1_beyond_a_bound(tmp_path: Path) -> None:
+    folder = bert(tmp_path / "source")
+    pooled_by(folder, "mean")
+    convert_checkpoint(folder, tmp_path / "m.gguf", "f16")
+    base = [str(tmp_path / "m.gguf"), "--against", str(folder), "--max-tokens", "100"]
+    shown = CliRunner().invoke(verify, base)
+    assert shown.exit_code == 0, shown.output
+    assert "min cosine" in shown.output
+    assert CliRunner().invoke(verify, [*base, "--max-relative", "1e-12"]).exit_code == 1
+    result = json.loads(CliRunner().invoke(verify, [*base, "--json"]).stdout)
+    assert result["overall"]["min_cosine"] > 0.999
+    refused = CliRunner().invoke(verify, [*base, "--max-kl", "1"])
+    assert isinstance(refused.exception, InputError)

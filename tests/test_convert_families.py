@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from convert.families import family_of_config
 from convert.families.base import HeadsApart
 from convert.model import convert_checkpoint
+from convert.restore import restore_checkpoint
 from convert.safetensors_file import read_header
 from slm.errors import DamagedFileError, SlmError, UnsupportedError
 from slm.gguf_reader import read_gguf
@@ -135,6 +136,10 @@ def test_phi3s_special_tokens_swallow_white_space_whatever_the_folder_is_called(
         for line in ("<|user|>  the office", "<|user|>\nthe fox</s>  runs", "<s> a <|endoftext|> b"):
             expected = tokenizer.encode(line, add_special_tokens=False).ids
             assert tokenize(model, line, add_special=False, parse_special=True) == expected
+    assert restore_checkpoint(tmp_path / "out.gguf", tmp_path / "back")["tokenizer_lines_proven"] > 20
+    back = Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
+    line = "<|user|>  the office</s>\n<|user|>\nfox"
+    assert back.encode(line, add_special_tokens=False).ids == tokenizer.encode(line, add_special_tokens=False).ids
 
 
 def test_another_vocabulary_in_a_folder_called_phi3_is_loaded(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
+import tiny_families as families
 import torch
 from safetensors.numpy import load_file
+from test_convert_families import LINEAR, LONG, YARN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convert.model import convert_checkpoint
@@ -28,7 +31,26 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "llama, tied, with biases": lambda f: tiny.llama(f, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "llama with llama3 scaling": lambda f: tiny.llama(f, rope_parameters=LLAMA3),
     "gemma3": tiny.gemma3,
+    "gemma3, untied": lambda f: families.write(f, "gemma3", tie_word_embeddings=False),
+    "mistral": lambda f: families.write(f, "mistral", head_dim=32),
+    "qwen2": lambda f: families.write(f, "qwen2"),
+    "qwen2 with YaRN and its own attention factor": lambda f: families.write(
+        f, "qwen2", tie_word_embeddings=True, rope_parameters={**YARN, "attention_factor": 1.7}
+    ),
+    "qwen3, linear": lambda f: families.write(f, "qwen3", rope_parameters=LINEAR),
+    "gemma": lambda f: families.write(f, "gemma"),
+    "gemma2": lambda f: families.write(f, "gemma2"),
+    "phi3": lambda f: families.write(f, "phi3"),
+    "phi3, tied, three quarters rotated": lambda f: families.write(
+        f, "phi3", tie_word_embeddings=True, partial_rotary_factor=0.75, num_attention_heads=2
+    ),
+    "phi3 with longrope": lambda f: families.write(
+        f, "phi3", rope_parameters=LONG, max_position_embeddings=1024, original_max_position_embeddings=256
+    ),
+    "gpt_neox": lambda f: families.write(f, "gpt_neox"),
+    "gpt_neox as rinna's": lambda f: families.write(f, "gpt_neox", use_parallel_residual=False, rotary_pct=1.0),
 }
+SAME_GRAPH = {"mistral": "llama"}  # restored as the family whose graph the file has
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,16 +61,19 @@ def test_converting_and_restoring_gives_the_same_weights_tokens_and_logits(famil
     before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
     assert set(before) == set(after)
     for name, weight in before.items():
-        if "norm" in name and family == "gemma3":  # 1 + w - 1 rounds
+        if "norm" in name and family.startswith("gemma"):  # 1 + w - 1 rounds
             assert np.abs(weight - after[name]).max() < 1e-6
         else:
             assert (weight == after[name]).all(), name
+    [kinds] = [[json.loads((f / "config.json").read_text())["model_type"] for f in (source, tmp_path / "back")]]
+    assert kinds[1] == SAME_GRAPH.get(kinds[0], kinds[0])
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     one, other = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(tmp_path / "back")
     for line in MIXED_LINES:
         assert one(line)["input_ids"] == other(line)["input_ids"]
-        assert other.decode(other(line, add_special_tokens=False)["input_ids"]) == line
+        decoded = other.decode(other(line, add_special_tokens=False)["input_ids"])
+        assert decoded in (line, unicodedata.normalize("NFC", line) if "qwen" in family else line)
     ids = torch.tensor([one(tiny.TEXT)["input_ids"]])
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(source)(ids).logits

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from convert.vocabulary.cut_down import cut_down
 from convert.vocabulary.pre_tokenizers import SPLITS, canonical, pre_name, pre_tokenizer_of
 from convert.vocabulary.proof import MIXED_LINES, Source, conversation, differences, prove_equal
 from convert.vocabulary.vocab_source import read_vocabulary
@@ -131,6 +132,28 @@ def test_the_ids_of_any_text_are_equal(name: str, pairs: Any) -> None:
         assert found(text) == expected(text)
 
     check()
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name.startswith(("byte-level", "BPE with", "fast"))])
+def test_a_tokenizer_cut_down_to_some_lines_gives_the_ids_of_the_whole_one(name: str, pairs: Any) -> None:
+    source, expected, _, _ = pairs(name)
+    lines = source.all_lines()
+    assert source.ids_of(lines) == [expected(line) for line in lines]
+
+    @given(st.lists(text_of(name), max_size=3))
+    @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def check(texts: list[str]) -> None:
+        assert source.ids_of(texts) == [expected(text) for text in texts]
+
+    check()
+
+
+def test_a_cut_down_tokenizer_has_only_the_pieces_that_its_lines_touch(tmp_path: Path) -> None:
+    folder = tt.byte_level(tmp_path / "x", pre_tokenizer("gpt-2"))
+    fast = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    smaller, old_ids = cut_down(fast, ["the office"], folder)
+    assert len(old_ids) == len(smaller["model"]["vocab"]) < 60 < len(fast["model"]["vocab"])
+    assert all(fast["model"]["vocab"][piece] == old_ids[id_] for piece, id_ in smaller["model"]["vocab"].items())
 
 
 _LOSSLESS = (

@@ -41,7 +41,7 @@ def test_a_step_is_never_larger_than_its_chunk_and_always_moves_on(items: list[i
 
 
 def test_a_chunk_takes_about_the_time_of_a_step() -> None:
-    assert batch.chunk_of(1000) == 100
+    assert batch.chunk_of(1300) == 2 * batch.SMALLEST_CHUNK
     assert batch.SMALLEST_CHUNK <= batch.chunk_of(0) <= batch.LARGEST_CHUNK
     assert (batch.chunk_of(1), batch.chunk_of(1e9)) == (batch.SMALLEST_CHUNK, batch.LARGEST_CHUNK)
 
@@ -102,16 +102,37 @@ def test_a_lone_context_has_all_cores_and_shares_as_soon_as_another_wants_some()
     assert cores.grant(0) == 0, "one step at a time"
 
 
-def test_a_request_goes_where_its_adapter_works_then_to_the_idle_then_to_the_least_mixed() -> None:
+def home(key: str, *lanes: batch.LaneLoad, parallel: int = 8, cores: int = 2) -> int | None:
+    return batch.home_of(key, lanes, parallel=parallel, cores=cores)
+
+
+def test_a_lone_adapter_spreads_over_the_cores_and_no_further() -> None:
     a, empty, closed = batch.LaneLoad({"a": 2}), batch.LaneLoad({}), batch.LaneLoad({}, opened=False)
-    mixed, full = batch.LaneLoad({"b": 1, "c": 1}), batch.LaneLoad({"a": 1}, room=False)
-    assert batch.home_of("a", [empty, mixed, a], parallel=8) == 2
-    assert batch.home_of("d", [a, mixed, closed, empty], parallel=8) == 3
-    assert batch.home_of("d", [a, mixed, closed], parallel=8) == 2
-    assert batch.home_of("d", [mixed, a], parallel=8) == 1
-    assert batch.home_of("a", [full, mixed], parallel=8) == 1
-    assert batch.home_of("a", [full], parallel=8) is None
-    assert batch.home_of("a", [a, empty], parallel=2) is None
+    assert home("a", empty, closed) == 0
+    assert home("a", a, closed, empty) == 2, "an open one before one that has to be opened"
+    assert home("a", a, batch.LaneLoad({"a": 1}), empty) == 1
+    assert home("a", a, empty, cores=1) == 0
+    assert home("a", a, empty, parallel=2) is None
+    assert home("a", batch.LaneLoad({"a": 1}, room=False), empty) == 1
+    assert home("a", batch.LaneLoad({"a": 1}, room=False)) is None
+
+
+def test_several_adapters_get_a_context_each_then_share_the_least_mixed() -> None:
+    a, b, empty = batch.LaneLoad({"a": 4}), batch.LaneLoad({"b": 1}), batch.LaneLoad({})
+    assert home("b", a, empty) == 1
+    assert home("a", a, b, empty) == 0, "with two adapters on two cores one context each is the share"
+    assert home("a", batch.LaneLoad({"a": 1}), a, b) == 1, "the emptier one is to run dry"
+    assert home("c", a, b, empty) == 2
+    assert home("c", a, b) == 1
+    assert home("c", batch.LaneLoad({"a": 1, "b": 1}), a) == 1
+
+
+def test_a_long_beginning_decides_where_a_request_goes() -> None:
+    holds = batch.LaneLoad({"b": 1}, shared=1500)
+    assert home("a", batch.LaneLoad({}), holds) == 1
+    assert home("a", batch.LaneLoad({}), batch.LaneLoad({"b": 1}, shared=batch.LONG_BEGINNING)) == 0
+    assert home("a", batch.LaneLoad({}), batch.LaneLoad({}, shared=30)) == 1
+    assert home("a", batch.LaneLoad({}), batch.LaneLoad({"b": 1}, shared=1500, room=False)) == 0
 
 
 def test_a_set_of_adapters_has_one_key_in_any_order() -> None:

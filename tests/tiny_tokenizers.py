@@ -167,7 +167,8 @@ def write_vocabulary(path: Path, source: Source) -> Path:
 @contextmanager
 def both(folder: Path, *, embedder: bool = False) -> Iterator[tuple[Source, Callable[[str], list[int]], Any]]:
     """(source, how llama.cpp encodes, llama.cpp's handle) of a tokenizer folder."""
-    source = read_vocabulary(folder, {}, embedder=embedder)
+    config = folder / "config.json"
+    source = read_vocabulary(folder, json.loads(config.read_text()) if config.exists() else {}, embedder=embedder)
     path = write_vocabulary(folder / "vocabulary.gguf", source)
     with ExitStack() as stack:
         model = open_model(stack, path, vocab_only=True)

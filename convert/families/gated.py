@@ -5,11 +5,24 @@ A family of this kind says only where it differs. It knows nothing of files.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from convert.families.base import Config, Family, FloatArray, Metadata, Rule, Transform, positive, refuse
-from convert.families.rope import Rope, read_rope, rope_metadata, rope_tensors
-from slm.errors import DamagedFileError
+from convert.families.base import (
+    EMBEDDING,
+    HEAD,
+    Config,
+    Family,
+    FloatArray,
+    Metadata,
+    Rule,
+    Transform,
+    positive,
+    refuse,
+    scalar,
+)
+from convert.families.rope import RUNTIME_TENSORS, Rope, read_rope, rope_config, rope_metadata, rope_tensors
+from slm.errors import DamagedFileError, UnsupportedError
 
 _NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _WEIGHTS = {
@@ -78,14 +91,14 @@ class GatedDecoder(Family):
 
     def rules(self, config: Config) -> list[Rule]:
         biased, transforms = self.biased(config), self.transforms(config)
-        rules = [Rule("embed_tokens.weight", "token_embd.weight"), Rule("norm.weight", "output_norm.weight", self.norm)]
+        rules = [Rule("embed_tokens.weight", EMBEDDING), Rule("norm.weight", "output_norm.weight", self.norm)]
         rules += [Rule(f"layers.{{i}}.{a}.weight", f"blk.{{i}}.{b}.weight", self.norm) for a, b in self.norms.items()]
         for name, gguf_name in self.weights.items():
             transform = transforms.get(name, Transform())
             rules.append(Rule(f"layers.{{i}}.{name}.weight", f"blk.{{i}}.{gguf_name}.weight", transform))
             if name in biased:
                 rules.append(Rule(f"layers.{{i}}.{name}.bias", f"blk.{{i}}.{gguf_name}.bias", transform))
-        return [*rules, Rule("lm_head.weight", "output.weight")]
+        return [*rules, Rule("lm_head.weight", HEAD)]
 
     def to_metadata(self, config: Config) -> Metadata:
         for name in self.activation_names:
@@ -104,6 +117,40 @@ class GatedDecoder(Family):
             f"{name}.rope.dimension_count": self.rotated(config),
             **rope_metadata(self.rope(config), name, self.rope_kinds),
         }
+
+    def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        def number(key: str, default: float | None = None) -> Any:
+            return scalar(metadata, f"{self.gguf_architecture}.{key}", default)
+
+        if int(number("expert_count", 0)):
+            raise UnsupportedError("a mixture of experts is not restored")
+        if EMBEDDING not in shapes:
+            raise DamagedFileError(f"the GGUF file lacks the tensor '{EMBEDDING}'")
+        heads, width = int(number("attention.head_count")), int(number("embedding_length"))
+        size = int(number("attention.key_length", width // heads))
+        if not self.own_head_size and size * heads != width:
+            raise UnsupportedError(f"heads of {size} values in a {self.gguf_architecture} model are not restored")
+        rope = rope_config(metadata, self.gguf_architecture, size)
+        config = {
+            "architectures": [self.architectures[0]],
+            "model_type": self.model_types[0],
+            "vocab_size": shapes[EMBEDDING][0],
+            "hidden_size": width,
+            "intermediate_size": int(number("feed_forward_length")),
+            "num_hidden_layers": int(number("block_count")),
+            "num_attention_heads": heads,
+            "num_key_value_heads": int(number("attention.head_count_kv", heads)),
+            self.activation_names[-1]: self.activations[-1],
+            "max_position_embeddings": int(number("context_length")),
+            "rms_norm_eps": round(float(number("attention.layer_norm_rms_epsilon")), 12),
+            "rope_theta": rope["rope_theta"],
+            "rope_parameters": rope,
+            "tie_word_embeddings": HEAD not in shapes,
+        }
+        return {**config, "head_dim": size} if self.own_head_size else config
+
+    def runtime_tensors(self) -> tuple[str, ...]:
+        return RUNTIME_TENSORS
 
     def caveats(self, config: Config) -> list[str]:
         rope = self.rope(config)

@@ -5,8 +5,13 @@ It knows nothing of files. The runtime scales the embedding by sqrt(width) itsel
 
 from __future__ import annotations
 
-from convert.families.base import Config, Metadata, PlusOne, positive, refuse, register
+from collections.abc import Mapping
+from typing import Any
+
+from convert.families.base import Config, Metadata, PlusOne, positive, refuse, register, scalar
 from convert.families.gated import GatedDecoder
+
+_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # the published values
 
 
 @register
@@ -33,6 +38,14 @@ class Gemma(GatedDecoder):
         refuse(config, "tie_word_embeddings", lambda v: v is not False, "the runtime takes the embedding as the head")
         return super().to_metadata(config)
 
+    def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        return {**super().to_config(metadata, shapes), "attention_bias": False}
+
+
+def alternating(layers: int, period: int) -> list[str]:
+    """`layer_types` where every `period`-th layer sees the whole context."""
+    return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(layers)]
+
 
 @register
 class Gemma2(Gemma):
@@ -50,12 +63,10 @@ class Gemma2(Gemma):
 
     def to_metadata(self, config: Config) -> Metadata:
         layers, heads = self.layers(config), positive(config, "num_attention_heads")
-        # llama.cpp tells the 27B by its layers and scales its attention by width / heads (src/models/gemma2.cpp).
-        scale = positive(config, "hidden_size") // heads if layers == 46 else self.head_size(config)
+        scale = _attention_scale(layers, positive(config, "hidden_size"), heads, self.head_size(config))
         refuse(config, "query_pre_attn_scalar", lambda v: (256 if v is None else v) == scale, f"it must be {scale}")
-        pattern = ["sliding_attention", "full_attention"] * layers
-        refuse(config, "layer_types", lambda v: v is None or v == pattern[:layers], "every other layer slides")
-        caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+        refuse(config, "layer_types", lambda v: v in (None, alternating(layers, 2)), "every other layer slides")
+        caps = dict(_CAPS)
         for name in caps:
             # Absent means the published value; null means no cap, which the runtime's graph cannot do.
             value = config.get(name, caps[name])
@@ -66,3 +77,19 @@ class Gemma2(Gemma):
             **{f"gemma2.{name}": value for name, value in caps.items()},
             "gemma2.attention.sliding_window": positive({"sliding_window": 4096, **config}, "sliding_window"),
         }
+
+    def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        config = super().to_config(metadata, shapes)
+        layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+        return {
+            **config,
+            "query_pre_attn_scalar": _attention_scale(layers, config["hidden_size"], heads, config["head_dim"]),
+            "layer_types": alternating(layers, 2),
+            "sliding_window": int(scalar(metadata, "gemma2.attention.sliding_window", 4096)),
+            **{name: float(scalar(metadata, f"gemma2.{name}", value)) for name, value in _CAPS.items()},
+        }
+
+
+def _attention_scale(layers: int, width: int, heads: int, head_size: int) -> int:
+    """llama.cpp tells the 27B by its layers and scales its attention by width / heads (src/models/gemma2.cpp)."""
+    return width // heads if layers == 46 else head_size

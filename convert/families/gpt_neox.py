@@ -5,6 +5,9 @@ It knows nothing of files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from convert.families.base import (
@@ -20,8 +23,9 @@ from convert.families.base import (
     positive,
     refuse,
     register,
+    scalar,
 )
-from convert.families.rope import Rope, read_rope, rope_metadata
+from convert.families.rope import Rope, read_rope, rope_config, rope_metadata
 from slm.errors import DamagedFileError
 
 # The runtime's GELU is the tanh approximation; an exact one differs from it by less than 5e-4.
@@ -101,4 +105,30 @@ class GptNeox(Family):
             "gptneox.use_parallel_residual": bool(config.get("use_parallel_residual", True)),
             "gptneox.rope.dimension_count": int(width // heads * rope.partial),
             **rope_metadata(rope, "gptneox", ("linear", "yarn")),
+        }
+
+    def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        def number(key: str, default: float | None = None) -> Any:
+            return scalar(metadata, f"gptneox.{key}", default)
+
+        heads, width = int(number("attention.head_count")), int(number("embedding_length"))
+        rope = rope_config(metadata, "gptneox", width // heads)
+        rope.setdefault("partial_rotary_factor", 1.0)
+        return {
+            "architectures": [self.architectures[0]],
+            "model_type": self.model_types[0],
+            "vocab_size": shapes[EMBEDDING][0],
+            "hidden_size": width,
+            "intermediate_size": int(number("feed_forward_length")),
+            "num_hidden_layers": int(number("block_count")),
+            "num_attention_heads": heads,
+            "hidden_act": "gelu",
+            "max_position_embeddings": int(number("context_length")),
+            "layer_norm_eps": round(float(number("attention.layer_norm_epsilon")), 12),
+            "use_parallel_residual": bool(number("use_parallel_residual", True)),
+            "attention_bias": True,
+            "rotary_pct": rope["partial_rotary_factor"],
+            "rotary_emb_base": rope["rope_theta"],
+            "rope_parameters": rope,
+            "tie_word_embeddings": False,
         }

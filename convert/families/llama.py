@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
-from convert.families.base import Config, Metadata, RopePermuted, Transform, positive, register, scalar
+from convert.families.base import Config, Metadata, RopePermuted, Transform, positive, register
 from convert.families.gated import GatedDecoder
-from convert.families.rope import LLAMA3, llama3_factors
-from slm.errors import DamagedFileError, UnsupportedError
 
 
 @register
@@ -38,48 +34,6 @@ class Llama(GatedDecoder):
             metadata["llama.rope.scaling.type"] = "longrope"  # only then does this graph look for the factors
         return metadata
 
-    def runtime_tensors(self) -> tuple[str, ...]:
-        return ("rope_freqs.weight",)
-
     def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        if int(metadata.get("llama.expert_count", 0) or 0):
-            raise UnsupportedError("a mixture of experts is not restored")
-        heads = int(scalar(metadata, "llama.attention.head_count"))
-        width = int(scalar(metadata, "llama.embedding_length"))
-        size = int(scalar(metadata, "llama.attention.key_length", width // heads))
-        theta = float(scalar(metadata, "llama.rope.freq_base", 10_000.0))
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-        kind = str(metadata.get("llama.rope.scaling.type", "none"))
-        if kind == "linear":
-            rope.update(rope_type="linear", factor=float(scalar(metadata, "llama.rope.scaling.factor")))
-        elif kind != "none":
-            raise UnsupportedError(f"RoPE scaling '{kind}' is not restored", hint="Supported: linear, llama3.")
-        factors = metadata.get("rope_freqs.weight")  # put here by the restorer
-        if factors is not None:
-            llama3 = {**LLAMA3, "factor": float(np.max(factors))}
-            if factors.shape != (size // 2,) or not np.allclose(
-                llama3_factors(theta, size, llama3), factors, rtol=1e-4
-            ):
-                raise UnsupportedError("the file's rope_freqs are not those of Llama 3, so no configuration says them")
-            rope.update(rope_type="llama3", **llama3)
-        if "token_embd.weight" not in shapes:
-            raise DamagedFileError("the GGUF file lacks the tensor 'token_embd.weight'")
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": shapes["token_embd.weight"][0],
-            "hidden_size": width,
-            "intermediate_size": int(scalar(metadata, "llama.feed_forward_length")),
-            "num_hidden_layers": int(scalar(metadata, "llama.block_count")),
-            "num_attention_heads": heads,
-            "num_key_value_heads": int(scalar(metadata, "llama.attention.head_count_kv", heads)),
-            "head_dim": size,
-            "hidden_act": "silu",
-            "max_position_embeddings": int(scalar(metadata, "llama.context_length")),
-            "rms_norm_eps": round(float(scalar(metadata, "llama.attention.layer_norm_rms_epsilon")), 12),
-            "rope_theta": theta,
-            "rope_parameters": rope,
-            "attention_bias": "blk.0.attn_q.bias" in shapes,
-            "mlp_bias": "blk.0.ffn_gate.bias" in shapes,
-            "tie_word_embeddings": "output.weight" not in shapes,
-        }
+        biases = {"attention_bias": "blk.0.attn_q.bias" in shapes, "mlp_bias": "blk.0.ffn_gate.bias" in shapes}
+        return {**super().to_config(metadata, shapes), **biases}

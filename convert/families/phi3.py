@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from convert.families.base import Config, Metadata, positive, register
+from collections.abc import Mapping
+from typing import Any
+
+from convert.families.base import Config, Metadata, positive, register, scalar
 from convert.families.gated import GatedDecoder, window_caveat
 from convert.families.rope import Rope, read_rope
 
@@ -37,6 +40,12 @@ class Phi3(GatedDecoder):
         metadata["phi3.rope.scaling.original_context_length"] = int(self.rope(config).original)
         metadata["phi3.attention.sliding_window"] = int(config.get("sliding_window") or 0)
         return metadata
+
+    def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        config = super().to_config(metadata, shapes)
+        original = int(scalar(metadata, "phi3.rope.scaling.original_context_length", config["max_position_embeddings"]))
+        window = int(scalar(metadata, "phi3.attention.sliding_window", 0))
+        return {**config, "original_max_position_embeddings": original, "sliding_window": window or None}
 
     def caveats(self, config: Config) -> list[str]:
         context = positive(config, "max_position_embeddings")

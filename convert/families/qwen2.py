@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from convert.families.base import Config, positive, register
+from collections.abc import Mapping
+from typing import Any
+
+from convert.families.base import Config, Metadata, positive, register
 from convert.families.gated import GatedDecoder, window_caveat
 
 
@@ -24,6 +27,9 @@ class Qwen2(GatedDecoder):
 
     def biased(self, config: Config) -> tuple[str, ...]:
         return ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+    def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        return {**super().to_config(metadata, shapes), "use_sliding_window": False, "sliding_window": None}
 
     def caveats(self, config: Config) -> list[str]:
         return qwen_caveats(config, self.gguf_architecture)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from convert.families.base import Config, Metadata, positive, refuse, register
 from convert.families.gated import GatedDecoder
 from convert.families.qwen2 import qwen_caveats
@@ -22,6 +25,10 @@ class Qwen3(GatedDecoder):
     def to_metadata(self, config: Config) -> Metadata:
         refuse(config, "attention_bias", lambda v: not v, "the runtime has no bias on the attention's output")
         return super().to_metadata(config)
+
+    def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        own = {"attention_bias": False, "use_sliding_window": False, "sliding_window": None}
+        return {**super().to_config(metadata, shapes), **own}
 
     def caveats(self, config: Config) -> list[str]:
         return qwen_caveats(config, self.gguf_architecture)

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.families.base import Config, FloatArray, Metadata
+from convert.families.base import Config, FloatArray, Metadata, scalar
 from slm.errors import DamagedFileError, UnsupportedError
 
 # Llama 3.x publishes these three with every size; a GGUF keeps only the resulting factors.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Tensors of divisors of the rotary frequencies, which restoring turns into configuration.
+RUNTIME_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 _KINDS = {"su": "longrope"}  # Phi-3's first name for it
 _BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # the runtime's, which no key changes for the families here
 
@@ -106,6 +108,43 @@ def rope_tensors(rope: Rope, rotated: int) -> dict[str, FloatArray]:
             raise DamagedFileError(f"the RoPE scaling's '{name}_factor' is not {rotated // 2} positive numbers")
         tensors[f"rope_factors_{name}.weight"] = factors
     return tensors
+
+
+def rope_config(metadata: Metadata, architecture: str, head_size: int) -> dict[str, Any]:
+    """`rope_parameters` of config.json from GGUF's keys; the inverse of `rope_metadata` and `rope_tensors`.
+
+    metadata: with the tensors of RUNTIME_TENSORS that the file has. Raises UnsupportedError for what no configuration
+    says.
+    """
+    theta = float(scalar(metadata, f"{architecture}.rope.freq_base", 10_000.0))
+    rotated = int(scalar(metadata, f"{architecture}.rope.dimension_count", head_size))
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if rotated != head_size:
+        rope["partial_rotary_factor"] = rotated / head_size
+    scaling = f"{architecture}.rope.scaling"
+    kind = str(metadata.get(f"{scaling}.type", "none"))
+    long, short, llama3 = (metadata.get(name) for name in reversed(RUNTIME_TENSORS))
+    if long is not None and short is not None:
+        attention = float(scalar(metadata, f"{scaling}.attn_factor", 1.0))
+        rope |= {"rope_type": "longrope", "long_factor": long.tolist(), "short_factor": short.tolist(),
+                 "original_max_position_embeddings": int(scalar(metadata, f"{scaling}.original_context_length")),
+                 "attention_factor": attention}  # fmt: skip
+    elif llama3 is not None:
+        known = {**LLAMA3, "factor": float(np.max(llama3))}
+        if llama3.shape != (rotated // 2,) or not np.allclose(llama3_factors(theta, rotated, known), llama3, rtol=1e-4):
+            raise UnsupportedError("the file's rope_freqs are not those of Llama 3, so no configuration says them")
+        rope |= {"rope_type": "llama3", **known}
+    elif kind in ("linear", "yarn"):
+        factor = float(scalar(metadata, f"{scaling}.factor"))
+        rope |= {"rope_type": kind, "factor": factor}
+        if kind == "yarn":
+            rope["original_max_position_embeddings"] = int(scalar(metadata, f"{scaling}.original_context_length"))
+            if f"{scaling}.attn_factor" in metadata:
+                more = float(scalar(metadata, f"{scaling}.attn_factor"))
+                rope["attention_factor"] = more * _yarn_scale(factor)
+    elif kind != "none":
+        raise UnsupportedError(f"RoPE scaling '{kind}' is not restored", hint="Supported: linear, llama3, yarn.")
+    return rope
 
 
 def llama3_factors(theta: float, head_size: int, scaling: Mapping[str, Any]) -> FloatArray:

@@ -17,20 +17,17 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Checkpoint, read_checkpoint
-from convert.model import DIRECT_TYPES, convert_checkpoint
+from convert.model import convert_checkpoint
 from convert.quality.kld import pooled
 from convert.quality.speed import measure_speed
-from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name, types_written
+from convert.quantize import FLOAT_TYPES, ladder, type_name, types_written
 from convert.verify import by_language, gguf_runner, is_language_model, measure
-from slm.artifacts import require_space
 from slm.console import note
 from slm.gguf_reader import read_gguf
 
 QUICK_TOKENS = 256  # of each language when nobody asked for a report: enough to see that a file is sound
 # From the smallest to the largest; one of each kind that people use. The last is the checkpoint's own precision.
 LADDER = ("q2_k", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")
-
-_NO_OPTIONS = Options()
 
 
 def ladder_of(types: Sequence[str], checkpoint: Checkpoint) -> list[str]:
@@ -75,17 +72,12 @@ def convert_measured(
     with scratch_beside(out) as scratch:
         made = scratch / "out"
         made.mkdir()
-        # The checkpoint's own precision comes first: it is what the others are made from and compared with.
-        precision, names = checkpoint.own_type, list(dict.fromkeys(type_name(name) for name in types))
-        wanted = list(dict.fromkeys([precision, *names]))
-        by_type = {r["type"]: r for r in convert(folder, made / out.name if len(wanted) == 1 else made, wanted)}
-        results = [by_type[name] for name in names]
+        reference, results = convert_with_reference(checkpoint, made, types, convert)
         if not is_language_model(read_gguf(results[0]["file"])):
             note("an embedder predicts no next token: nothing to compare")
             return _published(results, out), {}
-        reference = Path(by_type[precision]["file"])
         measured = [measured_file(result, reference, texts, max_tokens, speed) for result in results]
-        base = reference_figures(reference, precision, measured, speed)
+        base = reference_figures(reference, checkpoint.own_type, measured, speed)
         return _published(measured, out), base
 
 
@@ -137,31 +129,21 @@ def bits_per_weight(path: Path) -> float:
     return round(8 * sum(info.nbytes for info in tensors) / weights, 3)
 
 
-def make_ladder(
-    checkpoint: Checkpoint, scratch: Path, types: Sequence[str], options: Options = _NO_OPTIONS
+def convert_with_reference(
+    checkpoint: Checkpoint,
+    out: Path,
+    types: Sequence[str],
+    convert: Callable[..., list[dict[str, Any]]] = convert_checkpoint,
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """(reference, files from the smallest to the largest), all in `scratch`; each {file, type, size_bytes, ...}.
+    """(reference, files of all types), all in the folder `out`, from one reading of the checkpoint.
 
-    The reference's token ids are proven and it is loaded; the others hold the same vocabulary.
+    The reference has the checkpoint's own precision: the others are made from it and compared with it.
     """
-    for name in types:
-        if name not in FLOAT_TYPES:
-            prepare(name, options)
-    precision = checkpoint.own_type
-    reference = scratch / "reference.gguf"
-    [first] = convert_checkpoint(checkpoint.folder, reference, precision)
-    require_space(scratch, reference.stat().st_size * len(types) // 2)
-    files = []
-    for name in types:
-        path = scratch / f"{name}.gguf"
-        if name == precision:
-            result = first
-        elif name in DIRECT_TYPES and not (name == "q8_0" and options.changes_types):
-            [result] = convert_checkpoint(checkpoint.folder, path, name, verify=False)
-        else:
-            result = quantize_file(reference, path, name, options)
-        files.append({**result, "tokenizer_lines_proven": first["tokenizer_lines_proven"]})
-    return reference, sorted(files, key=lambda one: one["size_bytes"])
+    names = list(dict.fromkeys(type_name(name) for name in types))
+    wanted = list(dict.fromkeys([checkpoint.own_type, *names]))
+    target = out if len(wanted) > 1 else out / "reference.gguf"
+    by_type = {result["type"]: result for result in convert(checkpoint.folder, target, wanted)}
+    return Path(by_type[checkpoint.own_type]["file"]), [by_type[name] for name in names]
 
 
 def has_quantized(types: Sequence[str]) -> bool:

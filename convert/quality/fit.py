@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import read_checkpoint
+from convert.model import convert_checkpoint
 from convert.quality.bounds import Bound, check_languages, each_language, value_of
 from convert.quality.cost import (
+    convert_with_reference,
     ladder_of,
-    make_ladder,
     measured_file,
     reference_figures,
     scratch_beside,
@@ -114,9 +116,12 @@ def fit_checkpoint(
     check_languages(bounds, list(texts))
     checkpoint = read_checkpoint(folder)
     with scratch_beside(out) as scratch:
-        reference, files = make_ladder(checkpoint, scratch, ladder_of(types, checkpoint), options)
+        reference, files = convert_with_reference(
+            checkpoint, scratch, ladder_of(types, checkpoint), partial(convert_checkpoint, options=options)
+        )
         if not is_language_model(read_gguf(reference)):
             raise UnsupportedError("--fit needs a language model: an embedder has no KL divergence to bound")
+        files.sort(key=lambda one: int(one["size_bytes"]))
         tried = _measured(files, reference, bounds, texts, max_tokens, speed)
         chosen = choose(tried, bounds)
         if chosen is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from convert.vocabulary.pre_tokenizers import RANKED_PRE, byte_level_step, ignores_merges, pre_tokenizer_of
+from convert.vocabulary.swallowing import KEEPING
 from convert.vocabulary.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
@@ -49,7 +50,7 @@ def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
             "content": token,
             "single_word": False,
             "lstrip": False,
-            "rstrip": False,
+            "rstrip": vocabulary.swallowing and token not in KEEPING,
             "normalized": False,
             "special": kind != USER_DEFINED,
         }

@@ -47,7 +47,8 @@ class Source:
     """A vocabulary, how the source tokenizer encodes (loaded on first use), and the lines on which to compare them.
 
     add_special: `encoder` and the runtime add the special tokens around a text, as an embedder needs them.
-    `caveats` are known differences of the runtime that the lines leave out; they are told to the user.
+    `caveats` are known differences of the runtime that the lines leave out; they are told to the user. `ids_of` gives
+    what `encoder` gives, for known lines and for much less memory; it holds the source's files until it is dropped.
     """
 
     vocabulary: Vocabulary
@@ -56,6 +57,7 @@ class Source:
     special_ids: list[int] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
     add_special: bool = False
+    ids_of: Callable[[Sequence[str]], list[list[int]]] | None = None
 
     def all_lines(self) -> list[str]:
         """The lines to compare, with those that hold special tokens and a conversation under the chat template."""
@@ -71,16 +73,21 @@ def differences(lines: Sequence[str], expected: Encode, found: Encode) -> list[t
 
 
 def prove_equal(gguf: Path, expected: Encode, *, lines: Sequence[str] = MIXED_LINES, add_special: bool = False) -> int:
-    """Compare the ids of a vetted GGUF's vocabulary with a source tokenizer's, line by line.
+    """`compare_ids` for a vetted GGUF file, of which only the vocabulary is loaded."""
+    with ExitStack() as stack:
+        model = open_model(stack, gguf, vocab_only=True)
+        return compare_ids(model, expected, lines=lines, add_special=add_special)
+
+
+def compare_ids(model: Any, expected: Encode, *, lines: Sequence[str], add_special: bool = False) -> int:
+    """Compare the ids of llama.cpp's loaded vocabulary with a source tokenizer's, line by line.
 
     add_special: whether `expected` adds BOS/EOS. Returns the number of lines compared; raises VerificationError
     that shows the first lines that differ.
     """
-    with ExitStack() as stack:
-        model = open_model(stack, gguf, vocab_only=True)
-        different = differences(
-            lines, expected, lambda text: tokenize(model, text, add_special=add_special, parse_special=True)
-        )
+    different = differences(
+        lines, expected, lambda text: tokenize(model, text, add_special=add_special, parse_special=True)
+    )
     if different:
         shown = [_described(line, left, right) for line, left, right in different[:_SHOWN]]
         raise VerificationError(

@@ -11,8 +11,9 @@ from typing import Any
 
 from convert.malformed import load_sentencepiece
 from convert.vocabulary.byte_level import added_ids, refuse_affixes
+from convert.vocabulary.charsmap import read_charsmap
 from convert.vocabulary.pre_tokenizers import RANKED_PRE
-from convert.vocabulary.proof import Encode, Source
+from convert.vocabulary.proof import MIXED_LINES, Encode, Source
 from convert.vocabulary.sentencepiece_model import SentencePieceModel
 from convert.vocabulary.tokenizer_json import byte_of, is_space_rule, space_prefix, steps, token_table
 from convert.vocabulary.vocab import BYTE, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
@@ -30,7 +31,10 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
     refuse_affixes(model)
     _refuse_normalizers(fast)
     vocabulary = Vocabulary("llama", *token_table(fast, model["vocab"]))
-    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(model["merges"]):
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, rank)
     unknown = model.get("unk_token")
     for id_, token in enumerate(vocabulary.tokens):
         kind = vocabulary.types[id_]
@@ -44,14 +48,11 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
             vocabulary.tokens[id_] = token.replace("▁", " ")
     scheme = space_prefix(fast)
     vocabulary.add_space_prefix = scheme != "never"
-    if scheme == "never" and len({left + right for left, right in merges}) == len(merges):
+    if scheme == "never" and len(ranks) == len(model["merges"]):
         vocabulary.model, vocabulary.pre = "gpt2", RANKED_PRE
-        vocabulary.merges = [f"{left} {right}" for left, right in merges]
+        vocabulary.merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     else:
-        ranks: dict[str, int] = {}
-        for rank, (left, right) in enumerate(merges):
-            ranks.setdefault(left + right, rank)
-        unreached = -float(len(merges) + 1)
+        unreached = -float(len(model["merges"]) + 1)
         vocabulary.scores = [-float(ranks[t]) if t in ranks else unreached for t in vocabulary.tokens]
     source = Source(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
     if scheme == "first":
@@ -68,18 +69,35 @@ def _refuse_normalizers(fast: Mapping[str, Any]) -> None:
             )
 
 
-def from_model_file(path: Path, model: SentencePieceModel, settings: Mapping[str, Any], lower: bool) -> Source:
-    """Vocabulary and encoder of a `tokenizer.model` of kind BPE. Raises UnsupportedError when it changes the text."""
-    if lower or model.charsmap:
-        what = "lower-cases" if lower else "normalizes text with a character map"
-        raise UnsupportedError(f"'{path}' is a SentencePiece BPE model that {what}; the runtime does not")
+def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Source:
+    """Vocabulary and encoder of a `tokenizer.model` of kind BPE.
+
+    Raises UnsupportedError when it changes the text before it looks pieces up: the runtime's `llama` kind does not.
+    A character map that leaves ordinary text alone is let through with a caveat.
+    """
+    if lower:
+        raise UnsupportedError(f"'{path}' is a SentencePiece BPE model that lower-cases; the runtime does not")
+    mapping = read_charsmap(model.charsmap)
+    changed = {c: mapping[c] for line in MIXED_LINES for c in line if mapping.get(c, c) != c}
+    if changed:
+        shown = ", ".join(f"{c!r} to {to!r}" for c, to in list(changed.items())[:4])
+        raise UnsupportedError(
+            f"'{path}' is a SentencePiece BPE model that normalizes text with a character map; the runtime does not",
+            found=f"it turns {shown}",
+        )
+    if model.remove_extra_whitespaces:
+        raise UnsupportedError(
+            f"'{path}' is a SentencePiece BPE model that drops spaces (remove_extra_whitespaces); the runtime does not"
+        )
     vocabulary = Vocabulary("llama", list(model.pieces), list(model.types), list(model.scores))
     vocabulary.specials = {name: id_ for name, id_ in model.ids.items() if 0 <= id_ < len(model.pieces)}
     vocabulary.add_space_prefix = model.add_dummy_prefix
-    vocabulary.add_bos = bool(settings.get("add_bos_token", True))
 
     def load() -> Encode:
         processor = load_sentencepiece(path)
         return lambda text: list(processor.encode(text))
 
-    return Source(vocabulary, load)
+    source = Source(vocabulary, load)
+    if mapping:
+        source.caveats.append(f"{len(mapping):,} rare characters that the tokenizer rewrites first get other ids")
+    return source

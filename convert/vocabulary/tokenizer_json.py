@@ -13,7 +13,7 @@ from typing import Any
 from convert.vocabulary.vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from slm.errors import DamagedFileError
 
-_MAX_TOKENS = 1 << 22
+MAX_TOKENS = 1 << 22
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def around(post: Any) -> tuple[list[str], list[str]]:
 def token_count(fast: Mapping[str, Any], ids: Iterable[int]) -> int:
     """One more than the highest id of the model's pieces and the added tokens. Raises DamagedFileError when absurd."""
     every = [*ids, *(int(token["id"]) for token in fast.get("added_tokens") or [])]
-    if not every or min(every) < 0 or max(every) >= _MAX_TOKENS:
+    if not every or min(every) < 0 or max(every) >= MAX_TOKENS:
         raise DamagedFileError(f"the tokenizer claims {max(every, default=-1) + 1:,} tokens")
     return max(every) + 1
 

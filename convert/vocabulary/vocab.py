@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from convert.vocabulary.charsmap import read_charsmap
+from convert.vocabulary.swallowing import swallows
 from slm.errors import DamagedFileError, MismatchError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -56,6 +57,7 @@ class Vocabulary:
     lower_case: bool = False  # a key for bert; for t5 there is none, so it is folded into the charsmap
     strip_accents: bool = False  # bert only
     chat_template: str | None = None
+    swallowing: bool = False  # special tokens take the white space after them (`convert.vocabulary.swallowing`)
 
     def fitted(self, rows: int) -> Vocabulary:
         """The same vocabulary with exactly as many tokens as the embedding has rows.
@@ -162,6 +164,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         remove_extra_whitespaces=bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)),
         charsmap=b"" if charsmap is None else np.asarray(charsmap).astype(np.uint8).tobytes(),
         chat_template=template if isinstance(template, str) and template else None,
+        swallowing=swallows(str(metadata.get("general.name", ""))),
     )
     vocabulary.check()
     return vocabulary

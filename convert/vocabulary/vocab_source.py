@@ -6,16 +6,19 @@ SentencePiece unigram, WordPiece.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.malformed import load_fast_tokenizer
+from convert.malformed import fast_tokenizer_of, load_fast_tokenizer
 from convert.vocabulary import sentencepiece_bpe, unigram
+from convert.vocabulary.added import read_settings, special_tokens
 from convert.vocabulary.byte_level import byte_level
+from convert.vocabulary.cut_down import can_cut, ids_of_lines
+from convert.vocabulary.model_file import from_model_file
 from convert.vocabulary.pre_tokenizers import pre_name
 from convert.vocabulary.proof import Encode, Source, hf_encode
-from convert.vocabulary.sentencepiece_model import BPE, UNIGRAM, read_sentencepiece
+from convert.vocabulary.slow_files import default_specials, fast_form, find_slow_file, named_class
 from convert.vocabulary.tokenizer_json import around, content, model_type, read_json, steps
 from convert.vocabulary.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
 from convert.vocabulary.wordpiece import word_piece
@@ -25,8 +28,6 @@ __all__ = ["Source", "chat_template", "pre_name", "read_json", "read_vocabulary"
 
 _SPECIALS = ("bos", "eos", "unk", "sep", "pad", "mask")
 _SPM_FILES = ("spiece.model", "tokenizer.model")
-# Splits text with a dictionary before it looks pieces up; `tokenizer.json` cannot hold that.
-_WORD_SPLITTERS = ("BertJapaneseTokenizer",)
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], *, embedder: bool = False) -> Source:
@@ -35,35 +36,50 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, embedder: bool =
     embedder: the special tokens around a text are part of the model's input, and compared as well. Raises
     MissingFileError, DamagedFileError or UnsupportedError.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    settings = read_settings(folder)
+    _refuse_word_splitters(folder, settings, config)
     models = [folder / name for name in _SPM_FILES if (folder / name).exists()]
-    if settings.get("tokenizer_class") in _WORD_SPLITTERS:
-        raise UnsupportedError(
-            f"the tokenizer of '{folder}' cuts Japanese words with a dictionary ({settings['tokenizer_class']}), "
-            "the runtime has none",
-            hint="Choose a model with a SentencePiece or BPE tokenizer.",
-        )
     try:
         if (folder / "tokenizer.json").exists():
-            fast = read_json(folder / "tokenizer.json")
+            path = folder / "tokenizer.json"
+            fast = read_json(path)
             if models and model_type(fast) == "Unigram" and not isinstance(fast["model"].get("unk_id"), int):
                 # The model file is the original; the fast form of a unigram loses its unknown id in some versions.
                 lower = any(step["type"] == "Lowercase" for step in steps(fast.get("normalizer"), "normalizers"))
-                source = _from_model_file(models[0], settings, lower)
+                source = from_model_file(models[0], settings, named_class(settings, config), lower, embedder)
             else:
-                source = _from_fast(folder / "tokenizer.json", fast, embedder)
+                source = _from_fast(path, fast, embedder, lambda: load_fast_tokenizer(path))
         elif models:
-            source = _from_model_file(models[0], settings, False)
+            source = from_model_file(models[0], settings, named_class(settings, config), False, embedder)
+        elif (file := find_slow_file(folder)) is not None:
+            settings = {**default_specials(file, settings, config), **settings}
+            fast = fast_form(file, settings, config)
+            source = _from_fast(file, fast, embedder, lambda: fast_tokenizer_of(fast, file))
         else:
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:10])
             raise MissingFileError(
-                f"'{folder}' has no tokenizer (tokenizer.json, spiece.model or tokenizer.model)", found=found
+                f"'{folder}' has no tokenizer (tokenizer.json, {', '.join(_SPM_FILES)}, vocab.txt, vocab.json)",
+                found=found,
             )
         _special_ids(source.vocabulary, folder, settings, config, embedder)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
         raise DamagedFileError(f"the tokenizer of '{folder}' is not as its kind must be: {error!r}") from error
     source.vocabulary.chat_template = chat_template(folder, settings)
     return source
+
+
+def _refuse_word_splitters(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for a tokenizer that cuts words with a dictionary before it looks pieces up.
+
+    MeCab's, Sudachi's and Juman++'s dictionaries are no part of `tokenizer.json` nor of GGUF.
+    """
+    splitter = settings.get("word_tokenizer_type")
+    if named_class(settings, config) == "BertJapaneseTokenizer" or splitter in ("mecab", "sudachi", "jumanpp"):
+        raise UnsupportedError(
+            f"the tokenizer of '{folder}' cuts Japanese words with a dictionary ({splitter or 'mecab'}), "
+            "the runtime has none",
+            hint="Choose a model with a SentencePiece or BPE tokenizer, for example multilingual-e5 or ruri-v3.",
+        )
 
 
 def chat_template(folder: Path, settings: Mapping[str, Any] | None = None) -> str | None:
@@ -84,13 +100,11 @@ def _special_ids(
     vocabulary: Vocabulary, folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any], embedder: bool
 ) -> None:
     """Fill `specials`, explicitly: the runtime's assumptions about absent ones are wrong for most vocabularies."""
-    path = folder / "special_tokens_map.json"
-    named = {**(read_json(path) if path.exists() else {}), **settings}
     ids = {token: id_ for id_, token in enumerate(vocabulary.tokens)}
     for name in _SPECIALS:
         if embedder and name in vocabulary.specials:
             continue
-        token = content(named.get(f"{name}_token"))
+        token = content(settings.get(f"{name}_token"))
         id_ = ids.get(token) if token is not None else None
         if id_ is None:
             number = config.get(f"{name}_token_id")
@@ -100,11 +114,10 @@ def _special_ids(
             vocabulary.specials[name] = id_
             if name != "unk" and vocabulary.types[id_] in (NORMAL, USER_DEFINED):
                 vocabulary.types[id_] = CONTROL
-    for value in ([named.get("cls_token")], named.get("additional_special_tokens"), named.get("extra_special_tokens")):
-        for token in value if isinstance(value, list) else []:
-            id_ = ids.get(content(token) or "")
-            if id_ is not None and vocabulary.types[id_] in (NORMAL, USER_DEFINED):
-                vocabulary.types[id_] = CONTROL
+    for token in special_tokens({**settings, "unk_token": None}):
+        id_ = ids.get(token)
+        if id_ is not None and vocabulary.types[id_] in (NORMAL, USER_DEFINED):
+            vocabulary.types[id_] = CONTROL
     if "eos" not in vocabulary.specials:
         raise DamagedFileError(
             f"'{folder}' names no end-of-text token",
@@ -114,7 +127,8 @@ def _special_ids(
         vocabulary.specials.setdefault(name, vocabulary.specials["eos"])
 
 
-def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool) -> Source:
+def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool, tokenizer: Callable[[], Any]) -> Source:
+    """The vocabulary by the content of a `tokenizer.json`; `tokenizer` loads the source's own."""
     kind = model_type(fast)
     splitters = [step["type"] for step in steps(fast.get("pre_tokenizer"), "pretokenizers")]
     if kind == "BPE" and "ByteLevel" in splitters:
@@ -132,13 +146,14 @@ def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool) -> Source:
         )
 
     def load() -> Encode:
-
-        tokenizer = load_fast_tokenizer(path)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return hf_encode(tokenizer, add_special=embedder)
+        loaded = tokenizer()
+        loaded.no_truncation()
+        loaded.no_padding()
+        return hf_encode(loaded, add_special=embedder)
 
     source.encoder, source.add_special = load, embedder
+    if can_cut(fast):
+        source.ids_of = lambda lines: ids_of_lines(fast, lines, add_special=embedder, path=path)
     _surroundings(source, fast, embedder)
     _leave_out_stripping(source, fast)
     return source
@@ -171,15 +186,3 @@ def _leave_out_stripping(source: Source, fast: Mapping[str, Any]) -> None:
         source.special_ids = [id_ for id_ in source.special_ids if id_ not in ids]
         names = ", ".join(token["content"] for token in swallowing[:4])
         source.caveats.append(f"{names}: white space before it is kept by the runtime and dropped by the tokenizer")
-
-
-def _from_model_file(path: Path, settings: Mapping[str, Any], lower: bool) -> Source:
-    model = read_sentencepiece(path)
-    lower = lower or bool(settings.get("do_lower_case"))
-    if model.space_is_suffix or not model.escape_whitespaces:
-        raise UnsupportedError(f"'{path}' treats white space in a way the runtime does not")
-    if model.kind == UNIGRAM:
-        return unigram.from_model_file(path, model, lower)
-    if model.kind == BPE:
-        return sentencepiece_bpe.from_model_file(path, model, settings, lower)
-    raise UnsupportedError(f"'{path}' is a SentencePiece model of kind {model.kind}", hint="Supported: unigram, BPE.")

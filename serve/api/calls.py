@@ -46,12 +46,15 @@ class CallStream:
         return deltas
 
     def flush(self) -> list[dict[str, Any]]:
-        """The rest at the end of the answer. Of a call whose function is not known yet nothing can be told."""
+        """The rest at the end of the answer.
+
+        Of a call whose function is not known yet nothing can be told, and behind a call only another one follows.
+        """
         if self._where == self._in_head or not self._held:
             return []
         if self._where == self._in_arguments:
             return [self._arguments(self._held)]
-        return [] if self.calls and not self._held.strip() else [{"content": self._held}]
+        return [] if self.calls else [{"content": self._held}]
 
     def _in_text(self, deltas: list[dict[str, Any]]) -> bool:
         at = self._held.find(CALL_BEGIN)

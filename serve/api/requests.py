@@ -59,7 +59,7 @@ class ToolCall(BaseModel):
 class TurnOf(BaseModel):
     """One message of a conversation."""
 
-    role: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -114,7 +114,7 @@ class Generation(BaseModel):
     top_p: float = Field(0.95, gt=0, le=1)
     top_k: int = Field(40, ge=0)
     min_p: float = Field(0.05, ge=0, le=1)
-    repeat_penalty: float = Field(1.0, gt=0, le=10)
+    repeat_penalty: float = Field(1.0, ge=0.1, le=10)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)

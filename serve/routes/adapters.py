@@ -13,6 +13,7 @@ from fastapi import APIRouter
 
 from serve.api.models import LoadAdapter, VllmLoad, VllmUnload
 from serve.engine import Engine
+from serve.guard import allowed_file
 from slm.errors import InputError
 
 
@@ -21,7 +22,7 @@ def adapter_routes(engine: Engine, folders: Sequence[Path]) -> APIRouter:
     router = APIRouter()
 
     def load(name: str, path: str, scale: float = 1.0) -> dict[str, Any]:
-        adapter = engine.load_adapter(name, _allowed(path, folders), scale=scale)
+        adapter = engine.load_adapter(name, allowed_file(path, folders), scale=scale)
         return {"name": adapter.name, "scale": adapter.scale, "language": adapter.language}
 
     @router.get("/lora-adapters")
@@ -53,17 +54,3 @@ def adapter_routes(engine: Engine, folders: Sequence[Path]) -> APIRouter:
         return unload_adapter(body.lora_name)
 
     return router
-
-
-def _allowed(path: str, folders: Sequence[Path]) -> Path:
-    """The path, if it lies in an allowed folder. What lies elsewhere is not even looked at."""
-    try:
-        resolved = Path(path).resolve()
-    except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a loop of links, a name that is too long
-        raise InputError("this is no path of a file", found=path[:100]) from error
-    if not any(resolved.is_relative_to(folder) for folder in folders):
-        raise InputError(
-            f"adapters may not be loaded from '{path}'",
-            hint="Start the server with --adapters-dir naming the folder that holds them.",
-        )
-    return resolved

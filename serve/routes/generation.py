@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -18,13 +17,14 @@ from serve.api.answers import Answer, Choice
 from serve.api.forms import form_of
 from serve.api.requests import ChatRequest, CompletionRequest, Generation, LoraScale
 from serve.engine import Engine, Sink, Ticket
+from serve.metrics import Metrics
 from serve.router import Route
 from serve.runs import Begin, respond
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 
 
-def generation_routes(engine: Engine, retriever: Retriever | None) -> APIRouter:
+def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metrics) -> APIRouter:
     """The two paths that generate text."""
     router = APIRouter()
 
@@ -33,23 +33,29 @@ def generation_routes(engine: Engine, retriever: Retriever | None) -> APIRouter:
         form = await asyncio.to_thread(form_of, body)
         sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
         messages = body.conversation()
-        way = await asyncio.to_thread(engine.route, body.model, messages)
+        lora = _lora(engine, body.lora)
+        way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
         grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
         asked = grounded.messages if grounded else messages
-        more = _lora(engine, body.lora)
 
         def begin(number: int) -> Begin:
             options = replace(sampling, seed=sampling.seed + number)
 
             def start(sink: Sink) -> Ticket:
                 return engine.begin_chat(
-                    asked, sink, adapter=way.adapter, tools=form.tools, sampling=options, fit=body.limit is None, **more
+                    asked,
+                    sink,
+                    adapter=way.adapter,
+                    lora=lora,
+                    tools=form.tools,
+                    sampling=options,
+                    fit=body.limit is None,
                 )
 
             return start
 
         choices = [Choice(n, chat=True, grounded=grounded, calls=form.calls) for n in range(body.n)]
-        begins = [begin(n) for n in range(body.n)]
+        begins = [metrics.measured(begin(n), way.adapter) for n in range(body.n)]
         return await respond(
             request, begins, _answer(engine, way, chat=True), choices, stream=body.stream,
             with_usage=_wants_usage(body), headers=_route_headers(way), grounded=grounded,
@@ -60,20 +66,21 @@ def generation_routes(engine: Engine, retriever: Retriever | None) -> APIRouter:
         sampling = body.sampling(logprobs=body.logprobs)
         prompts = body.prompts
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        way = await asyncio.to_thread(engine.route, body.model, [Message(role="user", content=t) for t in texts])
-        more = _lora(engine, body.lora)
+        lora = _lora(engine, body.lora)
+        turns = [Message(role="user", content=text) for text in texts]
+        way = await asyncio.to_thread(engine.route, body.model, turns, lora=lora)
 
         def begin(prompt: str | list[int], number: int) -> Begin:
             options = replace(sampling, seed=sampling.seed + number)
 
             def start(sink: Sink) -> Ticket:
                 return engine.begin_complete(
-                    prompt, sink, adapter=way.adapter, sampling=options, fit=body.limit is None, **more
+                    prompt, sink, adapter=way.adapter, lora=lora, sampling=options, fit=body.limit is None
                 )
 
             return start
 
-        begins = [begin(prompt, n) for prompt in prompts for n in range(body.n)]
+        begins = [metrics.measured(begin(p, n), way.adapter) for p in prompts for n in range(body.n)]
         choices = [Choice(index, chat=False) for index in range(len(begins))]
         return await respond(
             request, begins, _answer(engine, way, chat=False), choices, stream=body.stream,
@@ -100,18 +107,16 @@ def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: Ch
     return retriever.grounded(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
 
 
-def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> dict[str, Any]:
-    """The engine's `lora` argument for a request's own set of adapters, when it has one. Raises InputError."""
+def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> list[tuple[str, float]] | None:
+    """The engine's `lora` argument for a request's own set of adapters. Raises InputError."""
     if asked is None:
-        return {}
+        return None
     names = [adapter.name for adapter in engine.adapters()]
     for row in asked:
         if row.id >= len(names):
             known = ", ".join(f"{number} ({name})" for number, name in enumerate(names)) or "none"
             raise InputError(f"lora: no adapter has the id {row.id}; known: {known}")
-    if not hasattr(engine, "takes_lora"):  # set by an engine whose begin_chat and begin_complete have the argument
-        raise UnsupportedError("this server does not do: lora", hint="Name one adapter as the model instead.")
-    return {"lora": [(names[row.id], row.scale) for row in asked]}
+    return [(names[row.id], row.scale) for row in asked]
 
 
 def _route_headers(way: Route) -> dict[str, str]:

@@ -57,6 +57,8 @@ def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
             raise UnknownNameError("embedding model", body.model, ["base", engine.base.name])
         if not 1 <= len(body.texts) <= _MOST_TEXTS:
             raise InputError(f"input has to be 1 to {_MOST_TEXTS} texts", found=str(len(body.texts)))
+        if not all(body.texts):
+            raise InputError("a text to embed is empty")
         done = [engine.embed(text) for text in body.texts]
         size = len(done[0][0])
         if body.dimensions not in (None, size):

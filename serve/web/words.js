@@ -1,0 +1,66 @@
+// The page's texts in its two languages. Every key stands in both; a test compares them.
+
+export const WORDS = {
+  en: {
+    skip: "Skip to the message box", chats: "Conversations", newChat: "New chat", noChats: "No conversations yet",
+    openMenu: "Show conversations", closeMenu: "Close", more: "Conversation menu", rename: "Rename", remove: "Delete",
+    exportMarkdown: "Export as Markdown", exportJson: "Export as JSON", other: "日本語", settings: "Settings",
+    log: "Messages", message: "Your message", ask: "Ask something…", adapter: "Adapter", auto: "Auto (by language)",
+    base: "Base model", gone: "not loaded", documents: "Search documents", send: "Send", stop: "Stop", latest: "To the latest message",
+    keys: "Enter sends · Shift+Enter new line · Esc stops · Ctrl+K new chat · / message box",
+    ready: "Ready", starting: "The engine is restarting…", down: "The engine is down", unreachable: "The server cannot be reached",
+    hello: "Chat with {model}", private: "Conversations stay in this browser. Questions go to this server and nowhere else.",
+    loaded: "Loaded adapters", noAdapters: "No adapter is loaded: the base model answers.", examples: "Try one of these",
+    docsExample: "Ask your documents", docsStart: "What do the documents say about ", docsHint: "Answers come with their sources.",
+    you: "You", assistant: "Answer", copy: "Copy", copied: "Copied", copyAnswer: "Copy the answer", edit: "Edit and send again",
+    again: "Answer again", retry: "Try again", cancel: "Cancel", save: "Save", close: "Close", ok: "OK",
+    resend: "Send again", editNote: "What follows this message is replaced.", thinking: "Reading the question…", writing: "The answer is being written.",
+    ttft: "first token {s} s", rate: "{r} tok/s", tokens: "{n} tokens", length: "cut at the length limit", stopped: "stopped",
+    cutOff: "The connection was lost before the answer was complete.", unreached: "The server cannot be reached. Is it still running?",
+    unanswered: "This question has no answer yet.", wait: "Try again in {s} s.", broken: "The answer was broken off: {why}",
+    sources: "Sources", given: "The answer cites no passage. It was given these:", source: "Source {n}",
+    keyTitle: "API key", keyText: "This server asks for an API key. It is kept until this tab is closed.", keyWrong: "The server did not accept that key.",
+    renameTitle: "Rename the conversation", name: "Name", removeTitle: "Delete this conversation?", removeText: "“{title}” will be gone from this browser.",
+    settingsText: "For every conversation, kept in this browser. What is left empty is the server's default.",
+    system: "System prompt", systemHint: "How the model should answer", temperature: "Temperature", top_p: "Top p", max_tokens: "Longest answer, tokens", seed: "Seed", reset: "Clear all",
+    unavailable: "This browser keeps no data for this page: conversations are gone when it is closed.",
+    full: "The browser's storage is full: the last change is not kept. Export or delete conversations.",
+    damaged: "A stored conversation cannot be read and was left out.", copyFailed: "The browser did not allow copying.",
+  },
+  ja: {
+    skip: "入力欄へ移動", chats: "会話", newChat: "新しい会話", noChats: "会話はまだありません",
+    openMenu: "会話の一覧を表示", closeMenu: "閉じる", more: "会話のメニュー", rename: "名前を変更", remove: "削除",
+    exportMarkdown: "Markdown で書き出す", exportJson: "JSON で書き出す", other: "English", settings: "設定",
+    log: "メッセージ", message: "メッセージ", ask: "質問を入力…", adapter: "アダプター", auto: "自動(言語で選択)",
+    base: "ベースモデル", gone: "未ロード", documents: "文書を検索", send: "送信", stop: "停止", latest: "最新のメッセージへ",
+    keys: "Enter で送信 · Shift+Enter で改行 · Esc で停止 · Ctrl+K で新しい会話 · / で入力欄",
+    ready: "準備完了", starting: "エンジンを再起動しています…", down: "エンジンが停止しています", unreachable: "サーバーに接続できません",
+    hello: "{model} と話す", private: "会話はこのブラウザーだけに保存されます。質問の送信先はこのサーバーだけです。",
+    loaded: "ロード済みのアダプター", noAdapters: "アダプターはロードされていません。ベースモデルが答えます。", examples: "質問の例",
+    docsExample: "文書に質問する", docsStart: "文書によると、", docsHint: "回答に出典が付きます。",
+    you: "あなた", assistant: "回答", copy: "コピー", copied: "コピーしました", copyAnswer: "回答をコピー", edit: "編集して再送信",
+    again: "もう一度回答", retry: "再試行", cancel: "キャンセル", save: "保存", close: "閉じる", ok: "OK",
+    resend: "再送信", editNote: "このメッセージより後は置き換えられます。", thinking: "質問を読んでいます…", writing: "回答を書いています。",
+    ttft: "最初のトークンまで {s} 秒", rate: "{r} トークン/秒", tokens: "{n} トークン", length: "長さの上限で終了", stopped: "停止しました",
+    cutOff: "回答の途中で接続が切れました。", unreached: "サーバーに接続できません。起動しているか確認してください。",
+    unanswered: "この質問にはまだ回答がありません。", wait: "{s} 秒後に再試行してください。", broken: "回答が中断されました: {why}",
+    sources: "出典", given: "この回答は資料を引用していません。参照した資料:", source: "出典 {n}",
+    keyTitle: "API キー", keyText: "このサーバーには API キーが必要です。タブを閉じるまで保存されます。", keyWrong: "このキーは受け付けられませんでした。",
+    renameTitle: "会話の名前を変更", name: "名前", removeTitle: "この会話を削除しますか?", removeText: "「{title}」はこのブラウザーから削除されます。",
+    settingsText: "すべての会話に適用され、このブラウザーに保存されます。空欄はサーバーの既定値になります。",
+    system: "システムプロンプト", systemHint: "モデルの答え方", temperature: "温度", top_p: "Top p", max_tokens: "回答の最大トークン数", seed: "シード", reset: "すべて消去",
+    unavailable: "このブラウザーではデータを保存できません。ページを閉じると会話は消えます。",
+    full: "ブラウザーの保存領域がいっぱいで、最後の変更は保存されていません。会話を書き出すか削除してください。",
+    damaged: "読み取れない会話があり、一覧から除きました。", copyFailed: "コピーがブラウザーに許可されていません。",
+  },
+};
+
+// Questions to begin with, in both languages whatever the page's is: with adapters they show the routing.
+export const EXAMPLES = [
+  { lang: "en", text: "Explain photosynthesis to a child in two sentences." },
+  { lang: "ja", text: "日本の四季について、短く説明してください。" },
+  { lang: "en", text: "Write a polite e-mail that moves a meeting to Friday." },
+  { lang: "ja", text: "会議を金曜日に変更する丁寧なメールを書いてください。" },
+];
+
+export const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
