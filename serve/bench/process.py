@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,16 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers: where, its process, how long it took to get there, and what it says (a growing file)."""
+    """A server that answers: where, its process, how long it took to get there, and what it says (a growing file).
+
+    exit_code() is None while it runs, and minus the signal's number when one has ended it.
+    """
 
     url: str
     pid: int
     start_s: float
     log: Path
+    exit_code: Callable[[], int | None]
 
     def last_words(self) -> str:
         """The last line that it has said."""
@@ -62,7 +66,7 @@ def running(launch: Launch, options: Options, *, patience_s: float = 180.0) -> I
                     what = f"'{Path(launch.argv[0]).name}' {how} after {waited:.0f} s"
                     raise EngineError(what, found=_last_line(log)[:300])
                 time.sleep(_POLL_S)
-            yield Server(options.url, process.pid, time.perf_counter() - started, log)
+            yield Server(options.url, process.pid, time.perf_counter() - started, log, process.poll)
         finally:
             _end(process)
 
