@@ -47,6 +47,7 @@ class Sizes:
     probe_s: float = 15.0
     growth: float = 1.05
     recovery_s: float = 2.0
+    slowdown: float = 1.5
 
 
 class Target:

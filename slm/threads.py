@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 _SPINS = "1000"
 
@@ -17,3 +18,8 @@ def settle_openmp() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+
+
+def without_settling(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what `settle_openmp` sets: for a program that is to run as it does outside of `slm`."""
+    return {name: value for name, value in environment.items() if (name, value) != ("GOMP_SPINCOUNT", _SPINS)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +32,7 @@ from serve.engine import open_engine
 from serve.upstream import Launch, Options
 from slm.errors import EngineError, InputError, MissingFileError
 from slm.joints import Finish, Joints, SamplingOptions
+from slm.threads import settle_openmp, without_settling
 from tests.tiny_gguf import EOS, LAYERS, TOKENS, write_adapter, write_model
 
 BODY = {"messages": [], "max_tokens": 5}
@@ -247,6 +249,16 @@ def test_a_server_that_does_not_start_is_an_error_with_its_last_words() -> None:
     launch = Launch([sys.executable, "-c", "print('no such model'); raise SystemExit(4)"], {}, "/health")
     with pytest.raises(EngineError, match=r"code 4.*no such model"), running(launch, Options(Path("m"), port=1)):
         raise AssertionError("it is not running")
+
+
+def test_a_peer_runs_with_the_users_environment_not_with_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    settle_openmp()
+    assert "GOMP_SPINCOUNT" in os.environ and without_settling(os.environ) == before
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert without_settling(os.environ)["GOMP_SPINCOUNT"] == "7"
 
 
 def test_memory_is_that_of_the_whole_family() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 
-_IDLE_S = 1.0
 _TIMEOUT = httpx.Timeout(180.0, connect=30.0)
 
 
@@ -46,9 +45,10 @@ class Outcome:
 def new_client(base_url: str, connections: int) -> httpx.AsyncClient:
     """A client for so many requests at once; proxies of the environment are not asked.
 
-    An idle connection is given up after a second, well before a server would close it under the next request.
+    Each request has a connection of its own: servers close idle ones at moments of their choice, and a request that
+    meets such a moment would count as the server's failure.
     """
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_IDLE_S)
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=base_url, timeout=_TIMEOUT, limits=limits, trust_env=False)
 
 

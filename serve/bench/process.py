@@ -8,25 +8,30 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from serve.upstream import Launch, Options, is_ready
 from slm.errors import EngineError
+from slm.threads import without_settling
 
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers: where, its process, how long it took to get there, and what it says (a growing file)."""
+    """A server that answers: where, its process, how long it took to get there, and what it says (a growing file).
+
+    exit_code() is None while it runs, and minus the signal's number when one has ended it.
+    """
 
     url: str
     pid: int
     start_s: float
     log: Path
+    exit_code: Callable[[], int | None]
 
     def last_words(self) -> str:
         """The last line that it has said."""
@@ -41,13 +46,16 @@ def free_port() -> int:
 
 @contextmanager
 def running(launch: Launch, options: Options, *, patience_s: float = 180.0) -> Iterator[Server]:
-    """Start a server and wait until it is ready; it is ended with the block. Raises EngineError with its last words."""
+    """Start a server and wait until it is ready; it is ended with the block. Raises EngineError with its last words.
+
+    Its environment is the user's: how threads wait is each program's own choice.
+    """
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as folder:
         log = Path(folder) / "log"
         started = time.perf_counter()
         with log.open("wb") as said:
             process = subprocess.Popen(
-                launch.argv, env={**os.environ, **launch.env}, cwd=folder, start_new_session=True,
+                launch.argv, env={**without_settling(os.environ), **launch.env}, cwd=folder, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
         try:
@@ -58,7 +66,7 @@ def running(launch: Launch, options: Options, *, patience_s: float = 180.0) -> I
                     what = f"'{Path(launch.argv[0]).name}' {how} after {waited:.0f} s"
                     raise EngineError(what, found=_last_line(log)[:300])
                 time.sleep(_POLL_S)
-            yield Server(options.url, process.pid, time.perf_counter() - started, log)
+            yield Server(options.url, process.pid, time.perf_counter() - started, log, process.poll)
         finally:
             _end(process)
 
