@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import click
 
-from serve.api.answers import timings
 from serve.engine import Engine
+from serve.server.api.answers import timings
 from slm.console import note
 from slm.errors import SlmError
 from slm.joints import Finish, Grounded, Message, Retriever, SamplingOptions

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import socket
 
     from serve.engine import Engine
-    from serve.guard import Policy
+    from serve.server.guard import Policy
 
 _HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 # The parameters of `slm serve` that llama.cpp's own servers have a counterpart for.
@@ -141,7 +141,7 @@ def generate(
 def _print_answer(events: Any, as_json: bool) -> None:
     import time
 
-    from serve.api.answers import timings
+    from serve.server.api.answers import timings
 
     started, first, text = time.perf_counter(), 0.0, ""
     for event in events:
@@ -264,7 +264,7 @@ def serve(
                 context, threads, parallel, host, port, policy.keys.single(),
             )  # fmt: skip
             ctx.exit(upstream.serve_upstream(engine, options))
-        from serve.app import create_app
+        from serve.server.app import create_app
 
         path = joints.gguf_of(model)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
@@ -329,7 +329,7 @@ def _announce(listener: socket.socket, engine: Engine, *, needs_key: bool) -> No
 def _run(app: Any, listener: socket.socket, policy: Policy) -> None:
     import uvicorn
 
-    from serve.connection import server_config
+    from serve.server.connection import server_config
 
     uvicorn.Server(server_config(app, policy.limits)).run(sockets=[listener])
 

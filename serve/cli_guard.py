@@ -1,4 +1,4 @@
-"""The options of `slm serve` that say who may ask, and how much. They become a `serve.guard.Policy`."""
+"""The options of `slm serve` that say who may ask, and how much. They become a `serve.server.guard.Policy`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from serve.guard import LOOPBACK_NAMES, Keys, Limits, Policy, host_name, keys_of_text
+from serve.server.guard import LOOPBACK_NAMES, Keys, Limits, Policy, host_name, keys_of_text
 from slm.console import note
 from slm.errors import InputError, MissingFileError
 

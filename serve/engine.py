@@ -1,6 +1,6 @@
 """The engine as the rest of the program sees it: chat with any adapter, load and unload them, and survive.
 
-The model lives in a child process (`serve.worker`), which `serve.supervisor` keeps alive. Thread-safe. It knows
+The model lives in a child process (`serve.child.worker`), which `serve.supervisor` keeps alive. Thread-safe. It knows
 nothing of HTTP.
 """
 
@@ -235,7 +235,7 @@ class Engine:
         return self._child.pid
 
     def stats(self) -> dict[str, Any]:
-        """What the child is doing: `serve.lanes.Lanes.stats`."""
+        """What the child is doing: `serve.child.lanes.Lanes.stats`."""
         return self._child.call({"op": "stats"})
 
     def close(self) -> None:

@@ -170,7 +170,7 @@ class Supervisor:
 
     def _begin(self) -> None:
         """Start a child and prepare it; the state is 'ready' afterwards."""
-        child = ChildProcess("serve.worker", self._on_message, self._on_exit)
+        child = ChildProcess("serve.child.worker", self._on_message, self._on_exit)
         with self._lock:
             closed = self._state == "closed"
             self._child = child

@@ -30,7 +30,7 @@ class Trials:
         if adapter.content in self._passed:
             return
         answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        child = ChildProcess("serve.worker", lambda _, message: answers.put(message), lambda _: answers.put(None))
+        child = ChildProcess("serve.child.worker", lambda _, message: answers.put(message), lambda _: answers.put(None))
         try:
             for order in self._orders(adapter):
                 child.send({**order, "id": 1})

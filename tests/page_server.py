@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from serve.page import add_page
+from serve.server.page import add_page
 
 PASSAGES = [
     {

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 from conftest import ROOT
+from convert.beside import Beside
 from gguf.quants import quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from convert.bench import compare_files, find_peer, measure
-from convert.beside import Beside
 from convert.encode import encode
 from convert.model import convert_checkpoint
 from convert.writer import Ledger, OutTensor, write_gguf

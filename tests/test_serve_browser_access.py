@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.app import create_app
 from serve.engine import open_engine
+from serve.server.app import create_app
 from tests.page_browser import Open, answered, send
 from tests.page_server import PASSAGES, Script, listening, until
 from tests.tiny_gguf import write_adapter, write_model

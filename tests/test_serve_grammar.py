@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.api.calls import CallStream
-from serve.grammar import calls_grammar, json_grammar
-from serve.sampling import Sampler, TextStream, Vocabulary, vocabulary_of
+from serve.child.grammar import calls_grammar, json_grammar
+from serve.child.sampling import Sampler, TextStream, Vocabulary, vocabulary_of
+from serve.server.api.calls import CallStream
 from slm.errors import InputError, UnsupportedError
 from slm.joints import SamplingOptions
 from slm.llama import open_model, tokenize

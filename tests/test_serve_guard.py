@@ -26,11 +26,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from serve.app import create_app
 from serve.cli_guard import Origin, Size, guard_options, policy_of
-from serve.connection import server_config
 from serve.engine import Engine, Ticket, open_engine
-from serve.guard import (
+from serve.server.app import create_app
+from serve.server.connection import server_config
+from serve.server.guard import (
     Keys,
     Limits,
     Policy,
@@ -42,8 +42,8 @@ from serve.guard import (
     refuse_head,
     refuse_values,
 )
-from serve.metrics import Metrics
-from serve.middleware import Guard
+from serve.server.metrics import Metrics
+from serve.server.middleware import Guard
 from slm.errors import InputError, MissingFileError, UnsupportedError
 from tests.test_serve_http import Served, error_of, until
 from tests.test_serve_metrics import FakeEngine

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from serve.engine import Engine, Ticket, open_engine
-from serve.guard import Keys, Limits, Policy
+from serve.server.guard import Keys, Limits, Policy
 from tests.test_serve_guard import begun, guarded, standing_still
 from tests.test_serve_http import Served, error_of, until
 from tests.tiny_gguf import write_adapter, write_model

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from serve.adapters import vet_adapter
+from serve.child.prefix_store import SMALLEST
 from serve.engine import Engine, Event, open_engine
-from serve.prefix_store import SMALLEST
 from serve.trial import Trials
 from serve.watch import WatchedFolder, watching
 from slm.errors import DamagedFileError, EngineDiedError, EngineError, InputError, UnknownNameError, UnsupportedError

@@ -26,9 +26,9 @@ from click.testing import CliRunner
 
 from rag.cite import Citations
 from serve import cli
-from serve.app import create_app
 from serve.engine import Engine, open_engine
-from serve.guard import Keys, Policy
+from serve.server.app import create_app
+from serve.server.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
 from slm.joints import Grounded, Joints, Message, Passage
 from tests.tiny_gguf import write_adapter, write_model

@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.engine import Sink, Ticket, open_engine
-from serve.metrics import Metrics, resident_bytes
 from serve.router import Route
+from serve.server.metrics import Metrics, resident_bytes
 from slm.errors import ContextOverflowError, EngineDiedError, InputError
 from slm.joints import Finish
 from tests.test_serve_http import Served, running

@@ -16,8 +16,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from serve.api.calls import CallStream
 from serve.engine import open_engine
+from serve.server.api.calls import CallStream
 from slm.prompt import render
 from slm.tools import call_text
 from tests.test_serve_http import Served, error_of, running

@@ -11,11 +11,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from serve.api_docs import add_api_docs
-from serve.page import CONTENT_SECURITY_POLICY, PAGE_PATHS, add_page
+from serve.server.api_docs import add_api_docs
+from serve.server.page import CONTENT_SECURITY_POLICY, PAGE_PATHS, add_page
 
 ROOT = Path(__file__).parent.parent
-WEB = ROOT / "serve" / "web"
+WEB = ROOT / "serve" / "server" / "web"
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in sorted(WEB.iterdir())}
 SCRIPTS = {name: text for name, text in SOURCES.items() if name.endswith(".js")}
 NAMESPACE = "http://www.w3.org/2000/svg"  # a name of XML, not an address that is asked

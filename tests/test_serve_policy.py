@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve import batch, prefix
-from serve.lanes import contents_of, key_of
-from serve.prefix_store import SMALLEST, PrefixStore
+from serve.child import batch, prefix
+from serve.child.lanes import contents_of, key_of
+from serve.child.prefix_store import SMALLEST, PrefixStore
 from serve.supervisor import Blame
 
 # --- tokens of a step -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.sampling import Sampler, Vocabulary, largest
+from serve.child.sampling import Sampler, Vocabulary, largest
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions
 from slm.llama import library

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve.grammar import Constraint, Tokenizer, tokenizer_of
+from serve.child.grammar import Constraint, Tokenizer, tokenizer_of
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import library, token_bytes, vocab_size

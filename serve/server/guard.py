@@ -1,7 +1,7 @@
 """What the server lets in: keys, hosts and origins, sizes, and how many requests at once.
 
-Pure decisions over plain data. It knows nothing of sockets, of ASGI or of the engine; `serve.middleware` asks it about
-every request, `serve.connection` about every connection. Refusals have OpenAI's error shape.
+Pure decisions over plain data. It knows nothing of sockets, of ASGI or of the engine; `serve.server.middleware` asks
+it about every request, `serve.server.connection` about every connection. Refusals have OpenAI's error shape.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serve.api.answers import Answer, Choice
-from serve.api.forms import form_of
-from serve.api.requests import ChatRequest, CompletionRequest, Generation, LoraScale
 from serve.engine import Engine, Sink, Ticket
-from serve.metrics import Metrics
 from serve.router import Route
-from serve.runs import Begin, respond
+from serve.server.api.answers import Answer, Choice
+from serve.server.api.forms import form_of
+from serve.server.api.requests import ChatRequest, CompletionRequest, Generation, LoraScale
+from serve.server.metrics import Metrics
+from serve.server.runs import Begin, respond
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 

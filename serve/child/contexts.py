@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from serve import batch, prefix
-from serve.prefix_store import PrefixStore
-from serve.sampling import Sampler, TextStream, Vocabulary
+from serve.child import batch, prefix
+from serve.child.prefix_store import PrefixStore
+from serve.child.sampling import Sampler, TextStream, Vocabulary
 from slm.errors import EngineError, SlmError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import library, open_context, set_adapters

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.prefix import common_prefix
+from serve.child.prefix import common_prefix
 from slm.artifacts import new_file
 from slm.console import note
 from slm.errors import SlmError

@@ -17,9 +17,9 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serve.api.answers import Answer, Choice, citations_of
-from serve.api.errors import Json, error_body
 from serve.engine import Event, Sink, Ticket
+from serve.server.api.answers import Answer, Choice, citations_of
+from serve.server.api.errors import Json, error_body
 from slm.errors import SlmError
 from slm.joints import Finish, Grounded
 

@@ -1,6 +1,6 @@
 """The guard around the application: reads each request's body within its limits, and answers for what goes wrong.
 
-An ASGI middleware. What is allowed is decided in `serve.guard`; it knows nothing of the engine or of the routes.
+An ASGI middleware. What is allowed is decided in `serve.server.guard`; it knows nothing of the engine or of the routes.
 What it writes to the log never holds a header, a query or a body.
 """
 
@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.guard import (
+from serve.server.guard import (
     GENERATION,
     Policy,
     Queue,
@@ -33,7 +33,7 @@ from serve.guard import (
     too_slow,
     took_too_long,
 )
-from serve.metrics import Metrics
+from serve.server.metrics import Metrics
 from slm.console import is_debug, note
 
 _HEADERS = (

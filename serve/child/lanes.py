@@ -1,7 +1,7 @@
 """The threads that compute: one for each context, the cores divided among those that have work.
 
-It joins the policy (`serve.batch`) to the contexts (`serve.contexts`). It knows adapters by the hash of their
-content, and nothing of names, paths, languages, the protocol or HTTP.
+It joins the policy (`serve.child.batch`) to the contexts (`serve.child.contexts`). It knows adapters by the hash of
+their content, and nothing of names, paths, languages, the protocol or HTTP.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serve import batch
-from serve.contexts import Adapters, HotContext, Piece, Request
-from serve.prefix_store import PrefixStore
+from serve.child import batch
+from serve.child.contexts import Adapters, HotContext, Piece, Request
+from serve.child.prefix_store import PrefixStore
 from slm.errors import EngineError, SlmError
 
 BASE = ""

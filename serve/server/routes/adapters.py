@@ -11,9 +11,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from serve.api.models import LoadAdapter, VllmLoad, VllmUnload
 from serve.engine import Engine
-from serve.guard import allowed_file
+from serve.server.api.models import LoadAdapter, VllmLoad, VllmUnload
+from serve.server.guard import allowed_file
 from slm.errors import InputError
 
 

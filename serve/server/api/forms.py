@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from serve.api.requests import ChatRequest, NamedTool
+from serve.server.api.requests import ChatRequest, NamedTool
 from slm.errors import InputError
 
 
@@ -26,7 +26,7 @@ def form_of(request: ChatRequest) -> Form:
 
     Raises UnsupportedError when a schema cannot be followed, InputError when the fields do not fit each other.
     """
-    from serve.grammar import calls_grammar, json_grammar
+    from serve.child.grammar import calls_grammar, json_grammar
 
     wanted, choice = request.response_format.wanted, request.tool_choice
     functions = {tool.function.name: tool.function.parameters for tool in request.tools}

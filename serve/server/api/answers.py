@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from serve.api.calls import CallStream
+from serve.server.api.calls import CallStream
 from slm.joints import Finish, Grounded, Scored, TokenScore
 
 _LEAST_LOGPROB = -9999.0  # OpenAI's figure for what is as good as impossible; JSON has no infinity

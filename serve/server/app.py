@@ -10,16 +10,16 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from serve.api.errors import install_errors
-from serve.api_docs import add_api_docs
 from serve.engine import Engine
-from serve.guard import Policy
-from serve.metrics import Metrics, install_metrics
-from serve.middleware import install_guard
-from serve.page import PAGE_PATHS, add_page
-from serve.routes.adapters import adapter_routes
-from serve.routes.generation import generation_routes
-from serve.routes.models import model_routes
+from serve.server.api.errors import install_errors
+from serve.server.api_docs import add_api_docs
+from serve.server.guard import Policy
+from serve.server.metrics import Metrics, install_metrics
+from serve.server.middleware import install_guard
+from serve.server.page import PAGE_PATHS, add_page
+from serve.server.routes.adapters import adapter_routes
+from serve.server.routes.generation import generation_routes
+from serve.server.routes.models import model_routes
 from slm import __version__
 from slm.joints import Retriever
 

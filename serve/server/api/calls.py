@@ -1,6 +1,6 @@
 """Calls of functions found in an answer while it streams, and OpenAI's deltas for them.
 
-The grammar (`serve.grammar.calls_grammar`) has made sure of the form of a call; here it is only taken apart.
+The grammar (`serve.child.grammar.calls_grammar`) has made sure of the form of a call; here it is only taken apart.
 It knows nothing of grammars, of the engine or of HTTP.
 """
 

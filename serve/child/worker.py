@@ -1,4 +1,4 @@
-"""The engine's child process: one model, many adapters, JSON lines in and out (`python -m serve.worker`).
+"""The engine's child process: one model, many adapters, JSON lines in and out (`python -m serve.child.worker`).
 
 It knows adapters by the hash of their content, never by name, and nothing of HTTP, languages or chat templates.
 llama.cpp may abort this process; the parent (`serve.supervisor`) then starts another.
@@ -27,10 +27,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from serve.contexts import HotContext, Piece, Request
-from serve.lanes import Lanes, key_of
-from serve.prefix_store import PrefixStore
-from serve.sampling import Vocabulary, vocabulary_of
+from serve.child.contexts import HotContext, Piece, Request
+from serve.child.lanes import Lanes, key_of
+from serve.child.prefix_store import PrefixStore
+from serve.child.sampling import Vocabulary, vocabulary_of
 from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes, tokenize
@@ -41,7 +41,7 @@ _SWITCH_S = 0.0005
 
 
 class Replies:
-    """Lines for the parent, written with one flush a step (implements `serve.lanes.Sink`)."""
+    """Lines for the parent, written with one flush a step (implements `serve.child.lanes.Sink`)."""
 
     def __init__(self, out: IO[str]) -> None:
         self._out, self._lock = out, threading.Lock()

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serve.guard import Limits, Refusal, too_slow
+from serve.server.guard import Limits, Refusal, too_slow
 from slm.console import is_debug
 
 _BAD_HTTP = Refusal(400, "this is not HTTP/1.1, or the request's head is larger than 16 kB", "invalid_http")
