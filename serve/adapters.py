@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from serve.vault import Vault
 from slm.artifacts import sha256_file
-from slm.errors import DamagedFileError, InputError, MismatchError, UnknownNameError, UnsupportedError
+from slm.errors import DamagedFileError, InputError, MismatchError, SlmError, UnknownNameError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
 from slm.prompt import template_name_for
 
@@ -49,10 +50,12 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One loaded adapter. `content` (hash of the file) is its identity for the engine and the KV cache."""
+    """One loaded adapter: where it came from, the file that was checked, and the hash of that, which is its identity
+    for the engine and the KV cache."""
 
     name: str
     path: Path
+    file: Path
     content: str
     language: str | None
     template: str | None
@@ -85,10 +88,11 @@ def vet_base(path: Path) -> Base:
     )
 
 
-def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0) -> Adapter:
+def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0, vault: Vault | None = None) -> Adapter:
     """Read an adapter file and check that it belongs to `base`: architecture, fingerprint, every shape, finite values.
 
-    Raises InputError kinds (not there, damaged, not an adapter, bad name) or MismatchError (another base).
+    vault: the file is copied there first, and the copy is what is checked and to be loaded. Raises InputError kinds
+    (not there, damaged, not an adapter, bad name), MismatchError (another base) or ResourceError (no room for a copy).
     """
     check_name(name, base)
     if path.is_dir():
@@ -96,7 +100,18 @@ def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0) -> Ada
             f"'{path}' is a folder; the engine loads adapters as GGUF files",
             hint=f"Convert it first: slm convert {path} -o {path.name}.gguf",
         )
-    file = read_gguf(path)
+    file = vault.copy(path) if vault else path
+    try:
+        return _vetted(name, path, file, base, scale)
+    except SlmError as error:
+        if vault:
+            file.unlink()
+            error.what = error.what.replace(str(file), str(path))
+        raise
+
+
+def _vetted(name: str, path: Path, copy: Path, base: Base, scale: float) -> Adapter:
+    file = read_gguf(copy)
     if not file.is_adapter or file.metadata.get("adapter.type") != "lora":
         raise InputError(f"'{path}' is not a LoRA adapter", hint="Look with: slm inspect FILE")
     alpha = file.metadata.get("adapter.lora.alpha", 0.0)
@@ -122,7 +137,8 @@ def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0) -> Ada
     return Adapter(
         name=name,
         path=path.resolve(),
-        content=sha256_file(path),
+        file=copy.resolve(),
+        content=sha256_file(copy),
         language=_text(file, "slm.lang") or language_of_name(name),
         template=_text(file, "tokenizer.chat_template"),
         scale=scale,

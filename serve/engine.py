@@ -21,7 +21,7 @@ from serve.prompting import Prompt, chat_prompt, plain_prompt
 from serve.router import Route, route
 from serve.supervisor import Answer, Call, Supervisor
 from serve.trial import Trials
-from slm.console import note
+from serve.vault import Vault
 from slm.errors import InputError, SlmError
 from slm.joints import Finish, Message, SamplingOptions, Scored, TokenScore
 
@@ -71,15 +71,16 @@ class Engine:
         self.options = options
         self.context = 0
         self._registry = Registry(self.base)
-        for name, path in adapters.items():
-            self._registry.put(vet_adapter(name, path, self.base))
-        if default_adapter is not None:
-            self._registry.get(default_adapter)
         self._lock = threading.Lock()
         self._loading = threading.Lock()
-        self._trials = Trials(self.base.path, {adapter.content for adapter in self._registry.all()})
+        self._vault = Vault()
         self._child = Supervisor(self._prepare)
         try:
+            for name, path in adapters.items():
+                self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
+            if default_adapter is not None:
+                self._registry.get(default_adapter)
+            self._trials = Trials(self.base.path, {adapter.content for adapter in self._registry.all()})
             self._child.start()
         except BaseException:
             self.close()
@@ -201,9 +202,13 @@ class Engine:
         EngineError) nothing has changed.
         """
         with self._loading:
-            adapter = vet_adapter(name, path, self.base, scale=scale)
-            self._trials.check(adapter)
-            self._child.call({"op": "load", "content": adapter.content, "path": str(adapter.path)})
+            adapter = vet_adapter(name, path, self.base, scale=scale, vault=self._vault)
+            try:
+                self._trials.check(adapter)
+                self._child.call({"op": "load", "content": adapter.content, "path": str(adapter.file)})
+            except SlmError:
+                adapter.file.unlink()
+                raise
             with self._lock:
                 old = next((a for a in self._registry.all() if a.name == name), None)
                 self._registry.put(adapter)
@@ -241,11 +246,12 @@ class Engine:
     def close(self) -> None:
         """End the child; requests in flight get an EngineError."""
         self._child.close()
+        self._vault.close()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _prepare(self, call: Call) -> None:
-        """Make a fresh child ready: the model, then the adapters whose files are still what they were."""
+        """Make a fresh child ready: the model, then the adapters, from the copies that were checked."""
         options = self.options
         folder = str(options.cache_folder) if options.cache_folder else ""
         identity = f"{self.base.content}/{self.context or options.context}" if folder else ""
@@ -256,19 +262,9 @@ class Engine:
                 "cache_bytes": options.cache_bytes, "cache_folder": folder,
             }
         )  # fmt: skip
-        first = self.context == 0
         self.context = int(opened["context"])
         for adapter in self.adapters():
-            try:
-                if not first:
-                    vet_adapter(adapter.name, adapter.path, self.base, scale=adapter.scale)
-                call({"op": "load", "content": adapter.content, "path": str(adapter.path)})
-            except SlmError as error:
-                if first:
-                    raise
-                with self._lock:
-                    self._registry.remove(adapter.name)
-                note(f"the adapter '{adapter.name}' is not loaded again: {error.what}")
+            call({"op": "load", "content": adapter.content, "path": str(adapter.file)})
 
     def _begin(
         self,
@@ -312,6 +308,8 @@ class Engine:
             unused = adapter is not None and not self._registry.uses(adapter.content)
         if unused and adapter:
             self._child.tell({"op": "unload", "content": adapter.content})
+        if adapter:
+            adapter.file.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -266,15 +266,25 @@ def test_killing_the_child_fails_the_request_in_flight_and_service_continues(fil
         assert [a.name for a in live.adapters()] == ["en", "ja"]
 
 
-def test_a_vanished_adapter_file_is_left_out_after_a_restart(files: Files, tmp_path: Path) -> None:
-    gone = tmp_path / "gone.gguf"
+def test_after_a_restart_an_adapter_is_what_was_checked_whatever_became_of_its_file(
+    files: Files, tmp_path: Path, oracle: Oracle
+) -> None:
+    gone, changed = tmp_path / "gone.gguf", tmp_path / "changed.gguf"
     gone.write_bytes(files.b.read_bytes())
-    with open_engine(files.model, {"en": files.a, "gone": gone}, threads=1) as live:
+    changed.write_bytes(files.a.read_bytes())
+    with open_engine(files.model, {"changed": changed, "gone": gone}, threads=1) as live:
         gone.unlink()
+        changed.write_bytes(b"no adapter any more")
         assert live.pid is not None
         os.kill(live.pid, signal.SIGKILL)
         assert eventually(lambda: live.restarts == 1 and live.state == "ready")
-        assert [a.name for a in live.adapters()] == ["en"]
+        for name, path in (("changed", files.a), ("gone", files.b)):
+            prompt = live.tokens_of(user("Hello"), adapter=name)
+            assert oracle.same(path, prompt, ask(live, "Hello", name, 8)[0], oracle.greedy(path, prompt, 8))
+        copies = [adapter.file for adapter in live.adapters()]
+        live.unload_adapter("gone")
+        assert [copy.exists() for copy in copies] == [True, False]
+    assert not copies[0].parent.exists(), "nothing stays behind"
 
 
 def test_the_child_ends_when_its_parent_is_killed(files: Files) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -160,6 +161,35 @@ def test_cancelling_interrupts_a_long_prompt_and_spares_its_neighbours(files: Fi
         assert oracle.same(files.a, prompt, again, oracle.greedy(files.a, prompt, 12))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_request_is_forgotten_whatever_comes_and_goes(files: Files, threads: int) -> None:
+    """Requests of many adapters, short and long, of which many are cancelled at any moment: each of the others ends."""
+    random = Random(threads)
+    names = {"a": files.a, "b": files.b, "c": files.c}
+    with open_engine(files.model, names, threads=threads, hot=2, parallel=2, context=600) as live:
+        ends: queue.SimpleQueue[int] = queue.SimpleQueue()
+        kept: set[int] = set()
+        for number in range(150):
+
+            def sink(event: Event, number: int = number) -> None:
+                if not isinstance(event, str | Scored):
+                    ends.put(number)
+
+            sampling = SamplingOptions(max_tokens=random.choice([1, 8, 60]))
+            text = random.choice(["Hi", "Once upon a time", LONG]) + str(random.randrange(3))
+            adapter = random.choice([None, "a", "b", "c"])
+            ticket = live.begin_chat(user(text), sink, adapter=adapter, sampling=sampling)
+            if random.random() < 0.4:
+                threading.Timer(random.random() * 0.05, ticket.cancel).start()
+            else:
+                kept.add(number)
+            time.sleep(random.random() * 0.01)
+        seen: set[int] = set()
+        while not kept <= seen:
+            seen.add(ends.get(timeout=60))
+        assert eventually(lambda: (live.stats()["running"], live.stats()["waiting"]) == (0, 0), 20)
+
+
 def test_a_request_that_was_there_at_two_deaths_is_refused(files: Files) -> None:
     with open_engine(files.model, {}, threads=1, context=2000) as live:
         for _ in range(2):
@@ -183,7 +213,7 @@ def test_a_trial_reports_an_adapter_that_llama_cpp_refuses(files: Files, tmp_pat
         broken.write_bytes(files.a.read_bytes()[:-4000])
         with pytest.raises((DamagedFileError, InputError), match=r"does not fit|not survive"):
             trials.check(
-                vet_adapter("x", files.b, live.base).__class__(**{**vars(adapter), "path": broken, "content": "?"})
+                vet_adapter("x", files.b, live.base).__class__(**{**vars(adapter), "file": broken, "content": "?"})
             )
         assert ask(live, "Still here", None, 4)[1].completion_tokens == 4
 

@@ -36,7 +36,7 @@ def fetched(page: TestClient, path: str) -> httpx.Response:
 
 def test_every_file_of_the_folder_is_served_and_packaged() -> None:
     assert {Path(path).name or "index.html" for path in PAGE_PATHS} == set(SOURCES)
-    assert 'serve = ["web/*"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    assert '"serve.server" = ["web/*"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
 
 
 def test_files_have_their_types_and_the_strict_headers(page: TestClient) -> None:

@@ -20,7 +20,7 @@ SMALL = Sizes(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKS if name != "rewrites"])
+@pytest.mark.parametrize("name", CHECKS)
 def test_the_server_holds(name: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "tiny.gguf")
     rows = asyncio.run(soak(model, [name], SMALL, threads=1, context=2048))

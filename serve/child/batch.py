@@ -95,10 +95,12 @@ class Cores:
         if lane not in self._queue:
             self._queue.append(lane)
 
-    def drop(self, lane: int) -> None:
-        """The lane has no work any more."""
-        if lane in self._queue:
+    def drop(self, lane: int) -> bool:
+        """The lane has no work any more; whether it had been in the queue, so that others are nearer to their turn."""
+        waited = lane in self._queue
+        if waited:
             self._queue.remove(lane)
+        return waited
 
     def grant(self, lane: int) -> int:
         """Cores for one step of this lane now, or 0 when it has to wait."""

@@ -271,13 +271,15 @@ class Lanes:
             if lane.context and (finish := lane.context.cancel(id)):
                 self._sink.piece(Piece(id, "", finish=finish))
                 self._ended(lane)
+                self._changed.notify_all()  # who waits for this place may belong to another lane
         lane.cancelled.clear()
         if self._exclusive:
             return None
         self._admit(lane)
         context = lane.context
         if context is None or not lane.running:
-            self._cores.drop(lane.index)
+            if self._cores.drop(lane.index):
+                self._changed.notify_all()
             return None
         self._cores.want(lane.index)
         cores = self._cores.grant(lane.index)
