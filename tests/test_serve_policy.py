@@ -152,10 +152,10 @@ def view(
 
 def test_a_request_is_placed_where_its_longest_prefix_is() -> None:
     slots = [view(0, [1, 2, 3, 4], used=3), view(1, [1, 2, 9], used=2), view(2, [])]
-    assert prefix.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 4, ())
+    assert prefix.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 4, (1,))
     long = [view(0, list(range(50))), view(1, [])]
     turn = [0, 1, 2, 77]
-    assert prefix.place(long, "k", turn, reserve=10, cells=100) == prefix.Placement(1, 0, 3, ())
+    assert prefix.place(long, "k", turn, reserve=10, cells=100) == prefix.Placement(1, 0, 3, (0,))
     assert prefix.place(long, "k", turn, reserve=10, cells=100, can_copy=False) == prefix.Placement(0, None, 3, ())
     running = [view(0, [1, 2, 3], busy=True, reserved=20), view(1, [])]
     assert prefix.place(running, "k", [1, 2, 3], reserve=10, cells=100) == prefix.Placement(1, 0, 2, ())
@@ -164,12 +164,12 @@ def test_a_request_is_placed_where_its_longest_prefix_is() -> None:
 def test_cells_of_other_adapters_are_never_shared() -> None:
     slots = [view(0, [1, 2, 3, 4], key="other", used=3), view(1, [1, 2], used=2), view(2, [])]
     placed = prefix.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100)
-    assert placed == prefix.Placement(1, None, 2, ())
+    assert placed == prefix.Placement(1, None, 2, (0,))
     assert prefix.place(slots[:1], "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 0, ())
 
 
-def test_idle_cells_give_way_and_running_ones_do_not() -> None:
-    slots = [view(0, [9] * 40, used=1), view(1, [8] * 40, used=2), view(2, [])]
+def test_idle_sequences_leave_and_running_ones_keep_their_cells() -> None:
+    slots = [view(0, [9] * 40, used=1), view(1, [8] * 40, busy=True, reserved=50), view(2, [])]
     assert prefix.place(slots, "k", [1, 2], reserve=50, cells=100) == prefix.Placement(2, None, 0, (0,))
     busy = [view(0, [9] * 40, busy=True, reserved=60), view(1, [])]
     assert prefix.place(busy, "k", [1, 2], reserve=41, cells=100) is None

@@ -10,10 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Cells of idle sequences that may stay in a context; what is more goes to the store, from where it is back in
-# milliseconds.
-IDLE_CELLS = 512
-
 
 @dataclass(frozen=True)
 class SlotView:
@@ -29,7 +25,7 @@ class SlotView:
 
 @dataclass(frozen=True)
 class Placement:
-    """Slot to run in; slot to copy the first `keep` cells from (None: they are in place); idle slots to clear."""
+    """Slot to run in; slot to copy the first `keep` cells from (None: they are in place); idle slots to empty."""
 
     slot: int
     source: int | None
@@ -54,8 +50,9 @@ def place(
 ) -> Placement | None:
     """Choose a slot for `prompt` under the adapters `key`; it may grow to `reserve` tokens in a context of `cells`.
 
-    None means it has to wait for a running request to end. At least one prompt token is always decoded
-    again, because its logits are needed. can_copy: whether cells can be shared between sequences.
+    None means it has to wait for a running request to end. Other idle sequences leave the context. At least one
+    prompt token is always decoded again, because its logits are needed. can_copy: whether cells can be shared between
+    sequences.
     """
     idle = [slot for slot in slots if not slot.busy]
     free = cells - sum(slot.reserved for slot in slots if slot.busy) - reserve
@@ -75,12 +72,6 @@ def place(
         target = min(idle, key=lambda slot: (slot is best, len(slot.tokens) > 0, slot.last_used))
         source = best.index if keep > 0 and can_copy and target is not best else None
         keep = keep if source is not None or target is best else 0
-    # Without flash attention every row is multiplied with all cells in use, so idle ones slow down those at work.
-    free = min(free, IDLE_CELLS)
-    evict = []
-    kept = [slot for slot in idle if slot is not target and slot.tokens]
-    for slot in sorted(kept, key=lambda slot: slot.last_used):
-        if sum(len(other.tokens) for other in kept if other.index not in evict) <= free:
-            break
-        evict.append(slot.index)
-    return Placement(target.index, source, keep, tuple(evict))
+    # Every row of a step is multiplied with all cells in use, so idle ones would slow down those at work.
+    evict = tuple(slot.index for slot in idle if slot is not target and slot.tokens)
+    return Placement(target.index, source, keep, evict)

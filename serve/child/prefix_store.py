@@ -21,7 +21,7 @@ from slm.console import note
 from slm.errors import SlmError
 
 # Below this many tokens reading them again is about as fast as keeping them.
-SMALLEST = 128
+SMALLEST = 64
 _MAGIC, _VERSION = b"SLMPREFX", 1
 _HEAD = struct.Struct("<8sII")  # magic, version, length of the JSON header that follows
 
