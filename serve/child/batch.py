@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 # A step should not last longer than this, so that arrivals, cancellations and other contexts wait little.
 STEP_S = 0.1
-SMALLEST_CHUNK, LARGEST_CHUNK = 32, 512
+SMALLEST_CHUNK, LARGEST_CHUNK = 32, 256
 # Reading so many tokens again costs more than computing in a less suitable context.
 LONG_BEGINNING = 256
 # Changing a context's adapter makes llama.cpp plan its graphs anew (about half a token's time): not at every step.

@@ -23,7 +23,7 @@ from slm.errors import EngineError, SlmError
 
 BASE = ""
 # A step that will last longer than this is interrupted when one of its requests is cancelled.
-_SHORT_STEP_S = 0.03
+_SHORT_STEP_S = 0.05
 
 
 class Sink(Protocol):
