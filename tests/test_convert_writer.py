@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 from conftest import ROOT
-from convert.beside import Beside
 from gguf.quants import quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,22 +163,6 @@ def test_strings_that_end_beyond_the_file_are_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:at] + struct.pack("<Q", size) + whole[at + 8 :])
         with pytest.raises(DamagedFileError, match="cut off"):
             read_gguf(path)
-
-
-# --- a value computed beside
-
-
-def test_a_value_computed_beside_arrives_and_its_error_is_raised_where_it_is_asked_for() -> None:
-    from contextlib import ExitStack
-
-    def fails() -> int:
-        raise InputError("cannot be computed")
-
-    with ExitStack() as stack:
-        assert Beside(stack, lambda: [[1, 2], [3]]).get() == [[1, 2], [3]]
-        with pytest.raises(InputError, match="cannot be computed"):
-            Beside(stack, fails).get()
-        Beside(stack, lambda: __import__("time").sleep(60))  # not waited for: the stack ends it
 
 
 # --- the bench
