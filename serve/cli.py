@@ -78,7 +78,8 @@ def _sampling_of(values: dict[str, Any], *, temperature: float, stop: tuple[str,
     return SamplingOptions(temperature=temperature if given is None else given, stop=stop, **values)
 
 
-def _unique(adapters: tuple[tuple[str, Path], ...]) -> dict[str, Path]:
+def unique(adapters: tuple[tuple[str, Path], ...]) -> dict[str, Path]:
+    """{name: file} of --adapter options. Raises InputError for a name that is given twice."""
     names = [name for name, _ in adapters]
     for name in names:
         if names.count(name) > 1:
@@ -126,7 +127,7 @@ def generate(
     if not prompt.strip():
         raise InputError("the prompt is empty")
     with ExitStack() as stack:
-        engine = _open(stack, joints.gguf_of(model), _unique(adapters), context=context, threads=threads, parallel=1)
+        engine = _open(stack, joints.gguf_of(model), unique(adapters), context=context, threads=threads, parallel=1)
         options = _sampling_of(sampling, temperature=0.0, stop=stop)
         wanted = wanted or ("auto" if adapters else None)
         if raw:
@@ -189,7 +190,7 @@ def chat(
     with ExitStack() as stack:
         path = joints.gguf_of(model)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
-        engine = _open(stack, path, _unique(adapters), context=context, threads=threads, parallel=1)
+        engine = _open(stack, path, unique(adapters), context=context, threads=threads, parallel=1)
         if wanted is not None:
             engine.route(wanted, [])
         names = ", ".join(a.name for a in engine.adapters())
@@ -260,7 +261,7 @@ def serve(
             port = listener.getsockname()[1]
             listener.close()
             options = upstream.Options(
-                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in _unique(adapters).items()),
+                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in unique(adapters).items()),
                 context, threads, parallel, host, port, policy.keys.single(),
             )  # fmt: skip
             ctx.exit(upstream.serve_upstream(engine, options))
@@ -268,7 +269,7 @@ def serve(
 
         path = joints.gguf_of(model)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
-        files = _unique(adapters)
+        files = unique(adapters)
         opened = _open(
             stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot,
             default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from serve.cli import NamedFile, unique
 from slm.console import emit_json, out
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
@@ -14,7 +15,7 @@ from slm.joints import Joints, pass_joints
 
 @click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default="smollm2-135m-instruct")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE",
+@click.option("--adapter", "adapters", type=NamedFile(), multiple=True, metavar="NAME=FILE",
               help="Two or more LoRA adapters (GGUF). Default: two random ones of rank 16.")  # fmt: skip
 @click.option("--peer", "peers", multiple=True, type=click.Choice(["llama-server", "llama-cpp-python", "all"]),
               default=("all",), show_default=True, help="all: those that are installed.")  # fmt: skip
@@ -29,8 +30,8 @@ from slm.joints import Joints, pass_joints
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_joints
 def bench_serve(
-    joints: Joints, model: str, adapters: tuple[str, ...], peers: tuple[str, ...], binary: Path | None, clients: int,
-    tokens: int, seconds: float, rounds: int, context: int, threads: int, as_json: bool,
+    joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], peers: tuple[str, ...], binary: Path | None,
+    clients: int, tokens: int, seconds: float, rounds: int, context: int, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Throughput and time to first token under load, beside llama-server and llama_cpp.server.
 
@@ -44,7 +45,9 @@ def bench_serve(
     from serve.bench.run import bench_serving
     from serve.bench.scenarios import Plan
 
-    named = _named(adapters)
+    named = unique(adapters)
+    if len(named) == 1:
+        raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
     plan = Plan(clients, tokens, seconds, len(named) or 2)
     result = bench_serving(
         joints.gguf_of(model), named, peers, plan, rounds=rounds, context=context, threads=threads, binary=binary
@@ -53,20 +56,6 @@ def bench_serve(
         emit_json(result)
     else:
         _show(result)
-
-
-def _named(adapters: tuple[str, ...]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for value in adapters:
-        name, equals, file = value.partition("=")
-        if not (name and equals and file):
-            raise click.UsageError(f"'{value}' is not NAME=FILE, like ja=exports/ja.gguf")
-        if name in named:
-            raise InputError(f"the adapter name '{name}' is given twice")
-        named[name] = Path(file)
-    if len(named) == 1:
-        raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
-    return named
 
 
 def _show(result: dict[str, Any]) -> None:

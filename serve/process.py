@@ -13,7 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, for a child whose modules are found here, wherever it is started."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
 
 
 class ChildProcess:
@@ -30,14 +35,13 @@ class ChildProcess:
         on_exit: Callable[[ChildProcess], None],
     ) -> None:
         keep_log = bool(os.environ.get("SLM_LLAMA_LOG"))
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if keep_log else subprocess.PIPE,
-            cwd=_ROOT,  # `-m` puts the current folder first on the path; a user's folder may hold the same names
-            env={**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"},
+            cwd=ROOT,  # `-m` puts the current folder first on the path; a user's folder may hold the same names
+            env={**child_environment(), "GGML_NO_BACKTRACE": "1"},
             start_new_session=True,  # Ctrl-C in the terminal is for this process; the child is told what to do
         )
         self._on_message, self._on_exit = on_message, on_exit

@@ -17,9 +17,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from serve.process import ROOT, child_environment
 from slm.errors import InputError
 from slm.joints import Message
 from slm.prompt import TEMPLATES, render
@@ -28,7 +28,6 @@ TIME_LIMIT_S = 2.0
 MEMORY_LIMIT = 1 << 29  # bytes of address space
 _START_LIMIT_S = 30.0
 _ALONE_LIMIT_S = 30  # when the process that watches is gone, the system's alarm ends this one
-_ROOT = Path(__file__).resolve().parent.parent
 _OURS = frozenset(TEMPLATES.values())
 
 
@@ -81,11 +80,10 @@ class Renderer:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "serve.templates"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=_ROOT,
-            env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT,
+            env=child_environment(), start_new_session=True,
         )  # fmt: skip
         # The time that Python itself needs to start is not the template's.
         order = {"template": "", "messages": [Message(role="user", content="")], "tools": []}

@@ -165,21 +165,30 @@ def tokenize(model: Any, text: str, *, add_special: bool, parse_special: bool) -
         size = -count
 
 
-def token_bytes(model: Any, token: int, *, special: bool = False) -> bytes:
-    """The bytes a token stands for (a character may be spread over several tokens).
+def token_reader(model: Any) -> Callable[[int, bool], bytes]:
+    """A function (token, special) -> the bytes it stands for; a character may be spread over several tokens.
 
-    The byte 0xC0, which no UTF-8 text holds, is dropped: `convert.vocabulary.unigram` marks tokens of
-    lead bytes with it.
+    special: a control token by its name instead of nothing. The byte 0xC0, which no UTF-8 text holds, is dropped:
+    `convert.vocabulary.unigram` marks tokens of lead bytes with it.
     """
     lib = library()
     vocab = lib.llama_model_get_vocab(model)
-    size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        count = lib.llama_token_to_piece(vocab, token, buffer, size, 0, special)
-        if count >= 0:
-            return buffer.raw[:count].replace(b"\xc0", b"")
-        size = -count
+
+    def read(token: int, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = lib.llama_token_to_piece(vocab, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count].replace(b"\xc0", b"")
+            size = -count
+
+    return read
+
+
+def token_bytes(model: Any, token: int, *, special: bool = False) -> bytes:
+    """The bytes of one token, as `token_reader`."""
+    return token_reader(model)(token, special)
 
 
 def vocab_size(model: Any) -> int:
@@ -252,11 +261,11 @@ def embedding_of(model: Any, tokens: list[int], *, n_threads: int = 0) -> list[f
     """
     lib = library()
     size = len(tokens)
+    # llama.cpp tells its own choice only of an open context, so the file is asked.
+    named = model_meta(model, f"{model_meta(model, 'general.architecture')}.pooling_type")
+    pooling = lib.LLAMA_POOLING_TYPE_MEAN if named in (None, "0") else lib.LLAMA_POOLING_TYPE_UNSPECIFIED
     with ExitStack() as stack:
-        context = open_context(stack, model, n_ctx=size, n_batch=size, n_threads=n_threads, pooling=-1)
-        if lib.llama_pooling_type(context) == lib.LLAMA_POOLING_TYPE_NONE:
-            mean = lib.LLAMA_POOLING_TYPE_MEAN
-            context = open_context(stack, model, n_ctx=size, n_batch=size, n_threads=n_threads, pooling=mean)
+        context = open_context(stack, model, n_ctx=size, n_batch=size, n_threads=n_threads, pooling=pooling)
         decode_tokens(context, tokens, 0, every=True)
         row = lib.llama_get_embeddings_seq(context, 0)
         if not row:

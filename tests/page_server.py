@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from serve.server.page import add_page
+from tests.running_server import serving
 
 PASSAGES = [
     {
@@ -125,16 +125,8 @@ class Script:
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
     """Serve an app on a free port of this machine; its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
+    with serving(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)) as url:
+        yield f"{url}/"
 
 
 def until(true: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -114,30 +114,29 @@ def e5(folder: Path) -> Path:
     return folder
 
 
+def _like_roberta(folder: Path, config: type, kind: type) -> Path:
+    """RoBERTa's layers for the tokenizer in the folder; positions begin behind the padding token's id."""
+    settings = config(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=130,
+                      type_vocab_size=1, pad_token_id=1, **_SIZES)  # fmt: skip
+    shake(kind(settings)).save_pretrained(folder)
+    return folder
+
+
 def xlm_roberta(folder: Path) -> Path:
     tt.fast_unigram(folder, "xlm-r")
-    config = XLMRobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=130,
-                              type_vocab_size=1, pad_token_id=1, **_SIZES)  # fmt: skip
-    shake(XLMRobertaModel(config)).save_pretrained(folder)
-    return folder
+    return _like_roberta(folder, XLMRobertaConfig, XLMRobertaModel)
 
 
 def from_model_file(folder: Path) -> Path:
     """XLM-R without a tokenizer.json."""
     slow.xlm_roberta_model(folder)
-    config = XLMRobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=130,
-                              type_vocab_size=1, pad_token_id=1, **_SIZES)  # fmt: skip
-    shake(XLMRobertaModel(config)).save_pretrained(folder)
-    return folder
+    return _like_roberta(folder, XLMRobertaConfig, XLMRobertaModel)
 
 
 def roberta(folder: Path, kind: type = RobertaModel) -> Path:
-    """vocab.json and merges.txt; positions begin behind the padding token's id."""
+    """vocab.json and merges.txt."""
     slow.vocab_json(folder, "roberta")
-    config = RobertaConfig(vocab_size=vocabulary_size(folder), num_hidden_layers=2, max_position_embeddings=130,
-                           type_vocab_size=1, pad_token_id=1, **_SIZES)  # fmt: skip
-    shake(kind(config)).save_pretrained(folder)
-    return folder
+    return _like_roberta(folder, RobertaConfig, kind)
 
 
 def japanese_roberta(folder: Path) -> Path:

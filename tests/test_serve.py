@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from serve.adapters import language_of_name
-from serve.child.sampling import TextStream
 from serve.engine import Engine, open_engine
 from serve.router import route
+from serve.text import TextStream
 from slm.errors import (
     ContextOverflowError,
     DamagedFileError,

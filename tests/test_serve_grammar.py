@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.child.grammar import calls_grammar, json_grammar
-from serve.child.sampling import Sampler, TextStream, Vocabulary, vocabulary_of
+from serve.child.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.server.api.calls import CallStream
+from serve.text import TextStream
 from slm.errors import InputError, UnsupportedError
 from slm.joints import SamplingOptions
 from slm.llama import open_model, tokenize

@@ -7,10 +7,8 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,14 +18,13 @@ from typing import Any
 import click
 import httpx
 import pytest
-import uvicorn
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
 from serve.cli_guard import Origin, Size, guard_options, policy_of
-from serve.engine import Engine, Ticket, open_engine
+from serve.engine import Engine, Ticket
 from serve.server.app import create_app
 from serve.server.connection import server_config
 from serve.server.guard import (
@@ -45,9 +42,9 @@ from serve.server.guard import (
 from serve.server.metrics import Metrics
 from serve.server.middleware import Guard
 from slm.errors import InputError, MissingFileError, UnsupportedError
+from tests.running_server import serving, tiny_engine
 from tests.test_serve_http import Served, error_of, until
 from tests.test_serve_metrics import FakeEngine
-from tests.tiny_gguf import write_adapter, write_model
 
 ROOT = Path(__file__).parent.parent
 JSON = {b"content-type": b"application/json"}
@@ -57,18 +54,9 @@ LOCAL = Policy(hosts=frozenset({"localhost", "127.0.0.1", "::1"}))
 @contextmanager
 def guarded(engine: Engine, folder: Path, policy: Policy = LOCAL, **options: Any) -> Iterator[Served]:
     """A server as the command starts it."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     app = create_app(engine, policy=policy, **options)
-    server = uvicorn.Server(server_config(app, policy.limits))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, folder)
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
-        assert not thread.is_alive()
+    with serving(server_config(app, policy.limits)) as url:
+        yield Served(url, engine, folder)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    model = write_model(folder / "tiny.gguf")
-    with open_engine(model, {"en": write_adapter(folder / "en.gguf", seed=1)}, threads=1, parallel=4) as opened:
+    with tiny_engine(folder) as opened:
         yield opened
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.engine import Engine, Ticket, open_engine
+from serve.engine import Engine, Ticket
 from serve.server.guard import Keys, Limits, Policy
+from tests.running_server import tiny_engine
 from tests.test_serve_guard import begun, guarded, standing_still
 from tests.test_serve_http import Served, error_of, until
-from tests.tiny_gguf import write_adapter, write_model
 
 __all__ = ["begun"]  # a fixture
 
@@ -35,8 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    model = write_model(folder / "tiny.gguf")
-    with open_engine(model, {"en": write_adapter(folder / "en.gguf", seed=1)}, threads=1, parallel=4) as opened:
+    with tiny_engine(folder) as opened:
         yield opened
 
 

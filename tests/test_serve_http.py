@@ -31,6 +31,7 @@ from serve.server.app import create_app
 from serve.server.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
 from slm.joints import Grounded, Joints, Message, Passage
+from tests.running_server import serving
 from tests.tiny_gguf import write_adapter, write_model
 
 ROOT = Path(__file__).parent.parent
@@ -71,16 +72,8 @@ class Index:
 
 @contextmanager
 def running(engine: Engine, folder: Path, **options: Any) -> Iterator[Served]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, **options), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, folder)
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
+    with serving(uvicorn.Config(create_app(engine, **options), log_level="error")) as url:
+        yield Served(url, engine, folder)
 
 
 @pytest.fixture(scope="module")

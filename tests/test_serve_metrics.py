@@ -65,7 +65,7 @@ class FakeEngine:
     def stats(self) -> dict[str, Any]:
         self.asked += 1
         self.free.wait(20)
-        return {"running": 1, "waiting": 3, "contexts": ["", "k"], "adapters": ["k"]}
+        return {"running": 1, "waiting": 3, "contexts": 2, "adapters": ["k"]}
 
 
 def metrics_of(engine: FakeEngine) -> Metrics:

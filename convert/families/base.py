@@ -145,6 +145,23 @@ class Family(ABC):
         """
         raise UnsupportedError(f"a {self.gguf_architecture} file is not restored")
 
+    def sizes(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The part of `to_config` that is the same wherever config.json has these names (GPT-2 has others)."""
+
+        def size(key: str) -> int:
+            return int(scalar(metadata, f"{self.gguf_architecture}.{key}"))
+
+        return {
+            "architectures": [self.architectures[0]],
+            "model_type": self.model_types[0],
+            "vocab_size": shapes[EMBEDDING][0],
+            "hidden_size": size("embedding_length"),
+            "intermediate_size": size("feed_forward_length"),
+            "num_hidden_layers": size("block_count"),
+            "num_attention_heads": size("attention.head_count"),
+            "max_position_embeddings": size("context_length"),
+        }
+
     @abstractmethod
     def layers(self, config: Config) -> int:
         """The number of layers."""

@@ -132,16 +132,9 @@ class GatedDecoder(Family):
             raise UnsupportedError(f"heads of {size} values in a {self.gguf_architecture} model are not restored")
         rope = rope_config(metadata, self.gguf_architecture, size)
         config = {
-            "architectures": [self.architectures[0]],
-            "model_type": self.model_types[0],
-            "vocab_size": shapes[EMBEDDING][0],
-            "hidden_size": width,
-            "intermediate_size": int(number("feed_forward_length")),
-            "num_hidden_layers": int(number("block_count")),
-            "num_attention_heads": heads,
+            **self.sizes(metadata, shapes),
             "num_key_value_heads": int(number("attention.head_count_kv", heads)),
             self.activation_names[-1]: self.activations[-1],
-            "max_position_embeddings": int(number("context_length")),
             "rms_norm_eps": round(float(number("attention.layer_norm_rms_epsilon")), 12),
             "rope_theta": rope["rope_theta"],
             "rope_parameters": rope,

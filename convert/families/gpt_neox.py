@@ -115,15 +115,8 @@ class GptNeox(Family):
         rope = rope_config(metadata, "gptneox", width // heads)
         rope.setdefault("partial_rotary_factor", 1.0)
         return {
-            "architectures": [self.architectures[0]],
-            "model_type": self.model_types[0],
-            "vocab_size": shapes[EMBEDDING][0],
-            "hidden_size": width,
-            "intermediate_size": int(number("feed_forward_length")),
-            "num_hidden_layers": int(number("block_count")),
-            "num_attention_heads": heads,
+            **self.sizes(metadata, shapes),
             "hidden_act": "gelu",
-            "max_position_embeddings": int(number("context_length")),
             "layer_norm_eps": round(float(number("attention.layer_norm_epsilon")), 12),
             "use_parallel_residual": bool(number("use_parallel_residual", True)),
             "attention_bias": True,

@@ -5,7 +5,6 @@ It knows nothing of the load they are put under.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from serve import upstream
+from serve.process import child_environment
 from serve.upstream import LLAMA_CPP_PYTHON, LLAMA_SERVER, Launch, Options
 from slm.errors import SlmError
 from slm.gguf_reader import read_gguf
 
 OURS = "slm"
-_ROOT = Path(__file__).resolve().parent.parent.parent
 # Tokens that end an answer beside the ones the file names (llama.cpp, src/llama-vocab.cpp, `special_eog_ids`).
 _ENDS = frozenset(
     ["<|im_end|>", "<|endoftext|>", "<end_of_turn>", "</s>", "<eos>", "<|eot_id|>", "<|end_of_text|>", "<|end|>",
@@ -48,7 +47,7 @@ def ours_launch(options: Options, extra: Sequence[str] = ()) -> Launch:
     argv += ["--threads", str(options.threads), *extra]
     for name, path in options.adapters:
         argv += ["--adapter", f"{name}={path}"]
-    return Launch(argv, {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}, "/health")
+    return Launch(argv, {"PYTHONPATH": child_environment()["PYTHONPATH"]}, "/health")
 
 
 def end_tokens(model: Path) -> list[int]:

@@ -19,7 +19,8 @@ import numpy as np
 
 from serve.child import batch, prefix
 from serve.child.prefix_store import PrefixStore
-from serve.child.sampling import Sampler, TextStream, Vocabulary
+from serve.child.sampling import Sampler, Vocabulary
+from serve.text import TextStream
 from slm.errors import EngineError, SlmError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import library, open_context, set_adapters
@@ -30,12 +31,16 @@ _ABORTED = 2  # llama_decode: the abort callback said so
 
 @dataclass(frozen=True)
 class Request:
-    """What one caller wants: the prompt's token ids under the adapters `key`, and how to choose the answer's."""
+    """What one caller wants: the prompt's token ids under the adapters `key`, and how to choose the answer's.
+
+    The sampler is made with the request, not when there is room for it: a grammar takes its time.
+    """
 
     id: int
     key: str
     prompt: list[int]
     options: SamplingOptions
+    sampler: Sampler
 
 
 @dataclass
@@ -43,7 +48,6 @@ class Running:
     """A request inside a slot. `pending` is the token that was chosen and not yet decoded."""
 
     request: Request
-    sampler: Sampler
     text: TextStream
     cached: int
     arrived: int
@@ -128,10 +132,6 @@ class HotContext:
     def busy(self) -> list[Slot]:
         return [slot for slot in self.slots if slot.running]
 
-    @property
-    def room(self) -> bool:
-        return any(slot.running is None for slot in self.slots)
-
     def running(self) -> Counter[str]:
         """How many requests run for each set of adapters."""
         return Counter(slot.key for slot in self.busy)
@@ -154,11 +154,7 @@ class HotContext:
     # --- requests ------------------------------------------------------------------------------------------------
 
     def admit(self, request: Request) -> bool:
-        """Give the request a slot and the longest cached prefix; False when it has to wait for another to end.
-
-        Raises InputError for sampling options that cannot be had.
-        """
-        sampler = Sampler(request.options, request.prompt, self._vocabulary)
+        """Give the request a slot and the longest cached prefix; False when it has to wait for another to end."""
         found = self._restore(request) or self._prepare(request)
         if found is None:
             return False
@@ -168,7 +164,7 @@ class HotContext:
         slot.key, slot.tokens = request.key, request.prompt[:keep]
         slot.reserved = len(request.prompt) + request.options.max_tokens
         slot.running = Running(
-            request, sampler, TextStream(request.options.stop), keep, arrived=self._uses, started=time.perf_counter()
+            request, TextStream(request.options.stop), keep, arrived=self._uses, started=time.perf_counter()
         )
         return True
 
@@ -280,7 +276,7 @@ class HotContext:
     def _advance(self, slot: Slot, running: Running, row: int) -> Piece:
         address = self._lib.llama_get_logits_ith(self._context, row)
         try:
-            picked = running.sampler.pick(np.ctypeslib.as_array(address, shape=(self._vocabulary.size,)))
+            picked = running.request.sampler.pick(np.ctypeslib.as_array(address, shape=(self._vocabulary.size,)))
         except SlmError as error:
             self._end(slot, "error")
             return Piece(running.request.id, "", error=error)

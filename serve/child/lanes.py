@@ -21,7 +21,6 @@ from serve.child.contexts import Adapters, HotContext, Piece, Request
 from serve.child.prefix_store import PrefixStore
 from slm.errors import EngineError, SlmError
 
-BASE = ""
 # A step that will last longer than this is interrupted when one of its requests is cancelled.
 _SHORT_STEP_S = 0.05
 

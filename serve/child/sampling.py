@@ -1,4 +1,4 @@
-"""The next token and the text it becomes: penalties, filters, a seeded choice, stop strings, whole characters.
+"""The next token: penalties, filters, a seeded choice.
 
 The filters mean what llama.cpp's of the same name mean (src/llama-sampler.cpp), on numpy arrays, without ever
 sorting a whole vocabulary. It knows nothing of batches, contexts' contents or the protocol.
@@ -6,8 +6,6 @@ sorting a whole vocabulary. It knows nothing of batches, contexts' contents or t
 
 from __future__ import annotations
 
-import codecs
-import ctypes
 import math
 import random
 from collections import Counter, deque
@@ -22,7 +20,7 @@ import numpy.typing as npt
 from serve.child.grammar import Constraint, Tokenizer, tokenizer_of
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions, TokenScore
-from slm.llama import library, token_bytes, vocab_size
+from slm.llama import library, token_reader, vocab_size
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.intp]
@@ -64,14 +62,7 @@ def vocabulary_of(model: Any) -> Vocabulary:
     lib, size = library(), vocab_size(model)
     vocab = lib.llama_model_get_vocab(model)
     eog = frozenset(token for token in range(size) if lib.llama_vocab_is_eog(vocab, token))
-    room = ctypes.c_char * 64
-
-    def read(token: int, special: bool) -> bytes:  # as token_bytes, for a whole vocabulary at once
-        buffer = room()
-        count = lib.llama_token_to_piece(vocab, token, buffer, 64, 0, special)
-        return buffer.raw[:count].replace(b"\xc0", b"") if count >= 0 else token_bytes(model, token, special=special)
-
-    return Vocabulary(size, eog, read)
+    return Vocabulary(size, eog, token_reader(model))
 
 
 @dataclass(frozen=True)
@@ -235,44 +226,3 @@ def _not_numbers() -> EngineError:
         "the model gave no usable numbers for the next token",
         hint="Its file may be damaged; look with: slm inspect FILE",
     )
-
-
-class TextStream:
-    """Turns token bytes into text that can be shown: whole characters only, and never a part of a stop string."""
-
-    def __init__(self, stop: Sequence[str] = ()) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = tuple(text for text in stop if text)
-        self._held = ""
-        self.stopped = False
-
-    def feed(self, piece: bytes) -> str:
-        """Text that became certain with these bytes; sets `stopped` when a stop string was met (it is not shown)."""
-        return self._release(self._decoder.decode(piece), last=False)
-
-    def flush(self) -> str:
-        """The rest at the end of the answer; an incomplete character becomes U+FFFD."""
-        return self._release(self._decoder.decode(b"", True), last=True)
-
-    def _release(self, text: str, *, last: bool) -> str:
-        if self.stopped:
-            return ""
-        self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
-            return shown
-        hold = 0 if last else self._possible_stop()
-        shown, self._held = self._held[: len(self._held) - hold], self._held[len(self._held) - hold :]
-        return shown
-
-    def _possible_stop(self) -> int:
-        """How many characters at the end could be the beginning of a stop string."""
-        longest = 0
-        for stop in self._stop:
-            for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
-                if self._held.endswith(stop[:size]):
-                    longest = size
-                    break
-        return longest

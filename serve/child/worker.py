@@ -30,7 +30,7 @@ from typing import IO, Any
 from serve.child.contexts import HotContext, Piece, Request
 from serve.child.lanes import Lanes, key_of
 from serve.child.prefix_store import PrefixStore
-from serve.child.sampling import Vocabulary, vocabulary_of
+from serve.child.sampling import Sampler, Vocabulary, vocabulary_of
 from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes, tokenize
@@ -119,6 +119,11 @@ class Worker:
             self._replies.add(id, ok=answer)
 
     @property
+    def _known(self) -> Vocabulary:
+        assert self._vocabulary is not None
+        return self._vocabulary
+
+    @property
     def _open_lanes(self) -> Lanes:
         assert self._lanes is not None
         return self._lanes
@@ -194,14 +199,15 @@ class Worker:
                 hint="Shorten the conversation, ask for fewer tokens, or start with a larger --context.",
             )
         options = replace(options, max_tokens=max(1, min(options.max_tokens, room)))
+        sampler = Sampler(options, prompt, self._known)
         key = key_of([(str(content), float(scale)) for content, scale in order["lora"]])
-        self._open_lanes.submit(Request(id, key, prompt, options))
+        self._open_lanes.submit(Request(id, key, prompt, options, sampler))
 
     def _do_cancel(self, id: int, order: dict[str, Any]) -> None:
         self._open_lanes.cancel(id)
 
     def _checked(self, tokens: list[Any]) -> list[int]:
-        size = self._vocabulary.size if self._vocabulary else 0
+        size = self._known.size
         for token in tokens:
             if not isinstance(token, int) or not 0 <= token < size:
                 raise InputError(f"{token!r} is no token id; the vocabulary has {size:,}")

@@ -118,11 +118,9 @@ class Connection(H11Protocol):
         What the client still sends is heard for a moment and dropped: closing at once would reset the connection, and
         with it the answer that is on its way.
         """
-        content = refusal.content()
-        headers = [("content-type", "application/json"), ("content-length", str(len(content))), ("connection", "close")]
         try:
-            out = self.conn.send(h11.Response(status_code=refusal.status, headers=headers))
-            out += self.conn.send(h11.Data(data=content)) + self.conn.send(h11.EndOfMessage())
+            out = self.conn.send(h11.Response(status_code=refusal.status, headers=refusal.head(close=True)))
+            out += self.conn.send(h11.Data(data=refusal.content())) + self.conn.send(h11.EndOfMessage())
             self.transport.write(out)
         except h11.LocalProtocolError:  # an answer is under way already; it cannot be completed
             self.transport.abort()
@@ -148,8 +146,5 @@ async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
     """The application of a connection over the limit."""
     if scope["type"] != "http":
         return
-    content = _CROWDED.content()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    headers += [(b"connection", b"close"), *((name.encode(), value.encode()) for name, value in _CROWDED.headers)]
-    await send({"type": "http.response.start", "status": _CROWDED.status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
+    await send({"type": "http.response.start", "status": _CROWDED.status, "headers": _CROWDED.head(close=True)})
+    await send({"type": "http.response.body", "body": _CROWDED.content()})

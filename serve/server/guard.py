@@ -49,6 +49,12 @@ class Refusal:
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}, ensure_ascii=False).encode()
 
+    def head(self, *, close: bool = False) -> list[tuple[bytes, bytes]]:
+        """The headers of the answer. close: the connection ends with it."""
+        pairs = [("content-type", "application/json"), ("content-length", str(len(self.content()))), *self.headers]
+        pairs += [("connection", "close")] if close else []
+        return [(name.encode(), value.encode()) for name, value in pairs]
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -155,7 +155,7 @@ class Metrics:
             ("contexts", "contexts_open", "Contexts of llama.cpp that are open."),
         ):
             if key in stats:
-                yield _gauge(name, help, stats[key] if isinstance(stats[key], int) else len(stats[key]))
+                yield _gauge(name, help, stats[key])
         memory = GaugeMetricFamily("slm_resident_memory_bytes", "Resident memory by process.", labels=["process"])
         for process, pid in (("server", os.getpid()), ("engine", engine.pid)):
             if (size := resident_bytes(pid)) is not None:

@@ -222,12 +222,9 @@ class _Answer:
 
         Closing at once would reset the connection and with it the answer that is on its way.
         """
-        content = refusal.content()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-        headers += [(name.encode(), value.encode()) for name, value in refusal.headers]
-        headers += [(b"connection", b"close")] if unread else []
-        await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": content, "more_body": True})
+        head = refusal.head(close=unread)
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": head})
+        await self.send({"type": "http.response.body", "body": refusal.content(), "more_body": True})
         if unread:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._hear_out(), _LINGER_S)

@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from serve.text import overlap
 from slm.tools import CALL_BEGIN, CALL_END
 
 _HEAD = re.compile(re.escape(CALL_BEGIN) + r'\n\{"name": "([^"]*)", "arguments": ')
@@ -59,7 +60,7 @@ class CallStream:
     def _in_text(self, deltas: list[dict[str, Any]]) -> bool:
         at = self._held.find(CALL_BEGIN)
         found = at >= 0
-        shown = self._held[: at if found else len(self._held) - _overlap(self._held, CALL_BEGIN)]
+        shown = self._held[: at if found else len(self._held) - overlap(self._held, CALL_BEGIN)]
         if not shown.strip() and not found:
             return False  # blanks before a call are no text; before text they are shown with it
         self._held = self._held[len(shown) :]
@@ -82,7 +83,7 @@ class CallStream:
     def _in_arguments(self, deltas: list[dict[str, Any]]) -> bool:
         at = self._held.find(CALL_END)  # JSON has no line break in a string, so this is not inside the arguments
         found = at >= 0
-        size = at if found else len(self._held) - _overlap(self._held, CALL_END)
+        size = at if found else len(self._held) - overlap(self._held, CALL_END)
         if size:
             deltas.append(self._arguments(self._held[:size]))
         self._held = self._held[size + len(CALL_END) :] if found else self._held[size:]
@@ -93,8 +94,3 @@ class CallStream:
     def _arguments(self, text: str) -> dict[str, Any]:
         self.calls[-1].arguments += text
         return {"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": text}}]}
-
-
-def _overlap(text: str, mark: str) -> int:
-    """How many characters at the end of `text` could be the beginning of `mark`."""
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)
