@@ -12,6 +12,7 @@ import pytest
 
 from serve.engine import open_engine
 from serve.server.app import create_app
+from serve.server.guard import Keys, Policy
 from tests.page_browser import Open, answered, send
 from tests.page_server import PASSAGES, Script, listening, until
 from tests.tiny_gguf import write_adapter, write_model
@@ -296,7 +297,7 @@ def test_the_page_shows_what_the_real_server_answers(visit: Open, tmp_path: Path
     adapters = {"en": write_adapter(tmp_path / "en.gguf", seed=1), "ja": write_adapter(tmp_path / "ja.gguf", seed=2)}
     with (
         open_engine(model, adapters, threads=1, parallel=2) as engine,
-        listening(create_app(engine, api_key="the-key")) as url,
+        listening(create_app(engine, policy=Policy(keys=Keys(["the-key"])))) as url,
     ):
         page = visit(url)
         page.fill("#ask input", "the-key")
