@@ -31,11 +31,14 @@ from train.config import TrainOptions
 from train.data import Example, read_conversations, read_texts, split_held_out
 from train.evaluate import evaluate_texts, held_out_loss
 from train.generate import GenerateOptions, end_of_turn_ids, open_generator, route
-from train.lora import prepare_conversations, show_masks, train_causal, train_sft
+from train.lora import show_masks, train_causal, train_sft
 from train.loss import IGNORE, supervised_loss
 from train.masks import Encoded, Encoder, choose_template, fit_length
 from train.merge import merge
-from train.trainer import add_adapter, choose_dtype, decayed, precision, store_frozen
+from train.peft_adapter import add_adapter
+from train.precision import choose_dtype, precision, store_frozen
+from train.prepare import prepare_conversations
+from train.trainer import decayed
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 

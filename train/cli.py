@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from slm.joints import Joints, pass_joints
-from train.config import CAUSAL_DEFAULTS, DTYPES, SCHEDULES, TrainOptions
+from train.config import CAUSAL_DEFAULTS, CHECKPOINTING, DTYPES, SCHEDULES, TrainOptions
 
 if TYPE_CHECKING:
     from train.evaluate import LanguageFigures
@@ -27,6 +27,7 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
     path = click.Path(path_type=Path)
     options = [
         click.option("--lang", help="Only examples of this language (lines without one count as this)."),
+        click.option("--weight", "weights", multiple=True, type=float, help="How often each --data counts, in order."),
         click.option("--eval-data", multiple=True, type=path, help="Held-out data of your own; repeatable."),
         click.option("--eval-fraction", type=float, help="Share of each language that is held out."),
         click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
@@ -34,6 +35,14 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         click.option("--alpha", type=float, help="Scale: the update is multiplied by alpha / rank."),
         click.option("--dropout", type=float, help="Dropout in front of the adapter."),
         click.option("--rslora/--no-rslora", help="Scale by alpha / sqrt(rank) instead."),
+        click.option("--dora/--no-dora", help="Learn magnitude and direction apart (DoRA)."),
+        click.option("--pissa/--no-pissa", help="Begin at the principal singular vectors (PiSSA)."),
+        click.option("--lora-plus", type=float, help="B learns this many times faster than A (LoRA+)."),
+        click.option("--neftune", type=float, help="Noise on the embeddings (NEFTune's alpha); 0: none."),
+        click.option("--top-layers", type=int, help="Adapt only the top layers; the rest is computed once. 0: all."),
+        click.option("--pack/--no-pack", help="Put the sequences of a step end to end, without padding."),
+        click.option("--share-prefix/--no-share-prefix", help="Compute a step's common beginnings once."),
+        click.option("--checkpointing", type=click.Choice(CHECKPOINTING), help="Trade time for memory."),
         click.option("--lr", "learning_rate", type=float, help="Peak learning rate."),
         click.option("--schedule", type=click.Choice(SCHEDULES), help="Learning rate after the warm-up."),
         click.option("--warmup", "warmup_fraction", type=float, help="Share of the steps that warm up."),
@@ -47,6 +56,11 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
         click.option("--time-limit-s", type=float, help="End after this time and keep what was learned; 0: none."),
         click.option("--threads", type=int, help="0: the physical cores."),
+        click.option("--eval-every", type=int, help="Steps between held-out losses; 0: only before and after."),
+        click.option("--patience", type=int, help="End after so many without a better one; the best is kept."),
+        click.option("--save-every-s", type=float, help="Seconds between checkpoints; 0: none."),
+        click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
+        click.option("--tensorboard/--no-tensorboard", help="Write TensorBoard's event files as well."),
     ]
     if sft:
         options += [

@@ -10,11 +10,18 @@ from slm.errors import InputError
 
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
+CHECKPOINTING = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """What a LoRA run needs. Lengths are in tokens, `time_limit_s` in seconds, rates as fractions.
+
+    weights: how often each file of `data` counts, in its order (none: once each). lora_plus: B learns this many
+    times faster than A. neftune: noise alpha. top_layers: adapt only so many (0: all). pack: no padding.
+    share_prefix: the common beginnings of a step's sequences are computed once. eval_every: steps between
+    measurements of the held-out loss (0: at the end only). patience: measurements without a better one before the
+    run ends (0: never). save_every_s: seconds between checkpoints (0: none).
 
     Raises one InputError that lists every fault, not only the first.
     """
@@ -22,6 +29,7 @@ class TrainOptions:
     base: Path
     data: tuple[Path, ...]
     output: Path
+    weights: tuple[float, ...] = ()
     eval_data: tuple[Path, ...] = ()
     eval_fraction: float = 0.1
     lang: str | None = None
@@ -32,6 +40,14 @@ class TrainOptions:
     alpha: float = 32.0
     dropout: float = 0.0
     rslora: bool = False
+    dora: bool = False
+    pissa: bool = False
+    lora_plus: float = 1.0
+    neftune: float = 0.0
+    top_layers: int = 0
+    pack: bool = True
+    share_prefix: bool = True
+    checkpointing: str = "auto"
     learning_rate: float = 5e-4
     schedule: str = "cosine"
     warmup_fraction: float = 0.05
@@ -45,6 +61,11 @@ class TrainOptions:
     dtype: str = "auto"
     time_limit_s: float = 0.0
     threads: int = 0
+    eval_every: int = 0
+    patience: int = 0
+    save_every_s: float = 60.0
+    resume: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         faults = list(self._faults())
@@ -77,6 +98,20 @@ class TrainOptions:
         need(self.max_length >= 8, f"--max-length must be at least 8 (is {self.max_length})")
         need(0 <= self.seed < 2**32, f"--seed must be from 0 to 4294967295 (is {self.seed})")
         need(self.dtype in DTYPES, f"--dtype must be one of {', '.join(DTYPES)} (is '{self.dtype}')")
+        good_weights = not self.weights or len(self.weights) == len(self.data)
+        need(good_weights, f"--weight must be given once for each --data ({len(self.weights)} of {len(self.data)})")
+        need(all(weight > 0 for weight in self.weights), "--weight must be positive")
+        need(not (self.dora and self.pissa), "--dora and --pissa exclude each other")
+        need(self.lora_plus >= 1, f"--lora-plus must be at least 1 (is {self.lora_plus})")
+        need(self.neftune >= 0, f"--neftune must not be negative (is {self.neftune})")
+        need(self.top_layers >= 0, f"--top-layers must not be negative (is {self.top_layers})")
+        need(not (self.top_layers and self.neftune), "--neftune needs the embedding, which --top-layers leaves out")
+        names = ", ".join(CHECKPOINTING)
+        need(self.checkpointing in CHECKPOINTING, f"--checkpointing must be one of {names} (is '{self.checkpointing}')")
+        need(self.eval_every >= 0, f"--eval-every must not be negative (is {self.eval_every})")
+        need(self.patience >= 0, f"--patience must not be negative (is {self.patience})")
+        need(not self.patience or self.eval_every > 0, "--patience needs --eval-every")
+        need(self.save_every_s >= 0, f"--save-every-s must not be negative (is {self.save_every_s})")
         need(self.time_limit_s >= 0, f"--time-limit-s must not be negative (is {self.time_limit_s})")
         need(self.threads >= 0, f"--threads must not be negative (is {self.threads})")
         need(bool(self.targets.strip(", ")), "--targets names no module")
@@ -87,7 +122,7 @@ class TrainOptions:
     def as_json(self) -> dict[str, Any]:
         """The options as JSON values, without the paths that the manifest keeps elsewhere."""
         values = asdict(self)
-        for key in ("base", "data", "output", "eval_data"):
+        for key in ("base", "data", "output", "eval_data", "resume"):
             del values[key]
         return values
 

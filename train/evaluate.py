@@ -70,7 +70,7 @@ def held_out_loss(model: Any, items: Sequence[Encoded], pad_id: int, dtype: Any)
 
     from train.batches import by_length, pad
     from train.loss import supervised_loss
-    from train.trainer import precision
+    from train.precision import precision
 
     model.eval()
     sums: dict[str, LossSum] = {}
@@ -138,7 +138,7 @@ def _measure_checkpoint(model: Path, documents: dict[str, list[str]], adapter: P
     from train.checkpoint import load_tokenizer
     from train.loss import supervised_loss
     from train.masks import Encoder
-    from train.trainer import use_cores
+    from train.precision import use_cores
 
     use_cores(0)
     tokenizer = load_tokenizer(model)

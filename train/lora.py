@@ -15,13 +15,14 @@ from typing import Any
 
 from slm.artifacts import checkpoint_fingerprint, new_folder, sha256_file
 from slm.console import note
-from slm.prompt import named_template
-from train.checkpoint import load_model, load_tokenizer, lookalikes, read_config
+from train.checkpoint import load_model, read_config
 from train.config import TrainOptions
-from train.data import Example, read_conversations, read_texts, split_held_out
 from train.evaluate import LossSum, held_out_loss, total
-from train.masks import Encoded, Encoder, choose_template, end_of_turn_id, fit_length
-from train.trainer import RunFigures, add_adapter, choose_dtype, fit, store_frozen, use_cores
+from train.masks import Encoded
+from train.peft_adapter import add_adapter
+from train.precision import choose_dtype, store_frozen, use_cores
+from train.prepare import Prepared, prepare_conversations, prepare_texts
+from train.trainer import RunFigures, fit
 
 # The template made of plain text, which every base knows, and EOS.
 PLAIN = "alpaca"
@@ -64,20 +65,9 @@ class TrainResult:
         return values
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    tokenizer: Any
-    template: str | None
-    template_name: str | None
-    train: list[Encoded]
-    held_out: list[Encoded]
-    dropped: int
-    examples: list[Example]
-
-
 def train_causal(options: TrainOptions) -> TrainResult:
     """Train an adapter on running text: every token is learned. Writes `options.output`."""
-    return _run(options, _prepare_texts(options))
+    return _run(options, prepare_texts(options))
 
 
 def train_sft(options: TrainOptions) -> TrainResult:
@@ -85,67 +75,7 @@ def train_sft(options: TrainOptions) -> TrainResult:
     return _run(options, prepare_conversations(options))
 
 
-def prepare_conversations(options: TrainOptions) -> _Prepared:
-    """Read, split and encode the conversations of a run, without loading the model."""
-    read_config(options.base)
-    tokenizer = load_tokenizer(options.base)
-    template, name = choose_template(tokenizer, options.template)
-    # A template that the base's makers wrote was trained with; one of ours may only have found its markers there.
-    if name not in (None, PLAIN) and not _can_end(options.base, tokenizer, template):
-        marker = f"the end-of-turn token of the chat template '{name}' was never trained in this base"
-        if options.template is None:
-            template, name = named_template(PLAIN), PLAIN
-            note(f"{marker}, so answers could not end with it: using the template '{PLAIN}', which ends with EOS")
-        else:
-            note(f"warning: {marker}; answers may not end. Without --template, '{PLAIN}' is used")
-    encoder = Encoder(tokenizer, template)
-    examples = read_conversations(options.data, lang=options.lang)
-    if options.eval_data:
-        train, held = examples, read_conversations(options.eval_data, lang=options.lang)
-    else:
-        train, held = split_held_out(examples, options.eval_fraction, options.seed)
-    limit = _length_limit(options)
-    sides, dropped = [], 0
-    for side in (train, held):
-        encoded = [item for example in side for item in encoder.conversation(example)]
-        kept, long = fit_length(encoded, limit, drop_long=options.drop_long)
-        sides.append(kept)
-        dropped += len(long)
-    if dropped:
-        note(f"left out: {dropped} examples of more than {limit} tokens (--drop-long)")
-    return _Prepared(tokenizer, template, name, sides[0], sides[1], dropped, train)
-
-
-def _can_end(base: Path, tokenizer: Any, template: str) -> bool:
-    """Whether the token that ends an answer under `template` can be told from others by the base's output."""
-    token = end_of_turn_id(tokenizer, template)
-    return token in (None, tokenizer.eos_token_id) or lookalikes(base, token) < _TOO_MANY
-
-
-def _prepare_texts(options: TrainOptions) -> _Prepared:
-    read_config(options.base)
-    tokenizer = load_tokenizer(options.base)
-    encoder = Encoder(tokenizer)
-    limit = _length_limit(options)
-    train = encoder.texts(read_texts(options.data, lang=options.lang), limit)
-    examples = [item.example for item in train]
-    if options.eval_data:
-        held = encoder.texts(read_texts(options.eval_data, lang=options.lang), limit)
-    else:
-        chosen = {(e.file, e.line) for e in split_held_out(examples, options.eval_fraction, options.seed)[1]}
-        held = [item for item in train if (item.example.file, item.example.line) in chosen]
-        train = [item for item in train if (item.example.file, item.example.line) not in chosen]
-    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    return _Prepared(tokenizer, own, None, train, held, 0, [item.example for item in train])
-
-
-def _length_limit(options: TrainOptions) -> int:
-    config = read_config(options.base)
-    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or options.max_length)
-    return min(options.max_length, positions)
-
-
-def _run(options: TrainOptions, prepared: _Prepared) -> TrainResult:
+def _run(options: TrainOptions, prepared: Prepared) -> TrainResult:
     started = time.monotonic()
     use_cores(options.threads)
     langs = Counter(item.example.lang for item in prepared.train)
@@ -172,7 +102,7 @@ def _run(options: TrainOptions, prepared: _Prepared) -> TrainResult:
 
 def _result(
     options: TrainOptions,
-    prepared: _Prepared,
+    prepared: Prepared,
     before: dict[str, LossSum],
     after: dict[str, LossSum],
     run: RunFigures,
@@ -189,7 +119,7 @@ def _result(
     )
 
 
-def _save(model: Any, prepared: _Prepared, options: TrainOptions, folder: Path) -> None:
+def _save(model: Any, prepared: Prepared, options: TrainOptions, folder: Path) -> None:
     model.peft_config["default"].base_model_name_or_path = str(options.base.resolve())
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, with nothing filled in
@@ -198,7 +128,7 @@ def _save(model: Any, prepared: _Prepared, options: TrainOptions, folder: Path) 
     prepared.tokenizer.save_pretrained(folder)
 
 
-def _manifest(options: TrainOptions, prepared: _Prepared, result: TrainResult) -> dict[str, Any]:
+def _manifest(options: TrainOptions, prepared: Prepared, result: TrainResult) -> dict[str, Any]:
     lines = Counter(example.file for example in prepared.examples)
     langs = sorted({item.example.lang for item in prepared.train})
     return {

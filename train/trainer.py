@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +18,11 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from slm.console import note, progress
-from slm.errors import InputError
-from slm.llama import physical_cores
 from train.batches import LengthBuckets, pad
-from train.checkpoint import target_modules
 from train.config import TrainOptions
-from train.loss import causal_model, supervised_loss
+from train.loss import supervised_loss
 from train.masks import Encoded
-
-# Rounding to bfloat16 has to be paid for by speed; under emulation it is some hundred times slower instead.
-_BF16_GAIN = 1.5
+from train.precision import precision
 
 
 @dataclass(frozen=True)
@@ -47,90 +41,6 @@ class RunFigures:
     dtype: str
     trainable_parameters: int
     stopped_by: str
-
-
-def use_cores(threads: int) -> None:
-    """Let torch use `threads` threads (0: the physical cores)."""
-    torch.set_num_threads(threads or physical_cores())
-
-
-def choose_dtype(wanted: str) -> tuple[torch.dtype, str]:
-    """(the dtype of matrix products, why in words): `auto` times both on this machine."""
-    if wanted != "auto":
-        return getattr(torch, wanted), "as asked"
-    seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    gain = seconds[torch.float32] / seconds[torch.bfloat16]
-    if gain >= _BF16_GAIN:
-        return torch.bfloat16, f"products in bfloat16 are {gain:.1f} times faster here; weights stay float32"
-    return torch.float32, f"bfloat16 would be {gain:.2g} times as fast here"
-
-
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    """CPU seconds of one matrix product on one thread, the best of four: other processes hardly change it."""
-    left, right = torch.ones(256, 640, dtype=dtype), torch.ones(640, 1024, dtype=dtype)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        best = float("inf")
-        for _ in range(4):  # the first one warms up; an emulated bfloat16 takes about a second each
-            started = time.thread_time()
-            left @ right
-            best = min(best, time.thread_time() - started)
-            if best > 0.5:
-                break
-        return best
-    finally:
-        torch.set_num_threads(threads)
-
-
-def precision(dtype: torch.dtype) -> Any:
-    """The context in which forward passes run."""
-    return torch.autocast("cpu", dtype=dtype) if dtype != torch.float32 else nullcontext()
-
-
-def store_frozen(model: Any, dtype: torch.dtype) -> None:
-    """Keep the frozen linear weights in `dtype`, so that autocast need not convert them again at every step.
-
-    The products are the same ones. A head tied to the embedding gets a copy, because the embedding stays float32.
-    """
-    if dtype == torch.float32:
-        return
-    causal = causal_model(model)
-    embedding = causal.get_input_embeddings()
-    for module in causal.modules():
-        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
-            if module.weight is embedding.weight:
-                module.frozen_weight = module.weight.detach().to(dtype)
-            else:
-                module.weight.data = module.weight.data.to(dtype)
-                if module.bias is not None:
-                    module.bias.data = module.bias.data.to(dtype)
-
-
-def add_adapter(model: Any, options: TrainOptions) -> Any:
-    """The model with a fresh LoRA adapter (it changes nothing yet), seeded. Raises InputError for unknown targets."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
-
-    family = model.config.model_type
-    set_seed(options.seed)
-    config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        use_rslora=options.rslora,
-        target_modules=target_modules(family, options.targets),
-        fan_in_fan_out=family == "gpt2",  # GPT-2 keeps its weights as (in, out)
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        linear = {n.split(".")[-1] for n, m in model.named_modules() if getattr(m, "weight", None) is not None}
-        raise InputError(
-            f"--targets '{options.targets}' fits no layer of this model",
-            hint=f"Presets: qv, attention, all. Layers: {', '.join(sorted(linear))}.",
-        ) from error
 
 
 def decayed(schedule: str, done: float) -> float:

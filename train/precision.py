@@ -1,0 +1,76 @@
+"""Which number format and how many threads: probed on this machine, because bfloat16 is emulated on many.
+
+It knows nothing of data or training.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from slm.llama import physical_cores
+from train.loss import causal_model
+
+# Rounding to bfloat16 has to be paid for by speed; under emulation it is some hundred times slower instead.
+_BF16_GAIN = 1.5
+
+
+def use_cores(threads: int) -> None:
+    """Let torch use `threads` threads (0: the physical cores)."""
+    torch.set_num_threads(threads or physical_cores())
+
+
+def choose_dtype(wanted: str) -> tuple[torch.dtype, str]:
+    """(the dtype of matrix products, why in words): `auto` times both on this machine."""
+    if wanted != "auto":
+        return getattr(torch, wanted), "as asked"
+    seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    if gain >= _BF16_GAIN:
+        return torch.bfloat16, f"products in bfloat16 are {gain:.1f} times faster here; weights stay float32"
+    return torch.float32, f"bfloat16 would be {gain:.2g} times as fast here"
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    """CPU seconds of one matrix product on one thread, the best of four: other processes hardly change it."""
+    left, right = torch.ones(256, 640, dtype=dtype), torch.ones(640, 1024, dtype=dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        best = float("inf")
+        for _ in range(4):  # the first one warms up; an emulated bfloat16 takes about a second each
+            started = time.thread_time()
+            left @ right
+            best = min(best, time.thread_time() - started)
+            if best > 0.5:
+                break
+        return best
+    finally:
+        torch.set_num_threads(threads)
+
+
+def precision(dtype: torch.dtype) -> Any:
+    """The context in which forward passes run."""
+    return torch.autocast("cpu", dtype=dtype) if dtype != torch.float32 else nullcontext()
+
+
+def store_frozen(model: Any, dtype: torch.dtype) -> None:
+    """Keep the frozen linear weights in `dtype`, so that autocast need not convert them again at every step.
+
+    The products are the same ones. A head tied to the embedding gets a copy, because the embedding stays float32.
+    """
+    if dtype == torch.float32:
+        return
+    causal = causal_model(model)
+    embedding = causal.get_input_embeddings()
+    for module in causal.modules():
+        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
+            if module.weight is embedding.weight:
+                module.frozen_weight = module.weight.detach().to(dtype)
+            else:
+                module.weight.data = module.weight.data.to(dtype)
+                if module.bias is not None:
+                    module.bias.data = module.bias.data.to(dtype)
