@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,10 @@ from slm.console import note
 from train.checkpoint import load_model, read_config
 from train.config import TrainOptions
 from train.evaluate import LossSum, held_out_loss, total
-from train.masks import Encoded
 from train.peft_adapter import add_adapter
 from train.precision import choose_dtype, store_frozen, use_cores
 from train.prepare import Prepared, prepare_conversations, prepare_texts
 from train.trainer import RunFigures, fit
-
-# The template made of plain text, which every base knows, and EOS.
-PLAIN = "alpaca"
-_TOO_MANY = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +32,7 @@ class LanguageLoss:
     held_out_tokens: int
     train_examples: int
     held_out_examples: int
+    dropped_examples: int
 
 
 @dataclass(frozen=True)
@@ -78,12 +73,11 @@ def train_sft(options: TrainOptions) -> TrainResult:
 def _run(options: TrainOptions, prepared: Prepared) -> TrainResult:
     started = time.monotonic()
     use_cores(options.threads)
-    langs = Counter(item.example.lang for item in prepared.train)
-    shares = ", ".join(f"{count} {lang}" for lang, count in sorted(langs.items()))
+    shares = ", ".join(f"{count} {lang}" for lang, count in sorted(prepared.train.language_counts().items()))
     note(
         f"{len(prepared.train)} sequences to train on ({shares}),"
-        f" {len(prepared.held_out)} held out; {sum(len(i.ids) for i in prepared.train):,} tokens,"
-        f" {sum(i.supervised for i in prepared.train):,} of them supervised"
+        f" {len(prepared.held_out)} held out; {prepared.train.lengths.sum(dtype=int):,} tokens,"
+        f" {prepared.train.supervised_total:,} of them supervised"
     )
     dtype, why = choose_dtype(options.dtype)
     note(f"{str(dtype).removeprefix('torch.')}: {why}")
@@ -108,10 +102,16 @@ def _result(
     run: RunFigures,
     seconds: float,
 ) -> TrainResult:
-    trained = Counter(item.example.lang for item in prepared.train)
-    held = Counter(item.example.lang for item in prepared.held_out)
+    trained, held = (Counter(side.language_counts()) for side in (prepared.train, prepared.held_out))
     by_language = {
-        lang: LanguageLoss(before[lang].loss, after[lang].loss, before[lang].tokens, trained[lang], held[lang])
+        lang: LanguageLoss(
+            before[lang].loss,
+            after[lang].loss,
+            before[lang].tokens,
+            trained[lang],
+            held[lang],
+            prepared.dropped_by_language.get(lang, 0),
+        )
         for lang in before
     }
     return TrainResult(
@@ -129,8 +129,8 @@ def _save(model: Any, prepared: Prepared, options: TrainOptions, folder: Path) -
 
 
 def _manifest(options: TrainOptions, prepared: Prepared, result: TrainResult) -> dict[str, Any]:
-    lines = Counter(example.file for example in prepared.examples)
-    langs = sorted({item.example.lang for item in prepared.train})
+    lines = prepared.examples_by_file
+    langs = sorted(prepared.train.language_counts())
     return {
         "base": {
             "path": str(options.base.resolve()),
@@ -146,31 +146,3 @@ def _manifest(options: TrainOptions, prepared: Prepared, result: TrainResult) ->
         "figures": result.as_json(),
         "options": options.as_json(),
     }
-
-
-def show_masks(options: TrainOptions, count: int) -> list[str]:
-    """The first `count` training sequences in rich's markup: learned tokens between ⟦ ⟧ and green, the others dim."""
-    from rich.markup import escape
-
-    prepared = prepare_conversations(options)
-    shown = []
-    for item in prepared.train[:count]:
-        pieces: list[str] = []
-        spans: Sequence[tuple[bool, list[int]]] = _spans(item)
-        for learned, ids in spans:
-            text = escape(prepared.tokenizer.decode(ids))
-            pieces.append(f"[bold green]⟦{text}⟧[/]" if learned else f"[dim]{text}[/]")
-        shown.append(
-            f"{item.example.where}: {item.supervised} of {len(item.ids)} tokens are learned\n" + "".join(pieces)
-        )
-    return shown
-
-
-def _spans(item: Encoded) -> list[tuple[bool, list[int]]]:
-    spans: list[tuple[bool, list[int]]] = []
-    for token, label in zip(item.ids, item.labels, strict=True):
-        learned = label >= 0
-        if not spans or spans[-1][0] != learned:
-            spans.append((learned, []))
-        spans[-1][1].append(token)
-    return spans

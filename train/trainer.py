@@ -153,7 +153,7 @@ def fit(model: Any, train: Sequence[Encoded], options: TrainOptions, dtype: torc
             time_limit_s=options.time_limit_s,
             model=model,
             args=arguments,
-            train_dataset=list(train),
+            train_dataset=train,
             data_collator=lambda items: pad(items, pad_id),
         )
         trainer.remove_callback(PrinterCallback)
