@@ -166,7 +166,11 @@ def _report_long(reading: _Reading, options: TrainOptions) -> None:
         raise InputError(
             f"{count} of {reading.sequences} examples are longer than {reading.limit} tokens, and none is cut silently",
             found=listed,
-            hint=f"Raise --max-length to {reading.longest}, or leave them out with --drop-long.",
+            hint=(
+                f"Raise --max-length to {reading.longest}, or leave them out with --drop-long."
+                if reading.longest <= base_limit(options)
+                else f"The base reads {base_limit(options)} tokens at most; leave them out with --drop-long."
+            ),
         )
     shares = ", ".join(f"{number} {lang}" for lang, number in sorted(reading.long_by_language.items()))
     note(f"left out: {count} examples of more than {reading.limit} tokens ({shares}): {listed}")
@@ -174,6 +178,10 @@ def _report_long(reading: _Reading, options: TrainOptions) -> None:
 
 def length_limit(options: TrainOptions) -> int:
     """The longest sequence, in tokens: --max-length, or what the base can read where that is less."""
+    return min(options.max_length, base_limit(options))
+
+
+def base_limit(options: TrainOptions) -> int:
+    """The positions that the base has, in tokens; --max-length where its config names none."""
     config = read_config(options.base)
-    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or options.max_length)
-    return min(options.max_length, positions)
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or options.max_length)
