@@ -7,6 +7,7 @@ from typing import Any
 from slm.errors import InputError
 from train.checkpoint import target_modules
 from train.config import TrainOptions
+from train.layers import lowest_layer
 
 
 def add_adapter(model: Any, options: TrainOptions) -> Any:
@@ -16,12 +17,17 @@ def add_adapter(model: Any, options: TrainOptions) -> Any:
 
     family = model.config.model_type
     set_seed(options.seed)
+    layers = None
+    if options.top_layers:
+        lowest = lowest_layer(model, options.top_layers)
+        layers = list(range(lowest, lowest + options.top_layers))
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         use_rslora=options.rslora,
         target_modules=target_modules(family, options.targets),
+        layers_to_transform=layers,
         fan_in_fan_out=family == "gpt2",  # GPT-2 keeps its weights as (in, out)
         task_type="CAUSAL_LM",
     )
