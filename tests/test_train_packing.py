@@ -16,8 +16,8 @@ from train.batches import packed, pad
 from train.checkpoint import TARGETS
 from train.config import TrainOptions
 from train.data import Example
-from train.frozen import frozen_states, supply
-from train.layers import decoder_layers, lowest_layer
+from train.frozen import frozen_states
+from train.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.loss import IGNORE, supervised_loss
 from train.masks import Encoded
 from train.packed_attention import use_packed_attention
@@ -112,12 +112,12 @@ def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
     wanted = gradient(model, whole)
     states = frozen_states(model, lowest_layer(model, 1), items, fingerprint="f", dtype=torch.float32)
     lower = list(decoder_layers(model))
-    with states.in_place(model):
+    with without_lower_layers(model, 2):
         for layer in lower[:2]:  # proof that they are not computed
             layer.forward = None
         for part in (items[:3], items[3:], items):
             batch = packed(part)
-            supply(model, states.of_batch(part, batch))
+            batch["states"] = states.of_batch(part, batch)
             loss, _ = supervised_loss(model, batch)
     assert float(loss) == pytest.approx(float(whole), rel=1e-5)
     assert torch.allclose(gradient(model, loss), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))

@@ -106,6 +106,7 @@ class TrainOptions:
         need(self.neftune >= 0, f"--neftune must not be negative (is {self.neftune})")
         need(self.top_layers >= 0, f"--top-layers must not be negative (is {self.top_layers})")
         need(not (self.top_layers and self.neftune), "--neftune needs the embedding, which --top-layers leaves out")
+        need(not self.top_layers or self.pack, "--top-layers needs --pack")
         names = ", ".join(CHECKPOINTING)
         need(self.checkpointing in CHECKPOINTING, f"--checkpointing must be one of {names} (is '{self.checkpointing}')")
         need(self.eval_every >= 0, f"--eval-every must not be negative (is {self.eval_every})")

@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from slm import paths
 from slm.artifacts import MANIFEST, new_folder, read_manifest, require_space
 from slm.console import note, progress
 from train.batches import Batch, packed
-from train.layers import decoder_layers
-from train.loss import causal_model, forward_states
+from train.layers import causal_model, decoder_layers
+from train.loss import forward_states
 from train.masks import Encoded
 from train.packing import seen_length
 from train.precision import precision
@@ -35,10 +34,9 @@ _KEPT = 2
 
 
 class FrozenStates:
-    """The states of sequences in front of layer `cut`, one row of float32 for each token, in a file read as needed."""
+    """The states of sequences in front of the lowest adapted layer, one row of float32 for each token, in a file read as needed."""
 
-    def __init__(self, folder: Path, cut: int) -> None:
-        self._cut = cut
+    def __init__(self, folder: Path) -> None:
         self._starts = {
             digest.tobytes(): int(start)
             for digest, start in zip(np.load(folder / "digests.npy"), np.load(folder / "starts.npy"), strict=True)
@@ -47,44 +45,10 @@ class FrozenStates:
         self._rows = np.memmap(folder / "states.f32", np.float32, "r").reshape(-1, size)
 
     def of_batch(self, items: Sequence[Encoded], batch: Batch) -> torch.Tensor:
-        """The states of a packed batch of `items`: (1, tokens, size)."""
+        """The states of the packed batch of some of the sequences: (1, tokens, size)."""
         starts = np.array([self._starts[_digest(item)] for item in items])
         rows = starts[batch["owners"].numpy()] + batch["position_ids"][0].numpy()
         return torch.from_numpy(self._rows[rows])[None]
-
-    @contextmanager
-    def in_place(self, model: Any) -> Iterator[None]:
-        """While it lasts the model runs only its upper layers, on batches that bring "states" (see `supply`)."""
-        layers = decoder_layers(model)
-        lower = [layers[n] for n in range(self._cut)]
-        for n in range(self._cut):
-            layers[n] = _Supply() if n == self._cut - 1 else _Skip()
-        try:
-            yield
-        finally:
-            for n, layer in enumerate(lower):
-                layers[n] = layer
-
-
-def supply(model: Any, states: torch.Tensor) -> None:
-    """Let the next forward passes of a model whose lower layers are replaced begin at these states."""
-    next(layer for layer in decoder_layers(model) if isinstance(layer, _Supply)).states = states
-
-
-class _Skip(torch.nn.Module):
-    """Stands where a lower layer was, whose result nobody needs."""
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return hidden_states
-
-
-class _Supply(torch.nn.Module):
-    """Stands where the highest frozen layer was, and gives its kept result."""
-
-    states: torch.Tensor
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.states.to(hidden_states.dtype)
 
 
 def frozen_states(
@@ -105,14 +69,14 @@ def frozen_states(
     if (folder / MANIFEST).exists():
         os.utime(folder / MANIFEST)  # the caches used last are kept
         note(f"the states of the {cut} frozen layers are there from an earlier run")
-        return FrozenStates(folder, cut)
+        return FrozenStates(folder)
     _drop_older(home)
     with new_folder(folder, _KIND) as (temporary, manifest):
         size = int(causal_model(model).get_input_embeddings().weight.shape[1])
         manifest.update({"size": size, "cut": cut, "base_fingerprint": fingerprint, "sequences": len(digests)})
         _write(model, cut, items, [firsts[digest] for digest in digests], size, dtype, temporary)
         np.save(temporary / "digests.npy", np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1))
-    return FrozenStates(folder, cut)
+    return FrozenStates(folder)
 
 
 def _write(

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from train.layers import causal_model, supply
+
 IGNORE = -100
 # Words of the vocabulary whose logits exist at a time: their part of the weight (21 MB of Gemma's) fits a cache.
 _BLOCK = 8192
@@ -82,11 +84,6 @@ def _logits(
     return softcap * squashed, 1.0 - squashed.square()
 
 
-def causal_model(model: Any) -> Any:
-    """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def supervised_loss(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, int]:
     """(summed cross-entropy in nats, number of supervised tokens) of a batch of train.batches, packed or padded.
 
@@ -104,9 +101,14 @@ def supervised_loss(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, in
 
 
 def forward_states(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """The final states (sequences, tokens, size) of a batch of train.batches; a packed one is a single sequence."""
+    """The final states (sequences, tokens, size) of a batch of train.batches; a packed one is a single sequence.
+
+    With "states" the model runs without its lower layers and begins at them.
+    """
     names = ("position_ids", "pieces") if "pieces" in batch else ("attention_mask",)
     seen = {name: batch[name] for name in names}
+    if "states" in batch:
+        supply(model, batch["states"])
     states: torch.Tensor = (
         causal_model(model).base_model(input_ids=batch["input_ids"], use_cache=False, **seen).last_hidden_state
     )

@@ -1,0 +1,48 @@
+"""How the sequences of a run become batches: packed or padded, whole or from the lowest adapted layer upwards.
+
+It knows nothing of optimizers or of where a run begins and ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from slm.artifacts import checkpoint_fingerprint
+from train.batches import Batch, Collate, packed, pad
+from train.config import TrainOptions
+from train.frozen import frozen_states
+from train.layers import lowest_layer, without_lower_layers
+from train.masks import Encoded
+from train.packed_attention import use_packed_attention
+
+
+@contextmanager
+def feed(
+    model: Any, options: TrainOptions, items: Sequence[Encoded], *, pad_id: int, dtype: torch.dtype
+) -> Iterator[Collate]:
+    """What makes batches of sequences, while the model is ready for them.
+
+    items: every sequence that will be in one; with `top_layers` the states of the lower layers are made now.
+    """
+    if not options.pack:
+        yield partial(pad, pad_id=pad_id)
+        return
+    use_packed_attention(model)
+    collate = partial(packed, share=options.share_prefix)
+    if not options.top_layers:
+        yield collate
+        return
+    cut = lowest_layer(model, options.top_layers)
+    states = frozen_states(model, cut, items, fingerprint=checkpoint_fingerprint(options.base), dtype=dtype)
+
+    def with_states(chosen: Sequence[Encoded]) -> Batch:
+        batch = collate(chosen)
+        return batch | {"states": states.of_batch(chosen, batch)}
+
+    with without_lower_layers(model, cut):
+        yield with_states
