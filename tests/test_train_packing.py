@@ -16,6 +16,7 @@ from train.batches import packed, pad
 from train.checkpoint import TARGETS
 from train.config import TrainOptions
 from train.data import Example
+from train.feed import use_gradient_checkpointing
 from train.frozen import frozen_states
 from train.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.loss import IGNORE, supervised_loss
@@ -122,6 +123,26 @@ def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
     assert float(loss) == pytest.approx(float(whole), rel=1e-5)
     assert torch.allclose(gradient(model, loss), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
     assert list(decoder_layers(model)) == lower
+
+
+@pytest.mark.parametrize("model_type", sorted(TARGETS))
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(model_type: str, tmp_path: Path) -> None:
+    model = with_adapter(tiny(model_type), tmp_path)
+    use_packed_attention(model)
+    kept: list[int] = []
+
+    def both() -> tuple[float, torch.Tensor, int]:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            loss, _ = supervised_loss(model, packed(a_batch()))
+        return float(loss), gradient(model, loss), sum(kept)
+
+    loss, wanted, most = both()
+    use_gradient_checkpointing(model)
+    again, found, least = both()
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
+    assert least < most / 2
 
 
 def test_kept_states_are_found_again_and_only_for_the_same_model_data_and_cut(

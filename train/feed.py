@@ -16,9 +16,14 @@ from slm.artifacts import checkpoint_fingerprint
 from train.batches import Batch, Collate, packed, pad
 from train.config import TrainOptions
 from train.frozen import frozen_states
-from train.layers import lowest_layer, without_lower_layers
+from train.layers import causal_model, lowest_layer, without_lower_layers
 from train.masks import Encoded
 from train.packed_attention import use_packed_attention
+
+
+def use_gradient_checkpointing(model: Any) -> None:
+    """Let the backward pass compute each layer's states again instead of keeping them: less memory, more time."""
+    causal_model(model).gradient_checkpointing_enable({"use_reentrant": False})
 
 
 @contextmanager

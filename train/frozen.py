@@ -34,7 +34,7 @@ _KEPT = 2
 
 
 class FrozenStates:
-    """The states of sequences in front of the lowest adapted layer, one row of float32 for each token, in a file read as needed."""
+    """What the lowest adapted layer is given of each sequence: a row of float32 a token, in a file read as needed."""
 
     def __init__(self, folder: Path) -> None:
         self._starts = {

@@ -58,12 +58,13 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         wanted = (hidden.float() * own.float()).sum(dim=1)
         if bias is not None:
             wanted += bias[labels]
-        squashed = None if softcap is None else torch.tanh(wanted / softcap)
-        if squashed is not None:
+        push = own.float()
+        if softcap is not None:
+            squashed = torch.tanh(wanted / softcap)
             wanted = softcap * squashed
+            push *= (1.0 - squashed.square())[:, None]
         loss = (total.log_().squeeze(1) + highest.squeeze(1) - wanted).sum()
         if want_grad:
-            push = own.float() if squashed is None else own.float() * (1.0 - squashed.square())[:, None]
             ctx.save_for_backward((pull / total.exp_() - push).to(hidden.dtype))
         return loss
 
@@ -91,13 +92,14 @@ def supervised_loss(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, in
     went through `use_packed_attention`.
     """
     causal = causal_model(model)
+    states = forward_states(model, batch)
     if "pieces" in batch:
-        chosen, wanted = (0, batch["rows"]), batch["labels"]
+        hidden, wanted = states[0, batch["rows"]], batch["labels"]
     else:
         labels = batch["labels"][:, 1:]
-        chosen = torch.nonzero(labels != IGNORE, as_tuple=True)
-        wanted = labels[chosen]
-    return head_loss(causal, forward_states(model, batch)[chosen], wanted), int(wanted.numel())
+        chosen = labels != IGNORE
+        hidden, wanted = states[:, :-1][chosen], labels[chosen]
+    return head_loss(causal, hidden, wanted), int(wanted.numel())
 
 
 def forward_states(model: Any, batch: dict[str, Any]) -> torch.Tensor:

@@ -44,10 +44,11 @@ def _attend(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     sizes = [piece.end - piece.start for piece in pieces]
-    keys = dict(zip([piece.start for piece in pieces], key.split(sizes, dim=2), strict=True))
-    values = dict(zip([piece.start for piece in pieces], value.split(sizes, dim=2), strict=True))
+    starts = [piece.start for piece in pieces]
+    keys = dict(zip(starts, torch.split(key, sizes, dim=2), strict=True))
+    values = dict(zip(starts, torch.split(value, sizes, dim=2), strict=True))
     outputs = []
-    for piece, part in zip(pieces, query.split(sizes, dim=2), strict=True):
+    for piece, part in zip(pieces, torch.split(query, sizes, dim=2), strict=True):
         seen = [start for start, _ in piece.before] + [piece.start]
         k = torch.cat([keys[start] for start in seen], dim=2) if len(seen) > 1 else keys[piece.start]
         v = torch.cat([values[start] for start in seen], dim=2) if len(seen) > 1 else values[piece.start]
