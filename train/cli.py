@@ -60,6 +60,7 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         click.option("--patience", type=int, help="End after so many without a better one; the best is kept."),
         click.option("--save-every-s", type=float, help="Seconds between checkpoints; 0: none."),
         click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
+        click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
         click.option("--tensorboard/--no-tensorboard", help="Write TensorBoard's event files as well."),
     ]
     if sft:
