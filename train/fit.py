@@ -129,6 +129,7 @@ def _train(
         history = History(run.path, state.step, tensorboard=options.tensorboard) if ranks.rank() == 0 else None
         try:
             with progress("training", total=steps, unit="steps") as show:
+                show(state.step)
                 trainer.monitor = Monitor(trainer, show, history)
                 if history and not run.checkpoint:
                     before = {lang: nats / tokens for lang, (nats, tokens) in state.before.items()}

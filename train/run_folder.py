@@ -158,7 +158,7 @@ def _opened(path: Path, output: Path, asked: dict[str, Any], *, resume: bool, fr
     if found and was:
         state = found[0].state
         differing = differences(was, asked)
-        where = f"step {state.step}, {state.elapsed_s / 60:.1f} minutes"
+        where = f"step {state.step}, after {state.elapsed_s:,.0f} s of training"
         again = "Start anew with --fresh (its checkpoints are removed)"
         if not resume:
             more = f" of other inputs ({'; '.join(differing)})" if differing else ""

@@ -179,7 +179,10 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self.step_norm = float(norm)
         if bad or not math.isfinite(self.step_norm):
             self._diverged(nats)
-        self.step_sums, self.step_rate = (nats, int(supervised), int(tokens)), float(self.lr_scheduler.get_last_lr()[0])
+        self.step_sums, self.step_rate = (
+            (nats, int(supervised), int(tokens)),
+            float(self.optimizer.param_groups[0]["lr"]),
+        )
         run = self.run_state
         run.step += 1
         run.elapsed_s = elapsed
@@ -273,8 +276,12 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             if entry.startswith(_OPTIMIZER):
                 key, name = entry.removeprefix(_OPTIMIZER).split("/", 1)
                 self.optimizer.state[by_name[name]][key] = tensor
-        self.lr_scheduler.last_epoch = self.run_state.step - 1
-        self.lr_scheduler.step()  # the rate is a function of the step (and of the time behind)
+        schedule, step = self.lr_scheduler, self.run_state.step
+        schedule.last_epoch = step  # the rate is a function of the step (and of the time behind)
+        for group, peak, factor in zip(
+            self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = peak * factor(step)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
