@@ -1,4 +1,4 @@
-"""A training run from end to end: killed at any moment, measured on the way, diverging, on a full disk, in two processes."""
+"""A training run from end to end: killed at any moment, measured, diverging, on a full disk, in two processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from train.run_folder import folder_of, open_run
 
 ROOT = Path(__file__).parent.parent
 ALL_KINDS: list[dict[str, Any]] = [
-    {"dropout": 0.1, "neftune": 5.0}, {"dora": True}, {"pissa": True}, {"lora_plus": 8.0, "rslora": True, "dropout": 0.1},
+    {"dropout": 0.1, "neftune": 5.0}, {"dora": True}, {"pissa": True},
+    {"lora_plus": 8.0, "rslora": True, "dropout": 0.1},
 ]  # fmt: skip
 
 
@@ -110,9 +111,7 @@ def test_a_run_that_goes_on_ends_with_the_same_bits_and_history_as_an_unbroken_o
     assert again.by_language == whole.by_language and again.run.tokens == whole.run.tokens
     assert not (tmp_path / "broken.run").exists()
     config = json.loads((tmp_path / "broken" / "run" / "config.json").read_text())
-    assert (
-        config["resumed_at_steps"] == [6] and config["environment"]["torch"] == torch.__version__.split("+")[0]
-    ) or (config["environment"]["torch"] == torch.__version__)
+    assert config["resumed_at_steps"] == [6] and torch.__version__.startswith(config["environment"]["torch"])
 
 
 def die_at_event(options: TrainOptions, number: int) -> None:
@@ -184,7 +183,7 @@ def test_a_broken_off_run_is_told_and_neither_thrown_away_nor_continued_otherwis
     with pytest.raises(MismatchError, match=r"the data was .*d\.jsonl.*rank was 4, is 8"):
         train_sft(asked(base, other, tmp_path / "a", rank=8, resume=True))
     elsewhere = write_checkpoint(tmp_path / "elsewhere", "llama", seed=1)
-    with pytest.raises(MismatchError, match="the base was .*other weights"):
+    with pytest.raises(MismatchError, match=r"the base was .*other weights"):
         train_sft(asked(elsewhere, data, tmp_path / "a", resume=True))
     with pytest.raises(InputError, match="exclude each other"):
         asked(base, data, tmp_path / "a", resume=True, fresh=True)
@@ -555,7 +554,7 @@ def test_two_processes_learn_what_one_with_twice_the_accumulated_batches_does(
         "train", "sft", "--base", str(base), "--data", str(data), "--max-steps", "6", "--rank", "4", "--lr", "2e-2",
         "--threads", "1", "--dtype", "float32", "--template", "chatml", "--eval-every", "3", "--json",
     ]  # fmt: skip
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     together = subprocess.run(
         [*launcher, "-m", "slm_cli", *shared, "-o", str(tmp_path / "two"), "--batch-size", "3"],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
