@@ -408,7 +408,7 @@ def test_a_step_over_accumulated_batches_equals_one_over_the_whole(
     def look(self: Any, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         seen.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
 
-    monkeypatch.setattr("train.trainer._Monitor.on_pre_optimizer_step", look, raising=False)
+    monkeypatch.setattr("train.trainer.Monitor.on_pre_optimizer_step", look, raising=False)
     for batch_size, accumulate in ((8, 1), (2, 4)):
         changes = {"batch_size": batch_size, "accumulate": accumulate, "max_steps": 1}
         train_sft(options(checkpoints["llama"], data, tmp_path / f"a{accumulate}", **changes))
@@ -421,7 +421,7 @@ def test_a_step_over_accumulated_batches_equals_one_over_the_whole(
 def test_the_dtype_follows_the_probe_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds, expected in ((0.4, torch.bfloat16), (0.9, torch.float32), (300.0, torch.float32)):
         monkeypatch.setattr(
-            "train.trainer._matmul_seconds", lambda dtype, s=seconds: 1.0 if dtype == torch.float32 else s
+            "train.precision._matmul_seconds", lambda dtype, s=seconds: 1.0 if dtype == torch.float32 else s
         )
         assert choose_dtype("auto")[0] == expected
     assert choose_dtype("bfloat16")[0] == torch.bfloat16
