@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,17 @@ from train.frozen import frozen_states
 from train.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.loss import IGNORE, supervised_loss
 from train.masks import Encoded
-from train.packed_attention import use_packed_attention
+from train.packed_attention import packed_attention
 from train.packing import pack
 from train.peft_adapter import add_adapter
 
 VOCABULARY = 90
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
 
 
 def encoded(ids: list[int], learned: range) -> Encoded:
@@ -94,20 +102,22 @@ def test_a_pack_has_the_losses_and_gradients_of_its_sequences(model_type: str, s
     ]
     total = sum(alone)
     wanted = gradient(model, total)
-    use_packed_attention(model)
-    loss, count = supervised_loss(model, packed(items, share=share))
+    with packed_attention(model):
+        loss, count = supervised_loss(model, packed(items, share=share))
     assert count == sum(item.supervised for item in items)
     assert float(loss) == pytest.approx(float(total), rel=1e-5)
     assert torch.allclose(gradient(model, loss), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+    again = model(input_ids=torch.tensor([items[0].ids]), labels=torch.tensor([items[0].labels])).loss
+    assert float(again * items[0].supervised) == pytest.approx(float(alone[0]))  # the model is as it was
 
 
 @pytest.mark.parametrize("model_type", sorted(TARGETS))
 def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
-    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_type: str, tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLM_HOME", str(tmp_path))
     model = with_adapter(tiny(model_type), tmp_path, top_layers=1)
-    use_packed_attention(model)
+    stack.enter_context(packed_attention(model))
     items = a_batch()
     whole, _ = supervised_loss(model, packed(items))
     wanted = gradient(model, whole)
@@ -126,9 +136,11 @@ def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
 
 
 @pytest.mark.parametrize("model_type", sorted(TARGETS))
-def test_gradient_checkpointing_keeps_less_and_changes_nothing(model_type: str, tmp_path: Path) -> None:
+def test_gradient_checkpointing_keeps_less_of_the_same(
+    model_type: str, tmp_path: Path, stack: ExitStack
+) -> None:
     model = with_adapter(tiny(model_type), tmp_path)
-    use_packed_attention(model)
+    stack.enter_context(packed_attention(model))
     kept: list[int] = []
 
     def both() -> tuple[float, torch.Tensor, int]:
@@ -146,11 +158,11 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(model_type: str, 
 
 
 def test_kept_states_are_found_again_and_only_for_the_same_model_data_and_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SLM_HOME", str(tmp_path))
     model = with_adapter(tiny("llama"), tmp_path, top_layers=1)
-    use_packed_attention(model)
+    stack.enter_context(packed_attention(model))
     items = a_batch()
 
     def made(*, fingerprint: str = "f", cut: int = 2, data: list[Encoded] = items) -> bool:

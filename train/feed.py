@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from slm.artifacts import checkpoint_fingerprint
+from train import ranks
 from train.batches import Batch, Collate, packed, pad
 from train.config import TrainOptions
 from train.frozen import frozen_states
 from train.layers import causal_model, lowest_layer, without_lower_layers
 from train.masks import Encoded
-from train.packed_attention import use_packed_attention
+from train.packed_attention import packed_attention
 
 
 def use_gradient_checkpointing(model: Any) -> None:
@@ -37,17 +38,20 @@ def feed(
     if not options.pack:
         yield partial(pad, pad_id=pad_id)
         return
-    use_packed_attention(model)
     collate = partial(packed, share=options.share_prefix)
-    if not options.top_layers:
-        yield collate
-        return
-    cut = lowest_layer(model, options.top_layers)
-    states = frozen_states(model, cut, items, fingerprint=checkpoint_fingerprint(options.base), dtype=dtype)
+    with packed_attention(model):
+        if not options.top_layers:
+            yield collate
+            return
+        cut = lowest_layer(model, options.top_layers)
+        make = partial(frozen_states, model, cut, items, fingerprint=checkpoint_fingerprint(options.base), dtype=dtype)
+        states = make() if ranks.rank() == 0 else None
+        ranks.gathered(None)  # the others read what the first one wrote
+        kept = states or make()
 
-    def with_states(chosen: Sequence[Encoded]) -> Batch:
-        batch = collate(chosen)
-        return batch | {"states": states.of_batch(chosen, batch)}
+        def with_states(chosen: Sequence[Encoded]) -> Batch:
+            batch = collate(chosen)
+            return batch | {"states": kept.of_batch(chosen, batch)}
 
-    with without_lower_layers(model, cut):
-        yield with_states
+        with without_lower_layers(model, cut):
+            yield with_states

@@ -26,11 +26,12 @@ from slm.console import note
 from slm.errors import InputError, MismatchError
 from slm.llama import physical_cores
 from train import ranks
-from train.batches import pad
+from train.batches import Collate
 from train.checkpoint import load_model, read_config
 from train.checkpoints import RunState, Sums
 from train.config import TrainOptions
 from train.evaluate import LossSum, held_out_loss
+from train.feed import feed, use_gradient_checkpointing
 from train.fit import RunFigures, fit
 from train.history import require_tensorboard, save_curve
 from train.masks import Encoded
@@ -123,21 +124,22 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
         if run.checkpoint:
             initial = return_to_initial(model, run.checkpoint.tensors())
         store_frozen(model, dtype)
+        if options.checkpointing == "on":
+            use_gradient_checkpointing(model)
+        everything = [*prepared.train, *prepared.held_out]
         pad_id = prepared.tokenizer.pad_token_id
+        with feed(model, options, everything, pad_id=pad_id, dtype=dtype) as collate:
 
-        def measure() -> Sums:
-            return _measure(model, prepared.held_out, pad_id, dtype)
+            def measure() -> Sums:
+                return _measure(model, prepared.held_out, collate, dtype)
 
-        task = Task(
-            train=prepared.train,
-            plan=Plan([len(item.ids) for item in prepared.train], options.batch_size, options.seed),
-            collate=lambda items: pad(items, pad_id),
-            measure=measure,
-            initial=initial,
-        )
-        state = run.checkpoint.state if run.checkpoint else RunState(before=measure())
-        figures = fit(model, task, options, dtype, run, state)
-        after = state.best or measure()
+            # Packs need no neighbours of like length, so their batches are drawn freely.
+            lengths = [0 if options.pack else len(item.ids) for item in prepared.train]
+            plan = Plan(lengths, options.batch_size, options.seed)
+            task = Task(prepared.train, plan, collate, measure, initial)
+            state = run.checkpoint.state if run.checkpoint else RunState(before=measure())
+            figures = fit(model, task, options, dtype, run, state)
+            after = state.best or measure()
         result = _result(options, prepared, state.before, after, figures, time.monotonic() - started)
         if ranks.rank() == 0:
             _write(model, prepared, options, run, initial, asked, result)
@@ -145,11 +147,11 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
     return result
 
 
-def _measure(model: Any, held_out: Sequence[Encoded], pad_id: int, dtype: Any) -> Sums:
+def _measure(model: Any, held_out: Sequence[Encoded], collate: Collate, dtype: Any) -> Sums:
     """The held-out sums by language; every process measures its share."""
     share = held_out[ranks.rank() :: ranks.world()]
     whole: dict[str, LossSum] = {}
-    for part in ranks.gathered(held_out_loss(model, share, pad_id, dtype)):
+    for part in ranks.gathered(held_out_loss(model, share, collate, dtype)):
         for lang, one in part.items():
             whole[lang] = whole.get(lang, LossSum(0.0, 0)) + one
     return {lang: (one.nats, one.tokens) for lang, one in sorted(whole.items())}

@@ -89,7 +89,7 @@ def supervised_loss(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, in
     """(summed cross-entropy in nats, number of supervised tokens) of a batch of train.batches, packed or padded.
 
     Equal to the model's own loss times the count; `model` may be wrapped by PEFT. A packed batch needs a model that
-    went through `use_packed_attention`.
+    is under `packed_attention`.
     """
     causal = causal_model(model)
     states = forward_states(model, batch)

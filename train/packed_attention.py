@@ -6,23 +6,31 @@ It knows nothing of data, losses or adapters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from train.layers import causal_model
 from train.packing import Piece
 
 NAME = "slm_packed"
 
 
-def use_packed_attention(model: Any) -> None:
-    """Make a transformers model take `pieces` as a keyword of its forward pass."""
+@contextmanager
+def packed_attention(model: Any) -> Iterator[None]:
+    """While it lasts, a transformers model takes `pieces` as a keyword of its forward pass, and needs it."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)
-    model.config._attn_implementation = NAME
+    config = causal_model(model).config
+    before, config._attn_implementation = config._attn_implementation, NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def _attend(

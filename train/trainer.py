@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 
 from slm.errors import DivergenceError
 from train import ranks
+from train.batches import Collate
 from train.checkpoints import RunState, Sums, write_checkpoint
 from train.config import TrainOptions
 from train.history import History
@@ -40,7 +41,7 @@ class Task:
 
     train: Sequence[Encoded]
     plan: Plan
-    collate: Callable[[Sequence[Encoded]], Any]
+    collate: Collate
     measure: Callable[[], Sums]
     initial: dict[str, torch.Tensor]
 
@@ -50,11 +51,6 @@ def decayed(schedule: str, done: float) -> float:
     if schedule == "cosine":
         return 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
     return 1.0 - 0.9 * done if schedule == "linear" else 1.0
-
-
-def batch_tokens(batch: Any) -> int:
-    """How many real tokens a batch holds."""
-    return int(batch["attention_mask"].sum())
 
 
 def loss_of(sums: Sums) -> float:
@@ -159,7 +155,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         value = float(total.detach())
         if not math.isfinite(value):
             self._bad += [item.example.where for item in inputs["items"]]
-        for n, part in enumerate((value, count, batch_tokens(batch))):
+        for n, part in enumerate((value, count, batch["tokens"])):
             self._sums[n] += part
         loss: torch.Tensor = total / num_items_in_batch
         return loss
