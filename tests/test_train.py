@@ -676,7 +676,8 @@ def test_greedy_generation_equals_transformers_own(checkpoints: dict[str, Path],
 def test_generation_stops_at_the_learned_end_marker_and_sampling_is_seeded(
     checkpoints: dict[str, Path], instruct: Path, tmp_path: Path
 ) -> None:
-    train_sft(options(checkpoints["llama"], instruct, tmp_path / "a", epochs=24.0, template="chatml", lang="en"))
+    learned: dict[str, Any] = {"epochs": 30.0, "learning_rate": 1e-2, "rank": 8, "template": "chatml", "lang": "en"}
+    train_sft(options(checkpoints["llama"], instruct, tmp_path / "a", **learned))
     generator = open_generator(checkpoints["llama"], tmp_path / "a")
     answer = "".join(generator.stream("Where is desk 4?", GenerateOptions(max_new_tokens=64)))
     assert answer.startswith("Desk ") and answer.endswith(" is here.")
