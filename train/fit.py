@@ -29,7 +29,7 @@ from train.trainer import LoraTrainer, Monitor, Task, load_trained, loss_of, tra
 class RunFigures:
     """What a run took and did over all its parts; tokens are real ones, without padding.
 
-    best_step: the step whose adapter is the result, when the held-out loss was measured on the way (else 0).
+    best_step: the step whose adapter is the result; an earlier one than the last if its held-out loss was lower.
     """
 
     steps: int
@@ -44,7 +44,7 @@ class RunFigures:
     dtype: str
     trainable_parameters: int
     stopped_by: str
-    best_step: int = 0
+    best_step: int
 
 
 def total_steps(plan: Plan, options: TrainOptions) -> int:
@@ -56,7 +56,7 @@ def total_steps(plan: Plan, options: TrainOptions) -> int:
 def fit(
     model: Any, task: Task, options: TrainOptions, dtype: torch.dtype, run: RunFolder, state: RunState
 ) -> RunFigures:
-    """Train the adapter of a PEFT model, in place; it ends as the best one measured, else as the last.
+    """Train the adapter of a PEFT model, in place; it ends as the best one measured (`state.best`), maybe the last.
 
     run, state: where to begin, or to go on. Raises DivergenceError, and ResourceError when the disk is full.
     """
@@ -68,9 +68,8 @@ def fit(
             note(f"{limit} ended the run at step {state.step} of {steps}")
     elif run.checkpoint:
         load_trained(model, run.checkpoint.tensors())
-    best = best_checkpoint(run.checkpoints, state) if ranks.rank() == 0 else None
-    if best:
-        load_trained(model, best.tensors())
+    if state.best_step != state.step and ranks.rank() == 0:
+        load_trained(model, best_checkpoint(run.checkpoints, state).tensors())
     model.eval()
     return RunFigures(
         steps=state.step,

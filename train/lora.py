@@ -139,8 +139,7 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
             task = Task(prepared.train, plan, collate, measure, initial)
             state = run.checkpoint.state if run.checkpoint else RunState(before=measure())
             figures = fit(model, task, options, dtype, run, state)
-            after = state.best or measure()
-        result = _result(options, prepared, state.before, after, figures, time.monotonic() - started)
+        result = _result(options, prepared, state.before, state.best, figures, time.monotonic() - started)
         if ranks.rank() == 0:
             _write(model, prepared, options, run, initial, asked, result)
         ranks.gathered(None)  # all have ended before the first one leaves

@@ -40,15 +40,6 @@ def connect() -> None:
             dist.init_process_group("gloo")
 
 
-def disconnect() -> None:
-    """Leave the group, so that no process waits for one that has ended."""
-    if world() > 1:
-        import torch.distributed as dist
-
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum of a tensor over all processes, in place."""
     if world() > 1:

@@ -176,6 +176,9 @@ def _opened(path: Path, output: Path, asked: dict[str, Any], *, resume: bool, fr
             state.best, state.best_step, state.waited = {}, 0, 0
         run = RunFolder(path, found[0])
         note(f"going on from {where}")
+        rates = [entry["options"].get("learning_rate") for entry in (was, asked)]
+        if rates[0] != rates[1]:
+            note(f"the peak learning rate was {rates[0]:g}, is {rates[1]:g} from here on")
         asked["resumed_at_steps"] = [*was.get("resumed_at_steps", []), state.step]
     else:
         for entry in path.iterdir():

@@ -88,7 +88,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         elif asked.time_limit_s and run.elapsed_s > asked.time_limit_s:
             run.stopped_by = "time limit"
         control.should_training_stop = bool(run.stopped_by)
-        control.should_evaluate = bool(asked.eval_every) and (run.step % asked.eval_every == 0 or bool(run.stopped_by))
+        control.should_evaluate = bool(run.stopped_by or (asked.eval_every and run.step % asked.eval_every == 0))
         due = asked.save_every_s and (run.elapsed_s - self._saved_s >= asked.save_every_s or run.stopped_by)
         control.should_save = bool(due)
 
@@ -239,7 +239,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self.monitor.record(step=run.step, held_out=by_language, held_out_loss=loss)
         if not run.best_step or loss < loss_of(run.best):
             run.best, run.best_step, run.waited = self.measured, run.step, 0
-            self.control.should_save = True
+            self.control.should_save = self.control.should_save or bool(self.asked.eval_every)
         else:
             run.waited += 1
             if self.asked.patience and run.waited >= self.asked.patience and not run.stopped_by:
@@ -271,7 +271,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         for entry, tensor in self._tensors.items():
             if entry.startswith(_OPTIMIZER):
                 key, name = entry.removeprefix(_OPTIMIZER).split("/", 1)
-                self.optimizer.state[by_name[name]][key] = tensor
+                self.optimizer.state[by_name[name]][key] = tensor.clone()  # not the file's own memory
         schedule, step = self.lr_scheduler, self.run_state.step
         schedule.last_epoch = step  # the rate is a function of the step (and of the time behind)
         for group, peak, factor in zip(
