@@ -121,7 +121,7 @@ def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
     items = a_batch()
     whole, _ = supervised_loss(model, packed(items))
     wanted = gradient(model, whole)
-    states = frozen_states(model, lowest_layer(model, 1), items, fingerprint="f", dtype=torch.float32)
+    states = frozen_states(model, lowest_layer(model, 1), (items[:2], items[2:]), fingerprint="f", dtype=torch.float32)
     lower = list(decoder_layers(model))
     with without_lower_layers(model, 2):
         for layer in lower[:2]:  # proof that they are not computed
@@ -136,9 +136,7 @@ def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
 
 
 @pytest.mark.parametrize("model_type", sorted(TARGETS))
-def test_gradient_checkpointing_keeps_less_of_the_same(
-    model_type: str, tmp_path: Path, stack: ExitStack
-) -> None:
+def test_gradient_checkpointing_keeps_less_of_the_same(model_type: str, tmp_path: Path, stack: ExitStack) -> None:
     model = with_adapter(tiny(model_type), tmp_path)
     stack.enter_context(packed_attention(model))
     kept: list[int] = []
@@ -167,7 +165,7 @@ def test_kept_states_are_found_again_and_only_for_the_same_model_data_and_cut(
 
     def made(*, fingerprint: str = "f", cut: int = 2, data: list[Encoded] = items) -> bool:
         capsys.readouterr()
-        frozen_states(model, cut, data, fingerprint=fingerprint, dtype=torch.float32)
+        frozen_states(model, cut, (data,), fingerprint=fingerprint, dtype=torch.float32)
         return "earlier run" not in capsys.readouterr().err
 
     assert made()

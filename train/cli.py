@@ -204,7 +204,7 @@ def sft(
     folder = first_then_others(lambda: joints.checkpoint_of(base))
     if show_masks:
         from slm.console import out
-        from train.lora import show_masks as masks
+        from train.show import show_masks as masks
 
         options = TrainOptions(base=folder, data=tuple(data), output=output or Path("unused"), **values)
         for text in masks(options, show_masks):

@@ -29,11 +29,11 @@ def use_gradient_checkpointing(model: Any) -> None:
 
 @contextmanager
 def feed(
-    model: Any, options: TrainOptions, items: Sequence[Encoded], *, pad_id: int, dtype: torch.dtype
+    model: Any, options: TrainOptions, sides: Sequence[Sequence[Encoded]], *, pad_id: int, dtype: torch.dtype
 ) -> Iterator[Collate]:
     """What makes batches of sequences, while the model is ready for them.
 
-    items: every sequence that will be in one; with `top_layers` the states of the lower layers are made now.
+    sides: all sequences that will be in one; with `top_layers` the states of the lower layers are made now.
     """
     if not options.pack:
         yield partial(pad, pad_id=pad_id)
@@ -44,7 +44,7 @@ def feed(
             yield collate
             return
         cut = lowest_layer(model, options.top_layers)
-        make = partial(frozen_states, model, cut, items, fingerprint=checkpoint_fingerprint(options.base), dtype=dtype)
+        make = partial(frozen_states, model, cut, sides, fingerprint=checkpoint_fingerprint(options.base), dtype=dtype)
         states = make() if ranks.rank() == 0 else None
         ranks.gathered(None)  # the others read what the first one wrote
         kept = states or make()

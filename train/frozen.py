@@ -52,16 +52,17 @@ class FrozenStates:
 
 
 def frozen_states(
-    model: Any, cut: int, items: Sequence[Encoded], *, fingerprint: str, dtype: torch.dtype
+    model: Any, cut: int, sides: Sequence[Sequence[Encoded]], *, fingerprint: str, dtype: torch.dtype
 ) -> FrozenStates:
     """The states of the sequences in front of layer `cut`: read back where this model, data and cut made them before.
 
     Every layer below `cut` must be frozen; it runs without dropout. fingerprint: of the base's weights.
     Raises ResourceError when the disk is too small for them.
     """
-    firsts: dict[bytes, int] = {}
-    for number, item in enumerate(items):
-        firsts.setdefault(_digest(item), number)
+    firsts: dict[bytes, tuple[int, int]] = {}
+    for side, items in enumerate(sides):
+        for number, item in enumerate(items):
+            firsts.setdefault(_digest(item), (side, number))
     digests = sorted(firsts)
     key = hashlib.sha256(f"{fingerprint} {cut} {dtype}\0".encode() + b"".join(digests)).hexdigest()
     home = paths.home() / "states"
@@ -74,16 +75,28 @@ def frozen_states(
     with new_folder(folder, _KIND) as (temporary, manifest):
         size = int(causal_model(model).get_input_embeddings().weight.shape[1])
         manifest.update({"size": size, "cut": cut, "base_fingerprint": fingerprint, "sequences": len(digests)})
-        _write(model, cut, items, [firsts[digest] for digest in digests], size, dtype, temporary)
+        _write(model, cut, _Chosen(sides, [firsts[digest] for digest in digests]), size, dtype, temporary)
         np.save(temporary / "digests.npy", np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1))
     return FrozenStates(folder)
 
 
-def _write(
-    model: Any, cut: int, items: Sequence[Encoded], chosen: list[int], size: int, dtype: torch.dtype, folder: Path
-) -> None:
-    """states.f32 and starts.npy: the states of the chosen sequences, one after the other."""
-    lengths = np.array([seen_length(items[n]) for n in chosen])
+class _Chosen(Sequence[Encoded]):
+    """Sequences by (side, number), fetched when they are asked for."""
+
+    def __init__(self, sides: Sequence[Sequence[Encoded]], places: list[tuple[int, int]]) -> None:
+        self._sides, self._places = sides, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        side, number = self._places[index]
+        return self._sides[side][number]
+
+
+def _write(model: Any, cut: int, items: Sequence[Encoded], size: int, dtype: torch.dtype, folder: Path) -> None:
+    """states.f32 and starts.npy: the states of the sequences, one after the other."""
+    lengths = np.array([seen_length(item) for item in items])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     tokens = int(starts[-1])
     require_space(folder, tokens * size * 4)
@@ -102,7 +115,7 @@ def _write(
     try:
         with progress(f"states of {cut} frozen layers", total=tokens, unit="tokens") as show, torch.no_grad():
             for places in _groups(lengths):
-                batch = packed([items[chosen[place]] for place in places], share=False)
+                batch = packed([items[place] for place in places], share=False)
                 try:
                     with precision(dtype):
                         forward_states(model, batch)

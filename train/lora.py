@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slm.artifacts import (
     MANIFEST,
     checkpoint_fingerprint,
@@ -52,6 +54,7 @@ class LanguageLoss:
     held_out_tokens: int
     train_examples: int
     held_out_examples: int
+    dropped_examples: int
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,11 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
         return _finished(options, asked)
     if options.tensorboard:
         require_tensorboard()
-    langs = Counter(item.example.lang for item in prepared.train)
-    shares = ", ".join(f"{count} {lang}" for lang, count in sorted(langs.items()))
+    shares = ", ".join(f"{count} {lang}" for lang, count in sorted(prepared.train.language_counts().items()))
     note(
         f"{len(prepared.train)} sequences to train on ({shares}),"
-        f" {len(prepared.held_out)} held out; {sum(len(i.ids) for i in prepared.train):,} tokens,"
-        f" {sum(i.supervised for i in prepared.train):,} of them supervised"
+        f" {len(prepared.held_out)} held out; {prepared.train.lengths.sum(dtype=int):,} tokens,"
+        f" {prepared.train.supervised_total:,} of them supervised"
     )
     dtype, why = choose_dtype(options.dtype)
     dtype, why = ranks.gathered((dtype, why))[0]
@@ -126,16 +128,15 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
         store_frozen(model, dtype)
         if options.checkpointing == "on":
             use_gradient_checkpointing(model)
-        everything = [*prepared.train, *prepared.held_out]
         pad_id = prepared.tokenizer.pad_token_id
-        with feed(model, options, everything, pad_id=pad_id, dtype=dtype) as collate:
+        with feed(model, options, (prepared.train, prepared.held_out), pad_id=pad_id, dtype=dtype) as collate:
 
             def measure() -> Sums:
                 return _measure(model, prepared.held_out, collate, dtype)
 
             # Packs need no neighbours of like length, so their batches are drawn freely.
-            lengths = [0 if options.pack else len(item.ids) for item in prepared.train]
-            plan = Plan(lengths, options.batch_size, options.seed)
+            lengths = np.zeros(len(prepared.train)) if options.pack else prepared.train.lengths
+            plan = Plan(lengths, options.batch_size, options.seed, prepared.weights)
             task = Task(prepared.train, plan, collate, measure, initial)
             state = run.checkpoint.state if run.checkpoint else RunState(before=measure())
             figures = fit(model, task, options, dtype, run, state)
@@ -176,7 +177,7 @@ def _finished(options: TrainOptions, asked: dict[str, Any]) -> TrainResult:
 
 def _asked(options: TrainOptions, prepared: Prepared, method: str, threads: int) -> dict[str, Any]:
     """What a run is asked and with what: enough to tell whether another run is the same."""
-    lines = Counter(example.file for example in prepared.examples)
+    lines = prepared.examples_by_file
     return {
         "method": method,
         "base": {
@@ -198,10 +199,12 @@ def _asked(options: TrainOptions, prepared: Prepared, method: str, threads: int)
 def _result(
     options: TrainOptions, prepared: Prepared, before: Sums, after: Sums, run: RunFigures, seconds: float
 ) -> TrainResult:
-    trained = Counter(item.example.lang for item in prepared.train)
-    held = Counter(item.example.lang for item in prepared.held_out)
+    trained, held = (Counter(side.language_counts()) for side in (prepared.train, prepared.held_out))
+    dropped = prepared.dropped_by_language
     by_language = {
-        lang: LanguageLoss(nats / tokens, after[lang][0] / tokens, tokens, trained[lang], held[lang])
+        lang: LanguageLoss(
+            nats / tokens, after[lang][0] / tokens, tokens, trained[lang], held[lang], dropped.get(lang, 0)
+        )
         for lang, (nats, tokens) in before.items()
     }
     return TrainResult(
@@ -224,7 +227,7 @@ def _write(
         prepared.tokenizer.save_pretrained(folder)
         run.keep(folder)
         (folder / KEPT / "figures.json").write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
-        langs = sorted({item.example.lang for item in prepared.train})
+        langs = sorted(prepared.train.language_counts())
         manifest.update(
             base=asked["base"],
             template=asked["template"],
@@ -233,31 +236,3 @@ def _write(
             figures=result.as_json(),
             options=asked["options"],
         )
-
-
-def show_masks(options: TrainOptions, count: int) -> list[str]:
-    """The first `count` training sequences in rich's markup: learned tokens between ⟦ ⟧ and green, the others dim."""
-    from rich.markup import escape
-
-    prepared = prepare_conversations(options)
-    shown = []
-    for item in prepared.train[:count]:
-        pieces: list[str] = []
-        spans: Sequence[tuple[bool, list[int]]] = _spans(item)
-        for learned, ids in spans:
-            text = escape(prepared.tokenizer.decode(ids))
-            pieces.append(f"[bold green]⟦{text}⟧[/]" if learned else f"[dim]{text}[/]")
-        shown.append(
-            f"{item.example.where}: {item.supervised} of {len(item.ids)} tokens are learned\n" + "".join(pieces)
-        )
-    return shown
-
-
-def _spans(item: Encoded) -> list[tuple[bool, list[int]]]:
-    spans: list[tuple[bool, list[int]]] = []
-    for token, label in zip(item.ids, item.labels, strict=True):
-        learned = label >= 0
-        if not spans or spans[-1][0] != learned:
-            spans.append((learned, []))
-        spans[-1][1].append(token)
-    return spans

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from slm.errors import InputError
 from train.config import TrainOptions
-from train.data import Example
+from train.data import Example, read_conversations
 from train.masks import Encoded
 from train.prepare import prepare_conversations
 
@@ -73,9 +73,10 @@ def write_data(
             hint="The benchmark needs one sequence each: choose other data with --data.",
         )
     train = repeated(prepared.train, count, seed)[:used]
+    messages = {example.line: example.messages for example in read_conversations((file,))}
     paths = folder / "train.jsonl", folder / "held-out.jsonl"
     for path, items in zip(paths, (train, prepared.held_out), strict=True):
-        records = [{"lang": item.example.lang, "messages": item.example.messages} for item in items]
+        records = [{"lang": item.example.lang, "messages": messages[item.example.line]} for item in items]
         text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
         path.write_text(text + "\n", encoding="utf-8")
     ids = folder / "ids.json"
