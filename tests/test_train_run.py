@@ -48,6 +48,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("data") / "d.jsonl", conversations(20) + conversations(20, "ja"))
 
 
+@pytest.fixture(autouse=True)
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a quarter of a tiny run; those who look at the picture say so."""
+    if "picture" not in request.node.name and "packages" not in request.node.name:
+        monkeypatch.setattr("train.lora.save_curve", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of an unbroken run."""
+    output = tmp_path_factory.mktemp("whole") / "a"
+    train_sft(asked(base, data, output))
+    return output
+
+
 def asked(base: Path, data: Path, output: Path, **changes: Any) -> TrainOptions:
     quick: dict[str, Any] = {
         "max_steps": 12, "learning_rate": 2e-2, "rank": 4, "threads": 1, "dtype": "float32", "template": "chatml",
@@ -193,9 +208,13 @@ def test_a_broken_off_run_is_told_and_neither_thrown_away_nor_continued_otherwis
 
 
 def test_a_damaged_checkpoint_is_never_taken(
-    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: Path,
+    data: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    train_sft(asked(base, data, tmp_path / "whole"))
     with monkeypatch.context() as patch, pytest.raises(Broken):
         break_at(patch, 9)
         train_sft(asked(base, data, tmp_path / "a"))
@@ -208,7 +227,7 @@ def test_a_damaged_checkpoint_is_never_taken(
     train_sft(asked(base, data, tmp_path / "a", resume=True))
     told = capsys.readouterr().err
     assert "step-00000008/state.safetensors' is damaged" in told and "going on from step 7" in told
-    assert same(tmp_path / "whole", tmp_path / "a")
+    assert same(whole, tmp_path / "a")
 
 
 def test_what_goes_wrong_with_a_checkpoint_folder_is_found(tmp_path: Path) -> None:
@@ -357,9 +376,8 @@ def test_a_diverged_run_goes_on_with_a_lower_learning_rate_and_from_its_moments(
 
 
 def test_a_full_disk_ends_the_run_in_words_and_harms_no_earlier_checkpoint(
-    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_sft(asked(base, data, tmp_path / "whole"))
     real = Path.write_bytes
     for name, full in (("a", "step-00000006"), ("b", "adapter_model.safetensors")):
 
@@ -376,7 +394,7 @@ def test_a_full_disk_ends_the_run_in_words_and_harms_no_earlier_checkpoint(
         assert not (tmp_path / name).exists()
         assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
         train_sft(asked(base, data, tmp_path / name, resume=True))
-        assert same(tmp_path / "whole", tmp_path / name)
+        assert same(whole, tmp_path / name)
 
 
 def test_a_full_disk_under_the_history_is_told_the_same_way(base: Path, data: Path, tmp_path: Path) -> None:
