@@ -141,7 +141,7 @@ def batch_of(folder: Path) -> tuple[list[Encoded], dict[str, torch.Tensor]]:
 def test_the_supervised_loss_and_its_gradients_equal_the_models_own(
     family: str, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("train.loss._CHUNK_ELEMENTS", 2000)  # several chunks
+    monkeypatch.setattr("train.loss._BLOCK", 100)  # several chunks
     model = add_adapter(load_model(checkpoints[family]), options(checkpoints[family], tmp_path, tmp_path / "o"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -172,7 +172,7 @@ def test_held_out_loss_is_weighted_by_tokens_and_apart_by_language(checkpoints: 
     model = load_model(checkpoints["llama"]).eval()
     items, _ = batch_of(checkpoints["llama"])
     items[1] = dataclasses.replace(items[1], example=dataclasses.replace(items[1].example, lang="ja"))
-    sums = held_out_loss(model, items, 0, torch.float32)
+    sums = held_out_loss(model, items, lambda some: pad(some, 0), torch.float32)
     assert sums["ja"].loss == pytest.approx(float(model(**pad(items[1:2], 0)).loss), abs=1e-5)
     assert sums["en"].tokens == items[0].supervised + items[2].supervised
     assert [len(group) for group in by_length(items, 1)] == [1, 1, 1]
@@ -189,7 +189,7 @@ def test_a_step_over_accumulated_batches_equals_one_over_the_whole(
     def look(self: Any, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         seen.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
 
-    monkeypatch.setattr("train.trainer._Monitor.on_pre_optimizer_step", look, raising=False)
+    monkeypatch.setattr("train.trainer.Monitor.on_pre_optimizer_step", look, raising=False)
     for batch_size, accumulate in ((8, 1), (2, 4)):
         changes = {"batch_size": batch_size, "accumulate": accumulate, "max_steps": 1}
         train_sft(options(checkpoints["llama"], data, tmp_path / f"a{accumulate}", **changes))
@@ -202,7 +202,7 @@ def test_a_step_over_accumulated_batches_equals_one_over_the_whole(
 def test_the_dtype_follows_the_probe_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds, expected in ((0.4, torch.bfloat16), (0.9, torch.float32), (300.0, torch.float32)):
         monkeypatch.setattr(
-            "train.trainer._matmul_seconds", lambda dtype, s=seconds: 1.0 if dtype == torch.float32 else s
+            "train.precision._matmul_seconds", lambda dtype, s=seconds: 1.0 if dtype == torch.float32 else s
         )
         assert choose_dtype("auto")[0] == expected
     assert choose_dtype("bfloat16")[0] == torch.bfloat16
@@ -457,7 +457,8 @@ def test_greedy_generation_equals_transformers_own(checkpoints: dict[str, Path],
 def test_generation_stops_at_the_learned_end_marker_and_sampling_is_seeded(
     checkpoints: dict[str, Path], instruct: Path, tmp_path: Path
 ) -> None:
-    train_sft(options(checkpoints["llama"], instruct, tmp_path / "a", epochs=12.0, template="chatml", lang="en"))
+    learned: dict[str, Any] = {"epochs": 30.0, "learning_rate": 1e-2, "rank": 8, "template": "chatml", "lang": "en"}
+    train_sft(options(checkpoints["llama"], instruct, tmp_path / "a", **learned))
     generator = open_generator(checkpoints["llama"], tmp_path / "a")
     answer = "".join(generator.stream("Where is desk 4?", GenerateOptions(max_new_tokens=64)))
     assert answer.startswith("Desk ") and answer.endswith(" is here.")

@@ -10,6 +10,7 @@ import click
 
 from slm.joints import Joints, pass_joints
 from train.config import CAUSAL_DEFAULTS, CHECKPOINTING, DTYPES, SCHEDULES, TrainOptions
+from train.ranks import first_then_others, rank
 
 if TYPE_CHECKING:
     from train.evaluate import LanguageFigures
@@ -60,6 +61,7 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         click.option("--patience", type=int, help="End after so many without a better one; the best is kept."),
         click.option("--save-every-s", type=float, help="Seconds between checkpoints; 0: none."),
         click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
+        click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
         click.option("--tensorboard/--no-tensorboard", help="Write TensorBoard's event files as well."),
     ]
     if sft:
@@ -98,6 +100,10 @@ def generation_options(function: _F) -> _F:
 def run_training(*, sft: bool, base: Path, data: tuple[Path, ...], output: Path, values: dict[str, Any]) -> TrainResult:
     """Check the options as a whole, then train."""
     options = TrainOptions(base=base, data=tuple(data), output=output, **values)
+    if rank():
+        from slm.console import is_debug, set_verbosity
+
+        set_verbosity(quiet=True, debug=is_debug())
     from train.lora import train_causal, train_sft
 
     return (train_sft if sft else train_causal)(options)
@@ -107,6 +113,8 @@ def report(result: TrainResult, *, as_json: bool) -> None:
     """The figures of a run on stdout: one JSON object, or a table with a line for each language."""
     from slm.console import emit_json, note, out
 
+    if rank():
+        return
     if as_json:
         emit_json({"output": str(result.output)} | result.as_json())
         return
@@ -127,6 +135,8 @@ def report(result: TrainResult, *, as_json: bool) -> None:
         f"{run.steps} steps in {run.seconds:.0f} s, {run.tokens_per_s:,.0f} tok/s ({run.supervised_tokens_per_s:,.0f}"
         f" supervised), {run.dtype}, peak {run.peak_rss_mb:,.0f} MB"
     )
+    if run.best_step != run.steps:
+        note(f"the adapter is that of step {run.best_step}, where the held-out loss was lowest")
     click.echo(str(result.output))
 
 
@@ -155,7 +165,7 @@ def lora(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_
     Example:
       slm train lora --base gemma-3-270m --data data/en.txt -o adapters/en
     """
-    folder = joints.checkpoint_of(base)
+    folder = first_then_others(lambda: joints.checkpoint_of(base))
     report(run_training(sft=False, base=folder, data=data, output=output, values=values), as_json=as_json)
 
 
@@ -191,7 +201,7 @@ def sft(
     """
     if output is None and not show_masks:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    folder = joints.checkpoint_of(base)
+    folder = first_then_others(lambda: joints.checkpoint_of(base))
     if show_masks:
         from slm.console import out
         from train.show import show_masks as masks

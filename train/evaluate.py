@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm.artifacts import require_file
 from slm.console import progress
 from slm.errors import InputError, MismatchError
 from train.masks import Encoded
+
+if TYPE_CHECKING:
+    from train.batches import Collate
 
 # Padded tokens in one forward pass; larger ones gain no speed on a CPU.
 _BATCH_TOKENS = 2048
@@ -64,11 +67,11 @@ class LanguageFigures:
         return asdict(self)
 
 
-def held_out_loss(model: Any, items: Sequence[Encoded], pad_id: int, dtype: Any) -> dict[str, LossSum]:
-    """Token-weighted loss over the supervised tokens of `items`, by language."""
+def held_out_loss(model: Any, items: Sequence[Encoded], collate: Collate, dtype: Any) -> dict[str, LossSum]:
+    """Token-weighted loss over the supervised tokens of `items`, by language; `collate` makes batches of them."""
     import torch
 
-    from train.batches import by_length, pad
+    from train.batches import by_length
     from train.loss import supervised_loss
     from train.precision import precision
 
@@ -83,7 +86,7 @@ def held_out_loss(model: Any, items: Sequence[Encoded], pad_id: int, dtype: Any)
             sums[lang] = LossSum(0.0, 0)
             for batch in by_length(group, _BATCH_TOKENS):
                 with precision(dtype):
-                    total, count = supervised_loss(model, pad(batch, pad_id))
+                    total, count = supervised_loss(model, collate(batch))
                 sums[lang] += LossSum(float(total), count)
                 done += len(batch)
                 show(done)
