@@ -17,6 +17,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -32,7 +33,17 @@ _SKIPPED = {"script", "style", "head"}
 _SHORTEST = 200  # characters of a document worth keeping
 _MACRO = re.compile(r"^[.']\s*(\w+)\s*(.*)$")
 _TEXT_MACROS = {"SH", "SS", "B", "I", "BR", "RB", "IR", "RI", "BI", "IB", "SM", "SB"}
-_ESCAPES = ((r"\-", "-"), (r"\e", "\\"), (r"\&", ""), (r"\ ", " "), (r"\(aq", "'"), (r"\(dq", '"'), (r"\(bu", "-"), (r"\,", ""), (r"\/", ""))
+_ESCAPES = (
+    (r"\-", "-"),
+    (r"\e", "\\"),
+    (r"\&", ""),
+    (r"\ ", " "),
+    (r"\(aq", "'"),
+    (r"\(dq", '"'),
+    (r"\(bu", "-"),
+    (r"\,", ""),
+    (r"\/", ""),
+)
 
 
 class _Blocks(HTMLParser):
@@ -149,15 +160,16 @@ def main() -> None:
     arguments = parser.parse_args()
     root, out = require_folder(arguments.manuals), arguments.corpus
     written: dict[str, list[int]] = {}
-    with new_file(out / "en.jsonl") as english, new_file(out / "ja.jsonl") as japanese:
-        with english.open("w", encoding="utf-8") as en, japanese.open("w", encoding="utf-8") as ja:
-            seen: set[str] = set()
-            for lang, text in documents(root):
-                if len(text) < _SHORTEST or text in seen:
-                    continue
-                seen.add(text)
-                (en if lang == "en" else ja).write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                written.setdefault(lang, []).append(len(text.encode()))
+    with ExitStack() as stack:
+        paths = {lang: stack.enter_context(new_file(out / f"{lang}.jsonl")) for lang in ("en", "ja")}
+        files = {lang: stack.enter_context(path.open("w", encoding="utf-8")) for lang, path in paths.items()}
+        seen: set[str] = set()
+        for lang, text in documents(root):
+            if len(text) < _SHORTEST or text in seen:
+                continue
+            seen.add(text)
+            files[lang].write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            written.setdefault(lang, []).append(len(text.encode()))
     pairs = parallel_lines(root)
     for side, lang in enumerate(("en", "ja")):
         with new_file(out / f"parallel-{lang}.txt") as path:

@@ -1,6 +1,6 @@
 """Reads text to learn a language from: plain files and JSONL, passage by passage, in constant memory.
 
-A plain file is one document, cut at blank lines into passages of some thousand characters; a JSONL record ("text")
+A plain file is one document, cut at blank lines into passages of some hundred bytes; a JSONL record ("text")
 is a document of its own. What is held out is decided by each passage's own hash, so that equal passages stay on one
 side and nothing has to be counted first. It knows nothing of tokenizers or models.
 """
@@ -17,7 +17,7 @@ from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
 from train.data import JSONL
 
-_PASSAGE = 4000  # characters after which the next blank line ends a passage
+_PASSAGE = 500  # bytes after which the next blank line ends a passage
 
 Files = Mapping[str, Sequence[Path]]
 
@@ -62,7 +62,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _blocks(path: Path) -> Iterator[tuple[str, bool]]:
-    """(text, whether the file ends with it): lines joined until a blank one behind `_PASSAGE` characters."""
+    """(text, whether the file ends with it): lines joined until a blank one behind `_PASSAGE` bytes."""
     block: list[str] = []
     size = 0
     ready = ""
@@ -73,7 +73,7 @@ def _blocks(path: Path) -> Iterator[tuple[str, bool]]:
             ready, block, size = "\n".join(block).strip("\n") + "\n\n", [], 0
         elif line.strip() or block:
             block.append(line)
-            size += len(line)
+            size += len(line.encode())
     rest = "\n".join(block).strip("\n")
     if ready:
         yield ready, not rest

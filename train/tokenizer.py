@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slm.artifacts import require_file
 from slm.console import note, progress
-from slm.errors import InputError
+from slm.errors import DamagedFileError, InputError
 from slm.prompt import named_template
 from train.balance import copies, search_parity, sentences, temperature_shares
 from train.corpus import Files, Passage, is_held_out, passages
@@ -103,6 +104,28 @@ def train(options: TokenizerOptions, parallel: dict[str, list[str]] | None = Non
     else:
         fit(shares)
     return Trained(models[tuple(shares.values())], sizes, shares)
+
+
+def read_parallel(files: Files) -> dict[str, list[str]]:
+    """{language: lines} of files that are translations of each other. Raises InputError, DamagedFileError."""
+    lines: dict[str, list[str]] = {}
+    for lang, (path,) in files.items():
+        try:
+            lines[lang] = require_file(path).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DamagedFileError(f"'{path}' is not UTF-8 text") from error
+    counts = {lang: len(side) for lang, side in lines.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise InputError(
+            "the files of --parallel must have equally many lines, each the translation of the other's",
+            found=", ".join(f"{count} {lang}" for lang, count in counts.items()),
+        )
+    return lines
+
+
+def held_out_side(options: TokenizerOptions) -> Iterator[Passage]:
+    """The passages that the tokenizer has not seen."""
+    return (p for p in passages(options.text) if is_held_out(p.text, options.eval_fraction, options.seed))
 
 
 def training_side(options: TokenizerOptions) -> Iterator[Passage]:

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
+from slm.console import progress
+from slm.errors import InputError
+from train.checkpoint import load_tokenizer
+from train.tokenizer import TokenizerOptions, held_out_side
+
 UNSPACED = frozenset({"ja", "zh", "th", "lo", "km", "my"})
+
+
+_MOST = 1_000_000  # held-out characters of a language that are measured
 
 
 @dataclass(frozen=True)
@@ -86,3 +95,39 @@ def parallel_tokens(tokenizer: Any, parallel: Mapping[str, Sequence[str]]) -> di
         lang: sum(map(len, tokenizer(list(lines), add_special_tokens=False).input_ids)) / len(lines)
         for lang, lines in parallel.items()
     }
+
+
+def report(
+    tokenizer: Any, options: TokenizerOptions, beside: Sequence[Path], parallel: Mapping[str, Sequence[str]] | None
+) -> dict[str, Any]:
+    """The figures of a new tokenizer on its held-out text and on parallel text, beside those of other folders.
+
+    {"tokenizers": {name: {"vocabulary", "by_language": {lang: figures}, "tokens_per_parallel_sentence": {lang: n}}}}
+    """
+    texts: dict[str, list[str]] = {lang: [] for lang in options.text}
+    sizes = dict.fromkeys(texts, 0)
+    for passage in held_out_side(options):
+        if sizes[passage.lang] < _MOST:
+            texts[passage.lang].append(passage.text)
+            sizes[passage.lang] += len(passage.text)
+    if empty := [lang for lang, size in sizes.items() if not size]:
+        raise InputError(
+            f"no text of '{empty[0]}' is held out to measure on: it has too few passages",
+            hint="Raise --eval-fraction, or give more text.",
+        )
+    result: dict[str, Any] = {}
+    with progress("measuring", total=1 + len(beside)) as show:
+        for number, (name, one) in enumerate(_all(tokenizer, options.output, beside)):
+            result[name] = {
+                "vocabulary": len(one),
+                "by_language": {lang: text_figures(one, lang, some).as_json() for lang, some in texts.items()},
+                "tokens_per_parallel_sentence": parallel_tokens(one, parallel) if parallel else {},
+            }
+            show(number + 1)
+    return {"tokenizers": result, "held_out_characters": sizes}
+
+
+def _all(tokenizer: Any, output: Path, beside: Sequence[Path]) -> Iterable[tuple[str, Any]]:
+    yield output.name, tokenizer
+    for folder in beside:
+        yield folder.name, load_tokenizer(folder)
