@@ -106,28 +106,18 @@ def _show_tokenizer(output: Path, trained: Trained, figures: dict[str, Any], *, 
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = (
-        "tokenizer",
-        "vocabulary",
-        "language",
-        "bytes/token",
-        "char/token",
-        "fertility",
-        "unknown",
-        "partial",
-    )
-    for name in (*names, "tokens/sentence"):
-        table.add_column(name, justify="left" if name in ("tokenizer", "language") else "right")
+    for name in ("tokenizer", "lang", "bytes/token", "char/token", "fertility", "unknown", "partial", "tok/sentence"):
+        table.add_column(name, justify="left" if name in ("tokenizer", "lang") else "right")
     for name, one in figures["tokenizers"].items():
         for lang, value in one["by_language"].items():
             sentence = one["tokens_per_parallel_sentence"].get(lang)
             table.add_row(
-                name, f"{one['vocabulary']:,}", lang, f"{value['bytes_per_token']:.2f}",
-                f"{value['characters_per_token']:.2f}", f"{value['fertility']:.2f}/{value['fertility_unit']}",
-                f"{value['unknown_rate']:.2%}", f"{value['partial_rate']:.2%}",
+                name, lang, f"{value['bytes_per_token']:.2f}", f"{value['characters_per_token']:.2f}",
+                f"{value['fertility']:.2f}", f"{value['unknown_rate']:.1%}", f"{value['partial_rate']:.1%}",
                 "-" if sentence is None else f"{sentence:.1f}",
             )  # fmt: skip
     out().print(table)
+    note("fertility: tokens a word; in languages without spaces, tokens a character")
     note("shares of the training text: " + ", ".join(f"{share:.1%} {lang}" for lang, share in trained.shares.items()))
     click.echo(str(output))
 

@@ -177,8 +177,8 @@ class _Run:
 
     def fit(self) -> ScratchResult:
         """Train to the last step or the time limit."""
-        options, history = self._options, self.history
         self._resume()
+        options, history = self._options, self.history
         embedding = sum(p.numel() for p in {self._model.get_input_embeddings().weight})
         parameters = sum(p.numel() for p in self._model.parameters())
         note(

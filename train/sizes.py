@@ -34,7 +34,7 @@ class Shape:
 
 # Named by all their parameters with the vocabulary beside them (`1m` is for a small one).
 SIZES: dict[str, tuple[Shape, int]] = {
-    "1m": (Shape(128, 384, 3, 4, 2), 4096),
+    "1m": (Shape(128, 320, 3, 4, 2), 4096),
     "5m": (Shape(256, 768, 4, 4, 2), 8192),
     "15m": (Shape(512, 1280, 4, 8, 4), 8192),
     "40m": (Shape(512, 1280, 13, 8, 4), 8192),

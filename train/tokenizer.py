@@ -24,6 +24,7 @@ UNK, EOS, PAD = "<unk>", "<|endoftext|>", "<pad>"
 MARKERS = ("<|im_start|>", "<|im_end|>")
 SMALLEST = 3 + len(MARKERS) + 256  # what every vocabulary holds before its first piece
 _SPACE = "▁"
+_ALWAYS = "".join(map(chr, range(0x21, 0x7F)))  # pieces even where the text lacks them: digits, code
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def train_pieces(lines: Iterable[str], vocab_size: int, coverage: float = 0.9995
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
+            required_chars=_ALWAYS,
             unk_id=0,
             eos_id=1,
             pad_id=2,
