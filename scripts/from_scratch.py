@@ -6,6 +6,7 @@ is that command, printed before it runs, so that it can be repeated by hand. `ma
     python scripts/from_scratch.py corpus --work exports/from-scratch
 
 `corpus` holds en.jsonl, ja.jsonl and the parallel lines parallel-en.txt, parallel-ja.txt (scripts/manuals.py makes it).
+A model that an earlier run has finished is kept, one that was broken off goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slm import console  # noqa: E402
-from slm.artifacts import new_file, require_file  # noqa: E402
+from slm.artifacts import MANIFEST, new_file, require_file  # noqa: E402
 from slm.errors import SlmError  # noqa: E402
 
 LANGUAGES = ("en", "ja")
@@ -139,7 +140,12 @@ def main() -> None:
     for name in arguments.sizes:
         plot = ["--plot", pictures / f"loss-{name}.png"]
         data = [*named("--data", corpus, "{}.jsonl"), "--max-tokens", str(arguments.tokens)]
-        slm("train", "scratch", "--tokenizer", work / "tokenizer", "--size", name, *data, *plot, "-o", work / name)
+        if (work / name / MANIFEST).exists():
+            print(f"'{work / name}' is there already and is kept")
+            continue
+        again = ["--resume"] if (work / f"{name}.run").exists() else []
+        shape = ["--tokenizer", work / "tokenizer", "--size", name]
+        slm("train", "scratch", *shape, *data, *plot, *again, "-o", work / name)
     headline("3. GGUF, quantized")
     files = {name: convert(work, corpus, name) for name in arguments.sizes}
     draw_quantization(files, pictures / "quantization.png")

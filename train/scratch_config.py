@@ -38,7 +38,7 @@ class ScratchOptions:
     eval_data: Files = field(default_factory=dict)
     eval_fraction: float = 0.02
     context: int = 512
-    batch_size: int = 8
+    batch_size: int = 4
     optimizer: str = "muon"
     learning_rate: float = 0.0
     schedule: str = "wsd"
