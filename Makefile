@@ -15,7 +15,7 @@ LLAMA_CMAKE := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scr
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
-.PHONY: help setup demo test test-browser check format clean
+.PHONY: help setup demo from-scratch test test-browser check format clean
 
 help:
 	@sed -n '2,3p' Makefile | cut -c3-
@@ -27,6 +27,12 @@ setup: .venv/installed
 
 demo: .venv/installed
 	@$(BIN)/python scripts/demo.py --base $(DEMO_BASE)
+
+# CORPUS=DIR as scripts/manuals.py makes it; docs/from-scratch.md walks through it.
+from-scratch: .venv/installed
+	@[ -n "$(CORPUS)" ] || { echo "error: name the corpus: make from-scratch CORPUS=DIR (docs/from-scratch.md says how to make one)" >&2; exit 1; }
+	@$(BIN)/python -m pip show -q matplotlib 2>/dev/null || $(PIP) install -q -c constraints.txt -e '.[plot]'
+	@$(BIN)/python scripts/from_scratch.py $(CORPUS)
 
 # The road uses every core by itself; the other files run two at a time.
 test: .venv/installed

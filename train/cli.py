@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from slm.joints import Joints, pass_joints
+from train.cli_scratch import scratch, tokenizer
 from train.config import CAUSAL_DEFAULTS, CHECKPOINTING, DTYPES, SCHEDULES, TrainOptions
 from train.ranks import first_then_others, rank
 
@@ -142,7 +143,11 @@ def report(result: TrainResult, *, as_json: bool) -> None:
 
 @click.group(context_settings=_HELP)
 def train() -> None:
-    """Train LoRA adapters on the CPU."""
+    """Train LoRA adapters, tokenizers and small models from scratch on the CPU."""
+
+
+train.add_command(tokenizer)
+train.add_command(scratch)
 
 
 _BASE = click.option("--base", required=True, help="Checkpoint folder, catalog name, or GGUF file (restored first).")

@@ -1,0 +1,24 @@
+"""The learning rate over a run trained from scratch, as a share of its peak. Pure: it knows nothing of optimizers."""
+
+from __future__ import annotations
+
+import math
+
+SCHEDULES = ("cosine", "wsd")
+_FLOOR = 0.1  # where the cosine ends
+_COOLDOWN = 0.2  # the last share of a warmup-stable-decay run, in which the rate falls to zero
+
+
+def learning_rate_share(schedule: str, done: float, warmup: float) -> float:
+    """The share of the peak rate when `done` (0 to 1) of the run is behind and `warmup` of it rises linearly.
+
+    cosine falls to a tenth; wsd stays and falls to zero in the last fifth as 1 - sqrt(x) (arXiv 2405.18392), so that a
+    run can be prolonged from any checkpoint before its cool-down.
+    """
+    if done < warmup:
+        return done / warmup
+    if schedule == "wsd":
+        cooling = max(0.0, done - (1.0 - _COOLDOWN)) / _COOLDOWN
+        return 1.0 - math.sqrt(min(1.0, cooling))
+    along = (done - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0
+    return _FLOOR + (1.0 - _FLOOR) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, along)))

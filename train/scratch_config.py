@@ -1,0 +1,117 @@
+"""The options of a run from scratch, checked as a whole. It knows nothing of models, data or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from slm.errors import InputError
+from train.config import DTYPES
+from train.corpus import Files
+from train.schedule import SCHEDULES
+from train.sizes import SIZES
+
+OPTIMIZERS = ("muon", "adamw")
+# Peak learning rates, from scratch and for a model that has learned already (--init).
+RATES = {"muon": (0.02, 0.002), "adamw": (0.003, 0.0002)}
+# What does not change the result of a run, so that it may differ when it is resumed.
+_FREE = frozenset({"output", "resume", "save_every_s", "plot", "threads", "samples"})
+
+
+@dataclass(frozen=True)
+class ScratchOptions:
+    """What a run from scratch needs. Lengths are in tokens, times in seconds, shares as fractions.
+
+    Either tokenizer with size or config (a JSON file of LlamaConfig's fields), or init (a checkpoint folder, all of
+    whose weights are trained on). learning_rate 0: the optimizer's own. max_tokens: instead of epochs. evaluations:
+    how often the held-out text is measured, evenly over the run. samples: print what the model writes at each.
+    """
+
+    data: Files
+    output: Path
+    tokenizer: Path | None = None
+    size: str | None = None
+    config: Path | None = None
+    init: Path | None = None
+    eval_data: Files = field(default_factory=dict)
+    eval_fraction: float = 0.02
+    context: int = 512
+    batch_size: int = 4
+    optimizer: str = "muon"
+    learning_rate: float = 0.0
+    schedule: str = "wsd"
+    warmup_fraction: float = 0.03
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    epochs: float = 1.0
+    max_tokens: int = 0
+    evaluations: int = 8
+    samples: bool = True
+    seed: int = 0
+    dtype: str = "auto"
+    time_limit_s: float = 0.0
+    threads: int = 0
+    save_every_s: float = 60.0
+    resume: bool = False
+    plot: Path | None = None
+
+    def __post_init__(self) -> None:
+        faults = list(self._faults())
+        if faults:
+            raise InputError("the training options do not work: " + "; ".join(faults))
+
+    def _faults(self) -> list[str]:
+        wrong: list[str] = []
+
+        def need(good: bool, text: str) -> None:
+            if not good:
+                wrong.append(text)
+
+        need(bool(self.data), "--data names no file")
+        if self.init is not None:
+            others = (self.tokenizer, self.size, self.config)
+            need(others == (None, None, None), "--init brings its own --tokenizer, --size and --config")
+            need(self.output.resolve() != self.init.resolve(), f"the output '{self.output}' is the model itself")
+        else:
+            need(self.tokenizer is not None, "--tokenizer is needed (or --init)")
+            need((self.size is None) != (self.config is None), "one of --size, --config and --init is needed")
+        need(self.size is None or self.size in SIZES, f"--size must be one of {', '.join(SIZES)} (is '{self.size}')")
+        need(0.0 < self.eval_fraction < 1.0, f"--eval-fraction must lie between 0 and 1 (is {self.eval_fraction})")
+        need(self.context >= 8, f"--context must be at least 8 (is {self.context})")
+        need(self.batch_size >= 1, f"--batch-size must be at least 1 (is {self.batch_size})")
+        need(self.optimizer in OPTIMIZERS, f"--optimizer must be one of {', '.join(OPTIMIZERS)}")
+        need(self.learning_rate >= 0, f"--lr must not be negative (is {self.learning_rate})")
+        need(self.schedule in SCHEDULES, f"--schedule must be one of {', '.join(SCHEDULES)} (is '{self.schedule}')")
+        need(0.0 <= self.warmup_fraction < 1.0, f"--warmup must be from 0 to below 1 (is {self.warmup_fraction})")
+        need(self.weight_decay >= 0, f"--weight-decay must not be negative (is {self.weight_decay})")
+        need(self.clip > 0, f"--clip must be positive (is {self.clip})")
+        need(self.epochs > 0, f"--epochs must be positive (is {self.epochs})")
+        need(self.max_tokens >= 0, f"--max-tokens must not be negative (is {self.max_tokens})")
+        need(self.evaluations >= 1, f"--evaluations must be at least 1 (is {self.evaluations})")
+        need(0 <= self.seed < 2**32, f"--seed must be from 0 to 4294967295 (is {self.seed})")
+        need(self.dtype in DTYPES, f"--dtype must be one of {', '.join(DTYPES)} (is '{self.dtype}')")
+        need(self.time_limit_s >= 0, f"--time-limit-s must not be negative (is {self.time_limit_s})")
+        need(self.threads >= 0, f"--threads must not be negative (is {self.threads})")
+        need(self.save_every_s >= 0, f"--save-every-s must not be negative (is {self.save_every_s})")
+        return wrong
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate of the main optimizer."""
+        return self.learning_rate or RATES[self.optimizer][self.init is not None]
+
+    def as_json(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+
+    def decisive(self) -> dict[str, Any]:
+        """Those options that a resumed run must share with the one it goes on with."""
+        return {name: value for name, value in self.as_json().items() if name not in _FREE}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {lang: [str(path) for path in paths] for lang, paths in value.items()}
+    return str(value) if isinstance(value, Path) else value
