@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from serve.child import batch
 from serve.child.contexts import Adapters, HotContext, Piece, Request
 from serve.child.prefix_store import PrefixStore
+from serve.child.team import Team
 from slm.errors import EngineError, SlmError
 
 # A step that will last longer than this is interrupted when one of its requests is cancelled.
@@ -50,6 +52,7 @@ class _Lane:
 
     index: int
     rotation: batch.Rotation = field(default_factory=batch.Rotation)
+    team: Team = field(default_factory=Team)
     context: HotContext | None = None
     running: Counter[str] = field(default_factory=Counter)
     cancelled: list[int] = field(default_factory=list)
@@ -248,7 +251,7 @@ class Lanes:
             error: EngineError | None = None
             pieces: list[Piece] = []
             try:
-                pieces = context.step(key, adapters, threads=cores)
+                pieces = lane.team.run(partial(context.step, key, adapters, threads=cores), cores=cores)
             except EngineError as problem:
                 error = problem
             for piece in pieces:
@@ -279,6 +282,7 @@ class Lanes:
         if context is None or not lane.running:
             if self._cores.drop(lane.index):
                 self._changed.notify_all()
+            lane.team.rest()
             return None
         self._cores.want(lane.index)
         cores = self._cores.grant(lane.index)
