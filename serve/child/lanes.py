@@ -287,6 +287,7 @@ class Lanes:
         self._cores.want(lane.index)
         cores = self._cores.grant(lane.index)
         if not cores:
+            lane.team.rest()
             return None
         key = lane.rotation.next(lane.running.keys())
         assert key is not None
