@@ -140,8 +140,13 @@ class LaneLoad:
     shared: int = 0
 
 
-def home_of(key: str, lanes: Sequence[LaneLoad], *, parallel: int, cores: int) -> int | None:
+def home_of(
+    key: str, lanes: Sequence[LaneLoad], *, parallel: int, cores: int, wanted: Collection[str] = ()
+) -> int | None:
     """The context that takes the next request for adapter `key`, or None: it has to wait.
+
+    wanted: adapters that were asked for a moment ago; they have a share though none of their requests runs just now,
+    else of two bursts the first takes the second one's context, and three contexts contend for two cores.
 
     Every adapter with work may spread over its share of the cores, one context for each: two contexts on a core each
     do more than one on two, which wait for one another at every matrix. Beyond its share a request joins the contexts
@@ -155,7 +160,7 @@ def home_of(key: str, lanes: Sequence[LaneLoad], *, parallel: int, cores: int) -
         return None
     mine = [index for index in open_to if lanes[index].running.get(key, 0)]
     idle = [index for index in open_to if not lanes[index].running]
-    adapters = {key}.union(*(lane.running for lane in lanes))
+    adapters = {key}.union(wanted, *(lane.running for lane in lanes))
     share = max(1, cores // len(adapters))
 
     def count(index: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from slm.errors import EngineError, SlmError
 
 # A step that will last longer than this is interrupted when one of its requests is cancelled.
 _SHORT_STEP_S = 0.05
+# An adapter keeps its share of the cores for so long after its last request began or ended.
+_SHARE_S = 1.0
 
 
 class Sink(Protocol):
@@ -93,6 +96,7 @@ class Lanes:
         self._exclusive = 0
         self._guests = 0
         self._waiting: list[Request] = []
+        self._wanted: dict[str, float] = {}  # when a request of each set of adapters last waited or ended
         self._adapters: dict[str, _Adapter] = {}
         self._lanes = [_Lane(index) for index in range(lanes)]
         self._lanes[0].context = open_context(cores)
@@ -298,6 +302,9 @@ class Lanes:
         """Take the waiting requests that belong here, oldest first; one that must wait holds back its adapter's."""
         held: set[str] = set()
         still: list[Request] = []
+        now = time.monotonic()
+        self._wanted = {key: when for key, when in self._wanted.items() if when > now - _SHARE_S}
+        self._wanted.update((request.key, now) for request in self._waiting)
         for request in self._waiting:
             if request.key in held or not self._take(lane, request):
                 held.add(request.key)
@@ -316,7 +323,9 @@ class Lanes:
             )
             for one in self._lanes
         ]
-        home = batch.home_of(request.key, loads, parallel=self._parallel, cores=self._cores.total)
+        home = batch.home_of(
+            request.key, loads, parallel=self._parallel, cores=self._cores.total, wanted=self._wanted.keys()
+        )
         if home != lane.index:
             return False
         try:
@@ -336,6 +345,7 @@ class Lanes:
     def _ended(self, lane: _Lane) -> None:
         """A request of this lane is over: others may find room, adapters may have become unused."""
         assert lane.context is not None
+        self._wanted.update(dict.fromkeys(lane.running, time.monotonic()))
         lane.running = lane.context.running()
         lane.full = False
         if self._unused():

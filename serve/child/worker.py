@@ -185,8 +185,10 @@ class Worker:
             raise ContextOverflowError(f"the text has {len(tokens):,} tokens; the context holds {self._context:,}")
         team = Team()
         with self._open_lanes.borrowed_cores() as cores:
-            vector = team.run(lambda: embedding_of(self._model, tokens, n_threads=cores), cores=cores)
-            team.rest()
+            try:
+                vector = team.run(lambda: embedding_of(self._model, tokens, n_threads=cores), cores=cores)
+            finally:
+                team.rest()
         return {"embedding": vector, "tokens": len(tokens)}
 
     def _do_generate(self, id: int, order: dict[str, Any]) -> None:
