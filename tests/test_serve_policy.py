@@ -127,12 +127,15 @@ def test_several_adapters_get_a_context_each_then_share_the_least_mixed() -> Non
     assert home("c", batch.LaneLoad({"a": 1, "b": 1}), a) == 1
 
 
-def test_an_adapter_that_was_asked_for_a_moment_ago_keeps_its_share() -> None:
+def test_a_request_waits_to_spread_while_another_adapter_may_come_back() -> None:
     """Else the first of two bursts takes both cores, and the second one's requests make a third context."""
     lanes = [batch.LaneLoad({"a": 2}), batch.LaneLoad({})]
-    assert batch.home_of("a", lanes, parallel=8, cores=2) == 1
-    assert batch.home_of("a", lanes, parallel=8, cores=2, wanted={"a", "b"}) == 0
+    assert batch.home_of("a", lanes, parallel=8, cores=2, wanted={"a"}) == 1
+    assert batch.home_of("a", lanes, parallel=8, cores=2, wanted={"a", "b"}) is None
     assert batch.home_of("b", lanes, parallel=8, cores=2, wanted={"a", "b"}) == 1
+    assert batch.home_of("a", lanes, parallel=8, cores=4, wanted={"a", "b"}) == 1, "its share is two contexts"
+    both = [batch.LaneLoad({"a": 2}), batch.LaneLoad({"b": 1}), batch.LaneLoad({})]
+    assert batch.home_of("a", both, parallel=8, cores=2, wanted={"a", "b"}) == 0
 
 
 def test_a_long_beginning_decides_where_a_request_goes() -> None:

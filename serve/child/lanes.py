@@ -26,8 +26,8 @@ from slm.errors import EngineError, SlmError
 
 # A step that will last longer than this is interrupted when one of its requests is cancelled.
 _SHORT_STEP_S = 0.05
-# An adapter keeps its share of the cores for so long after its last request began or ended.
-_SHARE_S = 1.0
+# An adapter's share of the cores is kept for its next requests for so long after one waited or ended.
+_SHARE_S = 0.1
 
 
 class Sink(Protocol):
@@ -248,7 +248,7 @@ class Lanes:
             with self._changed:
                 while (turn := self._next(lane)) is None:
                     self._sink.flush()
-                    self._changed.wait()
+                    self._changed.wait(_SHARE_S if self._waiting else None)
                 key, cores, adapters, context = turn
                 lane.stepping = True
                 context.uninterrupt()
