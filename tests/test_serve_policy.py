@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.child import batch, prefix
@@ -57,6 +57,7 @@ def test_adapters_that_share_a_context_take_turns_of_a_quantum() -> None:
     assert rotation.next([]) is None
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 8), st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=60, max_size=60))
 def test_no_adapter_with_work_waits_for_more_than_everybodys_quantum(quantum: int, rounds: list[set[str]]) -> None:
     rotation = batch.Rotation(quantum)

@@ -152,6 +152,13 @@ class HotContext:
             default=0,
         )
 
+    def awaits(self, request: Request) -> bool:
+        """Whether the request is answered sooner if a prompt that is being read here is let go ahead."""
+        running = (slot.running for slot in self.slots if slot.running and slot.key == request.key)
+        reading = (one.request.prompt for one in running if one.pending is None)
+        known = max(self.shared(request), self._store.longest(request.key, request.prompt))
+        return self._can_copy and prefix.worth_waiting(request.prompt, known, reading, gain=batch.SMALLEST_CHUNK)
+
     # --- requests ------------------------------------------------------------------------------------------------
 
     def admit(self, request: Request) -> bool:

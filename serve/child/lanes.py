@@ -326,7 +326,7 @@ class Lanes:
         home = batch.home_of(
             request.key, loads, parallel=self._parallel, cores=self._cores.total, wanted=self._wanted.keys()
         )
-        if home != lane.index:
+        if home != lane.index or (lane.context and lane.context.awaits(request)):
             return False
         try:
             if lane.context is None:
