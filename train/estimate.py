@@ -10,21 +10,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 
 from slm.console import note, progress
 from train.batches import Batch, Collate, packed
 from train.checkpoint import load_model
 from train.config import TrainOptions
-from train.feed import feed, use_gradient_checkpointing
+from train.evaluate import held_out_batches
+from train.feed import feed, largest, plan_of, use_gradient_checkpointing
 from train.fit import peak_rss_mb, total_steps
 from train.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.loss import supervised_loss
 from train.masks import Encoded
 from train.memory import Memory, available_bytes, predict, resident_bytes, saved_for_backward
-from train.packed_attention import use_packed_attention
+from train.packed_attention import packed_attention
 from train.packing import seen_length
 from train.peft_adapter import add_adapter
 from train.plan import Plan
@@ -99,6 +102,20 @@ class _Speed:
         return self.cost(batch["input_ids"].numel(), int((batch["labels"] >= 0).sum()))
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What was found on this machine. thrifty: with gradient checkpointing; held_s: seconds of one held-out loss."""
+
+    dtype: torch.dtype
+    checkpointing: bool
+    memory: Memory
+    thrifty: Memory
+    free: int
+    loaded_s: float
+    held_s: float
+    speed: _Speed
+
+
 def estimate(options: TrainOptions, prepared: Prepared) -> Estimate:
     """Predict the run of `options` on its prepared data. Raises what the run would raise before its first step."""
     use_cores(options.threads)
@@ -110,9 +127,10 @@ def estimate(options: TrainOptions, prepared: Prepared) -> Estimate:
     loaded_s = time.monotonic() - started
     model.train()
     train = prepared.train
-    plan = Plan([len(item.ids) for item in train], options.batch_size, options.seed)
+    plan = plan_of(options, prepared)
+    seen = range(min(plan.batches_per_epoch, total_steps(plan, options) * options.accumulate))
     with _collating(model, options, prepared.tokenizer.pad_token_id, dtype) as collate:
-        saved = saved_for_backward(model, collate(_largest(plan, train)), dtype)
+        saved = saved_for_backward(model, collate(largest(plan, train, seen)), dtype)
         process, loading = resident_bytes(), round(peak_rss_mb() * 1e6)
         free = available_bytes() + process
         plain, thrifty = (
@@ -121,56 +139,55 @@ def estimate(options: TrainOptions, prepared: Prepared) -> Estimate:
         thrift = options.checkpointing == "on" or (options.checkpointing == "auto" and plain.peak > free)
         if thrift:
             use_gradient_checkpointing(model)
-        batches = list(_spread(plan, train, collate))
+        batches = list(_spread(plan, train, seen, collate))
         speed = _timed(model, batches, _speed(model, options), dtype)
-    return _figures(
-        options, prepared, plan, batches, speed, dtype=dtype, model=model, loaded_s=loaded_s, free=free,
-        memory=thrifty if thrift else plain, thrifty=thrifty, thrift=thrift,
-    )  # fmt: skip
+        held_s = speed.forward * sum(map(speed.of_batch, map(collate, held_out_batches(prepared.held_out))))
+    memory = thrifty if thrift else plain
+    measured = _Measured(dtype, thrift, memory, thrifty, free, loaded_s, held_s, speed)
+    return _figures(options, prepared, plan, model, batches, measured)
 
 
 def _figures(
-    options: TrainOptions, prepared: Prepared, plan: Plan, batches: Sequence[Batch], speed: _Speed, *,
-    dtype: torch.dtype, model: Any, loaded_s: float, free: int, memory: Memory, thrifty: Memory, thrift: bool,
-) -> Estimate:  # fmt: skip
-    train, held_out = prepared.train, prepared.held_out
-    tokens, supervised = (sum(len(item.ids) for item in train), sum(item.supervised for item in train))
+    options: TrainOptions, prepared: Prepared, plan: Plan, model: Any, batches: Sequence[Batch], measured: _Measured
+) -> Estimate:
+    train, held_out, speed = prepared.train, prepared.held_out, measured.speed
+    often = np.ones(len(train)) if prepared.weights is None else prepared.weights
+    tokens, supervised = (round(float(counts @ often)) for counts in (train.lengths, train.supervised))
     per_epoch = plan.batches_per_epoch
     steps = total_steps(plan, options)
     per_step = speed.training * sum(map(speed.of_batch, batches)) / len(batches) * options.accumulate
     epochs = steps * options.accumulate / per_epoch
     train_s = min(per_step * steps, options.time_limit_s or float("inf"))
-    held_cost = speed.cost(sum(len(i.ids) for i in held_out), sum(i.supervised for i in held_out))
     states, states_s = 0, 0.0
     if options.top_layers:
-        seen = sum(map(seen_length, {item.ids: item for item in (*train, *held_out)}.values()))
+        seen = sum({hash(item.ids): seen_length(item) for item in chain(train, held_out)}.values())
         states = seen * int(model.get_input_embeddings().weight.shape[1]) * 4
         below = lowest_layer(model, options.top_layers) / options.top_layers
         states_s = speed.forward * speed.cost(seen, 0) * below
-    measured = 2 + (steps // options.eval_every if options.eval_every else 0)
+    times = 2 + (steps // options.eval_every if options.eval_every else 0)
     return Estimate(
         examples=len(train),
         held_out_examples=len(held_out),
         dropped_examples=prepared.dropped,
         tokens=tokens,
-        tokens_longest=max(len(item.ids) for item in train),
+        tokens_longest=int(train.lengths.max()),
         supervised_tokens=supervised,
         supervised_share=round(supervised / tokens, 4),
         computed_tokens=round(sum(batch["input_ids"].numel() for batch in batches) / len(batches) * per_epoch),
         steps=steps,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(measured.dtype).removeprefix("torch."),
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        checkpointing=thrift,
-        peak_rss_mb=_mb(memory.peak),
-        peak_rss_checkpointing_mb=_mb(thrifty.peak),
-        available_mb=_mb(free),
-        memory_mb={name: _mb(value) for name, value in asdict(memory).items()},
+        checkpointing=measured.checkpointing,
+        peak_rss_mb=_mb(measured.memory.peak),
+        peak_rss_checkpointing_mb=_mb(measured.thrifty.peak),
+        available_mb=_mb(measured.free),
+        memory_mb={name: _mb(value) for name, value in asdict(measured.memory).items()},
         frozen_states_mb=_mb(states),
         seconds_per_step=round(per_step, 3),
         tokens_per_s=round(tokens * epochs / (per_step * steps), 1),
         supervised_tokens_per_s=round(supervised * epochs / (per_step * steps), 1),
         train_seconds=round(train_s, 1),
-        total_seconds=round(loaded_s + states_s + train_s + measured * speed.forward * held_cost, 1),
+        total_seconds=round(measured.loaded_s + states_s + train_s + times * measured.held_s, 1),
     )
 
 
@@ -178,31 +195,24 @@ def _figures(
 def _collating(model: Any, options: TrainOptions, pad_id: int, dtype: torch.dtype) -> Iterator[Collate]:
     """What makes batches as `feed` does; the states of frozen layers are not made, but noise of their shape."""
     if not options.top_layers:
-        with feed(model, options, [], pad_id=pad_id, dtype=dtype) as collate:
+        with feed(model, options, (), pad_id=pad_id, dtype=dtype) as collate:
             yield collate
         return
-    use_packed_attention(model)
     size = model.get_input_embeddings().weight.shape[1]
 
     def with_noise(items: Sequence[Encoded]) -> Batch:
         batch = packed(items, share=options.share_prefix)
         return batch | {"states": torch.randn(1, batch["input_ids"].numel(), size)}
 
-    with without_lower_layers(model, lowest_layer(model, options.top_layers)):
+    with packed_attention(model), without_lower_layers(model, lowest_layer(model, options.top_layers)):
         yield with_noise
 
 
-def _largest(plan: Plan, train: Sequence[Encoded]) -> list[Encoded]:
-    """The batch of the first epoch with the most tokens."""
-    batches = ([train[index] for index in plan.batch(n)] for n in range(plan.batches_per_epoch))
-    return max(batches, key=lambda items: sum(map(seen_length, items)))
-
-
-def _spread(plan: Plan, train: Sequence[Encoded], collate: Collate) -> Iterator[Batch]:
-    """Batches of the first epoch at even distances, at most `_COUNTED`."""
-    count = min(plan.batches_per_epoch, _COUNTED)
+def _spread(plan: Plan, train: Sequence[Encoded], seen: range, collate: Collate) -> Iterator[Batch]:
+    """The micro-batches with the numbers `seen`, or `_COUNTED` of them at even distances."""
+    count = min(len(seen), _COUNTED)
     for n in range(count):
-        yield collate([train[index] for index in plan.batch(n * plan.batches_per_epoch // count)])
+        yield collate([train[index] for index in plan.batch(n * len(seen) // count)])
 
 
 def _speed(model: Any, options: TrainOptions) -> _Speed:

@@ -21,6 +21,8 @@ from train.precision import precision
 
 # Part of the free memory that a run may plan with: the rest is for whatever else the machine does.
 _PLANNED = 0.9
+# Below this share of it no second look is needed.
+_SURE = 0.4
 _FLOAT = 4
 
 
@@ -73,7 +75,7 @@ def saved_for_backward(model: Any, batch: Batch, dtype: torch.dtype) -> Saved:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in fixed:
             # The weak reference keeps the storage's identity, not its memory: another one cannot be taken for it.
-            reference = StorageWeakRef(storage)
+            reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
             if reference not in saved._seen:
                 saved._seen.add(reference)
                 saved.total += storage.nbytes()
@@ -82,7 +84,8 @@ def saved_for_backward(model: Any, batch: Batch, dtype: torch.dtype) -> Saved:
     def gone(_: Any) -> torch.Tensor:
         raise RuntimeError("nothing was kept for a backward pass")
 
-    with torch.autograd.graph.saved_tensors_hooks(count, gone), precision(dtype):
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, gone)
+    with hooks, precision(dtype), torch.random.fork_rng(devices=[]):  # dropout's numbers stay what they would be
         supervised_loss(model, batch)
     saved._seen.clear()
     rows = batch["input_ids"].numel()
@@ -97,16 +100,18 @@ def predict(model: Any, saved: Saved, *, process: int, loading: int, checkpointi
     return Memory(process, 3 * trained * _FLOAT, kept, loading)  # 3: the gradient and Adam's two moments
 
 
-def needs_checkpointing(model: Any, batch: Batch, dtype: torch.dtype) -> tuple[bool, str]:
-    """(whether the memory that is free asks for gradient checkpointing, why in words); batch: the run's largest.
+def needs_checkpointing(model: Any, small: Batch, largest: Batch, dtype: torch.dtype) -> tuple[bool, str]:
+    """(whether the memory that is free asks for gradient checkpointing, why in words).
 
-    The model is loaded and in training mode.
+    The model is loaded and in training mode. The largest batch of the run is counted only when a small one says that
+    it may be too large.
     """
-    saved = saved_for_backward(model, batch, dtype)
-    memory = predict(model, saved, process=0, loading=0, checkpointing=False)
     free = available_bytes()
-    words = f"the largest batch keeps {memory.peak / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free"
-    return memory.peak > _PLANNED * free, words
+    rows = [batch["input_ids"].numel() for batch in (small, largest)]
+    kept = saved_for_backward(model, small, dtype).total * rows[1] / rows[0]
+    if kept > _SURE * free:
+        kept, free = saved_for_backward(model, largest, dtype).total, available_bytes()
+    return kept > _PLANNED * free, f"the largest batch keeps {kept / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free"
 
 
 def resident_bytes() -> int:
