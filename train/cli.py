@@ -158,20 +158,25 @@ def sft(
 
 @click.command(context_settings=_HELP)
 @_BASE
-@click.option("--adapter", required=True, type=click.Path(path_type=Path), help="Adapter folder.")
+@click.option("--adapter", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
+              help="Adapter folder; several are added up.")  # fmt: skip
+@click.option("--weight", "weights", multiple=True, type=float, help="Of each --adapter, in order.  [default: 1 each]")
 @_OUTPUT
 @_JSON
 @pass_joints
-def merge(joints: Joints, /, base: str, adapter: Path, output: Path, as_json: bool) -> None:
-    """Fold an adapter into its base: a checkpoint folder (float32) that needs no adapter.
+def merge(
+    joints: Joints, /, base: str, adapters: tuple[Path, ...], weights: tuple[float, ...], output: Path, as_json: bool
+) -> None:
+    """Fold adapters into their base: a checkpoint folder (float32) that needs no adapter.
 
     \b
     Example:
       slm merge --base gemma-3-270m --adapter adapters/ja -o exports/ja-merged
+      slm merge --base gemma-3-270m --adapter adapters/en --weight 0.5 --adapter adapters/ja --weight 0.7 -o exports/m
     """
     from train.merge import merge as merge_folders
 
-    result = merge_folders(joints.checkpoint_of(base), adapter, output)
+    result = merge_folders(joints.checkpoint_of(base), adapters, output, weights)
     show_merge(result.output, result.size_bytes, result.parameters, result.fingerprint, as_json=as_json)
 
 
