@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,30 +67,35 @@ class LanguageFigures:
         return asdict(self)
 
 
+def held_out_batches(items: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """The groups in which held-out sequences are measured: of one language and of like length."""
+    from train.batches import by_length
+
+    by_language: dict[str, list[Encoded]] = defaultdict(list)
+    for item in items:
+        by_language[item.example.lang].append(item)
+    for lang in sorted(by_language):
+        yield from by_length(by_language[lang], _BATCH_TOKENS)
+
+
 def held_out_loss(model: Any, items: Sequence[Encoded], collate: Collate, dtype: Any) -> dict[str, LossSum]:
     """Token-weighted loss over the supervised tokens of `items`, by language; `collate` makes batches of them."""
     import torch
 
-    from train.batches import by_length
     from train.loss import supervised_loss
     from train.precision import precision
 
     model.eval()
-    sums: dict[str, LossSum] = {}
-    by_language: dict[str, list[Encoded]] = defaultdict(list)
-    for item in items:
-        by_language[item.example.lang].append(item)
+    sums: dict[str, LossSum] = defaultdict(lambda: LossSum(0.0, 0))
     done = 0
     with progress("held-out loss", total=len(items), unit="examples") as show, torch.no_grad():
-        for lang, group in sorted(by_language.items()):
-            sums[lang] = LossSum(0.0, 0)
-            for batch in by_length(group, _BATCH_TOKENS):
-                with precision(dtype):
-                    total, count = supervised_loss(model, collate(batch))
-                sums[lang] += LossSum(float(total), count)
-                done += len(batch)
-                show(done)
-    return sums
+        for batch in held_out_batches(items):
+            with precision(dtype):
+                total, count = supervised_loss(model, collate(batch))
+            sums[batch[0].example.lang] += LossSum(float(total), count)
+            done += len(batch)
+            show(done)
+    return dict(sums)
 
 
 def total(sums: dict[str, LossSum]) -> LossSum:

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slm.artifacts import (
     MANIFEST,
     checkpoint_fingerprint,
@@ -33,12 +31,11 @@ from train.checkpoint import load_model, read_config
 from train.checkpoints import RunState, Sums
 from train.config import TrainOptions
 from train.evaluate import LossSum, held_out_loss
-from train.feed import feed, use_gradient_checkpointing
+from train.feed import feed, plan_of, settle_checkpointing
 from train.fit import RunFigures, fit
 from train.history import require_tensorboard, save_curve
 from train.masks import Encoded
 from train.peft_adapter import add_adapter, initial_factors, return_to_initial, save_adapter
-from train.plan import Plan
 from train.precision import choose_dtype, store_frozen, use_cores
 from train.prepare import Prepared, prepare_conversations, prepare_texts
 from train.run_folder import KEPT, RunFolder, differences, environment, folder_of, open_run, read_config_of
@@ -126,17 +123,14 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
         if run.checkpoint:
             initial = return_to_initial(model, run.checkpoint.tensors())
         store_frozen(model, dtype)
-        if options.checkpointing == "on":
-            use_gradient_checkpointing(model)
         pad_id = prepared.tokenizer.pad_token_id
         with feed(model, options, (prepared.train, prepared.held_out), pad_id=pad_id, dtype=dtype) as collate:
 
             def measure() -> Sums:
                 return _measure(model, prepared.held_out, collate, dtype)
 
-            # Packs need no neighbours of like length, so their batches are drawn freely.
-            lengths = np.zeros(len(prepared.train)) if options.pack else prepared.train.lengths
-            plan = Plan(lengths, options.batch_size, options.seed, prepared.weights)
+            plan = plan_of(options, prepared)
+            settle_checkpointing(model, options, plan, prepared.train, collate, dtype)
             task = Task(prepared.train, plan, collate, measure, initial)
             state = run.checkpoint.state if run.checkpoint else RunState(before=measure())
             figures = fit(model, task, options, dtype, run, state)
