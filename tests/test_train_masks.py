@@ -306,7 +306,7 @@ def test_masks_can_be_looked_at_before_training(base: Path, instruct: Path, tmp_
     assert len(shown) == 21
     assert "is here.<|im_end|>⟧[/]" in shown[0] and "[bold green]⟦Desk" in shown[0]
     assert f"'{instruct}', line 1 (en): " in shown[0] and "template: chatml" in shown[0]
-    assert shown[20].endswith("[bold green]⟦One line \\[bold].\nAnother.\n<|endoftext|>⟧[/]")
+    assert shown[20].endswith("[dim]O[/][bold green]⟦ne line \\[bold].\nAnother.\n<|endoftext|>⟧[/]")
 
 
 def test_what_is_shown_is_the_text_the_model_reads(base: Path, instruct: Path) -> None:

@@ -137,7 +137,8 @@ def sft(
 ) -> None:
     """Teach a base to answer, from JSONL conversations (messages, ShareGPT, alpaca, prompt/completion).
 
-    Only the answers are learned, with the marker that ends them.
+    Only the answers are learned, with the marker that ends them. Plain texts may be among the data (text files, or
+    JSONL with "text"): of them every token is learned.
 
     \b
     Example:

@@ -32,7 +32,9 @@ def _marked(tokenizer: Any, item: Encoded) -> str:
 
     pieces, before = [], ""
     done: list[int] = []
-    for learned, pairs in groupby(zip(item.ids, item.labels, strict=True), key=lambda pair: pair[1] >= 0):
+    # Nothing stands before the first token, so it is never predicted.
+    marks = zip(item.ids, [False, *(label >= 0 for label in item.labels[1:])], strict=True)
+    for learned, pairs in groupby(marks, key=lambda pair: pair[1]):
         done += [token for token, _ in pairs]
         text = tokenizer.decode(done)  # a piece decoded alone may lose the space before it
         piece, before = escape(text[len(before) :]), text
