@@ -208,11 +208,17 @@ def named_files(values: tuple[str, ...], option: str) -> dict[str, list[Path]]:
 
 @click.command(context_settings=_HELP)
 @click.argument("model")
-@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder (checkpoint) or GGUF file (GGUF model).")
+@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder, or GGUF file for a GGUF model.")
 @click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Repeatable.")
+@click.option("--context", type=click.IntRange(2, 2048), default=512, show_default=True, help="Tokens of a window.")
+@click.option("--stride", type=click.IntRange(0), default=0,
+              help="Tokens that a window predicts, the others being context; 0: all that fit.")  # fmt: skip
 @_JSON
 @pass_joints
-def evaluate(joints: Joints, /, model: str, adapter: Path | None, texts: tuple[str, ...], as_json: bool) -> None:
+def evaluate(
+    joints: Joints, /, model: str, adapter: Path | None, texts: tuple[str, ...], context: int, stride: int,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Loss, perplexity and bits per byte of MODEL (checkpoint folder, GGUF file or catalog name), by language.
 
     \b
@@ -225,7 +231,9 @@ def evaluate(joints: Joints, /, model: str, adapter: Path | None, texts: tuple[s
     path = Path(model)
     if not path.is_file():
         path = joints.checkpoint_of(model)
-    show_evaluation(evaluate_texts(path, files, adapter), as_json=as_json)
+    elif adapter is not None and adapter.is_dir():
+        adapter = joints.adapter_gguf_of(adapter, model)
+    show_evaluation(evaluate_texts(path, files, adapter, context=context, stride=stride), as_json=as_json)
 
 
 def show_evaluation(figures: dict[str, LanguageFigures], *, as_json: bool) -> None:
