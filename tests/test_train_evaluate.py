@@ -24,7 +24,7 @@ from tests import tiny_checkpoints
 from train.adapter import load_with_adapter
 from train.checkpoint import TARGETS, load_tokenizer
 from train.evaluate import evaluate_texts
-from train.windows import pieces, windows
+from train.text_windows import pieces, windows
 
 ROOT = Path(__file__).parent.parent
 FAMILIES: dict[str, Callable[[Path], Path]] = {

@@ -17,7 +17,7 @@ from slm.artifacts import require_file
 from slm.console import progress
 from slm.errors import InputError, MismatchError
 from train.masks import Encoded
-from train.windows import Window, pieces, windows
+from train.text_windows import Window, pieces, windows
 
 if TYPE_CHECKING:
     from train.batches import Collate
@@ -116,7 +116,7 @@ def evaluate_texts(
     """Loss, perplexity and bits per byte of whole text files, by language.
 
     model: a checkpoint folder (adapter: a PEFT folder) or a GGUF file (adapter: a GGUF file). A text is read in
-    windows of `context` tokens, or as many as the model holds (train.windows), each with a BOS where the tokenizer
+    windows of `context` tokens, or as many as the model holds (train.text_windows), each with a BOS where the tokenizer
     adds one. Markers of special tokens in a text are text. Raises InputError when there is nothing to measure.
     """
     with ExitStack() as stack:
