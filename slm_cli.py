@@ -35,7 +35,7 @@ COMMANDS = {
 # The same for `slm bench ...`.
 BENCHES = {
     "convert": "convert.cli_bench:bench_convert", "quant": "convert.cli_bench:bench_quant",
-    "serve": "serve.cli_bench:bench_serve",
+    "serve": "serve.cli_bench:bench_serve", "train": "train.cli_bench:bench_train",
 }  # fmt: skip
 
 

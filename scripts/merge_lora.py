@@ -1,4 +1,4 @@
-"""Fold an adapter into its base checkpoint: `slm merge`. A thin door: the work is in the `train` room."""
+"""Fold adapters into their base checkpoint: `slm merge`. A thin door: the work is in the `train` room."""
 
 import sys
 from pathlib import Path
@@ -16,11 +16,13 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lamb
 
 @click.command(context_settings=_SETTINGS)
 @click.option("--base", "--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
-@click.option("--adapter", "--adapter_path", required=True, type=click.Path(path_type=Path), help="Adapter folder.")
+@click.option("--adapter", "--adapter_path", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
+              help="Adapter folder; several are added up.")  # fmt: skip
+@click.option("--weight", "weights", multiple=True, type=float, help="Of each --adapter, in order.  [default: 1 each]")
 @click.option("--output_dir", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def main(base: Path, adapter: Path, output_dir: Path, as_json: bool) -> None:
-    """Fold an adapter into its base: a checkpoint folder (float32) that needs no adapter.
+def main(base: Path, adapters: tuple[Path, ...], weights: tuple[float, ...], output_dir: Path, as_json: bool) -> None:
+    """Fold adapters into their base: a checkpoint folder (float32) that needs no adapter.
 
     \b
     Example:
@@ -28,7 +30,7 @@ def main(base: Path, adapter: Path, output_dir: Path, as_json: bool) -> None:
     """
     from train.merge import merge
 
-    made = merge(base, adapter, output_dir)
+    made = merge(base, adapters, output_dir, weights)
     show_merge(made.output, made.size_bytes, made.parameters, made.fingerprint, as_json=as_json)
 
 

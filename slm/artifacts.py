@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def new_folder(path: Path | str, kind: str) -> Iterator[tuple[Path, dict[str, An
     artifact of ours (has a manifest of the same kind); anything else is an InputError.
     """
     path = Path(path)
-    _check_replaceable(path, kind)
+    require_replaceable(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     manifest: dict[str, Any] = {"kind": kind}
@@ -128,7 +129,8 @@ def new_folder(path: Path | str, kind: str) -> Iterator[tuple[Path, dict[str, An
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(path: Path, kind: str) -> None:
+def require_replaceable(path: Path, kind: str) -> None:
+    """Raise InputError unless `new_folder` may write there: nothing, an empty folder, or a `kind` of ours."""
     if path.is_file():
         raise InputError(f"'{path}' is a file; the output must be a folder", hint="Choose another output with -o.")
     if not path.is_dir() or {p.name for p in path.iterdir()} <= {".gitkeep"}:
@@ -138,6 +140,14 @@ def _check_replaceable(path: Path, kind: str) -> None:
             f"'{path}' already holds something that is not a {kind} of ours; it is left untouched",
             hint="Choose another output with -o, or remove that folder yourself.",
         )
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left of writing the artifact `path`; only while nobody else writes it."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(part|old)")  # tempfile's names
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+        if name.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def _swap(temporary: Path, path: Path) -> None:

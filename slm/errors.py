@@ -8,6 +8,7 @@ SlmError
 │   └── UnknownNameError      a name that nothing carries; lists the names that exist
 ├── MismatchError             two sound things do not belong together
 ├── VerificationError         a result was compared with its reference and differs
+├── DivergenceError          a loss or gradient of a training run is no number any more
 ├── MissingExtraError         a package of an optional extra is not installed
 ├── LicenceError              terms have to be accepted first
 ├── DownloadError             no source delivered the file
@@ -76,6 +77,10 @@ class MismatchError(SlmError):
 
 class VerificationError(SlmError):
     """A result was compared with its reference and differs."""
+
+
+class DivergenceError(SlmError):
+    """A loss or gradient of a training run is no number any more."""
 
 
 class MissingExtraError(SlmError):

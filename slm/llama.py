@@ -249,9 +249,14 @@ def logits_at(model: Any, context: Any, index: int) -> npt.NDArray[np.float32]:
 
 def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
     """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first."""
+    return viewed_logits(model, context, tokens).copy()
+
+
+def viewed_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """As `all_logits`, but the context's own memory: it changes with the next decoding."""
     forget(context)
     decode_tokens(context, tokens, 0, every=True)
-    return np.stack([logits_at(model, context, index) for index in range(len(tokens))])
+    return np.ctypeslib.as_array(library().llama_get_logits(context), shape=(len(tokens), vocab_size(model)))
 
 
 def embedding_of(model: Any, tokens: list[int], *, n_threads: int = 0) -> list[float]:

@@ -13,7 +13,6 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny_training import (
-    byte_level_tokenizer,
     conversations,
     corpus,
     write_checkpoint,
@@ -26,18 +25,17 @@ from slm.joints import Joints
 from slm.prompt import TEMPLATES
 from train.adapter import load_with_adapter
 from train.batches import LengthBuckets, by_length, pad
-from train.checkpoint import load_model, load_tokenizer, lookalikes, target_modules
+from train.checkpoint import load_model, load_tokenizer, target_modules
 from train.config import TrainOptions
-from train.data import Example, read_conversations, read_texts, split_held_out
+from train.data import Example
 from train.evaluate import evaluate_texts, held_out_loss
 from train.generate import GenerateOptions, end_of_turn_ids, open_generator, route
-from train.lora import show_masks, train_causal, train_sft
+from train.lora import train_causal, train_sft
 from train.loss import IGNORE, supervised_loss
-from train.masks import Encoded, Encoder, choose_template, fit_length
+from train.masks import Encoded, Encoder
 from train.merge import merge
 from train.peft_adapter import add_adapter
 from train.precision import choose_dtype, precision, store_frozen
-from train.prepare import prepare_conversations
 from train.trainer import decayed
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
@@ -83,71 +81,6 @@ def test_every_fault_of_the_options_is_named_at_once(tmp_path: Path) -> None:
         assert word in str(caught.value)
 
 
-def test_each_known_format_becomes_the_same_conversation(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "Add.\n\n1+1"}, {"role": "assistant", "content": "2"}]
-    share = [{"from": "human", "value": "Add.\n\n1+1"}, {"from": "gpt", "value": "2"}]
-    lines = [
-        {"messages": turns},
-        {"conversations": share},
-        {"instruction": "Add.", "input": "1+1", "output": "2"},
-        {"prompt": "Add.\n\n1+1", "completion": "2", "lang": "ja"},
-    ]
-    examples = read_conversations([write_jsonl(tmp_path / "mixed.jsonl", lines)])
-    assert [list(e.messages) for e in examples] == [turns] * 4
-    assert [e.lang for e in examples] == ["en", "en", "en", "ja"]
-    assert [e.line for e in examples] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"messages": [',
-        "[1, 2]",
-        '{"foo": 1}',
-        '{"messages": []}',
-        '{"messages": [{"role": "wizard", "content": "x"}]}',
-        '{"messages": [{"role": "user", "content": "no answer"}]}',
-        '{"instruction": "x", "output": 3}',
-        '{"prompt": "x", "completion": "y", "lang": 5}',
-        "\xff",
-    ],
-)
-def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: str) -> None:
-    good = json.dumps(conversations(1)[0])
-    path = tmp_path / "broken.jsonl"
-    path.write_bytes(f"{good}\n\n{line}\n{good}\n".encode("latin-1"))
-    with pytest.raises(DamagedFileError, match=r"broken\.jsonl', line 3"):
-        read_conversations([path])
-
-
-def test_empty_data_and_an_absent_language_are_input_errors(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("\n \n")
-    with pytest.raises(InputError, match="nothing to train on"):
-        read_conversations([empty])
-    with pytest.raises(InputError, match=r"no example .* language 'fr'"):
-        read_conversations([write_jsonl(tmp_path / "en.jsonl", conversations(2))], lang="fr")
-    with pytest.raises(MissingFileError):
-        read_texts([tmp_path / "none.txt"])
-    plain = tmp_path / "plain.txt"
-    plain.write_text("hello\n")
-    with pytest.raises(InputError, match="slm train lora"):
-        read_conversations([plain])
-
-
-def test_the_held_out_split_is_stratified_seeded_and_keeps_equal_examples_together(tmp_path: Path) -> None:
-    records = conversations(20) + conversations(10, "ja") + conversations(20)
-    examples = read_conversations([write_jsonl(tmp_path / "d.jsonl", records)])
-    train, held = split_held_out(examples, 0.1, seed=3)
-    again = split_held_out(examples, 0.1, seed=3)[1]
-    assert held == again and held != split_held_out(examples, 0.1, seed=4)[1]
-    assert len(train) + len(held) == 50
-    assert sum(e.lang == "ja" for e in held) == 1 and sum(e.lang == "en" for e in held) == 4
-    assert not {e.messages[0]["content"] for e in train} & {e.messages[0]["content"] for e in held}
-    with pytest.raises(InputError, match="only one example"):
-        split_held_out(examples[:1], 0.1, seed=0)
-
-
 # Tokenizers
 
 
@@ -179,158 +112,6 @@ def example(*turns: str, roles: tuple[str, ...] = ("user", "assistant")) -> Exam
     return Example(Path("x.jsonl"), 7, "en", messages=tuple(messages))  # type: ignore[arg-type]
 
 
-def learned(tokenizer: Any, encoded: Encoded) -> list[str]:
-    """The supervised spans as text."""
-    spans: list[list[int]] = []
-    before = False
-    for token, label in zip(encoded.ids, encoded.labels, strict=True):
-        if label != IGNORE:
-            assert label == token
-            if not before:
-                spans.append([])
-            spans[-1].append(token)
-        before = label != IGNORE
-    return [tokenizer.decode(span) for span in spans]
-
-
-STOCK = (  # the shape of stock templates: content trimmed, a blank after the header only when asked
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' if not (m['role'] == 'assistant' and loop.last)"
-    " else '<|im_start|>' + m['role'] + ':' }}{{ m['content'] | trim }}{{ '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
-)
-
-
-@pytest.mark.parametrize(
-    ("template", "spans"),
-    [
-        (TEMPLATES["chatml"], ["It is here.<|im_end|>", "はい。<|im_end|>"]),
-        (TEMPLATES["gemma"], ["It is here.<end_of_turn>", "はい。<end_of_turn>"]),
-        (TEMPLATES["alpaca"], ["It is here.<|endoftext|>", "はい。<|endoftext|>"]),
-    ],
-    ids=["chatml", "gemma", "alpaca"],
-)
-def test_exactly_the_answers_and_their_end_markers_are_learned(template: str, spans: list[str]) -> None:
-    tokenizer = byte_level_tokenizer(bos="<bos>")
-    (encoded,) = Encoder(tokenizer, template).conversation(
-        example("Where is it?", " It is here. ", "本当ですか。", "はい。")
-    )
-    assert learned(tokenizer, encoded) == spans
-
-
-def test_a_template_that_drops_white_space_still_yields_the_whole_answer() -> None:
-    tokenizer = byte_level_tokenizer()
-    encoded = Encoder(tokenizer, STOCK).conversation(example("Where?", "Here.", "When?", "Now."))
-    assert [span.strip() for item in encoded for span in learned(tokenizer, item)] == [
-        "Here.<|im_end|>",
-        "Now.<|im_end|>",
-    ]
-
-
-def test_a_template_that_forgets_earlier_turns_gives_one_sequence_for_each_answer() -> None:
-    tokenizer = byte_level_tokenizer()
-    last_only = (
-        "{% if add_generation_prompt %}{{ messages[-1]['content'] + '<|im_start|>' }}"
-        "{% else %}{{ messages[-2]['content'] + '<|im_start|>' + messages[-1]['content'] + '<|im_end|>' }}{% endif %}"
-    )
-    encoded = Encoder(tokenizer, last_only).conversation(example("A?", "a.", "B?", "b."))
-    assert [tokenizer.decode(item.ids) for item in encoded] == [
-        "A?<|im_start|>a.<|im_end|>",
-        "B?<|im_start|>b.<|im_end|>",
-    ]
-    assert [learned(tokenizer, item) for item in encoded] == [["a.<|im_end|>"], ["b.<|im_end|>"]]
-
-
-def test_a_template_that_rewrites_the_question_is_refused_with_the_line() -> None:
-    rewriting = (
-        "{% for m in messages %}{{ m['content'] if not add_generation_prompt else m['content'] | upper }}{% endfor %}"
-    )
-    with pytest.raises(InputError, match=r"'x\.jsonl', line 7"):
-        Encoder(byte_level_tokenizer(), rewriting).conversation(example("Where?", "Here."))
-
-
-def test_an_example_with_nothing_to_learn_is_an_error_with_its_line() -> None:
-    silent = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
-    with pytest.raises(InputError, match=r"line 7: no token of the answer"):
-        Encoder(byte_level_tokenizer(), silent).conversation(example("Where?", "Here."))
-
-
-def test_there_is_one_bos_whether_the_template_or_the_tokenizer_adds_it() -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = byte_level_tokenizer(bos="<bos>")
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
-    )
-    for name in ("gemma", "chatml"):
-        (encoded,) = Encoder(tokenizer, TEMPLATES[name]).conversation(example("Where?", "Here."))
-        assert encoded.ids[0] == tokenizer.bos_token_id
-        assert encoded.ids.count(tokenizer.bos_token_id) == 1
-
-
-def test_the_asked_prompt_is_the_beginning_of_what_was_learned() -> None:
-    tokenizer = byte_level_tokenizer(bos="<bos>")
-    for template in TEMPLATES.values():
-        encoder = Encoder(tokenizer, template)
-        talk = example("Where is it?", "It is here.")
-        (encoded,) = encoder.conversation(talk)
-        asked = encoder.prompt(talk.messages[:1])
-        assert list(encoded.ids[: len(asked)]) == asked
-        assert encoded.labels[len(asked)] != IGNORE and encoded.labels[len(asked) - 1] == IGNORE
-
-
-def test_the_template_is_the_named_one_else_the_bases_own_else_what_the_vocabulary_suggests() -> None:
-    tokenizer = byte_level_tokenizer()
-    assert choose_template(tokenizer, "alpaca")[1] == "alpaca"
-    assert choose_template(tokenizer, None)[1] == "gemma"
-    tokenizer.chat_template = STOCK
-    assert choose_template(tokenizer, None) == (STOCK, None)
-
-
-def test_a_base_that_never_learned_its_end_marker_is_taught_with_one_it_knows(
-    checkpoints: dict[str, Path], instruct: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import shutil
-
-    base = shutil.copytree(checkpoints["llama"], tmp_path / "base")
-    weights = load_file(base / "model.safetensors")
-    marker = load_tokenizer(base).convert_tokens_to_ids("<end_of_turn>")
-    assert lookalikes(base, marker) == 0
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        weights[name][300:320] = weights[name][marker]
-    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    assert lookalikes(base, marker) == 20
-    assert prepare_conversations(options(base, instruct, tmp_path / "o")).template_name == "alpaca"
-    assert "never trained" in capsys.readouterr().err
-    chosen = prepare_conversations(options(base, instruct, tmp_path / "o", template="gemma"))
-    assert chosen.template_name == "gemma" and "warning" in capsys.readouterr().err
-    assert prepare_conversations(options(checkpoints["llama"], instruct, tmp_path / "o")).template_name == "gemma"
-    assert capsys.readouterr().err == ""
-
-
-def test_a_tokenizer_without_bos_and_eos_can_be_trained_on(checkpoints: dict[str, Path]) -> None:
-    tokenizer = byte_level_tokenizer(eos=None)
-    (encoded,) = Encoder(tokenizer, TEMPLATES["chatml"]).conversation(example("Where?", "Here."))
-    assert learned(tokenizer, encoded) == ["Here.<|im_end|>"]
-
-
-def test_long_examples_are_refused_or_dropped_and_never_cut() -> None:
-    encoder = Encoder(byte_level_tokenizer(), TEMPLATES["chatml"])
-    items = encoder.conversation(example("Where?", "Here.")) + encoder.conversation(example("Why? " * 40, "So."))
-    with pytest.raises(InputError, match="1 of 2 examples are longer than 64 tokens"):
-        fit_length(items, 64, drop_long=False)
-    kept, dropped = fit_length(items, 64, drop_long=True)
-    assert (kept, dropped) == (items[:1], items[1:])
-
-
-def test_texts_lose_no_token_when_they_are_joined_and_cut(tmp_path: Path) -> None:
-    tokenizer = byte_level_tokenizer()
-    path = tmp_path / "t.txt"
-    path.write_text("\n".join([*corpus()[:30], "long " * 200]), encoding="utf-8")
-    blocks = Encoder(tokenizer).texts(read_texts([path]), 64)
-    assert max(len(block.ids) for block in blocks) <= 64
-    assert "".join(tokenizer.decode(block.ids) for block in blocks).split() == path.read_text(encoding="utf-8").split()
-
-
 # Batches and loss
 
 
@@ -360,7 +141,7 @@ def batch_of(folder: Path) -> tuple[list[Encoded], dict[str, torch.Tensor]]:
 def test_the_supervised_loss_and_its_gradients_equal_the_models_own(
     family: str, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("train.loss._CHUNK_ELEMENTS", 2000)  # several chunks
+    monkeypatch.setattr("train.loss._BLOCK", 100)  # several chunks
     model = add_adapter(load_model(checkpoints[family]), options(checkpoints[family], tmp_path, tmp_path / "o"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -391,7 +172,7 @@ def test_held_out_loss_is_weighted_by_tokens_and_apart_by_language(checkpoints: 
     model = load_model(checkpoints["llama"]).eval()
     items, _ = batch_of(checkpoints["llama"])
     items[1] = dataclasses.replace(items[1], example=dataclasses.replace(items[1].example, lang="ja"))
-    sums = held_out_loss(model, items, 0, torch.float32)
+    sums = held_out_loss(model, items, lambda some: pad(some, 0), torch.float32)
     assert sums["ja"].loss == pytest.approx(float(model(**pad(items[1:2], 0)).loss), abs=1e-5)
     assert sums["en"].tokens == items[0].supervised + items[2].supervised
     assert [len(group) for group in by_length(items, 1)] == [1, 1, 1]
@@ -408,7 +189,7 @@ def test_a_step_over_accumulated_batches_equals_one_over_the_whole(
     def look(self: Any, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         seen.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
 
-    monkeypatch.setattr("train.trainer._Monitor.on_pre_optimizer_step", look, raising=False)
+    monkeypatch.setattr("train.trainer.Monitor.on_pre_optimizer_step", look, raising=False)
     for batch_size, accumulate in ((8, 1), (2, 4)):
         changes = {"batch_size": batch_size, "accumulate": accumulate, "max_steps": 1}
         train_sft(options(checkpoints["llama"], data, tmp_path / f"a{accumulate}", **changes))
@@ -421,7 +202,7 @@ def test_a_step_over_accumulated_batches_equals_one_over_the_whole(
 def test_the_dtype_follows_the_probe_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds, expected in ((0.4, torch.bfloat16), (0.9, torch.float32), (300.0, torch.float32)):
         monkeypatch.setattr(
-            "train.trainer._matmul_seconds", lambda dtype, s=seconds: 1.0 if dtype == torch.float32 else s
+            "train.precision._matmul_seconds", lambda dtype, s=seconds: 1.0 if dtype == torch.float32 else s
         )
         assert choose_dtype("auto")[0] == expected
     assert choose_dtype("bfloat16")[0] == torch.bfloat16
@@ -676,7 +457,8 @@ def test_greedy_generation_equals_transformers_own(checkpoints: dict[str, Path],
 def test_generation_stops_at_the_learned_end_marker_and_sampling_is_seeded(
     checkpoints: dict[str, Path], instruct: Path, tmp_path: Path
 ) -> None:
-    train_sft(options(checkpoints["llama"], instruct, tmp_path / "a", epochs=12.0, template="chatml", lang="en"))
+    learned: dict[str, Any] = {"epochs": 30.0, "learning_rate": 1e-2, "rank": 8, "template": "chatml", "lang": "en"}
+    train_sft(options(checkpoints["llama"], instruct, tmp_path / "a", **learned))
     generator = open_generator(checkpoints["llama"], tmp_path / "a")
     answer = "".join(generator.stream("Where is desk 4?", GenerateOptions(max_new_tokens=64)))
     assert answer.startswith("Desk ") and answer.endswith(" is here.")
@@ -726,8 +508,3 @@ def test_the_commands_train_merge_and_evaluate_with_figures_as_json(
     text.write_text("机はどこですか。\n", encoding="utf-8")
     losses = call(evaluate, merged, "--text", f"ja={text}")["by_language"]["ja"]
     assert set(losses) == {"loss", "perplexity", "bits_per_byte", "tokens"}
-
-
-def test_masks_can_be_looked_at_before_training(checkpoints: dict[str, Path], instruct: Path, tmp_path: Path) -> None:
-    shown = show_masks(options(checkpoints["gpt2"], instruct, tmp_path / "o", template="chatml", lang="en"), 2)
-    assert len(shown) == 2 and "is here.<|im_end|>⟧[/]" in shown[0] and "[bold green]⟦Desk" in shown[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.artifacts import MANIFEST, checkpoint_fingerprint, read_manifest, require_folder
-from slm.errors import DamagedFileError, MismatchError, MissingFileError
+from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
 from train.checkpoint import load_model
 
 
@@ -27,9 +27,15 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
                 found=", ".join(sorted(p.name for p in adapter.iterdir())[:6]) or "an empty folder",
             )
     try:
-        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedFileError(f"'{adapter / 'adapter_config.json'}' is not readable JSON: {error}") from error
+    if isinstance(config, dict) and str(config.get("init_lora_weights")).startswith("pissa_niter"):
+        raise UnsupportedError(
+            f"the adapter '{adapter}' began with a randomized PiSSA and was not turned into a LoRA for its base",
+            found="the base's part of it is drawn anew at every loading, so the two would not fit",
+            hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
+        )
     if not (adapter / MANIFEST).exists():
         return {}
     manifest = read_manifest(adapter)

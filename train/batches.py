@@ -1,31 +1,55 @@
-"""Padded batches of sequences of like length. It knows nothing of models or losses."""
+"""Batches as tensors: packed, or padded with sequences of like length. It knows nothing of models or losses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
 from train.loss import IGNORE
 from train.masks import Encoded
+from train.packing import pack, seen_length
+
+Batch = dict[str, Any]
+Collate = Callable[[Sequence[Encoded]], Batch]
 
 # A pool of this many batches is sorted by length before it is cut: little padding, and still mixed every epoch.
 _POOL = 8
 
 
-def pad(items: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
+def packed(items: Sequence[Encoded], *, share: bool = True) -> Batch:
+    """A batch without padding (see train.packing).
+
+    input_ids, position_ids: (1, tokens). rows, labels: (supervised tokens). owners: (tokens). pieces: of the pack.
+    tokens: of the sequences, common beginnings counted in each.
+    """
+    made = pack(items, share=share)
+    return {
+        "input_ids": torch.tensor([made.ids]),
+        "position_ids": torch.tensor([made.positions]),
+        "owners": torch.tensor(made.owners),
+        "rows": torch.tensor(made.rows),
+        "labels": torch.tensor(made.labels),
+        "pieces": made.pieces,
+        "tokens": made.tokens,
+    }
+
+
+def pad(items: Sequence[Encoded], pad_id: int) -> Batch:
     """input_ids, attention_mask and labels, each (sequences, longest), padded on the right.
 
     What stands behind the last learned token of a sequence has no effect on the loss and is left out.
     """
-    sizes = [1 + max(n for n, label in enumerate(item.labels) if label != IGNORE) for item in items]
+    sizes = [1 + seen_length(item) for item in items]
     width = max(sizes)
     rows = list(zip(items, sizes, strict=True))
     return {
         "input_ids": torch.tensor([[*item.ids[:size], *([pad_id] * (width - size))] for item, size in rows]),
         "attention_mask": torch.tensor([[1] * size + [0] * (width - size) for _, size in rows]),
         "labels": torch.tensor([[*item.labels[:size], *([IGNORE] * (width - size))] for item, size in rows]),
+        "tokens": sum(sizes),
     }
 
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from slm.joints import Joints, pass_joints
+from train.cli_estimate import estimate
+from train.cli_options import training_options
 from train.cli_scratch import scratch, tokenizer
-from train.config import CAUSAL_DEFAULTS, CHECKPOINTING, DTYPES, SCHEDULES, TrainOptions
+from train.config import TrainOptions
+from train.ranks import first_then_others, rank
 
 if TYPE_CHECKING:
     from train.evaluate import LanguageFigures
@@ -18,68 +21,6 @@ if TYPE_CHECKING:
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def training_options(*, sft: bool) -> Callable[[_F], _F]:
-    """The options that `slm train lora`, `slm train sft` and the scripts share, with the defaults of the kind."""
-    default = {name: field.default for name, field in TrainOptions.__dataclass_fields__.items()}
-    if not sft:
-        default |= CAUSAL_DEFAULTS
-    path = click.Path(path_type=Path)
-    options = [
-        click.option("--lang", help="Only examples of this language (lines without one count as this)."),
-        click.option("--weight", "weights", multiple=True, type=float, help="How often each --data counts, in order."),
-        click.option("--eval-data", multiple=True, type=path, help="Held-out data of your own; repeatable."),
-        click.option("--eval-fraction", type=float, help="Share of each language that is held out."),
-        click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
-        click.option("--rank", type=int, help="Rank of the update."),
-        click.option("--alpha", type=float, help="Scale: the update is multiplied by alpha / rank."),
-        click.option("--dropout", type=float, help="Dropout in front of the adapter."),
-        click.option("--rslora/--no-rslora", help="Scale by alpha / sqrt(rank) instead."),
-        click.option("--dora/--no-dora", help="Learn magnitude and direction apart (DoRA)."),
-        click.option("--pissa/--no-pissa", help="Begin at the principal singular vectors (PiSSA)."),
-        click.option("--lora-plus", type=float, help="B learns this many times faster than A (LoRA+)."),
-        click.option("--neftune", type=float, help="Noise on the embeddings (NEFTune's alpha); 0: none."),
-        click.option("--top-layers", type=int, help="Adapt only the top layers; the rest is computed once. 0: all."),
-        click.option("--pack/--no-pack", help="Put the sequences of a step end to end, without padding."),
-        click.option("--share-prefix/--no-share-prefix", help="Compute a step's common beginnings once."),
-        click.option("--checkpointing", type=click.Choice(CHECKPOINTING), help="Trade time for memory."),
-        click.option("--lr", "learning_rate", type=float, help="Peak learning rate."),
-        click.option("--schedule", type=click.Choice(SCHEDULES), help="Learning rate after the warm-up."),
-        click.option("--warmup", "warmup_fraction", type=float, help="Share of the steps that warm up."),
-        click.option("--weight-decay", type=float, help="Weight decay of AdamW."),
-        click.option("--epochs", type=float, help="Passes over the data."),
-        click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),
-        click.option("--batch-size", type=int, help="Sequences in one pass."),
-        click.option("--accumulate", type=int, help="Passes added up to one step."),
-        click.option("--max-length", type=int, help="Longest sequence, in tokens."),
-        click.option("--seed", type=int, help="Of the adapter, the held-out split and the order."),
-        click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
-        click.option("--time-limit-s", type=float, help="End after this time and keep what was learned; 0: none."),
-        click.option("--threads", type=int, help="0: the physical cores."),
-        click.option("--eval-every", type=int, help="Steps between held-out losses; 0: only before and after."),
-        click.option("--patience", type=int, help="End after so many without a better one; the best is kept."),
-        click.option("--save-every-s", type=float, help="Seconds between checkpoints; 0: none."),
-        click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
-        click.option("--tensorboard/--no-tensorboard", help="Write TensorBoard's event files as well."),
-    ]
-    if sft:
-        options += [
-            click.option("--template", help="Chat template: chatml, gemma, alpaca  [default: the base's own]"),
-            click.option("--drop-long", is_flag=True, help="Leave out examples longer than --max-length."),
-        ]
-
-    def decorate(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
-        for parameter in function.__click_params__:  # type: ignore[attr-defined]
-            value = default.get(parameter.name)
-            if parameter.name in default and not parameter.multiple and value is not None:
-                parameter.default = value
-                parameter.show_default = not getattr(parameter, "is_flag", False)
-        return function
-
-    return decorate
 
 
 def generation_options(function: _F) -> _F:
@@ -99,6 +40,10 @@ def generation_options(function: _F) -> _F:
 def run_training(*, sft: bool, base: Path, data: tuple[Path, ...], output: Path, values: dict[str, Any]) -> TrainResult:
     """Check the options as a whole, then train."""
     options = TrainOptions(base=base, data=tuple(data), output=output, **values)
+    if rank():
+        from slm.console import is_debug, set_verbosity
+
+        set_verbosity(quiet=True, debug=is_debug())
     from train.lora import train_causal, train_sft
 
     return (train_sft if sft else train_causal)(options)
@@ -108,6 +53,8 @@ def report(result: TrainResult, *, as_json: bool) -> None:
     """The figures of a run on stdout: one JSON object, or a table with a line for each language."""
     from slm.console import emit_json, note, out
 
+    if rank():
+        return
     if as_json:
         emit_json({"output": str(result.output)} | result.as_json())
         return
@@ -128,6 +75,8 @@ def report(result: TrainResult, *, as_json: bool) -> None:
         f"{run.steps} steps in {run.seconds:.0f} s, {run.tokens_per_s:,.0f} tok/s ({run.supervised_tokens_per_s:,.0f}"
         f" supervised), {run.dtype}, peak {run.peak_rss_mb:,.0f} MB"
     )
+    if run.best_step != run.steps:
+        note(f"the adapter is that of step {run.best_step}, where the held-out loss was lowest")
     click.echo(str(result.output))
 
 
@@ -136,8 +85,8 @@ def train() -> None:
     """Train LoRA adapters, tokenizers and small models from scratch on the CPU."""
 
 
-train.add_command(tokenizer)
-train.add_command(scratch)
+for _command in (estimate, tokenizer, scratch):
+    train.add_command(_command)
 
 
 _BASE = click.option("--base", required=True, help="Checkpoint folder, catalog name, or GGUF file (restored first).")
@@ -160,7 +109,7 @@ def lora(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_
     Example:
       slm train lora --base gemma-3-270m --data data/en.txt -o adapters/en
     """
-    folder = joints.checkpoint_of(base)
+    folder = first_then_others(lambda: joints.checkpoint_of(base))
     report(run_training(sft=False, base=folder, data=data, output=output, values=values), as_json=as_json)
 
 
@@ -188,7 +137,8 @@ def sft(
 ) -> None:
     """Teach a base to answer, from JSONL conversations (messages, ShareGPT, alpaca, prompt/completion).
 
-    Only the answers are learned, with the marker that ends them.
+    Only the answers are learned, with the marker that ends them. Plain texts may be among the data (text files, or
+    JSONL with "text"): of them every token is learned.
 
     \b
     Example:
@@ -196,10 +146,10 @@ def sft(
     """
     if output is None and not show_masks:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    folder = joints.checkpoint_of(base)
+    folder = first_then_others(lambda: joints.checkpoint_of(base))
     if show_masks:
         from slm.console import out
-        from train.lora import show_masks as masks
+        from train.show import show_masks as masks
 
         options = TrainOptions(base=folder, data=tuple(data), output=output or Path("unused"), **values)
         for text in masks(options, show_masks):
@@ -211,20 +161,25 @@ def sft(
 
 @click.command(context_settings=_HELP)
 @_BASE
-@click.option("--adapter", required=True, type=click.Path(path_type=Path), help="Adapter folder.")
+@click.option("--adapter", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
+              help="Adapter folder; several are added up.")  # fmt: skip
+@click.option("--weight", "weights", multiple=True, type=float, help="Of each --adapter, in order.  [default: 1 each]")
 @_OUTPUT
 @_JSON
 @pass_joints
-def merge(joints: Joints, /, base: str, adapter: Path, output: Path, as_json: bool) -> None:
-    """Fold an adapter into its base: a checkpoint folder (float32) that needs no adapter.
+def merge(
+    joints: Joints, /, base: str, adapters: tuple[Path, ...], weights: tuple[float, ...], output: Path, as_json: bool
+) -> None:
+    """Fold adapters into their base: a checkpoint folder (float32) that needs no adapter.
 
     \b
     Example:
       slm merge --base gemma-3-270m --adapter adapters/ja -o exports/ja-merged
+      slm merge --base gemma-3-270m --adapter adapters/en --weight 0.5 --adapter adapters/ja --weight 0.7 -o exports/m
     """
     from train.merge import merge as merge_folders
 
-    result = merge_folders(joints.checkpoint_of(base), adapter, output)
+    result = merge_folders(joints.checkpoint_of(base), adapters, output, weights)
     show_merge(result.output, result.size_bytes, result.parameters, result.fingerprint, as_json=as_json)
 
 
@@ -253,11 +208,17 @@ def named_files(values: tuple[str, ...], option: str) -> dict[str, list[Path]]:
 
 @click.command(context_settings=_HELP)
 @click.argument("model")
-@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder (checkpoint) or GGUF file (GGUF model).")
+@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder, or GGUF file for a GGUF model.")
 @click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Repeatable.")
+@click.option("--context", type=click.IntRange(2, 2048), default=512, show_default=True, help="Tokens of a window.")
+@click.option("--stride", type=click.IntRange(0), default=0,
+              help="Tokens that a window predicts, the others being context; 0: all that fit.")  # fmt: skip
 @_JSON
 @pass_joints
-def evaluate(joints: Joints, /, model: str, adapter: Path | None, texts: tuple[str, ...], as_json: bool) -> None:
+def evaluate(
+    joints: Joints, /, model: str, adapter: Path | None, texts: tuple[str, ...], context: int, stride: int,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Loss, perplexity and bits per byte of MODEL (checkpoint folder, GGUF file or catalog name), by language.
 
     \b
@@ -270,7 +231,9 @@ def evaluate(joints: Joints, /, model: str, adapter: Path | None, texts: tuple[s
     path = Path(model)
     if not path.is_file():
         path = joints.checkpoint_of(model)
-    show_evaluation(evaluate_texts(path, files, adapter), as_json=as_json)
+    elif adapter is not None and adapter.is_dir():
+        adapter = joints.adapter_gguf_of(adapter, model)
+    show_evaluation(evaluate_texts(path, files, adapter, context=context, stride=stride), as_json=as_json)
 
 
 def show_evaluation(figures: dict[str, LanguageFigures], *, as_json: bool) -> None:

@@ -21,7 +21,8 @@ class TrainOptions:
     times faster than A. neftune: noise alpha. top_layers: adapt only so many (0: all). pack: no padding.
     share_prefix: the common beginnings of a step's sequences are computed once. eval_every: steps between
     measurements of the held-out loss (0: at the end only). patience: measurements without a better one before the
-    run ends (0: never). save_every_s: seconds between checkpoints (0: none).
+    run ends (0: never). save_every_s: seconds between checkpoints (0: none). resume: go on where a run was broken off.
+    fresh: throw a broken-off run away.
 
     Raises one InputError that lists every fault, not only the first.
     """
@@ -65,6 +66,7 @@ class TrainOptions:
     patience: int = 0
     save_every_s: float = 60.0
     resume: bool = False
+    fresh: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -106,12 +108,14 @@ class TrainOptions:
         need(self.neftune >= 0, f"--neftune must not be negative (is {self.neftune})")
         need(self.top_layers >= 0, f"--top-layers must not be negative (is {self.top_layers})")
         need(not (self.top_layers and self.neftune), "--neftune needs the embedding, which --top-layers leaves out")
+        need(not self.top_layers or self.pack, "--top-layers needs --pack")
         names = ", ".join(CHECKPOINTING)
         need(self.checkpointing in CHECKPOINTING, f"--checkpointing must be one of {names} (is '{self.checkpointing}')")
         need(self.eval_every >= 0, f"--eval-every must not be negative (is {self.eval_every})")
         need(self.patience >= 0, f"--patience must not be negative (is {self.patience})")
         need(not self.patience or self.eval_every > 0, "--patience needs --eval-every")
         need(self.save_every_s >= 0, f"--save-every-s must not be negative (is {self.save_every_s})")
+        need(not (self.resume and self.fresh), "--resume and --fresh exclude each other")
         need(self.time_limit_s >= 0, f"--time-limit-s must not be negative (is {self.time_limit_s})")
         need(self.threads >= 0, f"--threads must not be negative (is {self.threads})")
         need(bool(self.targets.strip(", ")), "--targets names no module")
@@ -122,7 +126,7 @@ class TrainOptions:
     def as_json(self) -> dict[str, Any]:
         """The options as JSON values, without the paths that the manifest keeps elsewhere."""
         values = asdict(self)
-        for key in ("base", "data", "output", "eval_data", "resume"):
+        for key in ("base", "data", "output", "eval_data", "resume", "fresh"):
             del values[key]
         return values
 

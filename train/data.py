@@ -1,30 +1,31 @@
-"""Reads training text: plain files and JSONL in the usual formats, one Example each, and splits off held-out ones.
+"""Reads training text: plain files and JSONL in the usual formats, one Example each, as a stream.
 
 It knows nothing of tokenizers, templates or models.
 """
 
 from __future__ import annotations
 
-import json
-import random
-from collections import defaultdict
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slm import language
-from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
 from slm.joints import Message
+from train.lines import json_objects, looks_like_json_objects, text_lines
 
 JSONL = (".jsonl", ".ndjson", ".json")
+PLAIN_TEXT = (".txt", ".text", ".md")
 # The names of roles in ShareGPT files -> ours.
 _ROLES = {
     "system": "system", "human": "user", "user": "user",
     "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
 }  # fmt: skip
-_KNOWN = "messages, conversations (ShareGPT), instruction/output (alpaca), prompt/completion"
+_KNOWN = "messages, conversations (ShareGPT), instruction/output (alpaca), prompt/completion, text"
+# So many characters say which language a text is in.
+_LANGUAGE_SAMPLE = 2000
 
 
 @dataclass(frozen=True)
@@ -41,80 +42,95 @@ class Example:
     def where(self) -> str:
         return f"'{self.file}', line {self.line}"
 
+    @property
+    def is_document(self) -> bool:
+        """Whether it is a whole text, and not one line of a plain file."""
+        return self.file.suffix in JSONL
 
-def read_conversations(files: Sequence[Path], *, lang: str | None = None) -> list[Example]:
-    """The conversations of JSONL files; the format is found line by line. `lang` keeps only that language.
+    def key(self, seed: int) -> int:
+        """A 64-bit hash of what it says, other for each seed."""
+        digest = hashlib.blake2b(self.text.encode(), digest_size=8, key=seed.to_bytes(8, "little"))
+        for message in self.messages:
+            digest.update(f"\0{message['role']}\0{message['content']}".encode())
+        return int.from_bytes(digest.digest(), "little")
 
-    Raises DamagedFileError with file and line, or InputError when nothing is left.
+
+def read_conversations(files: Sequence[Path], *, lang: str | None = None) -> Iterator[Example]:
+    """The examples of instruction data: conversations of JSONL files in any of the formats, and plain texts.
+
+    The format is found line by line. A text file's lines and JSONL lines with "text" alone are texts. `lang` keeps
+    only that language. Raises DamagedFileError with file and line, or InputError when there is nothing to read.
     """
-    examples = []
     for file in files:
-        if file.suffix not in JSONL:
-            require_file(file)
+        if file.suffix not in (*JSONL, *PLAIN_TEXT) and not file.is_dir():
             raise InputError(
-                f"'{file}' is not JSONL; instruction data are one JSON object a line",
-                hint="For plain text use: slm train lora",
+                f"'{file}' is neither JSONL ({', '.join(JSONL)}) nor plain text ({', '.join(PLAIN_TEXT)})",
+                hint="Instruction data are one JSON object a line; rename the file if it is one of them.",
             )
-        for line, record in _records(file):
-            messages = _conversation(record, file, line)
-            text = "\n".join(message["content"] for message in messages)
-            examples.append(Example(file, line, _language(record, text, lang, file, line), messages=messages))
-    return _kept(examples, files, lang)
+    return _kept(files, lang, _example_of)
 
 
-def read_texts(files: Sequence[Path], *, lang: str | None = None) -> list[Example]:
+def read_texts(files: Sequence[Path], *, lang: str | None = None) -> Iterator[Example]:
     """The texts of plain files (one Example a line) and of JSONL files with "text" or prompt/completion.
 
-    Raises DamagedFileError with file and line, or InputError when nothing is left.
+    Raises DamagedFileError with file and line, or InputError when there is nothing to read.
     """
-    examples = []
+    return _kept(files, lang, _text_example)
+
+
+def _kept(files: Sequence[Path], lang: str | None, parse: Any) -> Iterator[Example]:
+    """The examples of all files in the wanted language."""
+    twice = {str(file) for file in files if list(files).count(file) > 1}
+    if twice:
+        raise InputError(
+            f"'{min(twice)}' is named twice", hint="To see it twice an epoch: --weight 2, once for each --data."
+        )
+    others: set[str] = set()
+    some = False
     for file in files:
-        if file.suffix in JSONL:
-            for line, record in _records(file):
-                text = _plain(record, file, line)
-                examples.append(Example(file, line, _language(record, text, lang, file, line), text=text))
-        else:
-            lines = list(_lines(file))
-            whole = lang or language.detect("\n".join(text for _, text in lines)).language or "und"
-            examples += [Example(file, line, whole, text=text) for line, text in lines]
-    return _kept(examples, files, lang)
+        empty = True
+        for example in _examples(file, lang, parse):
+            empty = False
+            if lang is None or example.lang == lang:
+                some = True
+                yield example
+            else:
+                others.add(example.lang)
+        if empty:
+            raise InputError(f"there is nothing to train on in '{file}': no line with content")
+    if not some:
+        names = ", ".join(f"'{file}'" for file in files)
+        raise InputError(f"no example in {names} has the language '{lang}'", found=", ".join(sorted(others)))
 
 
-def _kept(examples: list[Example], files: Sequence[Path], lang: str | None) -> list[Example]:
-    names = ", ".join(f"'{file}'" for file in files)
-    if not examples:
-        raise InputError(f"there is nothing to train on in {names}: no line with content")
-    kept = [example for example in examples if lang is None or example.lang == lang]
-    if not kept:
-        found = ", ".join(sorted({example.lang for example in examples}))
-        raise InputError(f"no example in {names} has the language '{lang}'", found=found)
-    return kept
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of every line that is not blank."""
-    require_file(file)
-    with file.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
+def _examples(file: Path, lang: str | None, parse: Any) -> Iterator[Example]:
+    if file.suffix in JSONL:
+        for line, record in json_objects(file):
+            messages, text = parse(record, file, line)
+            whole = text or "\n".join(message["content"] for message in messages)
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise DamagedFileError(f"'{file}', line {number} is not UTF-8 text ({error.reason})") from error
-            if text:
-                yield number, text
+                whole.encode()
+            except UnicodeEncodeError as error:
+                raise DamagedFileError(
+                    f"'{file}', line {line} holds half a character: a \\u escape without its other half",
+                    found=ascii(whole[max(0, error.start - 10) : error.start + 10]),
+                ) from error
+            yield Example(file, line, _language(record, whole, lang, file, line), messages, text)
+        return
+    if looks_like_json_objects(file):
+        raise InputError(f"'{file}' holds JSON objects, not plain text", hint="Rename it to .jsonl.")
+    found = lang or language.detect(_beginning(file)).language or "und"
+    for line, text in text_lines(file):
+        yield Example(file, line, found, text=text)
 
 
-def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, text in _lines(file):
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DamagedFileError(
-                f"'{file}', line {number} is not JSON: {error}", hint="Each line must be one whole JSON object."
-            ) from error
-        if not isinstance(record, dict):
-            raise DamagedFileError(f"'{file}', line {number} is not a JSON object")
-        yield number, record
+def _beginning(file: Path) -> str:
+    sample = ""
+    for _, text in text_lines(file):
+        sample += text + "\n"
+        if len(sample) > 10 * _LANGUAGE_SAMPLE:
+            break
+    return sample
 
 
 def _language(record: dict[str, Any], text: str, wanted: str | None, file: Path, line: int) -> str:
@@ -124,7 +140,7 @@ def _language(record: dict[str, Any], text: str, wanted: str | None, file: Path,
         if not isinstance(given, str) or not given:
             raise DamagedFileError(f'\'{file}\', line {line}: "lang" must be a language code such as "en"')
         return given
-    return wanted or language.detect(text).language or "und"
+    return wanted or language.detect(text[:_LANGUAGE_SAMPLE]).language or "und"
 
 
 def _text_of(record: dict[str, Any], key: str, file: Path, line: int) -> str:
@@ -134,7 +150,7 @@ def _text_of(record: dict[str, Any], key: str, file: Path, line: int) -> str:
     return value
 
 
-def _plain(record: dict[str, Any], file: Path, line: int) -> str:
+def _text_example(record: dict[str, Any], file: Path, line: int) -> tuple[tuple[Message, ...], str]:
     if "text" in record:
         text = _text_of(record, "text", file, line)
     elif "prompt" in record:
@@ -147,24 +163,29 @@ def _plain(record: dict[str, Any], file: Path, line: int) -> str:
         )
     if not text.strip():
         raise DamagedFileError(f"'{file}', line {line} has an empty text")
-    return text
+    return (), text
 
 
-def _conversation(record: dict[str, Any], file: Path, line: int) -> tuple[Message, ...]:
+def _example_of(record: dict[str, Any], file: Path, line: int) -> tuple[tuple[Message, ...], str]:
+    """(messages, "") of a conversation or ((), text). alpaca's files have a "text" beside the turns; turns win."""
     if "messages" in record:
-        messages = _turns(record["messages"], "messages", "role", "content", file, line)
+        messages = _turns(record, "messages", file, line)
     elif "conversations" in record:
-        messages = _turns(record["conversations"], "conversations", "from", "value", file, line)
+        messages = _turns(record, "conversations", file, line)
     elif "instruction" in record:
         question = _text_of(record, "instruction", file, line)
         if record.get("input"):
             question += "\n\n" + _text_of(record, "input", file, line)
         messages = [_turn("user", question), _turn("assistant", _text_of(record, "output", file, line))]
+    elif isinstance(record.get("prompt"), list):  # TRL's conversational form
+        messages = _turns(record, "prompt", file, line) + _turns(record, "completion", file, line)
     elif "prompt" in record:
         messages = [
             _turn("user", _text_of(record, "prompt", file, line)),
             _turn("assistant", _text_of(record, "completion", file, line)),
         ]
+    elif "text" in record:
+        return _text_example(record, file, line)
     else:
         raise DamagedFileError(
             f"'{file}', line {line} is in no known format",
@@ -175,20 +196,23 @@ def _conversation(record: dict[str, Any], file: Path, line: int) -> tuple[Messag
         messages.insert(0, _turn("system", _text_of(record, "system", file, line)))
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise DamagedFileError(f"'{file}', line {line} has no answer of the assistant to learn from")
-    return tuple(messages)
+    return tuple(messages), ""
 
 
 def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _turns(value: Any, name: str, role_key: str, text_key: str, file: Path, line: int) -> list[Message]:
+def _turns(record: dict[str, Any], name: str, file: Path, line: int) -> list[Message]:
+    """A list of turns with "role" and "content", or ShareGPT's "from" and "value"."""
+    value = record.get(name)
     if not isinstance(value, list) or not value:
         raise DamagedFileError(f"'{file}', line {line}: \"{name}\" must be a list of turns")
     turns = []
     for number, turn in enumerate(value, start=1):
         if not isinstance(turn, dict):
             raise DamagedFileError(f"'{file}', line {line}: turn {number} is not an object")
+        role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
         role = _ROLES.get(str(turn.get(role_key)))
         if role is None:
             raise DamagedFileError(
@@ -199,28 +223,3 @@ def _turns(value: Any, name: str, role_key: str, text_key: str, file: Path, line
             raise DamagedFileError(f"'{file}', line {line}: turn {number} has no text in \"{text_key}\"")
         turns.append(_turn(role, turn[text_key]))
     return turns
-
-
-def split_held_out(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, held-out) examples: of each language `fraction`, at least one, drawn with `seed`.
-
-    Equal examples stay on one side, so that nothing held out is also trained on. Raises InputError when a
-    language has fewer than two different examples.
-    """
-    groups: dict[str, dict[Any, list[Example]]] = defaultdict(lambda: defaultdict(list))
-    for example in examples:
-        key = example.text or tuple((m["role"], m["content"]) for m in example.messages)
-        groups[example.lang][key].append(example)
-    held: set[tuple[Path, int]] = set()
-    for lang in sorted(groups):
-        keys = list(groups[lang])
-        if len(keys) < 2:
-            raise InputError(
-                f"the language '{lang}' has only one example: nothing can be held out to measure the loss on",
-                hint="Add examples, or name held-out data with --eval-data.",
-            )
-        count = min(len(keys) - 1, max(1, round(len(keys) * fraction)))
-        for key in random.Random(f"{seed}:{lang}").sample(keys, count):
-            held.update((example.file, example.line) for example in groups[lang][key])
-    train = [example for example in examples if (example.file, example.line) not in held]
-    return train, [example for example in examples if (example.file, example.line) in held]

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm.artifacts import require_file
 from slm.console import progress
 from slm.errors import InputError, MismatchError
 from train.masks import Encoded
+from train.text_windows import Window, pieces, windows
+
+if TYPE_CHECKING:
+    from train.batches import Collate
 
 # Padded tokens in one forward pass; larger ones gain no speed on a CPU.
 _BATCH_TOKENS = 2048
-# One window of logits of a vocabulary of 262,144 takes 0.5 GB.
-_CONTEXT = 512
-_ROWS = 32
+# Tokens of a window: its logits over a vocabulary of 262,144 take 0.5 GB in llama.cpp.
+CONTEXT = 512
+_LONGEST = 2048
+# Windows of one forward pass of a checkpoint, and rows of logits that are worked on at a time.
+_WINDOWS = 4
+_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -64,30 +71,35 @@ class LanguageFigures:
         return asdict(self)
 
 
-def held_out_loss(model: Any, items: Sequence[Encoded], pad_id: int, dtype: Any) -> dict[str, LossSum]:
-    """Token-weighted loss over the supervised tokens of `items`, by language."""
+def held_out_batches(items: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """The groups in which held-out sequences are measured: of one language and of like length."""
+    from train.batches import by_length
+
+    by_language: dict[str, list[Encoded]] = defaultdict(list)
+    for item in items:
+        by_language[item.example.lang].append(item)
+    for lang in sorted(by_language):
+        yield from by_length(by_language[lang], _BATCH_TOKENS)
+
+
+def held_out_loss(model: Any, items: Sequence[Encoded], collate: Collate, dtype: Any) -> dict[str, LossSum]:
+    """Token-weighted loss over the supervised tokens of `items`, by language; `collate` makes batches of them."""
     import torch
 
-    from train.batches import by_length, pad
     from train.loss import supervised_loss
     from train.precision import precision
 
     model.eval()
-    sums: dict[str, LossSum] = {}
-    by_language: dict[str, list[Encoded]] = defaultdict(list)
-    for item in items:
-        by_language[item.example.lang].append(item)
+    sums: dict[str, LossSum] = defaultdict(lambda: LossSum(0.0, 0))
     done = 0
     with progress("held-out loss", total=len(items), unit="examples") as show, torch.no_grad():
-        for lang, group in sorted(by_language.items()):
-            sums[lang] = LossSum(0.0, 0)
-            for batch in by_length(group, _BATCH_TOKENS):
-                with precision(dtype):
-                    total, count = supervised_loss(model, pad(batch, pad_id))
-                sums[lang] += LossSum(float(total), count)
-                done += len(batch)
-                show(done)
-    return sums
+        for batch in held_out_batches(items):
+            with precision(dtype):
+                total, count = supervised_loss(model, collate(batch))
+            sums[batch[0].example.lang] += LossSum(float(total), count)
+            done += len(batch)
+            show(done)
+    return dict(sums)
 
 
 def total(sums: dict[str, LossSum]) -> LossSum:
@@ -99,72 +111,102 @@ def total(sums: dict[str, LossSum]) -> LossSum:
 
 
 def evaluate_texts(
-    model: Path, texts: dict[str, list[Path]], adapter: Path | None = None
+    model: Path, texts: dict[str, list[Path]], adapter: Path | None = None, *, context: int = CONTEXT, stride: int = 0
 ) -> dict[str, LanguageFigures]:
     """Loss, perplexity and bits per byte of whole text files, by language.
 
-    model: a checkpoint folder (adapter: a PEFT folder) or a GGUF file (adapter: a GGUF file). The text is
-    read in windows of 512 tokens at most, each with a BOS where the tokenizer adds one; a window's first
-    token is not predicted unless a BOS stands before it.
+    model: a checkpoint folder (adapter: a PEFT folder) or a GGUF file (adapter: a GGUF file). A text is read in
+    windows of `context` tokens, or as many as the model holds (train.text_windows), each with a BOS where the tokenizer
+    adds one. Markers of special tokens in a text are text. Raises InputError when there is nothing to measure.
     """
-    documents = {lang: [_read(path) for path in paths] for lang, paths in texts.items()}
-    measure = _measure_gguf if model.is_file() else _measure_checkpoint
-    sums = measure(model, documents, adapter)
-    return {lang: LanguageFigures(s.loss, s.perplexity, s.bits_per_byte, s.tokens) for lang, s in sums.items()}
+    with ExitStack() as stack:
+        opened = (_open_gguf if model.is_file() else _open_checkpoint)(stack, model, adapter)
+        size = min(context, opened.longest)
+        amount = sum(require_file(path).stat().st_size for paths in texts.values() for path in paths)
+        show = stack.enter_context(progress("evaluating", total=amount, unit="bytes"))
+        figures: dict[str, LanguageFigures] = {}
+        done = 0
+        for lang, paths in texts.items():
+            whole = LossSum(0.0, 0)
+            for path in paths:
+                for part in _measured(opened, path, size, stride):
+                    whole += part
+                    show(done + whole.utf8_bytes)
+            if not whole.tokens:
+                raise InputError(f"the texts of '{lang}' are a single token: there is nothing to predict")
+            done += whole.utf8_bytes
+            figures[lang] = LanguageFigures(whole.loss, whole.perplexity, whole.bits_per_byte, whole.tokens)
+    return figures
 
 
-def _read(path: Path) -> str:
-    from slm.errors import DamagedFileError
+@dataclass(frozen=True)
+class _Opened:
+    """A model of either form: its tokenization without BOS, its BOS, its longest context, and a loss of windows.
 
-    try:
-        text = require_file(path).read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"'{path}' is not UTF-8 text") from error
-    if not text:
-        raise InputError(f"'{path}' is empty: there is nothing to measure")
-    return text
+    nats: summed cross-entropy over what the windows predict; it is given windows of one length, `batch` at most.
+    """
 
-
-def _windows(ids: list[int], bos: list[int], size: int) -> list[list[int]]:
-    room = size - len(bos)
-    windows = [bos + ids[start : start + room] for start in range(0, len(ids), room)]
-    return [window for window in windows if len(window) > 1]
+    ids: Callable[[str], list[int]]
+    bos: list[int]
+    longest: int
+    nats: Callable[[Sequence[Window]], float]
+    batch: int
 
 
-def _measure_checkpoint(model: Path, documents: dict[str, list[str]], adapter: Path | None) -> dict[str, LossSum]:
+def _measured(opened: _Opened, path: Path, context: int, stride: int) -> Iterator[LossSum]:
+    """Sums of a file: those of each batch of windows, and the bytes of each piece of its text."""
+    sizes: list[int] = []
+
+    def parts() -> Iterator[list[int]]:
+        for text in pieces(path):
+            sizes.append(len(text.encode()))
+            yield opened.ids(text)
+
+    batch: list[Window] = []
+    for window in windows(parts(), opened.bos, context, stride):
+        if batch and (len(batch) == opened.batch or len(window.ids) != len(batch[0].ids)):
+            yield LossSum(opened.nats(batch), sum(one.predicted for one in batch), sum(sizes))
+            batch.clear()
+            sizes.clear()
+        batch.append(window)
+    if batch:
+        yield LossSum(opened.nats(batch), sum(one.predicted for one in batch), sum(sizes))
+
+
+def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:
     import torch
 
     from train.adapter import load_with_adapter
     from train.checkpoint import load_tokenizer
-    from train.loss import supervised_loss
+    from train.loss import IGNORE, supervised_loss
     from train.masks import Encoder
     from train.precision import use_cores
 
     use_cores(0)
-    tokenizer = load_tokenizer(model)
+    own = adapter is not None and (adapter / "tokenizer.json").exists()
+    tokenizer = load_tokenizer(adapter if adapter is not None and own else model)
     loaded = load_with_adapter(model, adapter)
-    encoder = Encoder(tokenizer)
-    limit = min(_CONTEXT, int(getattr(loaded.config, "max_position_embeddings", _CONTEXT)))
-    sums = {lang: LossSum(0.0, 0) for lang in documents}
-    amount = sum(len(text) for texts in documents.values() for text in texts)
-    done = 0.0
-    with progress("evaluating", total=amount, unit="characters") as show, torch.no_grad():
-        for lang, texts in documents.items():
-            for text in texts:
-                ids = tokenizer(text, add_special_tokens=False).input_ids
-                windows = _windows(ids, encoder.bos, limit)
-                for window in windows:
-                    row = torch.tensor([window])
-                    batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row}
-                    nats, count = supervised_loss(loaded, batch)
-                    sums[lang] += LossSum(float(nats), count)
-                    done += len(text) / len(windows)
-                    show(done)
-                sums[lang] += LossSum(0.0, 0, len(text.encode()))
-    return sums
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return found
+
+    def nats(batch: Sequence[Window]) -> float:
+        rows = torch.tensor([window.ids for window in batch])
+        labels = rows.clone()
+        for number, window in enumerate(batch):
+            labels[number, : window.first] = IGNORE
+        with torch.no_grad():
+            total, _ = supervised_loss(
+                loaded, {"input_ids": rows, "attention_mask": torch.ones_like(rows), "labels": labels}
+            )
+        return float(total)
+
+    longest = int(getattr(loaded.config, "max_position_embeddings", 0) or CONTEXT)
+    return _Opened(ids, Encoder(tokenizer).bos, longest, nats, _WINDOWS)
 
 
-def _measure_gguf(model: Path, documents: dict[str, list[str]], adapter: Path | None) -> dict[str, LossSum]:
+def _open_gguf(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:
     from slm import llama
     from slm.gguf_reader import read_gguf
 
@@ -173,39 +215,36 @@ def _measure_gguf(model: Path, documents: dict[str, list[str]], adapter: Path | 
         mine, theirs = read_gguf(adapter).metadata.get("slm.base_fingerprint"), base.metadata.get("slm.fingerprint")
         if mine and theirs and mine != theirs:
             raise MismatchError(f"the adapter '{adapter}' was trained on another base than '{model}'")
-    sums = {lang: LossSum(0.0, 0) for lang in documents}
-    amount = sum(len(text) for texts in documents.values() for text in texts)
-    done = 0.0
-    with ExitStack() as stack:
-        handle = llama.open_model(stack, model)
-        context = llama.open_context(stack, handle, n_ctx=_CONTEXT, n_batch=_CONTEXT)
-        if adapter is not None:
-            llama.set_adapters(context, [(llama.open_adapter(stack, handle, adapter), 1.0)])
-        lib = llama.library()
-        vocab = lib.llama_model_get_vocab(handle)
-        bos = [lib.llama_vocab_bos(vocab)] if lib.llama_vocab_get_add_bos(vocab) else []
-        show = stack.enter_context(progress("evaluating", total=amount, unit="characters"))
-        for lang, texts in documents.items():
-            for text in texts:
-                ids = llama.tokenize(handle, text, add_special=False, parse_special=False)
-                windows = _windows(ids, bos, _CONTEXT)
-                for window in windows:
-                    nats = _nats(llama.all_logits(handle, context, window)[:-1], window[1:])
-                    sums[lang] += LossSum(nats, len(window) - 1)
-                    done += len(text) / len(windows)
-                    show(done)
-                sums[lang] += LossSum(0.0, 0, len(text.encode()))
-    return sums
+    handle = llama.open_model(stack, model)
+    lib = llama.library()
+    longest = int(lib.llama_model_n_ctx_train(handle))
+    context = llama.open_context(stack, handle, n_ctx=min(_LONGEST, longest), n_batch=min(_LONGEST, longest))
+    if adapter is not None:
+        llama.set_adapters(context, [(llama.open_adapter(stack, handle, adapter), 1.0)])
+    vocab = lib.llama_model_get_vocab(handle)
+    bos = [lib.llama_vocab_bos(vocab)] if lib.llama_vocab_get_add_bos(vocab) else []
+
+    def nats(batch: Sequence[Window]) -> float:
+        (window,) = batch
+        logits = llama.viewed_logits(handle, context, window.ids)
+        return _nats(logits[window.first - 1 : -1], window.ids[window.first :])
+
+    def ids(text: str) -> list[int]:
+        return llama.tokenize(handle, text, add_special=False, parse_special=False)
+
+    return _Opened(ids, bos, min(_LONGEST, longest), nats, 1)
 
 
 def _nats(logits: Any, wanted: list[int]) -> float:
-    """Summed cross-entropy of logits (tokens, vocabulary), in double precision, some rows at a time."""
+    """Summed cross-entropy of logits (tokens, vocabulary) in float32, with sums in double precision; some at a time."""
     import numpy as np
 
     nats = 0.0
     for start in range(0, len(wanted), _ROWS):
-        rows = logits[start : start + _ROWS].astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        chosen = rows[np.arange(len(rows)), wanted[start : start + _ROWS]]
-        nats += float((np.log(np.exp(rows).sum(axis=1)) - chosen).sum())
+        rows = logits[start : start + _ROWS]
+        highest = rows.max(axis=1, keepdims=True)
+        shares = rows - highest
+        chosen = shares[np.arange(len(rows)), wanted[start : start + _ROWS]].astype(np.float64)
+        totals = np.exp(shares, out=shares).sum(axis=1, dtype=np.float64)
+        nats += float((np.log(totals) - chosen).sum())
     return nats

@@ -6,6 +6,7 @@ model is loaded; the output folder appears only when the run has ended well.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,20 +14,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import checkpoint_fingerprint, new_folder, sha256_file
+from slm.artifacts import (
+    MANIFEST,
+    checkpoint_fingerprint,
+    new_folder,
+    read_manifest,
+    require_replaceable,
+    sha256_file,
+)
 from slm.console import note
+from slm.errors import InputError, MismatchError
+from slm.llama import physical_cores
+from train import ranks
+from train.batches import Collate
 from train.checkpoint import load_model, read_config
+from train.checkpoints import RunState, Sums
 from train.config import TrainOptions
-from train.evaluate import LossSum, held_out_loss, total
+from train.evaluate import LossSum, held_out_loss
+from train.feed import feed, plan_of, settle_checkpointing
+from train.fit import RunFigures, fit
+from train.history import require_tensorboard, save_curve
 from train.masks import Encoded
-from train.peft_adapter import add_adapter
+from train.peft_adapter import add_adapter, initial_factors, return_to_initial, save_adapter
 from train.precision import choose_dtype, store_frozen, use_cores
 from train.prepare import Prepared, prepare_conversations, prepare_texts
-from train.trainer import RunFigures, fit
-
-# The template made of plain text, which every base knows, and EOS.
-PLAIN = "alpaca"
-_TOO_MANY = 8
+from train.run_folder import KEPT, RunFolder, differences, environment, folder_of, open_run, read_config_of
+from train.trainer import Task, loss_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class LanguageLoss:
     held_out_tokens: int
     train_examples: int
     held_out_examples: int
+    dropped_examples: int
 
 
 @dataclass(frozen=True)
@@ -64,113 +78,155 @@ class TrainResult:
         }
         return values
 
+    @classmethod
+    def from_json(cls, output: Path, values: dict[str, Any]) -> TrainResult:
+        """The result whose `as_json` a manifest keeps."""
+        own = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        own["by_language"] = {lang: LanguageLoss(**losses) for lang, losses in values["by_language"].items()}
+        run = RunFigures(**{key: values[key] for key in RunFigures.__dataclass_fields__ if key in values})
+        return cls(output=output, run=run, **own)
+
 
 def train_causal(options: TrainOptions) -> TrainResult:
     """Train an adapter on running text: every token is learned. Writes `options.output`."""
-    return _run(options, prepare_texts(options))
+    return _run(options, prepare_texts(options), "lora")
 
 
 def train_sft(options: TrainOptions) -> TrainResult:
     """Train an adapter on conversations: only the answers' tokens are learned. Writes `options.output`."""
-    return _run(options, prepare_conversations(options))
+    return _run(options, prepare_conversations(options), "sft")
 
 
-def _run(options: TrainOptions, prepared: Prepared) -> TrainResult:
+def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
     started = time.monotonic()
-    use_cores(options.threads)
-    langs = Counter(item.example.lang for item in prepared.train)
-    shares = ", ".join(f"{count} {lang}" for lang, count in sorted(langs.items()))
+    ranks.connect()
+    threads = options.threads or max(1, physical_cores() // ranks.local_world())
+    use_cores(threads)
+    asked = _asked(options, prepared, method, threads)
+    require_replaceable(options.output, "adapter")
+    if options.resume and not folder_of(options.output).exists() and (options.output / MANIFEST).exists():
+        return _finished(options, asked)
+    if options.tensorboard:
+        require_tensorboard()
+    shares = ", ".join(f"{count} {lang}" for lang, count in sorted(prepared.train.language_counts().items()))
     note(
         f"{len(prepared.train)} sequences to train on ({shares}),"
-        f" {len(prepared.held_out)} held out; {sum(len(i.ids) for i in prepared.train):,} tokens,"
-        f" {sum(i.supervised for i in prepared.train):,} of them supervised"
+        f" {len(prepared.held_out)} held out; {prepared.train.lengths.sum(dtype=int):,} tokens,"
+        f" {prepared.train.supervised_total:,} of them supervised"
     )
     dtype, why = choose_dtype(options.dtype)
+    dtype, why = ranks.gathered((dtype, why))[0]
     note(f"{str(dtype).removeprefix('torch.')}: {why}")
-    with new_folder(options.output, "adapter") as (folder, manifest):
+    with open_run(options.output, asked, resume=options.resume, fresh=options.fresh) as run:
         model = add_adapter(load_model(options.base), options)
+        initial = initial_factors(model)
+        if run.checkpoint:
+            initial = return_to_initial(model, run.checkpoint.tensors())
         store_frozen(model, dtype)
         pad_id = prepared.tokenizer.pad_token_id
-        before = held_out_loss(model, prepared.held_out, pad_id, dtype)
-        run = fit(model, prepared.train, options, dtype, pad_id)
-        after = held_out_loss(model, prepared.held_out, pad_id, dtype)
-        result = _result(options, prepared, before, after, run, time.monotonic() - started)
-        _save(model, prepared, options, folder)
-        manifest.update(_manifest(options, prepared, result))
+        with feed(model, options, (prepared.train, prepared.held_out), pad_id=pad_id, dtype=dtype) as collate:
+
+            def measure() -> Sums:
+                return _measure(model, prepared.held_out, collate, dtype)
+
+            plan = plan_of(options, prepared)
+            settle_checkpointing(model, options, plan, prepared.train, collate, dtype)
+            task = Task(prepared.train, plan, collate, measure, initial)
+            state = run.checkpoint.state if run.checkpoint else RunState(before=measure())
+            figures = fit(model, task, options, dtype, run, state)
+        result = _result(options, prepared, state.before, state.best, figures, time.monotonic() - started)
+        if ranks.rank() == 0:
+            _write(model, prepared, options, run, initial, asked, result)
+        ranks.gathered(None)  # all have ended before the first one leaves
     return result
 
 
-def _result(
-    options: TrainOptions,
-    prepared: Prepared,
-    before: dict[str, LossSum],
-    after: dict[str, LossSum],
-    run: RunFigures,
-    seconds: float,
-) -> TrainResult:
-    trained = Counter(item.example.lang for item in prepared.train)
-    held = Counter(item.example.lang for item in prepared.held_out)
-    by_language = {
-        lang: LanguageLoss(before[lang].loss, after[lang].loss, before[lang].tokens, trained[lang], held[lang])
-        for lang in before
-    }
-    return TrainResult(
-        options.output, by_language, total(before).loss, total(after).loss, prepared.dropped, run, round(seconds, 2)
-    )
+def _measure(model: Any, held_out: Sequence[Encoded], collate: Collate, dtype: Any) -> Sums:
+    """The held-out sums by language; every process measures its share."""
+    share = held_out[ranks.rank() :: ranks.world()]
+    whole: dict[str, LossSum] = {}
+    for part in ranks.gathered(held_out_loss(model, share, collate, dtype)):
+        for lang, one in part.items():
+            whole[lang] = whole.get(lang, LossSum(0.0, 0)) + one
+    return {lang: (one.nats, one.tokens) for lang, one in sorted(whole.items())}
 
 
-def _save(model: Any, prepared: Prepared, options: TrainOptions, folder: Path) -> None:
-    model.peft_config["default"].base_model_name_or_path = str(options.base.resolve())
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, with nothing filled in
-    if prepared.template is not None:
-        prepared.tokenizer.chat_template = prepared.template
-    prepared.tokenizer.save_pretrained(folder)
+def _finished(options: TrainOptions, asked: dict[str, Any]) -> TrainResult:
+    """The result of a run that had ended well before it was asked to go on. Raises MismatchError or InputError."""
+    was = read_config_of(options.output / KEPT)
+    figures = read_manifest(options.output).get("figures")
+    if was is None or not isinstance(figures, dict):
+        raise InputError(
+            f"there is no broken-off run of '{options.output}' to go on with", hint="Leave out --resume to train anew."
+        )
+    differing = differences(was, json.loads(json.dumps(asked)))
+    if differing:
+        raise MismatchError(
+            f"'{options.output}' is the result of a run that was asked otherwise: {'; '.join(differing)}",
+            hint="Leave out --resume to train anew.",
+        )
+    note(f"the run of '{options.output}' had already ended")
+    return TrainResult.from_json(options.output, figures)
 
 
-def _manifest(options: TrainOptions, prepared: Prepared, result: TrainResult) -> dict[str, Any]:
-    lines = Counter(example.file for example in prepared.examples)
-    langs = sorted({item.example.lang for item in prepared.train})
+def _asked(options: TrainOptions, prepared: Prepared, method: str, threads: int) -> dict[str, Any]:
+    """What a run is asked and with what: enough to tell whether another run is the same."""
+    lines = prepared.examples_by_file
     return {
+        "method": method,
         "base": {
             "path": str(options.base.resolve()),
             "fingerprint": checkpoint_fingerprint(options.base),
             "architecture": read_config(options.base)["model_type"],
         },
         "template": prepared.template_name,
-        "lang": options.lang or (langs[0] if len(langs) == 1 and langs[0] != "und" else None),
         "data": [
             {"file": str(file), "sha256": sha256_file(file), "examples": lines[file]}
             for file in (*options.data, *options.eval_data)
         ],
-        "figures": result.as_json(),
         "options": options.as_json(),
+        "processes": ranks.world(),
+        "environment": environment(threads),
     }
 
 
-def show_masks(options: TrainOptions, count: int) -> list[str]:
-    """The first `count` training sequences in rich's markup: learned tokens between ⟦ ⟧ and green, the others dim."""
-    from rich.markup import escape
-
-    prepared = prepare_conversations(options)
-    shown = []
-    for item in prepared.train[:count]:
-        pieces: list[str] = []
-        spans: Sequence[tuple[bool, list[int]]] = _spans(item)
-        for learned, ids in spans:
-            text = escape(prepared.tokenizer.decode(ids))
-            pieces.append(f"[bold green]⟦{text}⟧[/]" if learned else f"[dim]{text}[/]")
-        shown.append(
-            f"{item.example.where}: {item.supervised} of {len(item.ids)} tokens are learned\n" + "".join(pieces)
+def _result(
+    options: TrainOptions, prepared: Prepared, before: Sums, after: Sums, run: RunFigures, seconds: float
+) -> TrainResult:
+    trained, held = (Counter(side.language_counts()) for side in (prepared.train, prepared.held_out))
+    dropped = prepared.dropped_by_language
+    by_language = {
+        lang: LanguageLoss(
+            nats / tokens, after[lang][0] / tokens, tokens, trained[lang], held[lang], dropped.get(lang, 0)
         )
-    return shown
+        for lang, (nats, tokens) in before.items()
+    }
+    return TrainResult(
+        options.output, by_language, loss_of(before), loss_of(after), prepared.dropped, run, round(seconds, 2)
+    )
 
 
-def _spans(item: Encoded) -> list[tuple[bool, list[int]]]:
-    spans: list[tuple[bool, list[int]]] = []
-    for token, label in zip(item.ids, item.labels, strict=True):
-        learned = label >= 0
-        if not spans or spans[-1][0] != learned:
-            spans.append((learned, []))
-        spans[-1][1].append(token)
-    return spans
+def _write(
+    model: Any, prepared: Prepared, options: TrainOptions, run: RunFolder, initial: dict[str, Any],
+    asked: dict[str, Any], result: TrainResult,
+) -> None:  # fmt: skip
+    """Write the adapter folder whole, with the run's history and picture in it."""
+    why_not = save_curve(run.path, result.run.best_step)
+    if why_not:
+        note(why_not)
+    with new_folder(options.output, "adapter") as (folder, manifest):
+        save_adapter(model, options.base, folder, initial)
+        if prepared.template is not None:
+            prepared.tokenizer.chat_template = prepared.template
+        prepared.tokenizer.save_pretrained(folder)
+        run.keep(folder)
+        (folder / KEPT / "figures.json").write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
+        langs = sorted(prepared.train.language_counts())
+        manifest.update(
+            base=asked["base"],
+            template=asked["template"],
+            lang=options.lang or (langs[0] if len(langs) == 1 and langs[0] != "und" else None),
+            data=asked["data"],
+            figures=result.as_json(),
+            options=asked["options"],
+        )

@@ -6,15 +6,22 @@ special marks. It knows nothing of files, models or training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from slm.errors import InputError
 from slm.joints import Message
 from slm.prompt import TEMPLATES, named_template, render, template_name_for
-from train.data import JSONL, Example
+from train.data import Example
 from train.loss import IGNORE
+
+# So many examples go to the tokenizer at once.
+_CHUNK = 256
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Encoded:
     @property
     def supervised(self) -> int:
         """How many tokens are predicted and learned (the first of a sequence never is)."""
-        return sum(label != IGNORE for label in self.labels[1:])
+        return max(0, len(self.labels) - 1) - self.labels[1:].count(IGNORE)
 
 
 def choose_template(tokenizer: Any, name: str | None) -> tuple[str, str | None]:
@@ -44,15 +51,24 @@ def choose_template(tokenizer: Any, name: str | None) -> tuple[str, str | None]:
 
 def end_of_turn_id(tokenizer: Any, template: str) -> int | None:
     """The special token that a chat template puts behind an answer, or None."""
-    names: dict[str, Any] = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
-    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    turns: tuple[Message, ...] = ({"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": "42."})
+    encoder = Encoder(tokenizer, template)
     try:
-        text = render(template, turns, add_generation_prompt=False, **names)
+        (encoded,) = encoder.conversation(Example(Path(), 0, "en", messages=turns))
     except InputError:
         return None  # a template for other conversations
-    encoder = Encoder(tokenizer, template)
-    ids = encoder.ids(text.rstrip())
-    return ids[-1] if ids and ids[-1] in encoder.special else None
+    return encoded.ids[-1] if encoded.ids[-1] in encoder.special else None
+
+
+class _Answer(NamedTuple):
+    """A conversation up to an answer as text: as the answer is asked for, and with the answer up to its end marker.
+
+    `answered[border:]` is what the model has to write itself.
+    """
+
+    asked: str
+    answered: str
+    border: int
 
 
 class Encoder:
@@ -61,76 +77,102 @@ class Encoder:
     def __init__(self, tokenizer: Any, template: str = "") -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._core = tokenizer.backend_tokenizer
+        self._core.no_truncation()  # as transformers calls it; a tokenizer.json may say otherwise
+        self._core.no_padding()
         bos = tokenizer.bos_token_id
         first = tokenizer("a").input_ids[:1]
         self.bos = [bos] if bos is not None and first == [bos] else []
-        self.special = set(tokenizer.all_special_ids) | {
-            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
-        }
+        added = {token: str(text) for token, text in tokenizer.added_tokens_decoder.items() if text.special}
+        self.special = (set(tokenizer.all_special_ids) | set(added)) - {tokenizer.unk_token_id}
+        names = {*tokenizer.all_special_tokens, *added.values()} - {tokenizer.unk_token, ""}
+        self._marker = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text that may hold special tokens as text, with exactly one BOS where one is due."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids if not self.bos or ids[:1] == self.bos else self.bos + ids
+        return self._all_ids([text])[0]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids that ask for the next answer."""
         return self.ids(self._render(messages, ask=True))
 
+    def encode(self, examples: Iterable[Example], max_length: int) -> Iterator[Encoded]:
+        """Conversations with their answers as labels, plain texts with every token as a label, as they come."""
+        for talks, group in groupby(examples, key=lambda example: bool(example.messages)):
+            if talks:
+                yield from self.conversations(group)
+            else:
+                yield from self.texts(group, max_length)
+
     def conversation(self, example: Example) -> list[Encoded]:
-        """The example as sequences with labels on every answer and the marker that ends it.
+        """The sequences of one conversation; see `conversations`."""
+        return list(self.conversations([example]))
+
+    def conversations(self, examples: Iterable[Example]) -> Iterator[Encoded]:
+        """Each example as sequences with labels on every answer and the marker that ends it.
 
         One sequence for the whole conversation where each beginning of it renders to the beginning of the
-        whole; else one for each answer, which is what the model will see when it is asked.
-        Raises InputError naming the line where a template hides where the answer begins.
+        whole; else one for each answer, which is what the model will see when it is asked. What the template
+        itself puts between the question and the answer's words (Qwen3's empty thought) is learned with them
+        where the model will have to write it. Raises InputError naming the line where a template hides where
+        the answer begins, or shows nothing of it.
         """
-        turns = [n for n, m in enumerate(example.messages) if m["role"] == "assistant" and m["content"].strip()]
-        spans = [self._answer(example, turn) for turn in turns]
-        whole = spans[-1][0]
-        if all(whole[: len(ids)] == ids[: len(whole)] for ids, _, _ in spans):
-            labels = [IGNORE] * len(whole)
-            for ids, start, end in spans:
-                labels[start:end] = ids[start:end]
-            return [self._encoded(whole, labels, example)]
-        return [
-            self._encoded(ids, [IGNORE] * start + ids[start:end] + [IGNORE] * (len(ids) - end), example)
-            for ids, start, end in spans
-        ]
+        for chunk in _chunks(examples, _CHUNK):
+            answers = [self._answers(example) for example in chunk]
+            texts = list(
+                dict.fromkeys(t for talk in answers for a in talk for t in (a.answered[: a.border], a.answered))
+            )
+            ids = dict(zip(texts, self._all_ids(texts), strict=True))
+            for example, talk in zip(chunk, answers, strict=True):
+                yield from self._sequences(example, talk, ids)
 
-    def texts(self, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+    def texts(self, examples: Iterable[Example], max_length: int) -> Iterator[Encoded]:
         """Plain texts with every token a label: neighbouring lines of a file are joined up to `max_length` tokens.
 
         A longer line goes on in the next sequence, so no text is lost. JSONL texts are documents of their
-        own and end with EOS; lines of a plain file follow one another, separated by line breaks.
+        own and end with EOS; lines of a plain file follow one another, separated by line breaks, and EOS
+        stands behind the last.
         """
         eos = self._tokenizer.eos_token_id
-        end = [eos] if eos is not None else []
+        end = [] if eos is None else [eos]
         room = max_length - len(self.bos)
-        encoded: list[Encoded] = []
         block: list[int] = []
         members: list[Example] = []
 
-        def close() -> None:
-            if members:
-                joined = replace(members[0], text="\n".join(member.text for member in members))
-                for start in range(0, len(block), room):
-                    ids = (*self.bos, *block[start : start + room])
-                    if len(ids) > 1:
-                        encoded.append(Encoded(ids, ids, joined))
+        def closed() -> Iterator[Encoded]:
+            joined = replace(members[0], text="\n".join(member.text for member in members))
+            for start in range(0, len(block), room):
+                ids = (*self.bos, *block[start : start + room])
+                if len(ids) > 1:
+                    yield Encoded(ids, ids, joined)
             block.clear()
             members.clear()
 
-        for example in examples:
-            document = example.file.suffix in JSONL
-            ids = self._tokenizer(example.text if document else example.text + "\n", add_special_tokens=False).input_ids
-            ids = ids + end if document else ids
-            joins = bool(members) and (members[0].file, members[0].lang) == (example.file, example.lang)
-            if document or not joins or len(block) + len(ids) > room:
-                close()
+        for example, ids in self._tokenized(examples):
+            goes_on = members and not example.is_document and members[0].file == example.file
+            if members and not goes_on:
+                block += end
+                yield from closed()
+            elif members and len(block) + len(ids) > room:
+                yield from closed()
             members.append(example)
             block += ids
-        close()
-        return encoded
+        if members:
+            block += end
+            yield from closed()
+
+    def _tokenized(self, examples: Iterable[Example]) -> Iterator[tuple[Example, list[int]]]:
+        for chunk in _chunks(examples, _CHUNK):
+            texts = [example.text if example.is_document else example.text + "\n" for example in chunk]
+            yield from zip(chunk, self._plain_ids(texts), strict=True)
+
+    def _plain_ids(self, texts: list[str]) -> list[list[int]]:
+        """What `tokenizer(texts, add_special_tokens=False).input_ids` is, in half the time."""
+        return [encoding.ids for encoding in self._core.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _all_ids(self, texts: list[str]) -> list[list[int]]:
+        rows = self._plain_ids(texts)
+        return [ids if not self.bos or ids[:1] == self.bos else self.bos + ids for ids in rows]
 
     def _render(self, messages: Sequence[Message], *, ask: bool) -> str:
         return render(
@@ -141,54 +183,90 @@ class Encoder:
             add_generation_prompt=ask,
         )
 
-    def _answer(self, example: Example, turn: int) -> tuple[list[int], int, int]:
-        """(ids of the conversation up to this answer, index of its first learned token, index after its last)."""
-        asked = self._render(example.messages[:turn], ask=True) if turn else ""
-        answered = self._render(example.messages[: turn + 1], ask=False)
-        common = _common_length(asked, answered)
-        if asked[common:].strip():
+    def _answers(self, example: Example) -> list[_Answer]:
+        turns = [n for n, m in enumerate(example.messages) if m["role"] == "assistant" and m["content"].strip()]
+        return [self._answer(example, turn) for turn in turns]
+
+    def _answer(self, example: Example, turn: int) -> _Answer:
+        try:
+            asked = self._render(example.messages[:turn], ask=True) if turn else ""
+            answered = self._render(example.messages[: turn + 1], ask=False)
+        except InputError as error:
+            raise InputError(f"{example.where}: {error.what}", hint="Another template: --template chatml") from error
+        content = example.messages[turn]["content"]
+        if not turn:  # no template renders the question that nobody asked
+            border = max(0, answered.find(content.strip()))
+        else:
+            border = len(asked) if answered.startswith(asked) else _common_length(asked, answered)
+        if asked[border:].strip():
             raise InputError(
                 f"the chat template renders the question differently once it is answered, so the answer's"
                 f" tokens cannot be told apart ({example.where})",
-                found=repr(asked[max(0, common - 20) : common + 40]),
+                found=repr(asked[max(0, border - 20) : border + 40]),
                 hint="Choose another template, for example: --template chatml",
             )
-        before, ids = self.ids(asked) if asked else list(self.bos), self.ids(answered)
-        if common == len(asked) and ids[: len(before)] != before:
-            # A token would reach over the border: keep the prompt as it will be asked.
-            ids = before + self._tokenizer(answered[common:], add_special_tokens=False).input_ids
-        start = _common_length(before, ids)
-        return ids, start, self._end(answered, ids, start)
+        return _Answer(asked, answered[: self._end(answered, border, content)], border)
 
-    def _end(self, answered: str, ids: list[int], start: int) -> int:
-        """Index after the end-of-turn marker: white space behind a marker is never generated, so never learned."""
-        stripped = self.ids(answered.rstrip())
-        size = len(stripped)
-        if start < size <= len(ids) and ids[:size] == stripped and ids[size - 1] in self.special:
-            return size
-        return len(ids)
+    def _end(self, answered: str, border: int, content: str) -> int:
+        """Where the marker that ends the answer ends, in characters; what stands behind it is never generated."""
+        last_line = content.strip().splitlines()[-1].strip()  # a template may change what stands before it
+        for words in (content.strip(), last_line):
+            place = answered.find(words, border)
+            if place >= 0:
+                marker = self._marker.search(answered, place + len(words))
+                return marker.end() if marker else len(answered)
+        whole = answered.rstrip()
+        markers = [match.end() for match in self._marker.finditer(whole, border)]
+        return len(whole) if markers and markers[-1] == len(whole) else len(answered)
+
+    def _sequences(self, example: Example, talk: list[_Answer], ids: dict[str, list[int]]) -> Iterator[Encoded]:
+        spans = [self._span(example, answer, ids) for answer in talk]
+        whole = spans[-1][0]
+        if all(whole[: len(part)] == part for part, _ in spans):
+            labels = [IGNORE] * len(whole)
+            for part, start in spans:
+                labels[start : len(part)] = part[start:]
+            yield self._encoded(whole, labels, example)
+            return
+        for part, start in spans:
+            yield self._encoded(part, [IGNORE] * start + part[start:], example)
+
+    def _span(self, example: Example, answer: _Answer, ids: dict[str, list[int]]) -> tuple[list[int], int]:
+        """(ids up to the end of the answer, index of the first that is learned)."""
+        asked = answer.answered[: answer.border]
+        before, whole = ids[asked] if asked else list(self.bos), ids[answer.answered]
+        if whole[: len(before)] != before:  # a token reaches over the border: keep the prompt as it will be asked
+            whole = before + self._continuation(example, before, answer.answered[answer.border :], whole)
+        return whole, len(before)
+
+    def _continuation(self, example: Example, before: list[int], rest: str, whole: list[int]) -> list[int]:
+        """Token ids of `rest` that read, behind `before`, as `whole` does.
+
+        Tokenizers that put a space before a text (SentencePiece's dummy prefix) would put one before the answer;
+        tokens of `rest` behind a line break have none.
+        """
+        text = self._tokenizer.decode(whole)
+        for lead in ("", "\n", "a"):
+            first, both = self._plain_ids([lead, lead + rest])
+            part = both[len(first) :]
+            if both[: len(first)] == first and self._tokenizer.decode(before + part) == text:
+                return part
+        raise InputError(
+            f"the tokenizer merges the end of the question with the beginning of the answer ({example.where})",
+            found=repr(rest[:40]),
+            hint="Choose a template that ends the question with a special token, for example: --template chatml",
+        )
 
     def _encoded(self, ids: list[int], labels: list[int], example: Example) -> Encoded:
-        encoded = Encoded(tuple(ids), tuple(labels), example)
-        if not encoded.supervised:
+        if labels[1:].count(IGNORE) == len(labels) - 1:
             raise InputError(f"{example.where}: no token of the answer is left to learn under this chat template")
-        return encoded
+        return Encoded(tuple(ids), tuple(labels), example)
 
 
-def fit_length(encoded: Sequence[Encoded], max_length: int, *, drop_long: bool) -> tuple[list[Encoded], list[Encoded]]:
-    """(sequences that fit, those dropped). Raises InputError when one is too long and `drop_long` is not set."""
-    long = [item for item in encoded if len(item.ids) > max_length]
-    if long and not drop_long:
-        longest = max(long, key=lambda item: len(item.ids))
-        raise InputError(
-            f"{len(long)} of {len(encoded)} examples are longer than {max_length} tokens, and none is cut silently",
-            found=f"the longest has {len(longest.ids)} tokens: {longest.example.where}",
-            hint=f"Raise --max-length to {len(longest.ids)}, or leave them out with --drop-long.",
-        )
-    kept = [item for item in encoded if len(item.ids) <= max_length]
-    if not kept:
-        raise InputError(f"every example is longer than --max-length {max_length} tokens")
-    return kept, long
+def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    stream = iter(items)
+    while chunk := list(islice(stream, size)):
+        yield chunk
 
 
 def _common_length(left: Sequence[Any], right: Sequence[Any]) -> int:

@@ -1,95 +1,187 @@
 """Reads, splits and encodes the data of a run before any model is loaded, so that every fault of it is found first.
 
-It knows nothing of training.
+The data go through as a stream into a TokenStore, so memory does not grow with them. It knows nothing of training.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slm.console import note
+import numpy as np
+import numpy.typing as npt
+
+from slm.console import note, progress
+from slm.errors import InputError
 from slm.prompt import named_template
 from train.checkpoint import load_tokenizer, lookalikes, read_config
 from train.config import TrainOptions
-from train.data import Example, read_conversations, read_texts, split_held_out
-from train.masks import Encoded, Encoder, choose_template, end_of_turn_id, fit_length
+from train.data import Example, read_conversations, read_texts
+from train.masks import Encoded, Encoder, choose_template, end_of_turn_id
+from train.split import held_out
+from train.store import StoreWriter, TokenStore
 
 # The template made of plain text, which every base knows, and EOS.
 PLAIN = "alpaca"
 _TOO_MANY = 8
+_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains on and measures on, and how it was encoded."""
+    """What a run trains on and measures on, and how it was encoded.
+
+    weights: how often each sequence of `train` is seen an epoch, None where all are seen once.
+    dropped_by_language: sequences left out because they are too long. examples_by_file: examples read from each file.
+    """
 
     tokenizer: Any
     template: str | None
     template_name: str | None
-    train: list[Encoded]
-    held_out: list[Encoded]
-    dropped: int
-    examples: list[Example]
+    train: TokenStore
+    held_out: TokenStore
+    weights: npt.NDArray[np.float64] | None
+    dropped_by_language: dict[str, int]
+    examples_by_file: dict[Path, int]
+
+    @property
+    def dropped(self) -> int:
+        """How many sequences were left out because they are too long."""
+        return sum(self.dropped_by_language.values())
+
+
+@dataclass
+class _Reading:
+    """What is counted while the data go by: examples by file, sequences, and those that are too long."""
+
+    limit: int
+    files: Counter[Path] = field(default_factory=Counter)
+    long_by_language: Counter[str] = field(default_factory=Counter)
+    sequences: int = 0
+    first_long: list[tuple[Example, int]] = field(default_factory=list)
+    longest: int = 0
+
+    def examples(self, stream: Iterable[Example]) -> Iterator[Example]:
+        """The same examples, counted."""
+        for example in stream:
+            self.files[example.file] += 1
+            yield example
+
+    def fits(self, item: Encoded) -> bool:
+        """Whether a sequence is within the limit; it is counted either way."""
+        self.sequences += 1
+        size = len(item.ids)
+        if size <= self.limit:
+            return True
+        self.long_by_language[item.example.lang] += 1
+        self.longest = max(self.longest, size)
+        if len(self.first_long) < _NAMED:
+            self.first_long.append((item.example, size))
+        return False
 
 
 def prepare_conversations(options: TrainOptions) -> Prepared:
-    """Read, split and encode the conversations of a run, without loading the model."""
-    read_config(options.base)
-    tokenizer = load_tokenizer(options.base)
-    template, name = choose_template(tokenizer, options.template)
-    # A template that the base's makers wrote was trained with; one of ours may only have found its markers there.
-    if name not in (None, PLAIN) and not _can_end(options.base, tokenizer, template):
-        marker = f"the end-of-turn token of the chat template '{name}' was never trained in this base"
-        if options.template is None:
-            template, name = named_template(PLAIN), PLAIN
-            note(f"{marker}, so answers could not end with it: using the template '{PLAIN}', which ends with EOS")
-        else:
-            note(f"warning: {marker}; answers may not end. Without --template, '{PLAIN}' is used")
-    encoder = Encoder(tokenizer, template)
-    examples = read_conversations(options.data, lang=options.lang)
-    if options.eval_data:
-        train, held = examples, read_conversations(options.eval_data, lang=options.lang)
-    else:
-        train, held = split_held_out(examples, options.eval_fraction, options.seed)
-    limit = _length_limit(options)
-    sides, dropped = [], 0
-    for side in (train, held):
-        encoded = [item for example in side for item in encoder.conversation(example)]
-        kept, long = fit_length(encoded, limit, drop_long=options.drop_long)
-        sides.append(kept)
-        dropped += len(long)
-    if dropped:
-        note(f"left out: {dropped} examples of more than {limit} tokens (--drop-long)")
-    return Prepared(tokenizer, template, name, sides[0], sides[1], dropped, train)
+    """Read, split and encode the instruction data of a run (plain texts may be among them), without loading the model.
 
-
-def _can_end(base: Path, tokenizer: Any, template: str) -> bool:
-    """Whether the token that ends an answer under `template` can be told from others by the base's output."""
-    token = end_of_turn_id(tokenizer, template)
-    return token in (None, tokenizer.eos_token_id) or lookalikes(base, token) < _TOO_MANY
+    Raises InputError when a sequence is too long and `drop_long` is not set; it lists the first ones.
+    """
+    tokenizer, template, name = conversation_template(options)
+    return _prepare(options, Encoder(tokenizer, template), tokenizer, template, name, read_conversations)
 
 
 def prepare_texts(options: TrainOptions) -> Prepared:
     """Read, split and encode the running text of a run, without loading the model."""
     read_config(options.base)
     tokenizer = load_tokenizer(options.base)
-    encoder = Encoder(tokenizer)
-    limit = _length_limit(options)
-    train = encoder.texts(read_texts(options.data, lang=options.lang), limit)
-    examples = [item.example for item in train]
-    if options.eval_data:
-        held = encoder.texts(read_texts(options.eval_data, lang=options.lang), limit)
-    else:
-        chosen = {(e.file, e.line) for e in split_held_out(examples, options.eval_fraction, options.seed)[1]}
-        held = [item for item in train if (item.example.file, item.example.line) in chosen]
-        train = [item for item in train if (item.example.file, item.example.line) not in chosen]
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    return Prepared(tokenizer, own, None, train, held, 0, [item.example for item in train])
+    return _prepare(options, Encoder(tokenizer), tokenizer, own, None, read_texts)
 
 
-def _length_limit(options: TrainOptions) -> int:
+def conversation_template(options: TrainOptions) -> tuple[Any, str, str | None]:
+    """(tokenizer, template text, its name or None) that a base is taught to answer with."""
+    read_config(options.base)
+    tokenizer = load_tokenizer(options.base)
+    template, name = choose_template(tokenizer, options.template)
+    token = end_of_turn_id(tokenizer, template)
+    if token is None:
+        note(
+            "warning: this tokenizer knows no special token behind the chat template's answers, so a model may not"
+            f" end them; the template '{PLAIN}' ends with EOS: --template {PLAIN}"
+        )
+    # A template that the base's makers wrote was trained with; one of ours may only have found its markers there.
+    elif name not in (None, PLAIN) and token != tokenizer.eos_token_id and lookalikes(options.base, token) >= _TOO_MANY:
+        marker = f"the end-of-turn token of the chat template '{name}' was never trained in this base"
+        if options.template is None:
+            template, name = named_template(PLAIN), PLAIN
+            note(f"{marker}, so answers could not end with it: using the template '{PLAIN}', which ends with EOS")
+        else:
+            note(f"warning: {marker}; answers may not end. Without --template, '{PLAIN}' is used")
+    return tokenizer, template, name
+
+
+def _prepare(
+    options: TrainOptions, encoder: Encoder, tokenizer: Any, template: str | None, name: str | None, read: Any
+) -> Prepared:
+    reading = _Reading(length_limit(options))
+    data = _encode(options, encoder, reading, read(options.data, lang=options.lang), "encoding")
+    if options.eval_data:
+        train = data
+        held = _encode(options, encoder, reading, read(options.eval_data, lang=options.lang), "encoding held-out data")
+    _report_long(reading, options)
+    if not options.eval_data:
+        aside = held_out(data.keys, data.languages, options.eval_fraction)
+        train, held = data.subset(~aside), data.subset(aside)
+    weights = None
+    if any(weight != 1.0 for weight in options.weights):
+        weights = train.weights(dict(zip(options.data, options.weights, strict=True)))
+    long = dict(sorted(reading.long_by_language.items()))
+    return Prepared(tokenizer, template, name, train, held, weights, long, dict(reading.files))
+
+
+def _encode(
+    options: TrainOptions, encoder: Encoder, reading: _Reading, examples: Iterable[Example], label: str
+) -> TokenStore:
+    writer = StoreWriter(near=options.output)
+    with progress(label, unit="sequences") as show:
+        for item in encoder.encode(reading.examples(examples), reading.limit):
+            if reading.fits(item):
+                writer.append(item, item.example.key(options.seed))
+                show(len(writer))
+    store = writer.store()
+    if not len(store):
+        raise InputError(f"every example is longer than --max-length {reading.limit} tokens")
+    return store
+
+
+def _report_long(reading: _Reading, options: TrainOptions) -> None:
+    count = reading.long_by_language.total()
+    if not count:
+        return
+    listed = "; ".join(f"{example.where}: {size} tokens" for example, size in reading.first_long)
+    listed += "; ..." if count > len(reading.first_long) else ""
+    if not options.drop_long:
+        raise InputError(
+            f"{count} of {reading.sequences} examples are longer than {reading.limit} tokens, and none is cut silently",
+            found=listed,
+            hint=(
+                f"Raise --max-length to {reading.longest}, or leave them out with --drop-long."
+                if reading.longest <= base_limit(options)
+                else f"The base reads {base_limit(options)} tokens at most; leave them out with --drop-long."
+            ),
+        )
+    shares = ", ".join(f"{number} {lang}" for lang, number in sorted(reading.long_by_language.items()))
+    note(f"left out: {count} examples of more than {reading.limit} tokens ({shares}): {listed}")
+
+
+def length_limit(options: TrainOptions) -> int:
+    """The longest sequence, in tokens: --max-length, or what the base can read where that is less."""
+    return min(options.max_length, base_limit(options))
+
+
+def base_limit(options: TrainOptions) -> int:
+    """The positions that the base has, in tokens; --max-length where its config names none."""
     config = read_config(options.base)
-    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or options.max_length)
-    return min(options.max_length, positions)
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or options.max_length)

@@ -20,13 +20,13 @@ from slm.console import Show, note, progress
 from slm.errors import InputError
 from train.checkpoint import load_tokenizer, read_config
 from train.corpus import Files, passages
+from train.fit import peak_rss_mb
 from train.generate import GenerateOptions, Generator
 from train.precision import choose_dtype, precision, use_cores
 from train.schedule import learning_rate_share
 from train.scratch_config import ScratchOptions
 from train.scratch_model import new_model, new_optimizers, window_loss
 from train.scratch_state import drop_state, load_state, save_state, state_folder
-from train.trainer import peak_rss_mb
 from train.windows import Batches, Packed, Stream, held_out_windows, pack
 
 # Tokens of one forward and backward pass; a larger batch is added up from several.

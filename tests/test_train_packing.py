@@ -1,0 +1,225 @@
+"""Packed training: the losses and gradients of separate sequences, in every family, whatever they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from slm.errors import InputError
+from train.batches import packed, pad
+from train.checkpoint import TARGETS
+from train.config import TrainOptions
+from train.data import Example
+from train.feed import use_gradient_checkpointing
+from train.frozen import frozen_states
+from train.layers import decoder_layers, lowest_layer, without_lower_layers
+from train.loss import IGNORE, supervised_loss
+from train.masks import Encoded
+from train.packed_attention import packed_attention
+from train.packing import pack
+from train.peft_adapter import add_adapter
+
+VOCABULARY = 90
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def encoded(ids: list[int], learned: range) -> Encoded:
+    labels = [token if n in learned else IGNORE for n, token in enumerate(ids)]
+    return Encoded(tuple(ids), tuple(labels), Example(Path("x.jsonl"), 1, "en"))
+
+
+def a_batch() -> list[Encoded]:
+    """Sequences with a common beginning, one that goes on from another's end, and two that are equal."""
+    draw = torch.Generator().manual_seed(3)
+    fresh = lambda count: torch.randint(3, VOCABULARY, (count,), generator=draw).tolist()  # noqa: E731
+    system, question = fresh(12), fresh(9)
+    first = system + question + fresh(7)
+    return [
+        encoded(first, range(21, 28)),
+        encoded(system + question + fresh(4), range(21, 25)),
+        encoded(system + fresh(15), range(20, 24)),  # three tokens stand behind its last label
+        encoded(fresh(11), range(1, 11)),
+        encoded(first + fresh(6), range(5, 34)),
+        encoded(first, range(21, 28)),
+    ]
+
+
+def tiny(model_type: str, layers: int = 3) -> Any:
+    """A random model of a family, narrow, with a sliding window of 8 where the family has one."""
+    common = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if model_type == "gpt2":
+        shape: dict[str, Any] = {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 64}
+        shape |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    else:
+        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 4,
+                 "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}  # fmt: skip
+    if model_type in ("mistral", "gemma2", "gemma3_text"):
+        shape["sliding_window"] = 8
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **common, **shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.float()
+
+
+def with_adapter(model: Any, tmp_path: Path, **options: Any) -> Any:
+    chosen = TrainOptions(base=tmp_path / "b", data=(tmp_path / "d",), output=tmp_path / "o", rank=4, **options)
+    adapted = add_adapter(model, chosen)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return adapted.train()
+
+
+def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, wanted)])
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["separate", "shared"])
+@pytest.mark.parametrize("model_type", sorted(TARGETS))
+def test_a_pack_has_the_losses_and_gradients_of_its_sequences(model_type: str, share: bool, tmp_path: Path) -> None:
+    model = with_adapter(tiny(model_type), tmp_path)
+    items = a_batch()
+    alone = [
+        model(input_ids=torch.tensor([item.ids]), labels=torch.tensor([item.labels])).loss * item.supervised
+        for item in items
+    ]
+    total = sum(alone)
+    wanted = gradient(model, total)
+    with packed_attention(model):
+        loss, count = supervised_loss(model, packed(items, share=share))
+    assert count == sum(item.supervised for item in items)
+    assert float(loss) == pytest.approx(float(total), rel=1e-5)
+    assert torch.allclose(gradient(model, loss), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+    again = model(input_ids=torch.tensor([items[0].ids]), labels=torch.tensor([items[0].labels])).loss
+    assert float(again * items[0].supervised) == pytest.approx(float(alone[0]))  # the model is as it was
+
+
+@pytest.mark.parametrize("model_type", sorted(TARGETS))
+def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
+    model_type: str, tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path))
+    model = with_adapter(tiny(model_type), tmp_path, top_layers=1)
+    stack.enter_context(packed_attention(model))
+    items = a_batch()
+    whole, _ = supervised_loss(model, packed(items))
+    wanted = gradient(model, whole)
+    states = frozen_states(model, lowest_layer(model, 1), (items[:2], items[2:]), fingerprint="f", dtype=torch.float32)
+    lower = list(decoder_layers(model))
+    with without_lower_layers(model, 2):
+        for layer in lower[:2]:  # proof that they are not computed
+            layer.forward = None
+        for part in (items[:3], items[3:], items):
+            batch = packed(part)
+            batch["states"] = states.of_batch(part, batch)
+            loss, _ = supervised_loss(model, batch)
+    assert float(loss) == pytest.approx(float(whole), rel=1e-5)
+    assert torch.allclose(gradient(model, loss), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+    assert list(decoder_layers(model)) == lower
+
+
+@pytest.mark.parametrize("model_type", sorted(TARGETS))
+def test_gradient_checkpointing_keeps_less_of_the_same(model_type: str, tmp_path: Path, stack: ExitStack) -> None:
+    model = with_adapter(tiny(model_type), tmp_path)
+    stack.enter_context(packed_attention(model))
+    kept: list[int] = []
+
+    def both() -> tuple[float, torch.Tensor, int]:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            loss, _ = supervised_loss(model, packed(a_batch()))
+        return float(loss), gradient(model, loss), sum(kept)
+
+    loss, wanted, most = both()
+    use_gradient_checkpointing(model)
+    again, found, least = both()
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
+    assert least < most / 2
+
+
+def test_kept_states_are_found_again_and_only_for_the_same_model_data_and_cut(
+    tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path))
+    model = with_adapter(tiny("llama"), tmp_path, top_layers=1)
+    stack.enter_context(packed_attention(model))
+    items = a_batch()
+
+    def made(*, fingerprint: str = "f", cut: int = 2, data: list[Encoded] = items) -> bool:
+        capsys.readouterr()
+        frozen_states(model, cut, (data,), fingerprint=fingerprint, dtype=torch.float32)
+        return "earlier run" not in capsys.readouterr().err
+
+    assert made()
+    assert not made()
+    assert not made(data=items[::-1])  # the order of the data does not matter
+    assert made(fingerprint="g")
+    assert made(cut=1)
+    assert made(data=items[:2])
+    assert len(list((tmp_path / "states").iterdir())) == 2  # stale ones do not pile up
+    assert made()
+
+
+def test_too_many_top_layers_are_refused_with_the_number_there_is() -> None:
+    with pytest.raises(InputError, match="3 layers"):
+        lowest_layer(tiny("llama"), 3)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.lists(st.integers(3, 5), min_size=2, max_size=12)),
+        min_size=1,
+        max_size=7,
+    ),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_row_of_a_pack_sees_just_its_sequences_beginning(
+    shapes: list[tuple[int, int, list[int]]], share: bool
+) -> None:
+    shared = [[4] * 10, [5] * 9, [6] * 8, []]
+    items = [encoded(shared[a] + shared[b] + rest, range(1, 99)) for a, b, rest in shapes]
+    made = pack(items, share=share)
+    assert made.pieces[-1].end == len(made.ids) == len(made.positions) == len(made.owners)
+    seen: dict[int, list[int]] = {}
+    for piece in made.pieces:
+        before = [row for start, end in piece.before for row in range(start, end)]
+        for row in range(piece.start, piece.end):
+            seen[row] = [made.ids[n] for n in (*before, *range(piece.start, row + 1))]
+            assert made.positions[row] == len(seen[row]) - 1
+            assert list(items[made.owners[row]].ids[: len(seen[row])]) == seen[row]
+    found = sorted((seen[row], label) for row, label in zip(made.rows, made.labels, strict=True))
+    assert found == sorted((list(i.ids[:at]), i.ids[at]) for i in items for at in range(1, len(i.ids)))
+    if not share:
+        assert len(made.ids) == made.tokens
+
+
+def test_a_common_beginning_stands_once() -> None:
+    items = a_batch()
+    made = pack(items)
+    system, question, answer, longer, other, third, fourth = 12, 9, 6, 12, 3, 11, 10
+    assert len(made.ids) == system + question + answer + longer + other + third + fourth
+    assert made.tokens == sum(len(pack([item]).ids) for item in items)
+
+
+def test_a_padded_batch_counts_what_a_packed_one_does() -> None:
+    items = a_batch()
+    assert pad(items, 0)["tokens"] == packed(items)["tokens"] + len(items)  # the last label stands in a padded one

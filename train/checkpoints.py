@@ -1,0 +1,136 @@
+"""Checkpoints of a run: whole or absent, proven by their hashes, and enough to go on as if nothing had happened.
+
+They hold the trained tensors, the optimizer's, torch's random state and the run's counters. The order of the data
+and the learning rate are functions of the step (train.plan, train.trainer) and need no saving. It knows nothing of
+how a model is trained.
+
+    step-00000120/state.safetensors   model/NAME, optimizer/KEY/NAME, initial/NAME (PiSSA), random
+    step-00000120/manifest.json       kind, counters, SHA-256; written last
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slm.artifacts import MANIFEST, new_folder, read_manifest, sha256_file
+from slm.console import note
+from slm.errors import DamagedFileError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KIND = "training-checkpoint"
+_STATE = "state.safetensors"
+_KEPT = 2
+
+Sums = dict[str, tuple[float, int]]
+"""Language -> (summed nats, tokens)."""
+
+
+@dataclass
+class RunState:
+    """Where a run is. Times are in seconds over all its parts; tokens are real ones; losses are summed nats.
+
+    before, best: held-out sums by language before training and at `best_step` (0: not measured yet). waited:
+    measurements since the best. stopped_by: empty while the run goes on.
+    """
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    nats: float = 0.0
+    before: Sums = field(default_factory=dict)
+    best: Sums = field(default_factory=dict)
+    best_step: int = 0
+    waited: int = 0
+    stopped_by: str = ""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunState:
+        """The state that a manifest keeps."""
+        pairs = ("before", "best")
+        sums = {key: {lang: (float(n), int(t)) for lang, (n, t) in values[key].items()} for key in pairs}
+        return cls(**(values | sums))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint folder and its counters."""
+
+    path: Path
+    state: RunState
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        from safetensors.torch import load_file
+
+        tensors: dict[str, Tensor] = load_file(self.path / _STATE)
+        return tensors
+
+
+def write_checkpoint(folder: Path, state: RunState, tensors: dict[str, Tensor]) -> Path:
+    """Write `folder`/step-N whole, then remove those no longer needed. Raises ResourceError on a full disk.
+
+    The last two stay, and the best: the newest may turn out damaged.
+    """
+    from safetensors.torch import save
+
+    path = folder / f"step-{state.step:08d}"
+    with new_folder(path, KIND) as (new, manifest):
+        # In memory first: safetensors' own writing tells a full disk in another error than the system's.
+        (new / _STATE).write_bytes(save(tensors))
+        manifest.update(state=asdict(state), sha256=sha256_file(new / _STATE))
+    steps = sorted(_paths(folder))
+    for old in steps[:-_KEPT]:
+        if old.name != f"step-{state.best_step:08d}":
+            (old / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed one is seen as such
+            shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, read and hashed whole. Raises MissingFileError or DamagedFileError."""
+    manifest = read_manifest(path)
+    if manifest.get("kind") != KIND:
+        raise DamagedFileError(f"'{path}' is no checkpoint of a training run")
+    try:
+        state, digest = RunState.from_json(manifest["state"]), manifest["sha256"]
+        sound = sha256_file(path / _STATE) == digest
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFileError(f"'{path}' is damaged: {type(error).__name__} {error}") from error
+    if not sound:
+        raise DamagedFileError(f"'{path / _STATE}' is damaged: its SHA-256 is not the manifest's")
+    return Checkpoint(path, state)
+
+
+def whole_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Those that are whole, newest first; damaged ones are told and passed over."""
+    found = []
+    for path in sorted(_paths(folder), reverse=True):
+        try:
+            found.append(open_checkpoint(path))
+        except InputError as error:
+            note(f"passed over: {error}")
+    return found
+
+
+def best_checkpoint(folder: Path, state: RunState) -> Checkpoint:
+    """The checkpoint with the lowest held-out loss. Raises MissingFileError or DamagedFileError."""
+    return open_checkpoint(folder / f"step-{state.best_step:08d}")
+
+
+def remove_all_but(folder: Path, whole: Sequence[Checkpoint]) -> None:
+    """Remove damaged checkpoints, and what a killed process left half-written."""
+    stay = {checkpoint.path for checkpoint in whole}
+    for path in [*_paths(folder), *folder.glob(".step-*")]:
+        if path not in stay:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    return folder.glob("step-*")

@@ -1,0 +1,76 @@
+"""The options that the training commands share: fields of TrainOptions. It knows nothing of the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from train.config import CAUSAL_DEFAULTS, CHECKPOINTING, DTYPES, SCHEDULES, TrainOptions
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def training_options(*, sft: bool) -> Callable[[_F], _F]:
+    """The options that `slm train lora`, `slm train sft` and the scripts share, with the defaults of the kind."""
+    default = {name: field.default for name, field in TrainOptions.__dataclass_fields__.items()}
+    if not sft:
+        default |= CAUSAL_DEFAULTS
+    path = click.Path(path_type=Path)
+    options = [
+        click.option("--lang", help="Only examples of this language (lines without one count as this)."),
+        click.option("--weight", "weights", multiple=True, type=float, help="How often each --data counts, in order."),
+        click.option("--eval-data", multiple=True, type=path, help="Held-out data of your own; repeatable."),
+        click.option("--eval-fraction", type=float, help="Share of each language that is held out."),
+        click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
+        click.option("--rank", type=int, help="Rank of the update."),
+        click.option("--alpha", type=float, help="Scale: the update is multiplied by alpha / rank."),
+        click.option("--dropout", type=float, help="Dropout in front of the adapter."),
+        click.option("--rslora/--no-rslora", help="Scale by alpha / sqrt(rank) instead."),
+        click.option("--dora/--no-dora", help="Learn magnitude and direction apart (DoRA)."),
+        click.option("--pissa/--no-pissa", help="Begin at the principal singular vectors (PiSSA)."),
+        click.option("--lora-plus", type=float, help="B learns this many times faster than A (LoRA+)."),
+        click.option("--neftune", type=float, help="Noise on the embeddings (NEFTune's alpha); 0: none."),
+        click.option("--top-layers", type=int, help="Adapt only the top layers; the rest is computed once. 0: all."),
+        click.option("--pack/--no-pack", help="Put the sequences of a step end to end, without padding."),
+        click.option("--share-prefix/--no-share-prefix", help="Compute a step's common beginnings once."),
+        click.option("--checkpointing", type=click.Choice(CHECKPOINTING), help="Trade time for memory."),
+        click.option("--lr", "learning_rate", type=float, help="Peak learning rate."),
+        click.option("--schedule", type=click.Choice(SCHEDULES), help="Learning rate after the warm-up."),
+        click.option("--warmup", "warmup_fraction", type=float, help="Share of the steps that warm up."),
+        click.option("--weight-decay", type=float, help="Weight decay of AdamW."),
+        click.option("--epochs", type=float, help="Passes over the data."),
+        click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),
+        click.option("--batch-size", type=int, help="Sequences in one pass."),
+        click.option("--accumulate", type=int, help="Passes added up to one step."),
+        click.option("--max-length", type=int, help="Longest sequence, in tokens."),
+        click.option("--seed", type=int, help="Of the adapter, the held-out split and the order."),
+        click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
+        click.option("--time-limit-s", type=float, help="End after this time and keep what was learned; 0: none."),
+        click.option("--threads", type=int, help="0: the physical cores."),
+        click.option("--eval-every", type=int, help="Steps between held-out losses; 0: only before and after."),
+        click.option("--patience", type=int, help="End after so many without a better one; the best is kept."),
+        click.option("--save-every-s", type=float, help="Seconds between checkpoints; 0: none."),
+        click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
+        click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
+        click.option("--tensorboard/--no-tensorboard", help="Write TensorBoard's event files as well."),
+    ]
+    if sft:
+        options += [
+            click.option("--template", help="Chat template: chatml, gemma, alpaca  [default: the base's own]"),
+            click.option("--drop-long", is_flag=True, help="Leave out examples longer than --max-length."),
+        ]
+
+    def decorate(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        for parameter in function.__click_params__:  # type: ignore[attr-defined]
+            value = default.get(parameter.name)
+            if parameter.name in default and not parameter.multiple and value is not None:
+                parameter.default = value
+                parameter.show_default = not getattr(parameter, "is_flag", False)
+        return function
+
+    return decorate

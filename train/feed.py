@@ -1,0 +1,93 @@
+"""How the sequences of a run become batches: packed or padded, whole or from the lowest adapted layer upwards.
+
+It knows nothing of optimizers or of where a run begins and ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from slm.artifacts import checkpoint_fingerprint
+from slm.console import note
+from train import ranks
+from train.batches import Batch, Collate, packed, pad
+from train.config import TrainOptions
+from train.frozen import frozen_states
+from train.layers import causal_model, lowest_layer, without_lower_layers
+from train.masks import Encoded
+from train.memory import needs_checkpointing
+from train.packed_attention import packed_attention
+from train.plan import Plan
+from train.prepare import Prepared
+from train.store import TokenStore
+
+
+def use_gradient_checkpointing(model: Any) -> None:
+    """Let the backward pass compute each layer's states again instead of keeping them: less memory, more time."""
+    causal_model(model).gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def plan_of(options: TrainOptions, prepared: Prepared) -> Plan:
+    """Which sequences are in which micro-batch; packs need no neighbours of like length, so theirs are drawn freely."""
+    lengths = np.zeros(len(prepared.train)) if options.pack else prepared.train.lengths
+    return Plan(lengths, options.batch_size, options.seed, prepared.weights)
+
+
+def largest(plan: Plan, train: TokenStore, seen: range) -> list[Encoded]:
+    """The micro-batch with the most tokens of those with the numbers `seen`."""
+    lengths = train.lengths
+    number = max(seen, key=lambda n: int(lengths[plan.batch(n)].sum()))
+    return [train[index] for index in plan.batch(number)]
+
+
+def settle_checkpointing(
+    model: Any, options: TrainOptions, plan: Plan, train: TokenStore, collate: Collate, dtype: torch.dtype
+) -> None:
+    """Turn gradient checkpointing on if that was asked for, or if it was left open and the memory asks for it."""
+    if options.checkpointing == "auto":
+        model.train()
+        small = collate([train[int(train.lengths.argmin())]])
+        large = collate(largest(plan, train, range(plan.batches_per_epoch)))
+        needed, why = needs_checkpointing(model, small, large, dtype)
+        if needed:
+            note(f"gradient checkpointing: {why}")
+    else:
+        needed = options.checkpointing == "on"
+    if needed:
+        use_gradient_checkpointing(model)
+
+
+@contextmanager
+def feed(
+    model: Any, options: TrainOptions, sides: Sequence[Sequence[Encoded]], *, pad_id: int, dtype: torch.dtype
+) -> Iterator[Collate]:
+    """What makes batches of sequences, while the model is ready for them.
+
+    sides: all sequences that will be in one; with `top_layers` the states of the lower layers are made now.
+    """
+    if not options.pack:
+        yield partial(pad, pad_id=pad_id)
+        return
+    collate = partial(packed, share=options.share_prefix)
+    with packed_attention(model):
+        if not options.top_layers:
+            yield collate
+            return
+        cut = lowest_layer(model, options.top_layers)
+        make = partial(frozen_states, model, cut, sides, fingerprint=checkpoint_fingerprint(options.base), dtype=dtype)
+        states = make() if ranks.rank() == 0 else None
+        ranks.gathered(None)  # the others read what the first one wrote
+        kept = states or make()
+
+        def with_states(chosen: Sequence[Encoded]) -> Batch:
+            batch = collate(chosen)
+            return batch | {"states": kept.of_batch(chosen, batch)}
+
+        with without_lower_layers(model, cut):
+            yield with_states

@@ -1,0 +1,96 @@
+"""Attention over the pieces of a pack, as an attention implementation of transformers.
+
+Every piece attends to itself causally and to the pieces before it; nothing else is multiplied.
+It knows nothing of data, losses or adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from train.layers import causal_model
+from train.packing import Piece
+
+NAME = "slm_packed"
+
+
+@contextmanager
+def packed_attention(model: Any) -> Iterator[None]:
+    """While it lasts, a transformers model takes `pieces` as a keyword of its forward pass, and needs it."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend)
+    config = causal_model(model).config
+    before, config._attn_implementation = config._attn_implementation, NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    pieces: Sequence[Piece],
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """query: (1, heads, tokens, size); key and value: (1, key-value heads, tokens, size). As transformers asks."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    sizes = [piece.end - piece.start for piece in pieces]
+    starts = [piece.start for piece in pieces]
+    keys = dict(zip(starts, torch.split(key, sizes, dim=2), strict=True))
+    values = dict(zip(starts, torch.split(value, sizes, dim=2), strict=True))
+    outputs = []
+    for piece, part in zip(pieces, torch.split(query, sizes, dim=2), strict=True):
+        seen = [start for start, _ in piece.before] + [piece.start]
+        k = torch.cat([keys[start] for start in seen], dim=2) if len(seen) > 1 else keys[piece.start]
+        v = torch.cat([values[start] for start in seen], dim=2) if len(seen) > 1 else values[piece.start]
+        mask = _mask(part.shape[2], k.shape[2], sliding_window)
+        if softcap is None:
+            out = F.scaled_dot_product_attention(
+                part, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+            )
+        else:
+            out = _capped(part, k, v, mask, softcap, scaling)
+        outputs.append(out)
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _mask(queries: int, keys: int, window: int | None) -> torch.Tensor | None:
+    """What each query may see, (queries, keys), the last query standing at the last key; None: plain causal."""
+    if queries == keys and (window is None or keys <= window):
+        return None
+    distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None, :]
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def _capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    softcap: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention whose scores are softcap * tanh(scores / softcap), as in Gemma 2 (arXiv 2408.00118)."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1) @ value
