@@ -109,7 +109,7 @@ def teach_answers(work: Path, name: str) -> None:
     headline("4. Taught to answer, and asked")
     base, chat = work / name, work / f"{name}-chat"
     slm("train", "sft", "--base", base, "--data", ROOT / "data/instruct.jsonl", "--drop-long", "--max-length", "512",
-        "--rank", "32", "--lr", "0.002", "--epochs", "3", "-o", work / "answers")  # fmt: skip
+        "--rank", "32", "--lr", "0.002", "--epochs", "2", "--batch-size", "8", "-o", work / "answers")  # fmt: skip
     slm("merge", "--base", base, "--adapter", work / "answers", "-o", chat)
     slm("convert", chat, "-o", work / f"{name}-chat.q8_0.gguf", "--type", "q8_0")
     for lang in LANGUAGES:

@@ -329,3 +329,30 @@ def test_a_configuration_that_makes_no_model_is_named(tokenizer: Path, shape: Pa
         train_scratch(options(tokenizer, shape, tmp_path / "out"))
     with pytest.raises(InputError, match="windows"):
         train_scratch(options(tokenizer, shape, tmp_path / "out", batch_size=5000))
+
+
+def test_a_split_shows_every_token_and_is_sound_xml(tmp_path: Path) -> None:
+    from xml.etree import ElementTree
+
+    from train.pictures import cells, draw_quantization, draw_tokenizers, split_svg
+
+    tokens = ["a<b", " &", "漢字", "\n", *["word"] * 60]
+    root = ElementTree.fromstring(split_svg([("first & last", tokens)]))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["first & last", "a<b", "␣&", "漢字", "⏎", *["word"] * 60]
+    boxes = [element for element in root.iter("{http://www.w3.org/2000/svg}rect") if element.get("rx")]
+    assert len(boxes) == len(tokens)
+    assert all(float(b.get("x", 0)) + float(b.get("width", 0)) <= float(root.get("width", 0)) for b in boxes)
+    assert cells("漢字ab") == 6
+    languages = {"en": {"bytes_per_token": 4.0}, "ja": {"bytes_per_token": 5.0}}
+    draw_tokenizers(
+        {"x": {"by_language": languages, "tokens_per_parallel_sentence": {"en": 3.0, "ja": 4.0}}}, tmp_path / "t.png"
+    )
+    by_language = {"en": {"bits_per_byte": 1.0, "mean_kl_divergence": 0.1}}
+    files = [
+        {"type": "q8_0", "size_bytes": 10, "by_language": by_language},
+        {"type": "f16", "size_bytes": 20, "by_language": {"en": {"bits_per_byte": 1.0}}},
+    ]
+    draw_quantization({"m": files}, tmp_path / "q.png")
+    for name in ("t.png", "q.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -113,10 +113,11 @@ def draw_quantization(models: Mapping[str, Sequence[Mapping[str, Any]]], path: P
                 if "mean_kl_divergence" in value
             ]
             right.plot([kind for kind, _ in costs], [cost for _, cost in costs], **style)
-        for one in ordered:
+        for number, one in enumerate(ordered):  # neighbours lie close together: above and below in turn
             highest = max(value["bits_per_byte"] for value in one["by_language"].values())
-            place = {"xytext": (0, 6), "textcoords": "offset points", "fontsize": 7, "ha": "center"}
-            left.annotate(one["type"], (one["size_bytes"] / 1e6, highest), **place)
+            place = {"xytext": (0, -13 if number % 2 else 6), "textcoords": "offset points", "fontsize": 7}
+            left.annotate(one["type"], (one["size_bytes"] / 1e6, highest), ha="center", **place)
+    left.margins(y=0.1)
     left.set_xscale("log")
     left.set_xlabel("size of the file (MB)")
     left.set_ylabel("held-out bits per byte")
