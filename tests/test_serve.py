@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from serve.adapters import language_of_name
+from serve.child.batch import SMALLEST_CHUNK
+from serve.child.prefix import common_prefix
 from serve.engine import Engine, open_engine
 from serve.router import route
 from serve.text import TextStream
@@ -93,6 +95,23 @@ def test_adapters_mixed_at_the_same_time_answer_as_alone(engine: Engine, files: 
     for job in jobs:
         assert oracle.same(paths[job[1]], engine.tokens_of(user(job[0])), together[job], alone[job])
     assert sum(together[job] == alone[job] for job in jobs) > len(jobs) * 0.7
+
+
+def test_of_requests_that_come_together_one_reads_the_common_beginning(engine: Engine) -> None:
+    system = Message(role="system", content="A shop for lamps and desks answers its customers. " * 5)
+    asked = [[system, Message(role="user", content=f"{n} {QUESTIONS[n]}")] for n in range(4)]
+    finishes: dict[int, Finish] = {}
+
+    def sink(number: int) -> Callable[[object], None]:
+        return lambda event: finishes.__setitem__(number, event) if isinstance(event, Finish) else None
+
+    for number, messages in enumerate(asked):  # no answer is read before all are under way
+        engine.begin_chat(messages, sink(number), adapter="en", sampling=SamplingOptions(max_tokens=4))
+    assert eventually(lambda: len(finishes) == 4)
+    prompts = [engine.tokens_of(messages, adapter="en") for messages in asked]
+    enough = min(common_prefix(prompts[0], prompt) for prompt in prompts) - SMALLEST_CHUNK
+    assert enough > 200
+    assert sorted(finish.cached_tokens > enough for finish in finishes.values()) == [False, True, True, True]
 
 
 def test_more_adapters_than_hot_contexts_all_answer(files: Files, oracle: Oracle) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.child import batch, prefix
@@ -57,6 +57,7 @@ def test_adapters_that_share_a_context_take_turns_of_a_quantum() -> None:
     assert rotation.next([]) is None
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 8), st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=60, max_size=60))
 def test_no_adapter_with_work_waits_for_more_than_everybodys_quantum(quantum: int, rounds: list[set[str]]) -> None:
     rotation = batch.Rotation(quantum)
@@ -125,6 +126,17 @@ def test_several_adapters_get_a_context_each_then_share_the_least_mixed() -> Non
     assert home("c", a, b, empty) == 2
     assert home("c", a, b) == 1
     assert home("c", batch.LaneLoad({"a": 1, "b": 1}), a) == 1
+
+
+def test_a_request_waits_to_spread_while_another_adapter_may_come_back() -> None:
+    """Else the first of two bursts takes both cores, and the second one's requests make a third context."""
+    lanes = [batch.LaneLoad({"a": 2}), batch.LaneLoad({})]
+    assert batch.home_of("a", lanes, parallel=8, cores=2, wanted={"a"}) == 1
+    assert batch.home_of("a", lanes, parallel=8, cores=2, wanted={"a", "b"}) is None
+    assert batch.home_of("b", lanes, parallel=8, cores=2, wanted={"a", "b"}) == 1
+    assert batch.home_of("a", lanes, parallel=8, cores=4, wanted={"a", "b"}) == 1, "its share is two contexts"
+    both = [batch.LaneLoad({"a": 2}), batch.LaneLoad({"b": 1}), batch.LaneLoad({})]
+    assert batch.home_of("a", both, parallel=8, cores=2, wanted={"a", "b"}) == 0
 
 
 def test_a_long_beginning_decides_where_a_request_goes() -> None:

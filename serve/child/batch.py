@@ -140,8 +140,13 @@ class LaneLoad:
     shared: int = 0
 
 
-def home_of(key: str, lanes: Sequence[LaneLoad], *, parallel: int, cores: int) -> int | None:
+def home_of(
+    key: str, lanes: Sequence[LaneLoad], *, parallel: int, cores: int, wanted: Collection[str] = ()
+) -> int | None:
     """The context that takes the next request for adapter `key`, or None: it has to wait.
+
+    wanted: adapters whose requests waited or ended a moment ago. While one of them may come back, a request that would
+    spread waits: else of two bursts the first takes the second one's context, and three contend for two cores.
 
     Every adapter with work may spread over its share of the cores, one context for each: two contexts on a core each
     do more than one on two, which wait for one another at every matrix. Beyond its share a request joins the contexts
@@ -162,6 +167,8 @@ def home_of(key: str, lanes: Sequence[LaneLoad], *, parallel: int, cores: int) -
         return sum(lanes[index].running.values())
 
     best = max(open_to, key=lambda index: (lanes[index].shared, -count(index), -index))
+    if idle and mine and max(1, cores // len(adapters.union(wanted))) <= len(mine) < share:
+        return None
     if idle and (not mine or len(mine) < share):
         home = max(idle, key=lambda index: (lanes[index].shared, lanes[index].opened, -index))
     elif mine:  # where there are more than the share, the emptier ones are to run dry

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from serve.child import batch, prefix
 from serve.child.prefix_store import PrefixStore
@@ -150,6 +151,13 @@ class HotContext:
             (prefix.common_prefix(slot.tokens, request.prompt) for slot in self.slots if slot.key == request.key),
             default=0,
         )
+
+    def awaits(self, request: Request) -> bool:
+        """Whether the request is answered sooner if a prompt that is being read here is let go ahead."""
+        running = (slot.running for slot in self.slots if slot.running and slot.key == request.key)
+        reading = (one.request.prompt for one in running if one.pending is None)
+        known = max(self.shared(request), self._store.longest(request.key, request.prompt))
+        return self._can_copy and prefix.worth_waiting(request.prompt, known, reading, gain=batch.SMALLEST_CHUNK)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -356,8 +364,8 @@ class HotContext:
         for index in placement.evict:
             self._retire(self.slots[index])
         self._retire(slot)
-        buffer = (ctypes.c_uint8 * len(entry.state)).from_buffer_copy(entry.state)
-        if not self._lib.llama_state_seq_set_data(self._context, buffer, len(entry.state), slot.index):
+        state = np.frombuffer(entry.state, np.uint8)
+        if not self._lib.llama_state_seq_set_data(self._context, _address(state), len(state), slot.index):
             self._clear(slot)
             return None
         keep = min(prefix.common_prefix(entry.tokens, request.prompt), len(request.prompt) - 1)
@@ -370,11 +378,15 @@ class HotContext:
         """Empty an idle slot; what is worth keeping goes to the store."""
         if slot.running is None and self._store.wants(slot.key, slot.tokens):
             size = self._lib.llama_state_seq_get_size(self._context, slot.index)
-            buffer = (ctypes.c_uint8 * size)()
-            if self._lib.llama_state_seq_get_data(self._context, buffer, size, slot.index) == size:
-                self._store.put(slot.key, slot.tokens, bytes(buffer))
+            state = np.empty(size, np.uint8)
+            if self._lib.llama_state_seq_get_data(self._context, _address(state), size, slot.index) == size:
+                self._store.put(slot.key, slot.tokens, state.data)
         self._clear(slot)
 
     def _clear(self, slot: Slot) -> None:
         self._lib.llama_memory_seq_rm(self._memory, slot.index, -1, -1)
         slot.key, slot.tokens = "", []
+
+
+def _address(state: npt.NDArray[np.uint8]) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

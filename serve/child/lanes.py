@@ -9,20 +9,25 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from serve.child import batch
 from serve.child.contexts import Adapters, HotContext, Piece, Request
 from serve.child.prefix_store import PrefixStore
+from serve.child.team import Team
 from slm.errors import EngineError, SlmError
 
 # A step that will last longer than this is interrupted when one of its requests is cancelled.
 _SHORT_STEP_S = 0.05
+# An adapter's share of the cores is kept for its next requests for so long after one waited or ended.
+_SHARE_S = 0.1
 
 
 class Sink(Protocol):
@@ -50,6 +55,7 @@ class _Lane:
 
     index: int
     rotation: batch.Rotation = field(default_factory=batch.Rotation)
+    team: Team = field(default_factory=Team)
     context: HotContext | None = None
     running: Counter[str] = field(default_factory=Counter)
     cancelled: list[int] = field(default_factory=list)
@@ -90,6 +96,7 @@ class Lanes:
         self._exclusive = 0
         self._guests = 0
         self._waiting: list[Request] = []
+        self._wanted: dict[str, float] = {}  # when a request of each set of adapters last waited or ended
         self._adapters: dict[str, _Adapter] = {}
         self._lanes = [_Lane(index) for index in range(lanes)]
         self._lanes[0].context = open_context(cores)
@@ -241,14 +248,14 @@ class Lanes:
             with self._changed:
                 while (turn := self._next(lane)) is None:
                     self._sink.flush()
-                    self._changed.wait()
+                    self._changed.wait(_SHARE_S if self._waiting else None)
                 key, cores, adapters, context = turn
                 lane.stepping = True
                 context.uninterrupt()
             error: EngineError | None = None
             pieces: list[Piece] = []
             try:
-                pieces = context.step(key, adapters, threads=cores)
+                pieces = lane.team.run(partial(context.step, key, adapters, threads=cores), cores=cores)
             except EngineError as problem:
                 error = problem
             for piece in pieces:
@@ -279,10 +286,12 @@ class Lanes:
         if context is None or not lane.running:
             if self._cores.drop(lane.index):
                 self._changed.notify_all()
+            lane.team.rest()
             return None
         self._cores.want(lane.index)
         cores = self._cores.grant(lane.index)
         if not cores:
+            lane.team.rest()
             return None
         key = lane.rotation.next(lane.running.keys())
         assert key is not None
@@ -293,6 +302,9 @@ class Lanes:
         """Take the waiting requests that belong here, oldest first; one that must wait holds back its adapter's."""
         held: set[str] = set()
         still: list[Request] = []
+        now = time.monotonic()
+        self._wanted = {key: when for key, when in self._wanted.items() if when > now - _SHARE_S}
+        self._wanted.update((request.key, now) for request in self._waiting)
         for request in self._waiting:
             if request.key in held or not self._take(lane, request):
                 held.add(request.key)
@@ -311,8 +323,10 @@ class Lanes:
             )
             for one in self._lanes
         ]
-        home = batch.home_of(request.key, loads, parallel=self._parallel, cores=self._cores.total)
-        if home != lane.index:
+        home = batch.home_of(
+            request.key, loads, parallel=self._parallel, cores=self._cores.total, wanted=self._wanted.keys()
+        )
+        if home != lane.index or (lane.context and lane.context.awaits(request)):
             return False
         try:
             if lane.context is None:
@@ -331,6 +345,7 @@ class Lanes:
     def _ended(self, lane: _Lane) -> None:
         """A request of this lane is over: others may find room, adapters may have become unused."""
         assert lane.context is not None
+        self._wanted.update(dict.fromkeys(lane.running, time.monotonic()))
         lane.running = lane.context.running()
         lane.full = False
         if self._unused():

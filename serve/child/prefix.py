@@ -7,7 +7,7 @@ knows nothing of llama.cpp handles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -43,6 +43,14 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
         else:
             high = middle - 1
     return low
+
+
+def worth_waiting(prompt: Sequence[int], shared: int, being_read: Iterable[Sequence[int]], *, gain: int) -> bool:
+    """Whether one of the prompts that are being read will soon share at least `gain` more tokens than `shared`.
+
+    Of several requests that arrive together with the same system prompt, one reads it and the others copy its cells.
+    """
+    return any(common_prefix(other, prompt) >= shared + gain for other in being_read)
 
 
 def place(

@@ -31,6 +31,7 @@ from serve.child.contexts import HotContext, Piece, Request
 from serve.child.lanes import Lanes, key_of
 from serve.child.prefix_store import PrefixStore
 from serve.child.sampling import Sampler, Vocabulary, vocabulary_of
+from serve.child.team import Team
 from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.joints import SamplingOptions, TokenScore
 from slm.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes, tokenize
@@ -182,8 +183,13 @@ class Worker:
             raise InputError("the text to embed is empty")
         if len(tokens) > self._context:
             raise ContextOverflowError(f"the text has {len(tokens):,} tokens; the context holds {self._context:,}")
+        team = Team()
         with self._open_lanes.borrowed_cores() as cores:
-            return {"embedding": embedding_of(self._model, tokens, n_threads=cores), "tokens": len(tokens)}
+            try:
+                vector = team.run(lambda: embedding_of(self._model, tokens, n_threads=cores), cores=cores)
+            finally:
+                team.rest()
+        return {"embedding": vector, "tokens": len(tokens)}
 
     def _do_generate(self, id: int, order: dict[str, Any]) -> None:
         given = order["prompt"]
