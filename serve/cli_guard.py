@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from serve.server.guard import LOOPBACK_NAMES, Keys, Limits, Policy, host_name, keys_of_text
+from serve.server.guard import LOOPBACK_NAMES, MAX_ANSWERS, Keys, Limits, Policy, host_name, keys_of_text
 from slm.console import note
 from slm.errors import InputError, MissingFileError
 
@@ -63,7 +63,7 @@ _OPTIONS = (
         help="Longest prompt in characters. [default: 32 for each token of the context]",
     ),
     click.option(
-        "--max-n", type=click.IntRange(1, 128), default=_DEFAULT.choices, show_default=True,
+        "--max-n", type=click.IntRange(1, MAX_ANSWERS), default=_DEFAULT.choices, show_default=True,
         help="Answers to one request.",
     ),
     click.option(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,11 +126,3 @@ def listening(app: FastAPI) -> Iterator[str]:
     """Serve an app on a free port of this machine; its address."""
     with serving(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)) as url:
         yield f"{url}/"
-
-
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait until something is true. Raises AssertionError when it does not become so."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)

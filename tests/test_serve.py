@@ -32,8 +32,9 @@ from slm.errors import (
 )
 from slm.gguf_reader import read_gguf
 from slm.joints import Finish, Message, SamplingOptions
-from tests.tiny_engine import QUESTIONS, Files, Oracle, ask, eventually, make_files, user
+from tests.tiny_engine import QUESTIONS, Files, Oracle, ask, make_files, user
 from tests.tiny_gguf import BOS, TOKENS, write_adapter, write_model
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent
 

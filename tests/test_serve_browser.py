@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.page_browser import Open, answered, send
-from tests.page_server import PASSAGES, Script, until
+from tests.page_server import PASSAGES, Script
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
 HOSTILE = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">
@@ -98,7 +99,7 @@ def test_stopping_ends_the_request_and_keeps_what_was_written(visit: Open, scrip
     answer = answered(page)
     assert answer.locator(".text").inner_text() == "first second"
     assert "stopped" in answer.locator(".meta").inner_text()
-    until(lambda: script.cancelled == 1)
+    assert eventually(lambda: script.cancelled == 1)
     assert page.evaluate("document.activeElement.id") == "input"
 
 
@@ -146,7 +147,7 @@ def test_editing_and_answering_again_replace_what_followed(visit: Open, script: 
     page.locator("article.user").nth(0).locator("[data-do=edit]").click()
     page.fill(".edit textarea", "three")
     page.press(".edit textarea", "Enter")
-    until(lambda: script.asked[-1]["messages"] == [{"role": "user", "content": "three"}])
+    assert eventually(lambda: script.asked[-1]["messages"] == [{"role": "user", "content": "three"}])
     answered(page)
     assert page.locator("article").count() == 2
 
@@ -301,9 +302,9 @@ def test_code_and_answers_are_copied_as_they_were_written(visit: Open, script: S
     send(page)
     answer = answered(page)
     answer.locator(".copy").click()
-    until(lambda: page.evaluate("navigator.clipboard.readText()") == "ls -l\npwd")
+    assert eventually(lambda: page.evaluate("navigator.clipboard.readText()") == "ls -l\npwd")
     answer.locator("[data-do=copy]").click()
-    until(lambda: page.evaluate("navigator.clipboard.readText()") == "".join(script.pieces))
+    assert eventually(lambda: page.evaluate("navigator.clipboard.readText()") == "".join(script.pieces))
 
 
 # --- retrieval --------------------------------------------------------------------------------------------------
@@ -405,7 +406,7 @@ def test_a_conversation_deleted_while_it_is_answered_does_not_come_back(visit: O
     page.click("#more")
     page.click("#remove")
     page.click("#ask .primary")
-    until(lambda: script.cancelled == 1)
+    assert eventually(lambda: script.cancelled == 1)
     page.wait_for_selector("#send:visible")
     assert page.locator("#chats button").count() == 0
     assert page.evaluate("Object.keys(localStorage).filter(key => key.startsWith('slm.chat.'))") == []

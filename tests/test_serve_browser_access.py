@@ -14,8 +14,9 @@ from serve.engine import open_engine
 from serve.server.app import create_app
 from serve.server.guard import Keys, Policy
 from tests.page_browser import Open, answered, send
-from tests.page_server import PASSAGES, Script, listening, until
+from tests.page_server import PASSAGES, Script, listening
 from tests.tiny_gguf import write_adapter, write_model
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
 RICH = """# Title
@@ -330,4 +331,4 @@ def test_the_page_shows_what_the_real_server_answers(visit: Open, tmp_path: Path
         page.wait_for_selector("article.live .text:not(.waits)")
         page.keyboard.press("Escape")
         answered(page)
-        until(lambda: httpx.get(f"{url}health", timeout=10).json()["status"] == "ok")
+        assert eventually(lambda: httpx.get(f"{url}health", timeout=10).json()["status"] == "ok")

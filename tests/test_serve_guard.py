@@ -43,8 +43,9 @@ from serve.server.metrics import Metrics
 from serve.server.middleware import Guard
 from slm.errors import InputError, MissingFileError, UnsupportedError
 from tests.running_server import serving, tiny_engine
-from tests.test_serve_http import Served, error_of, until
+from tests.test_serve_http import Served, error_of
 from tests.test_serve_metrics import FakeEngine
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent
 JSON = {b"content-type": b"application/json"}
@@ -527,7 +528,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_again(engine: Engine, fold
     with guarded(engine, folder, Policy(limits=Limits(queue=2))) as server, ThreadPoolExecutor(2) as clients:
         with standing_still(engine):
             waiting = [clients.submit(server.chat, "Hello", model="en") for _ in range(2)]
-            assert until(lambda: len(begun) == 2)
+            assert eventually(lambda: len(begun) == 2)
             reply = server.chat("Hello")
             assert error_of(reply)["code"] == "queue_full" and 1 <= int(reply.headers["retry-after"]) <= 120
             assert httpx.get(f"{server.url}/health").status_code == 200
@@ -543,7 +544,7 @@ def test_a_server_that_stops_tells_those_who_wait(engine: Engine, folder: Path, 
     with ThreadPoolExecutor(1) as clients, standing_still(engine):
         with guarded(engine, folder) as server:
             waiting = clients.submit(server.chat, "Hello", model="en")
-            assert until(lambda: len(begun) == 1)
+            assert eventually(lambda: len(begun) == 1)
         assert waiting.result().status_code == 503 and error_of(waiting.result())["code"] == "shutting_down"
 
 
@@ -556,7 +557,7 @@ def test_a_request_over_its_time_is_ended_in_the_engine_too(engine: Engine, fold
             assert reply.status_code == 504 and error_of(reply)["type"] == "timeout_error"
             streamed = server.post("/v1/chat/completions", {**long, "stream": True})
             assert streamed.status_code == 504
-        assert until(lambda: engine.stats()["running"] == engine.stats()["waiting"] == 0)
+        assert eventually(lambda: engine.stats()["running"] == engine.stats()["waiting"] == 0)
     with guarded(engine, folder) as server:
         assert server.chat("Hello", model="en").status_code == 200
 
@@ -695,7 +696,7 @@ def test_neither_keys_nor_prompts_are_written_anywhere(folder: Path, tmp_path: P
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=home, env=environment)
     try:
-        assert until(lambda: b"curl" in log.read_bytes() or process.poll() is not None, 60)
+        assert eventually(lambda: b"curl" in log.read_bytes() or process.poll() is not None, 60)
         url = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
         assert url is not None, log.read_text()
         ask: Callable[..., httpx.Response] = lambda **o: httpx.post(  # noqa: E731
@@ -719,3 +720,11 @@ def test_neither_keys_nor_prompts_are_written_anywhere(folder: Path, tmp_path: P
     assert written[log].count(b"POST /v1/chat/completions") == 6, "a line for each request"
     assert b"llama" in written[log]
     assert not [str(path) for path, content in written.items() if b"Zq7" in content]
+
+
+def test_as_many_answers_as_the_option_says_are_given(engine: Engine, folder: Path) -> None:
+    with guarded(engine, folder, Policy(limits=Limits(choices=12))) as server:
+        assert len(server.chat("Hi", n=12).json()["choices"]) == 12
+        refused = server.chat("Hi", n=13)
+        assert refused.status_code == 400 and "at most 12 answers" in error_of(refused)["message"]
+        assert server.chat("Hi", n="12").status_code == 400, "a number that the guard does not read is none"

@@ -19,7 +19,8 @@ from serve.engine import Engine, Ticket
 from serve.server.guard import Keys, Limits, Policy
 from tests.running_server import tiny_engine
 from tests.test_serve_guard import begun, guarded, standing_still
-from tests.test_serve_http import Served, error_of, until
+from tests.test_serve_http import Served, error_of
+from tests.waiting import eventually
 
 __all__ = ["begun"]  # a fixture
 
@@ -60,7 +61,7 @@ def still_well(engine: Engine, served: Served, impatient: Served) -> Iterator[No
     for server in (served, impatient):
         assert server.chat("Hello").status_code == 200
     assert engine.pid == pid
-    assert until(lambda: engine.stats()["running"] == engine.stats()["waiting"] == 0)
+    assert eventually(lambda: engine.stats()["running"] == engine.stats()["waiting"] == 0)
 
 
 def connect(server: Served) -> socket.socket:
@@ -251,12 +252,12 @@ def test_a_client_that_leaves_while_it_is_answered_ends_its_request(
     content = json.dumps(body).encode()
     with connect(served) as client, standing_still(engine):
         client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content)
-        assert until(lambda: len(begun) == 1)
+        assert eventually(lambda: len(begun) == 1)
         if reset:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
     # `still_well` waits until nothing runs; 1,900 tokens would also end by themselves, so look at once.
-    assert until(lambda: engine.stats()["running"] == 0, 5)
+    assert eventually(lambda: engine.stats()["running"] == 0, 5)
 
 
 # --- many connections -------------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def test_at_the_limit_idle_connections_give_way_and_busy_ones_are_kept(
             busy = [stack.enter_context(connect(server)) for _ in range(4)]
             for client in busy:
                 client.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(ASK) + ASK)
-            assert until(lambda: len(begun) == 4)
+            assert eventually(lambda: len(begun) == 4)
             assert error_in(said(server, get)) == (503, "too_many_connections")
         for client in busy:
             assert everything(client).startswith(b"HTTP/1.1 200")

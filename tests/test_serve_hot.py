@@ -22,7 +22,8 @@ from serve.trial import Trials
 from serve.watch import WatchedFolder, watching
 from slm.errors import DamagedFileError, EngineDiedError, EngineError, InputError, UnknownNameError, UnsupportedError
 from slm.joints import Finish, Message, SamplingOptions, Scored
-from tests.tiny_engine import Files, Oracle, ask, eventually, make_files, user
+from tests.tiny_engine import Files, Oracle, ask, make_files, user
+from tests.waiting import eventually
 
 LONG = "Once upon a time there was a very long question, " * 8  # more tokens than SMALLEST
 

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from slm.errors import InputError, ResourceError, UnknownNameError
 from slm.joints import Grounded, Joints, Message, Passage
 from tests.running_server import serving
 from tests.tiny_gguf import write_adapter, write_model
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent
 JOINTS = Joints(gguf_of=Path)
@@ -222,6 +222,21 @@ def test_an_answer_from_passages_carries_its_citations(served: Served) -> None:
     assert "quote" not in events[0]["citations"][0] and events[-1]["citations"] == body["citations"]
 
 
+def test_the_slots_tell_what_runs(served: Served) -> None:
+    body = {"messages": [{"role": "user", "content": "On"}], "max_tokens": 1900, "model": "en", "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as stream:
+        pieces = stream.iter_bytes()  # letting go of it would close the connection
+        next(pieces)
+        first, *others = httpx.get(f"{served.url}/slots").json()
+    prompt = served.engine.tokens_of([Message(role="user", content="On")], adapter="en")
+    assert first["is_processing"] and first["n_prompt_tokens"] == len(prompt)
+    assert first["n_prompt_tokens_cache"] + first["n_prompt_tokens_processed"] == len(prompt)
+    (ahead,) = first["next_token"]
+    assert ahead["n_decoded"] > 0 and ahead["n_decoded"] + ahead["n_remain"] == 1900
+    assert first["lora"] == [{"name": "en", "scale": 1.0}]
+    assert not any(slot["is_processing"] for slot in others) and len(others) == 3
+
+
 def test_a_client_that_goes_away_cancels_its_request(served: Served) -> None:
     body = json.dumps({"messages": [{"role": "user", "content": "On"}], "max_tokens": 1900, "model": "en"})
     for stream in (True, False):
@@ -231,19 +246,8 @@ def test_a_client_that_goes_away_cancels_its_request(served: Served) -> None:
             if stream:
                 connection.getresponse().read(50)
             else:
-                assert until(lambda: served.engine.stats()["running"] == 1)
-        assert until(lambda: served.engine.stats()["running"] == 0)
-
-
-def until(condition: Any, timeout_s: float = 30) -> bool:
-    import time
-
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.005)
-    return True
+                assert eventually(lambda: served.engine.stats()["running"] == 1)
+        assert eventually(lambda: served.engine.stats()["running"] == 0)
 
 
 def test_the_engines_death_is_an_error_event_and_a_503_and_then_it_answers_again(served: Served) -> None:

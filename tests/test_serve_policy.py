@@ -240,8 +240,6 @@ def test_the_least_recently_used_leaves_the_store_first() -> None:
     assert [store.longest(name, LONG) > 0 for name in "abc"] == [True, False, True] and store.used == 20
     store.put("huge", LONG, b"x" * 26)
     assert store.longest("huge", LONG) == 0 and store.used == 20
-    store.drop("a")
-    assert store.longest("a", LONG) == 0 and store.used == 10
 
 
 def test_the_disk_keeps_what_leaves_memory_and_a_later_process_finds_it(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,16 +45,6 @@ def ask(
     *pieces, finish = engine.chat(messages, adapter=adapter, sampling=SamplingOptions(max_tokens=tokens, **options))
     assert isinstance(finish, Finish)
     return "".join(str(piece) for piece in pieces), finish
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> bool:
-    """Whether the condition comes true before the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.02)
-    return True
 
 
 class Oracle:

@@ -199,11 +199,13 @@ class Lanes:
                     {
                         "context": lane.index,
                         "sequence": slot.index,
-                        "key": slot.key,
+                        "lora": contents_of(slot.key),
                         "cells": len(slot.tokens),
                         "request": slot.running.request.id if slot.running else None,
                         "prompt_tokens": len(slot.running.request.prompt) if slot.running else 0,
+                        "cached_tokens": slot.running.cached if slot.running else 0,
                         "generated": slot.running.generated if slot.running else 0,
+                        "max_tokens": slot.running.request.options.max_tokens if slot.running else 0,
                     }
                     for lane in self._lanes
                     if lane.context

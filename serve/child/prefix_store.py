@@ -105,11 +105,6 @@ class PrefixStore:
             self.used -= len(old_state)
             self._to_disk(old_key, old_tokens, old_state)
 
-    def drop(self, key: str) -> None:
-        """Forget everything of adapters that are gone from memory; files stay, they are keyed by content."""
-        for tokens in [tokens for other, tokens in self._entries if other == key]:
-            self.used -= len(self._entries.pop((key, tokens)))
-
     def _of(self, key: str) -> Iterator[tuple[int, ...]]:
         for other, tokens in [*self._entries, *self._on_disk]:
             if other == key:

@@ -26,6 +26,8 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 # Characters for each token of the context. English has 4 to 5 a token and code with wide indentation up to about 16,
 # so what is longer cannot fit, and the tokenizer need not read it to know.
 _CHARACTERS_PER_TOKEN = 32
+# What --max-n may be at most, and the answers of one request with several prompts.
+MAX_ANSWERS = 128
 # A JSON value costs Python up to 64 bytes where the text has two ("[],"): so many are enough for any sound request.
 _MOST_VALUES = 500_000
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:\[\]@/?#]+?)\.?)(?::\d*)?")

@@ -12,13 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from serve.server.guard import MAX_ANSWERS
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Message, SamplingOptions
 
 # The answer's length when a request names none and the context has room for it.
 DEFAULT_MAX_TOKENS = 512
-MAX_CHOICES = 8
-MAX_PROMPTS = 32
 
 _FUNCTION_NAME = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
 _REFUSED = {"functions", "function_call", "suffix", "echo", "grammar", "json_schema", "audio", "prediction"}
@@ -120,7 +119,7 @@ class Generation(BaseModel):
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
     seed: int | None = None
     stop: str | list[str] | None = None
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    n: int = Field(1, ge=1, le=MAX_ANSWERS, strict=True)  # what --max-n allows is the guard's affair
     lora: list[LoraScale] | None = Field(None, max_length=64)
 
     @model_validator(mode="before")
@@ -269,6 +268,6 @@ class CompletionRequest(Generation):
         prompt: Any = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             prompt = [prompt]
-        if not 1 <= len(prompt) * self.n <= MAX_PROMPTS:
-            raise InputError(f"a request may ask for 1 to {MAX_PROMPTS} answers", found=str(len(prompt) * self.n))
+        if not 1 <= len(prompt) * self.n <= MAX_ANSWERS:
+            raise InputError(f"a request may ask for 1 to {MAX_ANSWERS} answers", found=str(len(prompt) * self.n))
         return list(prompt)

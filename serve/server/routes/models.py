@@ -5,6 +5,7 @@ It knows nothing of text generation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -101,8 +102,29 @@ def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
     @router.get("/slots")
     def slots() -> JSONResponse:
         stats = engine.stats()
-        total = max(stats["parallel"], stats["running"])
-        row = {"n_ctx": engine.context, "speculative": False}
-        return Json([{"id": n, **row, "is_processing": n < stats["running"]} for n in range(total)])
+        names = {adapter.content: adapter.name for adapter in engine.adapters()}
+        busy = [slot for slot in stats["slots"] if slot["request"] is not None]
+        idle = max(0, stats["parallel"] - len(busy))
+        rows = [slot_row(slot, names) for slot in busy] + [{"is_processing": False}] * idle
+        return Json([{"id": n, "n_ctx": engine.context, "speculative": False, **row} for n, row in enumerate(rows)])
 
     return router
+
+
+def slot_row(slot: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A running sequence as llama-server's /slots shows it (tools/server/server-context.cpp, `server_slot::to_json`).
+
+    slot: of `serve.child.lanes.Lanes.stats`. names: of the adapters by content; a replaced one has none.
+    """
+    read = min(slot["cells"], slot["prompt_tokens"])
+    lora = [{"name": names.get(content, ""), "scale": scale} for content, scale in slot["lora"]]
+    left = slot["max_tokens"] - slot["generated"]
+    return {
+        "is_processing": True,
+        "id_task": slot["request"],
+        "n_prompt_tokens": slot["prompt_tokens"],
+        "n_prompt_tokens_processed": max(0, read - slot["cached_tokens"]),
+        "n_prompt_tokens_cache": slot["cached_tokens"],
+        "lora": lora,
+        "next_token": [{"has_next_token": left > 0, "n_remain": left, "n_decoded": slot["generated"]}],
+    }
