@@ -1,6 +1,7 @@
 """Reliability of `slm serve` by hand: many connections, a killed engine, damaged adapters, slow readers, leaks.
 
 Prints a table of what was found beside what is allowed, and exits 1 when a check failed. Linux only: it reads /proc.
+Memory is judged after a warm-up that has filled the cache of conversations (--cache-mb, small for that reason).
 The defaults take about half an hour on 2 cores; tests/test_serve_soak.py runs the same checks small.
 """
 
@@ -45,7 +46,7 @@ async def disconnects(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
         async def one(leaves_after: float | None) -> Outcome | None:
             nonlocal left
             async with gate:
-                work = asyncio.create_task(on.chat(rng.choice(("en", "ja", "auto")), sizes.tokens))
+                work = asyncio.create_task(on.chat(rng.choice(("en", "ja", "auto", "base")), sizes.tokens))
                 done, _ = await asyncio.wait({work}, timeout=leaves_after)
                 if done:
                     return work.result()
@@ -58,7 +59,7 @@ async def disconnects(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
         results = await asyncio.gather(*map(one, plans))
         return [one for one in results if one is not None], left
 
-    await many(max(sizes.connections, sizes.requests // 4))  # the warm-up: as many connections as later
+    await many(max(sizes.connections, sizes.requests // 2))  # the warm-up: as many at once as later, and every context
     before = on.memory()
     outcomes, left = await many(sizes.requests)
     last = await on.chat("en", 4)
@@ -296,7 +297,7 @@ async def soak(model: Path, names: Sequence[str], sizes: Sizes, **options: Any) 
     """Run the named checks, each against a server of its own."""
     rows: list[Check] = []
     for name in names:
-        async with target(model, connections=sizes.connections, **options) as on:
+        async with target(model, connections=sizes.connections, cache_mb=sizes.cache_mb, **options) as on:
             started = time.perf_counter()
             try:
                 rows += await CHECKS[name](on, sizes)
@@ -314,8 +315,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="GGUF file or catalog name")
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS))
-    for name in ("requests", "connections", "kills", "mutations", "adapters", "rounds", "tokens"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Sizes, name))
+    for name in ("requests", "connections", "kills", "mutations", "adapters", "rounds", "tokens", "cache_mb"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Sizes, name))
     values = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server under test is ended, too
     named, only = values.pop("model"), values.pop("only")

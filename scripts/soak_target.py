@@ -34,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything."""
+    """How much of everything. growth: memory after a check by memory before it, see `flat`; cache_mb: `--cache-ram`."""
 
     requests: int = 1000
     connections: int = 300
@@ -48,6 +48,7 @@ class Sizes:
     growth: float = 1.05
     recovery_s: float = 2.0
     slowdown: float = 1.5
+    cache_mb: int = 32
 
 
 class Target:
@@ -90,8 +91,13 @@ class Target:
 
 
 @asynccontextmanager
-async def target(model: Path, *, connections: int, threads: int = 0, context: int = 4096) -> AsyncIterator[Target]:
-    """`slm serve` with two random adapters, as long as the block lasts."""
+async def target(
+    model: Path, *, connections: int, threads: int = 0, context: int = 4096, cache_mb: int = 32
+) -> AsyncIterator[Target]:
+    """`slm serve` with two random adapters, as long as the block lasts.
+
+    cache_mb: what it may keep of conversations. It is small, so that the warm-up of a check fills it.
+    """
     with tempfile.TemporaryDirectory(prefix="slm-soak-") as scratch:
         folder = Path(scratch)
         names = ("en", "ja")
@@ -99,7 +105,8 @@ async def target(model: Path, *, connections: int, threads: int = 0, context: in
             write_random_adapter(model, folder / f"{name}.gguf", seed=seed)
         adapters = tuple((name, folder / f"{name}.gguf") for name in names)
         options = Options(model.resolve(), adapters, context, threads, port=free_port())
-        with running(ours_launch(options, ["--adapters-dir", scratch]), options) as server:
+        extra = ["--adapters-dir", scratch, "--cache-ram", str(cache_mb)]
+        with running(ours_launch(options, extra), options) as server:
             async with new_client(server.url, connections + 8) as client:
                 yield Target(server, client, model, folder)
 
@@ -125,7 +132,11 @@ async def load_beside(on: Target, clients: int, tokens: int) -> AsyncIterator[li
 
 
 def flat(before: dict[str, float], after: dict[str, float], growth: float, when: str) -> list[Check]:
-    """Memory after beside memory before, for each process."""
+    """Memory after beside memory before, for each process: resident pages, when no request is under way.
+
+    `before` is taken after a warm-up of the same kind, when the cache of conversations is full and the allocator has
+    seen its peak: what grows from then on grows with every request.
+    """
     return [
         Check(
             f"memory of the {name}, {when}", f"{before[name]:.0f} -> {after[name]:.0f} MB",
