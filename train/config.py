@@ -123,6 +123,11 @@ class TrainOptions:
         need(not same, f"the output '{self.output}' is the base itself")
         return wrong
 
+    @property
+    def packs(self) -> bool:
+        """Whether batches are packed: not under NEFTune, whose noise is scaled by the length of each sequence."""
+        return self.pack and not self.neftune
+
     def as_json(self) -> dict[str, Any]:
         """The options as JSON values, without the paths that the manifest keeps elsewhere."""
         values = asdict(self)

@@ -35,7 +35,7 @@ def use_gradient_checkpointing(model: Any) -> None:
 
 def plan_of(options: TrainOptions, prepared: Prepared) -> Plan:
     """Which sequences are in which micro-batch; packs need no neighbours of like length, so theirs are drawn freely."""
-    lengths = np.zeros(len(prepared.train)) if options.pack else prepared.train.lengths
+    lengths = np.zeros(len(prepared.train)) if options.packs else prepared.train.lengths
     return Plan(lengths, options.batch_size, options.seed, prepared.weights)
 
 
@@ -71,7 +71,7 @@ def feed(
 
     sides: all sequences that will be in one; with `top_layers` the states of the lower layers are made now.
     """
-    if not options.pack:
+    if not options.packs:
         yield partial(pad, pad_id=pad_id)
         return
     collate = partial(packed, share=options.share_prefix)
