@@ -116,7 +116,7 @@ def test_checkpointing_is_turned_on_when_the_free_memory_asks_for_it(
 ) -> None:
     options = asked(bases["llama"], talks, tmp_path)
     model, prepared = ready(options)
-    train, plan = prepared.train, plan_of(options, prepared.train)
+    train, plan = prepared.train, plan_of(options, prepared)
     looked: list[int] = []
     count = memory.saved_for_backward
 
