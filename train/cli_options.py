@@ -32,7 +32,9 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         click.option("--dora/--no-dora", help="Learn magnitude and direction apart (DoRA)."),
         click.option("--pissa/--no-pissa", help="Begin at the principal singular vectors (PiSSA)."),
         click.option("--lora-plus", type=float, help="B learns this many times faster than A (LoRA+)."),
-        click.option("--neftune", type=float, help="Noise on the embeddings (NEFTune's alpha), with padded batches; 0: none."),
+        click.option(
+            "--neftune", type=float, help="NEFTune's alpha: noise on the embeddings of padded batches; 0: none."
+        ),
         click.option("--top-layers", type=int, help="Adapt only the top layers; the rest is computed once. 0: all."),
         click.option("--pack/--no-pack", help="Put the sequences of a step end to end, without padding."),
         click.option("--share-prefix/--no-share-prefix", help="Compute a step's common beginnings once."),
