@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example as example_of
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -104,6 +105,7 @@ def test_what_stands_before_an_answer_is_the_prompt_the_model_will_be_asked_with
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n :<|>"), max_size=30)
 
 
+@example_of("gpt-oss", "?", "l")
 @given(st.sampled_from(sorted(FAMILIES)), words, words.filter(lambda text: text.strip()))
 def test_any_answer_is_learned_whole(name: str, question: str, answer: str) -> None:
     family, tokenizer = FAMILIES[name], tokenizer_for(name)
@@ -115,6 +117,17 @@ def test_any_answer_is_learned_whole(name: str, question: str, answer: str) -> N
         f"{family.lead}{answer.strip() if family.trims else answer}{family.end}".strip(),
         f"{family.lead}No.{family.end}".strip(),
     ]
+
+
+def test_a_short_answer_is_not_mistaken_for_the_templates_own_text() -> None:
+    for name, family in FAMILIES.items():
+        for answer in ("l", "a", "t", "|", ">", "n", "think"):
+            encoded = Encoder(tokenizer_for(name), family.template).conversation(example("Which?", answer))
+            spans = [learned(tokenizer_for(name), item) for item in encoded]
+            assert spans == [[f"{family.lead}{answer}{family.end}"]], (name, answer)
+    talk = example("a", "Where?", "t", roles=("assistant", "user"))
+    (item,) = Encoder(tokenizer_for("chatml"), TEMPLATES["chatml"]).conversation(talk)
+    assert learned(tokenizer_for("chatml"), item) == ["a<|im_end|>", "t<|im_end|>"]
 
 
 def test_an_answer_that_names_a_marker_is_learned_to_its_end() -> None:

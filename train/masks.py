@@ -85,8 +85,9 @@ class Encoder:
         self.bos = [bos] if bos is not None and first == [bos] else []
         added = {token: str(text) for token, text in tokenizer.added_tokens_decoder.items() if text.special}
         self.special = (set(tokenizer.all_special_ids) | set(added)) - {tokenizer.unk_token_id}
-        names = {*tokenizer.all_special_tokens, *added.values()} - {tokenizer.unk_token, ""}
-        self._marker = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+        names = {*tokenizer.all_special_tokens, *added.values()} - {tokenizer.unk_token}
+        markers = "|".join(re.escape(text) for text in sorted(names, key=len, reverse=True) if text.strip()) or "(?!)"
+        self._marker, self._only_markers = re.compile(markers), re.compile(rf"(?:\s|{markers})*")
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text that may hold special tokens as text, with exactly one BOS where one is due."""
@@ -195,7 +196,8 @@ class Encoder:
             raise InputError(f"{example.where}: {error.what}", hint="Another template: --template chatml") from error
         content = example.messages[turn]["content"]
         if not turn:  # no template renders the question that nobody asked
-            border = max(0, answered.find(content.strip()))
+            border = self._last_words(answered, 0, content.strip())
+            border = border if border >= 0 else max(0, answered.find(content.strip()))
         else:
             border = len(asked) if answered.startswith(asked) else _common_length(asked, answered)
         if asked[border:].strip():
@@ -209,15 +211,25 @@ class Encoder:
 
     def _end(self, answered: str, border: int, content: str) -> int:
         """Where the marker that ends the answer ends, in characters; what stands behind it is never generated."""
-        last_line = content.strip().splitlines()[-1].strip()  # a template may change what stands before it
-        for words in (content.strip(), last_line):
-            place = answered.find(words, border)
+        said = content.strip()
+        for words in (said, said.splitlines()[-1].strip()):  # a template may change what stands before the last line
+            place = self._last_words(answered, border, words)
             if place >= 0:
                 marker = self._marker.search(answered, place + len(words))
                 return marker.end() if marker else len(answered)
         whole = answered.rstrip()
         markers = [match.end() for match in self._marker.finditer(whole, border)]
         return len(whole) if markers and markers[-1] == len(whole) else len(answered)
+
+    def _last_words(self, answered: str, start: int, words: str) -> int:
+        """Where `words` stand with nothing but markers and white space behind them, from `start` on; -1 if nowhere.
+
+        A short answer may also occur inside the template's own text: "l" in "<|channel|>".
+        """
+        place = answered.find(words, start)
+        while place >= 0 and not self._only_markers.fullmatch(answered, place + len(words)):
+            place = answered.find(words, place + 1)
+        return place
 
     def _sequences(self, example: Example, talk: list[_Answer], ids: dict[str, list[int]]) -> Iterator[Encoded]:
         spans = [self._span(example, answer, ids) for answer in talk]
