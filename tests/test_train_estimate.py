@@ -213,9 +213,7 @@ else:
 
 
 @pytest.mark.real
-def test_the_memory_of_a_real_run_is_foreseen(
-    pulled_model: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_the_memory_of_a_real_run_is_foreseen(pulled_model: Callable[[str], Path], tmp_path: Path) -> None:
     import slm_cli
 
     base = slm_cli._checkpoint_of(str(pulled_model("smollm2-135m-instruct")))
