@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import click
 
 from slm.console import note, run
-from train.cli import generation_options, named_files
+from train.cli import generation_options
+from train.cli_options import named_files
 
 # Every flag may be written with underscores or hyphens.
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}

@@ -10,7 +10,7 @@ import click
 
 from slm.joints import Joints, pass_joints
 from train.cli_estimate import estimate
-from train.cli_options import training_options
+from train.cli_options import BASE, DATA, HELP, JSON, OUTPUT, named_files, training_options
 from train.cli_scratch import scratch, tokenizer
 from train.config import TrainOptions
 from train.ranks import first_then_others, rank
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from train.evaluate import LanguageFigures
     from train.lora import TrainResult
 
-_HELP = {"help_option_names": ["-h", "--help"]}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -80,7 +79,7 @@ def report(result: TrainResult, *, as_json: bool) -> None:
     click.echo(str(result.output))
 
 
-@click.group(context_settings=_HELP)
+@click.group(context_settings=HELP)
 def train() -> None:
     """Train LoRA adapters, tokenizers and small models from scratch on the CPU."""
 
@@ -89,18 +88,12 @@ for _command in (estimate, tokenizer, scratch):
     train.add_command(_command)
 
 
-_BASE = click.option("--base", required=True, help="Checkpoint folder, catalog name, or GGUF file (restored first).")
-_DATA = click.option("--data", required=True, multiple=True, type=click.Path(path_type=Path), help="Repeatable.")
-_OUTPUT = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-
-
-@train.command(context_settings=_HELP)
-@_BASE
-@_DATA
-@_OUTPUT
+@train.command(context_settings=HELP)
+@BASE
+@DATA
+@OUTPUT
 @training_options(sft=False)
-@_JSON
+@JSON
 @pass_joints
 def lora(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_json: bool, **values: Any) -> None:
     """Adapt a base to running text (plain files, or JSONL with "text").
@@ -113,9 +106,9 @@ def lora(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_
     report(run_training(sft=False, base=folder, data=data, output=output, values=values), as_json=as_json)
 
 
-@train.command(context_settings=_HELP)
-@_BASE
-@_DATA
+@train.command(context_settings=HELP)
+@BASE
+@DATA
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
 @training_options(sft=True)
 @click.option(
@@ -123,7 +116,7 @@ def lora(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_
     type=click.IntRange(1),
     help="Only show this many examples, learned tokens between ⟦ ⟧.",
 )
-@_JSON
+@JSON
 @pass_joints
 def sft(
     joints: Joints,
@@ -159,13 +152,13 @@ def sft(
     report(run_training(sft=True, base=folder, data=data, output=output, values=values), as_json=as_json)
 
 
-@click.command(context_settings=_HELP)
-@_BASE
+@click.command(context_settings=HELP)
+@BASE
 @click.option("--adapter", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
               help="Adapter folder; several are added up.")  # fmt: skip
 @click.option("--weight", "weights", multiple=True, type=float, help="Of each --adapter, in order.  [default: 1 each]")
-@_OUTPUT
-@_JSON
+@OUTPUT
+@JSON
 @pass_joints
 def merge(
     joints: Joints, /, base: str, adapters: tuple[Path, ...], weights: tuple[float, ...], output: Path, as_json: bool
@@ -195,25 +188,14 @@ def show_merge(output: Path, size_bytes: int, parameters: int, fingerprint: str,
     click.echo(str(output))
 
 
-def named_files(values: tuple[str, ...], option: str) -> dict[str, list[Path]]:
-    """{"en": [files]} of several NAME=FILE values. Raises click.UsageError."""
-    named: dict[str, list[Path]] = {}
-    for value in values:
-        name, equals, file = value.partition("=")
-        if not (equals and name and file):
-            raise click.UsageError(f"{option} '{value}' is not of the form NAME=PATH.")
-        named.setdefault(name, []).append(Path(file))
-    return named
-
-
-@click.command(context_settings=_HELP)
+@click.command(context_settings=HELP)
 @click.argument("model")
 @click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder, or GGUF file for a GGUF model.")
 @click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Repeatable.")
 @click.option("--context", type=click.IntRange(2, 2048), default=512, show_default=True, help="Tokens of a window.")
 @click.option("--stride", type=click.IntRange(0), default=0,
               help="Tokens that a window predicts, the others being context; 0: all that fit.")  # fmt: skip
-@_JSON
+@JSON
 @pass_joints
 def evaluate(
     joints: Joints, /, model: str, adapter: Path | None, texts: tuple[str, ...], context: int, stride: int,

@@ -9,21 +9,21 @@ import click
 from click.core import ParameterSource
 
 from slm.joints import Joints, pass_joints
-from train.cli_options import training_options
+from train.cli_options import BASE, DATA, HELP, JSON, PATH, training_options
 from train.config import CAUSAL_DEFAULTS, TrainOptions
 
 if TYPE_CHECKING:
     from train.estimate import Estimate
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--base", required=True, help="Checkpoint folder, catalog name, or GGUF file (restored first).")
-@click.option("--data", required=True, multiple=True, type=click.Path(path_type=Path), help="Repeatable.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="As of the run; nothing is written.")
+@click.command(context_settings=HELP)
+@BASE
+@DATA
+@click.option("-o", "--output", type=PATH, help="As of the run; nothing is written.")
 @click.option("--method", type=click.Choice(["sft", "lora"]), default="sft", show_default=True,
               help="Of which command the options are; lora has other defaults.")  # fmt: skip
 @training_options(sft=True)
-@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@JSON
 @pass_joints
 @click.pass_context
 def estimate(

@@ -1,8 +1,9 @@
-"""The options that the training commands share: fields of TrainOptions. It knows nothing of the commands."""
+"""What the training commands share: their options, and how values become files. It knows nothing of the commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,17 +13,23 @@ from train.config import CAUSAL_DEFAULTS, CHECKPOINTING, DTYPES, SCHEDULES, Trai
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+HELP = {"help_option_names": ["-h", "--help"]}
+PATH = click.Path(path_type=Path)
+BASE = click.option("--base", required=True, help="Checkpoint folder, catalog name, or GGUF file (restored first).")
+DATA = click.option("--data", required=True, multiple=True, type=PATH, help="Repeatable.")
+OUTPUT = click.option("-o", "--output", required=True, type=PATH, help="Folder to write.")
+JSON = click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+
 
 def training_options(*, sft: bool) -> Callable[[_F], _F]:
     """The options that `slm train lora`, `slm train sft` and the scripts share, with the defaults of the kind."""
     default = {name: field.default for name, field in TrainOptions.__dataclass_fields__.items()}
     if not sft:
         default |= CAUSAL_DEFAULTS
-    path = click.Path(path_type=Path)
     options = [
         click.option("--lang", help="Only examples of this language (lines without one count as this)."),
         click.option("--weight", "weights", multiple=True, type=float, help="How often each --data counts, in order."),
-        click.option("--eval-data", multiple=True, type=path, help="Held-out data of your own; repeatable."),
+        click.option("--eval-data", multiple=True, type=PATH, help="Held-out data of your own; repeatable."),
         click.option("--eval-fraction", type=float, help="Share of each language that is held out."),
         click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
         click.option("--rank", type=int, help="Rank of the update."),
@@ -65,14 +72,27 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
             click.option("--drop-long", is_flag=True, help="Leave out examples longer than --max-length."),
         ]
 
-    def decorate(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
-        for parameter in function.__click_params__:  # type: ignore[attr-defined]
-            value = default.get(parameter.name)
-            if parameter.name in default and not parameter.multiple and value is not None:
-                parameter.default = value
-                parameter.show_default = not getattr(parameter, "is_flag", False)
-        return function
+    return partial(with_options, options=options, defaults=default)
 
-    return decorate
+
+def with_options(function: _F, *, options: Sequence[Callable[[_F], _F]], defaults: Mapping[str, Any]) -> _F:
+    """The function with these click options, each showing the default of the field that it fills."""
+    for option in reversed(options):
+        function = option(function)
+    for parameter in function.__click_params__:  # type: ignore[attr-defined]
+        value = defaults.get(parameter.name)
+        if isinstance(value, (int, float, str)) and not parameter.multiple:
+            parameter.default = value
+            parameter.show_default = not getattr(parameter, "is_flag", False)
+    return function
+
+
+def named_files(values: tuple[str, ...], option: str) -> dict[str, list[Path]]:
+    """{"en": [files]} of several NAME=FILE values. Raises click.UsageError."""
+    named: dict[str, list[Path]] = {}
+    for value in values:
+        name, equals, file = value.partition("=")
+        if not (equals and name and file):
+            raise click.UsageError(f"{option} '{value}' is not of the form NAME=PATH.")
+        named.setdefault(name, []).append(Path(file))
+    return named

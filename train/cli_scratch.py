@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from slm.joints import Joints, pass_joints
+from train.cli_options import HELP, JSON, OUTPUT, PATH, named_files, with_options
 from train.config import DTYPES
 from train.schedule import SCHEDULES
 from train.scratch_config import OPTIMIZERS, ScratchOptions
@@ -16,23 +18,13 @@ from train.sizes import SIZES
 if TYPE_CHECKING:
     from train.tokenizer import Trained
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-_PATH = click.Path(path_type=Path)
-_OUTPUT = click.option("-o", "--output", required=True, type=_PATH, help="Folder to write.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fields__.items()}
 
 
-def _named(values: tuple[str, ...], option: str) -> dict[str, list[Path]]:
-    from train.cli import named_files
-
-    return named_files(values, option)
-
-
-@click.command(context_settings=_HELP)
+@click.command(context_settings=HELP)
 @click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Text or JSONL; repeatable.")
 @click.option("--vocab-size", required=True, type=int, help="Tokens in all, special ones and 256 bytes included.")
-@_OUTPUT
+@OUTPUT
 @click.option(
     "--temperature", default=3.0, show_default=True, help="T of the languages' shares, p ~ bytes^(1/T); 1: as it is."
 )
@@ -40,12 +32,12 @@ def _named(values: tuple[str, ...], option: str) -> dict[str, list[Path]]:
     "--parallel", multiple=True, metavar="LANG=FILE", help="Translations line by line, one file each of two languages."
 )
 @click.option("--balance", is_flag=True, help="Search for shares that give --parallel equally many tokens.")
-@click.option("--beside", multiple=True, type=_PATH, help="Tokenizer folder to compare with; repeatable.")
+@click.option("--beside", multiple=True, type=PATH, help="Tokenizer folder to compare with; repeatable.")
 @click.option("--eval-fraction", default=0.02, show_default=True, help="Share of the text held out for the figures.")
 @click.option("--coverage", default=0.9995, show_default=True, help="Share of characters that are pieces, not bytes.")
 @click.option("--sample-mb", default=10.0, show_default=True, help="Text to learn from at most, in MB.")
 @click.option("--seed", default=0, show_default=True, help="Of the sampling and the held-out text.")
-@_JSON
+@JSON
 def tokenizer(
     texts: tuple[str, ...],
     vocab_size: int,
@@ -73,11 +65,11 @@ def tokenizer(
     from train.tokenizer_report import report
 
     options = TokenizerOptions(
-        text=_named(texts, "--text"),
+        text=named_files(texts, "--text"),
         vocab_size=vocab_size,
         output=output,
         temperature=temperature,
-        parallel=_named(parallel, "--parallel") if parallel else None,
+        parallel=named_files(parallel, "--parallel") if parallel else None,
         **values,
     )
     lines = read_parallel(options.parallel) if options.parallel else None
@@ -123,9 +115,9 @@ def _show_tokenizer(output: Path, trained: Trained, figures: dict[str, Any], *, 
 
 
 _SCRATCH_OPTIONS = [
-    click.option("--tokenizer", type=_PATH, help="Tokenizer folder (slm train tokenizer)."),
+    click.option("--tokenizer", type=PATH, help="Tokenizer folder (slm train tokenizer)."),
     click.option("--size", type=click.Choice(list(SIZES)), help="A named size, by all its parameters."),
-    click.option("--config", type=_PATH, help="JSON file with a llama's settings, instead of --size."),
+    click.option("--config", type=PATH, help="JSON file with a llama's settings, instead of --size."),
     click.option("--init", help="Go on with a trained model instead: folder, catalog name or GGUF file."),
     click.option("--eval-data", multiple=True, metavar="LANG=FILE", help="Held-out text of your own; repeatable."),
     click.option("--eval-fraction", type=float, help="Share of the text that is held out."),
@@ -147,26 +139,15 @@ _SCRATCH_OPTIONS = [
     click.option("--threads", type=int, help="0: the physical cores."),
     click.option("--save-every-s", type=float, help="Seconds between checkpoints to resume from; 0: none."),
     click.option("--resume", is_flag=True, help="Go on with the run to this output that was broken off."),
-    click.option("--plot", type=_PATH, help="Write the loss curve to this PNG file."),
+    click.option("--plot", type=PATH, help="Write the loss curve to this PNG file."),
 ]
 
 
-def _scratch_options(function: Any) -> Any:
-    for option in reversed(_SCRATCH_OPTIONS):
-        function = option(function)
-    for parameter in function.__click_params__:
-        value = _DEFAULT.get(parameter.name)
-        if isinstance(value, (int, float, str)) and not parameter.multiple:
-            parameter.default = value
-            parameter.show_default = not getattr(parameter, "is_flag", False)
-    return function
-
-
-@click.command(context_settings=_HELP)
+@click.command(context_settings=HELP)
 @click.option("--data", required=True, multiple=True, metavar="LANG=FILE", help="Text or JSONL; repeatable.")
-@_OUTPUT
-@_scratch_options
-@_JSON
+@OUTPUT
+@partial(with_options, options=_SCRATCH_OPTIONS, defaults=_DEFAULT)
+@JSON
 @pass_joints
 def scratch(
     joints: Joints,
@@ -185,10 +166,10 @@ def scratch(
       slm train scratch --tokenizer exports/tokenizer --size 5m --data en=en.jsonl --data ja=ja.jsonl -o exports/5m
     """
     options = ScratchOptions(
-        data=_named(data, "--data"),
+        data=named_files(data, "--data"),
         output=output,
         init=joints.checkpoint_of(init) if init is not None else None,
-        eval_data=_named(eval_data, "--eval-data"),
+        eval_data=named_files(eval_data, "--eval-data"),
         **values,
     )
     if options.plot is not None:
