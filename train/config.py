@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,40 @@ from slm.errors import InputError
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 CHECKPOINTING = ("auto", "on", "off")
+
+
+Need = Callable[[bool, str], None]
+
+
+class Faults:
+    """What is wrong with a set of options, gathered, so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def need(self, good: bool, text: str) -> None:
+        """Remember `text` unless the option is good."""
+        if not good:
+            self._texts.append(text)
+
+    def tell(self) -> None:
+        """Raise one InputError that lists every fault, if there is any."""
+        if self._texts:
+            raise InputError("the training options do not work: " + "; ".join(self._texts))
+
+
+def check_run(run: Any, schedules: Sequence[str], need: Need) -> None:
+    """Check the options that all kinds of training runs have, under the same names."""
+    need(run.schedule in schedules, f"--schedule must be one of {', '.join(schedules)} (is '{run.schedule}')")
+    need(0.0 <= run.warmup_fraction < 1.0, f"--warmup must be from 0 to below 1 (is {run.warmup_fraction})")
+    need(run.weight_decay >= 0, f"--weight-decay must not be negative (is {run.weight_decay})")
+    need(run.epochs > 0, f"--epochs must be positive (is {run.epochs})")
+    need(run.batch_size >= 1, f"--batch-size must be at least 1 (is {run.batch_size})")
+    need(0 <= run.seed < 2**32, f"--seed must be from 0 to 4294967295 (is {run.seed})")
+    need(run.dtype in DTYPES, f"--dtype must be one of {', '.join(DTYPES)} (is '{run.dtype}')")
+    need(run.time_limit_s >= 0, f"--time-limit-s must not be negative (is {run.time_limit_s})")
+    need(run.save_every_s >= 0, f"--save-every-s must not be negative (is {run.save_every_s})")
+    need(run.threads >= 0, f"--threads must not be negative (is {run.threads})")
 
 
 @dataclass(frozen=True)
@@ -70,17 +105,12 @@ class TrainOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        faults = list(self._faults())
-        if faults:
-            raise InputError("the training options do not work: " + "; ".join(faults))
+        faults = Faults()
+        self._check(faults.need)
+        check_run(self, SCHEDULES, faults.need)
+        faults.tell()
 
-    def _faults(self) -> list[str]:
-        wrong: list[str] = []
-
-        def need(good: bool, text: str) -> None:
-            if not good:
-                wrong.append(text)
-
+    def _check(self, need: Need) -> None:
         need(bool(self.data), "--data names no file")
         need(
             bool(self.eval_data) or 0.0 < self.eval_fraction < 1.0,
@@ -90,16 +120,9 @@ class TrainOptions:
         need(self.alpha > 0, f"--alpha must be positive (is {self.alpha})")
         need(0.0 <= self.dropout < 1.0, f"--dropout must be from 0 to below 1 (is {self.dropout})")
         need(self.learning_rate > 0, f"--lr must be positive (is {self.learning_rate})")
-        need(self.schedule in SCHEDULES, f"--schedule must be one of {', '.join(SCHEDULES)} (is '{self.schedule}')")
-        need(0.0 <= self.warmup_fraction < 1.0, f"--warmup must be from 0 to below 1 (is {self.warmup_fraction})")
-        need(self.weight_decay >= 0, f"--weight-decay must not be negative (is {self.weight_decay})")
-        need(self.epochs > 0, f"--epochs must be positive (is {self.epochs})")
         need(self.max_steps >= 0, f"--max-steps must not be negative (is {self.max_steps})")
-        need(self.batch_size >= 1, f"--batch-size must be at least 1 (is {self.batch_size})")
         need(self.accumulate >= 1, f"--accumulate must be at least 1 (is {self.accumulate})")
         need(self.max_length >= 8, f"--max-length must be at least 8 (is {self.max_length})")
-        need(0 <= self.seed < 2**32, f"--seed must be from 0 to 4294967295 (is {self.seed})")
-        need(self.dtype in DTYPES, f"--dtype must be one of {', '.join(DTYPES)} (is '{self.dtype}')")
         good_weights = not self.weights or len(self.weights) == len(self.data)
         need(good_weights, f"--weight must be given once for each --data ({len(self.weights)} of {len(self.data)})")
         need(all(weight > 0 for weight in self.weights), "--weight must be positive")
@@ -114,14 +137,10 @@ class TrainOptions:
         need(self.eval_every >= 0, f"--eval-every must not be negative (is {self.eval_every})")
         need(self.patience >= 0, f"--patience must not be negative (is {self.patience})")
         need(not self.patience or self.eval_every > 0, "--patience needs --eval-every")
-        need(self.save_every_s >= 0, f"--save-every-s must not be negative (is {self.save_every_s})")
         need(not (self.resume and self.fresh), "--resume and --fresh exclude each other")
-        need(self.time_limit_s >= 0, f"--time-limit-s must not be negative (is {self.time_limit_s})")
-        need(self.threads >= 0, f"--threads must not be negative (is {self.threads})")
         need(bool(self.targets.strip(", ")), "--targets names no module")
         same = self.output.resolve() == self.base.resolve()
         need(not same, f"the output '{self.output}' is the base itself")
-        return wrong
 
     @property
     def packs(self) -> bool:

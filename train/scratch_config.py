@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from slm.errors import InputError
-from train.config import DTYPES
+from train.config import Faults, Need, check_run
 from train.corpus import Files
 from train.schedule import SCHEDULES
 from train.sizes import SIZES
@@ -58,17 +57,12 @@ class ScratchOptions:
     plot: Path | None = None
 
     def __post_init__(self) -> None:
-        faults = list(self._faults())
-        if faults:
-            raise InputError("the training options do not work: " + "; ".join(faults))
+        faults = Faults()
+        self._check(faults.need)
+        check_run(self, SCHEDULES, faults.need)
+        faults.tell()
 
-    def _faults(self) -> list[str]:
-        wrong: list[str] = []
-
-        def need(good: bool, text: str) -> None:
-            if not good:
-                wrong.append(text)
-
+    def _check(self, need: Need) -> None:
         need(bool(self.data), "--data names no file")
         if self.init is not None:
             others = (self.tokenizer, self.size, self.config)
@@ -80,22 +74,11 @@ class ScratchOptions:
         need(self.size is None or self.size in SIZES, f"--size must be one of {', '.join(SIZES)} (is '{self.size}')")
         need(0.0 < self.eval_fraction < 1.0, f"--eval-fraction must lie between 0 and 1 (is {self.eval_fraction})")
         need(self.context >= 8, f"--context must be at least 8 (is {self.context})")
-        need(self.batch_size >= 1, f"--batch-size must be at least 1 (is {self.batch_size})")
         need(self.optimizer in OPTIMIZERS, f"--optimizer must be one of {', '.join(OPTIMIZERS)}")
         need(self.learning_rate >= 0, f"--lr must not be negative (is {self.learning_rate})")
-        need(self.schedule in SCHEDULES, f"--schedule must be one of {', '.join(SCHEDULES)} (is '{self.schedule}')")
-        need(0.0 <= self.warmup_fraction < 1.0, f"--warmup must be from 0 to below 1 (is {self.warmup_fraction})")
-        need(self.weight_decay >= 0, f"--weight-decay must not be negative (is {self.weight_decay})")
         need(self.clip > 0, f"--clip must be positive (is {self.clip})")
-        need(self.epochs > 0, f"--epochs must be positive (is {self.epochs})")
         need(self.max_tokens >= 0, f"--max-tokens must not be negative (is {self.max_tokens})")
         need(self.evaluations >= 1, f"--evaluations must be at least 1 (is {self.evaluations})")
-        need(0 <= self.seed < 2**32, f"--seed must be from 0 to 4294967295 (is {self.seed})")
-        need(self.dtype in DTYPES, f"--dtype must be one of {', '.join(DTYPES)} (is '{self.dtype}')")
-        need(self.time_limit_s >= 0, f"--time-limit-s must not be negative (is {self.time_limit_s})")
-        need(self.threads >= 0, f"--threads must not be negative (is {self.threads})")
-        need(self.save_every_s >= 0, f"--save-every-s must not be negative (is {self.save_every_s})")
-        return wrong
 
     @property
     def peak_rate(self) -> float:
