@@ -8,14 +8,13 @@ side and nothing has to be counted first. It knows nothing of tokenizers or mode
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
 from train.data import JSONL
+from train.lines import json_objects, lines
 
 _PASSAGE = 500  # bytes after which the next blank line ends a passage
 
@@ -50,23 +49,12 @@ def is_held_out(text: str, fraction: float, seed: int) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a UTF-8 file."""
-    require_file(path)
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DamagedFileError(f"'{path}', line {number} is not UTF-8 text ({error.reason})") from error
-
-
 def _blocks(path: Path) -> Iterator[tuple[str, bool]]:
     """(text, whether the file ends with it): lines joined until a blank one behind `_PASSAGE` bytes."""
     block: list[str] = []
     size = 0
     ready = ""
-    for _, line in _lines(path):
+    for _, line in lines(path):
         if not line.strip() and size >= _PASSAGE:
             if ready:
                 yield ready, False
@@ -82,14 +70,8 @@ def _blocks(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, bool]]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DamagedFileError(f"'{path}', line {number} is not JSON: {error}") from error
-        text = record.get("text") if isinstance(record, dict) else None
+    for number, record in json_objects(path):
+        text = record.get("text")
         if not isinstance(text, str) or not text.strip():
             raise DamagedFileError(
                 f"'{path}', line {number} has no \"text\"",

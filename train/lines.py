@@ -48,7 +48,14 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text without the white space around it) of every line that is not blank.
+    """(number from 1, text without the white space around it) of every line that is not blank; raises as `lines`."""
+    for number, line in lines(file):
+        if text := line.strip():
+            yield number, text
+
+
+def lines(file: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of every line of a UTF-8 file.
 
     Raises MissingFileError, InputError (a folder, a device) or DamagedFileError that names the likely encoding and
     the command that converts it.
@@ -67,9 +74,8 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
                     f"'{file}', line {number} is longer than {_LONGEST_LINE >> 20} MB",
                     hint="Break the text into lines, or write one JSON object a line.",
                 )
-            text = _decoded(file, number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw, stream).strip()
-            if text:
-                yield number, text
+            line = _decoded(file, number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw, stream)
+            yield number, line.rstrip("\r\n")
 
 
 def json_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -186,8 +192,8 @@ def _not_json(file: Path, number: int, text: str, error: Exception) -> DamagedFi
 
 def _list_items(file: Path) -> Iterator[tuple[int, Any]]:
     """(line, value) of the items of a file that is one JSON list; the text is held in memory, the items are not."""
-    lines = list(text_lines(file))
-    text = "\n".join(line for _, line in lines)  # no JSON string goes over a line break, so stripping changed nothing
+    parts = list(text_lines(file))
+    text = "\n".join(part for _, part in parts)  # no JSON string goes over a line break, so stripping changed nothing
     decoder, row, place, seen = json.JSONDecoder(), 0, 1, 0
 
     def skip(start: int) -> int:
@@ -204,15 +210,15 @@ def _list_items(file: Path) -> Iterator[tuple[int, Any]]:
             if text[comma : comma + 1] not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, comma)
         except json.JSONDecodeError as error:
-            raise _not_json(file, lines[error.lineno - 1][0], text, error) from error
+            raise _not_json(file, parts[error.lineno - 1][0], text, error) from error
         except (ValueError, RecursionError) as error:
-            raise _not_json(file, lines[row][0], text, error) from error
-        yield lines[row][0], value
+            raise _not_json(file, parts[row][0], text, error) from error
+        yield parts[row][0], value
         place = comma + (text[comma] == ",")
     rest = skip(skip(place) + 1)
     if rest < len(text):
         after = json.JSONDecodeError("Extra data behind the list", text, rest)
-        raise _not_json(file, lines[after.lineno - 1][0], text, after)
+        raise _not_json(file, parts[after.lineno - 1][0], text, after)
 
 
 def _kind(value: Any) -> str:
