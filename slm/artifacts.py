@@ -5,6 +5,7 @@ It knows nothing of what an artifact means; `kind` and the other fields of a man
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -160,10 +161,13 @@ def _swap(temporary: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _disk_error(error: OSError, path: Path) -> Exception:
-    import errno
+def is_disk_full(error: OSError) -> bool:
+    """Whether the system has no space left, or the user's share of it is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+
+def _disk_error(error: OSError, path: Path) -> Exception:
+    if is_disk_full(error):
         return ResourceError(
             f"no disk space left while writing '{path}'",
             hint="Nothing was left behind; free some space and run it again.",

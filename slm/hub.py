@@ -6,7 +6,6 @@ interrupted download resumes from the staging folder (huggingface_hub's `local_d
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import os
 import threading
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import require_space, sha256_file
+from slm.artifacts import is_disk_full, require_space, sha256_file
 from slm.catalog import HubSource
 from slm.console import err, progress
 from slm.errors import DamagedFileError, DownloadError, ResourceError, UnsupportedError
@@ -130,7 +129,7 @@ def download(source: HubSource, stage: Path) -> HubDelivery:
     except RepositoryNotFoundError as error:
         raise DownloadError(f"the hub has no repository '{source.repo}', or wants a login for it") from error
     except (TransportError, EntryNotFoundError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and is_disk_full(error):
             raise ResourceError(f"no disk space left while downloading '{source.repo}'") from error
         raise DownloadError(
             f"the download of '{source.repo}' stopped: {str(error).splitlines()[0] if str(error) else type(error)}",

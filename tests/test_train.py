@@ -24,7 +24,7 @@ from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileE
 from slm.joints import Joints
 from slm.prompt import TEMPLATES
 from train.adapter import load_with_adapter
-from train.batches import LengthBuckets, by_length, pad
+from train.batches import by_length, pad
 from train.checkpoint import load_model, load_tokenizer, target_modules
 from train.config import TrainOptions
 from train.data import Example
@@ -35,8 +35,9 @@ from train.loss import IGNORE, supervised_loss
 from train.masks import Encoded, Encoder
 from train.merge import merge
 from train.peft_adapter import add_adapter
+from train.plan import Plan
 from train.precision import choose_dtype, precision, store_frozen
-from train.trainer import decayed
+from train.schedule import decayed
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 
@@ -117,10 +118,11 @@ def example(*turns: str, roles: tuple[str, ...] = ("user", "assistant")) -> Exam
 
 def test_every_index_comes_once_an_epoch_and_neighbours_have_like_lengths() -> None:
     lengths = [(n * 37) % 100 for n in range(43)]
-    sampler = LengthBuckets(lengths, 4, seed=5)
-    first, second = list(sampler), list(sampler)
+    plan = Plan(lengths, 4, seed=5)
+    first, second = ([i for n in range(start, start + 11) for i in plan.batch(n)] for start in (0, 11))
     assert sorted(first) == sorted(second) == list(range(43)) and first != second
-    assert first == list(LengthBuckets(lengths, 4, seed=5))
+    again = Plan(lengths, 4, seed=5)
+    assert first == [i for n in range(11) for i in again.batch(n)]
     spread = [max(part) - min(part) for part in ([lengths[i] for i in first[n : n + 4]] for n in range(0, 40, 4))]
     assert sum(spread) / len(spread) < 20  # 59 for random batches of this set
 

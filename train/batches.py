@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
 
 from train.loss import IGNORE
 from train.masks import Encoded
@@ -14,9 +13,6 @@ from train.packing import pack, seen_length
 
 Batch = dict[str, Any]
 Collate = Callable[[Sequence[Encoded]], Batch]
-
-# A pool of this many batches is sorted by length before it is cut: little padding, and still mixed every epoch.
-_POOL = 8
 
 
 def packed(items: Sequence[Encoded], *, share: bool = True) -> Batch:
@@ -63,32 +59,3 @@ def by_length(items: Sequence[Encoded], max_tokens: int) -> Iterator[list[Encode
         group.append(item)
     if group:
         yield group
-
-
-class LengthBuckets(Sampler[int]):
-    """Indices in an order in which every `batch_size` neighbours are of like length; another order each epoch.
-
-    A last, smaller batch comes last. transformers' own group_by_length sorts small sets from longest to
-    shortest in every epoch, so the batches would always come in the same order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths = list(lengths)
-        self._batch_size = batch_size
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        order: list[int] = torch.randperm(len(self._lengths), generator=self._generator).tolist()
-        rest = len(order) % self._batch_size
-        order, last = order[: len(order) - rest], order[len(order) - rest :]
-        batches: list[list[int]] = []
-        pool = self._batch_size * _POOL
-        for start in range(0, len(order), pool):
-            part = sorted(order[start : start + pool], key=lambda n: self._lengths[n])
-            batches += [part[n : n + self._batch_size] for n in range(0, len(part), self._batch_size)]
-        for number in torch.randperm(len(batches), generator=self._generator).tolist():
-            yield from batches[number]
-        yield from last

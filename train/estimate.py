@@ -22,11 +22,11 @@ from train.checkpoint import load_model
 from train.config import TrainOptions
 from train.evaluate import held_out_batches
 from train.feed import feed, largest, plan_of, use_gradient_checkpointing
-from train.fit import peak_rss_mb, total_steps
+from train.fit import total_steps
 from train.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.loss import supervised_loss
 from train.masks import Encoded
-from train.memory import Memory, available_bytes, predict, resident_bytes, saved_for_backward
+from train.memory import Memory, available_bytes, peak_rss_mb, predict, resident_bytes, saved_for_backward
 from train.packed_attention import packed_attention
 from train.packing import seen_length
 from train.peft_adapter import add_adapter

@@ -81,9 +81,7 @@ def feed(
             return
         cut = lowest_layer(model, options.top_layers)
         make = partial(frozen_states, model, cut, sides, fingerprint=checkpoint_fingerprint(options.base), dtype=dtype)
-        states = make() if ranks.rank() == 0 else None
-        ranks.gathered(None)  # the others read what the first one wrote
-        kept = states or make()
+        kept = ranks.first_then_others(make)
 
         def with_states(chosen: Sequence[Encoded]) -> Batch:
             batch = collate(chosen)

@@ -5,8 +5,6 @@ It knows nothing of data files or of the command line.
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from train import ranks
 from train.checkpoints import RunState, best_checkpoint
 from train.config import TrainOptions
 from train.history import History
+from train.memory import peak_rss_mb
 from train.plan import Plan
 from train.run_folder import RunFolder
 from train.trainer import LoraTrainer, Monitor, Task, load_trained, loss_of, trained
@@ -139,9 +138,3 @@ def _train(
             if history:
                 history.close()
     return state.stopped_by
-
-
-def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)

@@ -6,14 +6,14 @@ It knows nothing of models. A line is either a step (loss of its batch, learning
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from slm.artifacts import new_file
+from slm.artifacts import is_disk_full, new_file
 from slm.errors import MissingExtraError, ResourceError
+from train.pictures import require_matplotlib, save_figure
 
 HISTORY = "history.jsonl"
 CURVE = "loss.png"
@@ -65,7 +65,7 @@ class History:
             self._out.write(_line(record))
             self._out.flush()
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise ResourceError(
                     f"no disk space left while writing '{self.file}'", hint="Free some space and go on with --resume."
                 ) from error
@@ -134,10 +134,9 @@ def draw_curve(records: Sequence[dict[str, Any]], best_step: int = 0) -> Any:
 
 def save_curve(folder: Path, best_step: int = 0) -> str | None:
     """Draw the history of a run folder into its loss.png; returns why not, where matplotlib is missing."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        return f"no {CURVE}: {MissingExtraError('matplotlib', 'plot')}"
-    with new_file(folder / CURVE) as new:
-        draw_curve(read_history(folder / HISTORY), best_step).savefig(new, format="png")
+    try:
+        require_matplotlib()
+    except MissingExtraError as error:
+        return f"no {CURVE}: {error}"
+    save_figure(draw_curve(read_history(folder / HISTORY), best_step), folder / CURVE)
     return None

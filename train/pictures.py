@@ -5,9 +5,9 @@ It knows nothing of how the figures came about.
 
 from __future__ import annotations
 
+import importlib.util
 import unicodedata
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -22,7 +22,7 @@ _EM, _LINE, _MARGIN, _WIDE = 15, 34, 14, 56  # of the SVG: font size, line heigh
 
 def require_matplotlib() -> None:
     """Raise MissingExtraError unless matplotlib is installed; to be asked before a run, not after it."""
-    if find_spec("matplotlib") is None:
+    if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plot")
 
 
@@ -33,7 +33,8 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure as PNG, whole or not at all."""
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -61,7 +62,7 @@ def draw_curve(
     for axis in (left, right):
         axis.set_xlabel("million tokens seen")
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_tokenizers(tokenizers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -88,7 +89,7 @@ def draw_tokenizers(tokenizers: Mapping[str, Mapping[str, Any]], path: Path) -> 
         axis.set_title(title, fontsize=10)
         axis.margins(y=0.15)
         axis.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_quantization(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -128,7 +129,7 @@ def draw_quantization(models: Mapping[str, Sequence[Mapping[str, Any]]], path: P
         axis.xaxis.set_minor_formatter("{x:g}") if axis is left else None
         axis.legend(fontsize=8)
     left.xaxis.set_major_formatter("{x:g}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def cells(text: str) -> int:

@@ -1,12 +1,22 @@
-"""The learning rate over a run trained from scratch, as a share of its peak. Pure: it knows nothing of optimizers."""
+"""The learning rate over a training run, as a share of its peak. Pure: it knows nothing of optimizers."""
 
 from __future__ import annotations
 
 import math
 
-SCHEDULES = ("cosine", "wsd")
-_FLOOR = 0.1  # where the cosine ends
+SCHEDULES = ("cosine", "wsd")  # of a run from scratch; those of an adapter are in train.config
+_FLOOR = 0.1  # where cosine and linear end
 _COOLDOWN = 0.2  # the last share of a warmup-stable-decay run, in which the rate falls to zero
+
+
+def decayed(schedule: str, done: float) -> float:
+    """The share of the peak learning rate left when `done` (0 to 1) of the decay is behind: down to a tenth of it.
+
+    schedule: cosine, linear, or constant.
+    """
+    if schedule == "cosine":
+        return _FLOOR + (1.0 - _FLOOR) * 0.5 * (1.0 + math.cos(math.pi * done))
+    return 1.0 - (1.0 - _FLOOR) * done if schedule == "linear" else 1.0
 
 
 def learning_rate_share(schedule: str, done: float, warmup: float) -> float:
@@ -21,4 +31,4 @@ def learning_rate_share(schedule: str, done: float, warmup: float) -> float:
         cooling = max(0.0, done - (1.0 - _COOLDOWN)) / _COOLDOWN
         return 1.0 - math.sqrt(min(1.0, cooling))
     along = (done - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0
-    return _FLOOR + (1.0 - _FLOOR) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, along)))
+    return decayed("cosine", min(1.0, along))

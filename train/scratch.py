@@ -20,8 +20,8 @@ from slm.console import Show, note, progress
 from slm.errors import InputError
 from train.checkpoint import load_tokenizer, read_config
 from train.corpus import Files, passages
-from train.fit import peak_rss_mb
 from train.generate import GenerateOptions, Generator
+from train.memory import peak_rss_mb
 from train.precision import choose_dtype, precision, use_cores
 from train.schedule import learning_rate_share
 from train.scratch_config import ScratchOptions

@@ -6,7 +6,6 @@ system removes when the process ends, however it ends; 38 bytes a sequence stay 
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import tempfile
@@ -17,6 +16,7 @@ from typing import IO, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from slm.artifacts import is_disk_full
 from slm.errors import ResourceError
 from train.data import Example
 from train.loss import IGNORE
@@ -150,7 +150,7 @@ def _nameless_file(near: Path) -> IO[bytes]:
 
 
 def _disk_full(error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return ResourceError(
             "no disk space left for the encoded data (4 bytes a token)",
             hint="Free some space or choose another output with -o.",

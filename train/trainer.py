@@ -27,6 +27,7 @@ from train.masks import Encoded
 from train.plan import Plan
 from train.precision import precision
 from train.run_folder import RunFolder
+from train.schedule import decayed
 
 # Moments of Adam, kept beside each trained tensor.
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random"
@@ -44,13 +45,6 @@ class Task:
     collate: Collate
     measure: Callable[[], Sums]
     initial: dict[str, torch.Tensor]
-
-
-def decayed(schedule: str, done: float) -> float:
-    """The share of the peak learning rate left when `done` (0 to 1) of the run is behind: down to a tenth of it."""
-    if schedule == "cosine":
-        return 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
-    return 1.0 - 0.9 * done if schedule == "linear" else 1.0
 
 
 def loss_of(sums: Sums) -> float:

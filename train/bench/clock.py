@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from train.fit import peak_rss_mb
+from train.memory import peak_rss_mb
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
