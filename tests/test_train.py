@@ -24,18 +24,18 @@ from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileE
 from slm.joints import Joints
 from slm.prompt import TEMPLATES
 from train.adapter import load_with_adapter
-from train.batches import by_length, pad
+from train.batch.batches import by_length, pad
+from train.batch.loss import IGNORE, supervised_loss
+from train.batch.plan import Plan
 from train.checkpoint import load_model, load_tokenizer, target_modules
 from train.config import TrainOptions
-from train.data import Example
+from train.data.examples import Example
+from train.data.masks import Encoded, Encoder
 from train.evaluate import evaluate_texts, held_out_loss
 from train.generate import GenerateOptions, end_of_turn_ids, open_generator, route
 from train.lora import train_causal, train_sft
-from train.loss import IGNORE, supervised_loss
-from train.masks import Encoded, Encoder
 from train.merge import merge
 from train.peft_adapter import add_adapter
-from train.plan import Plan
 from train.precision import choose_dtype, precision, store_frozen
 from train.schedule import decayed
 
@@ -143,7 +143,7 @@ def batch_of(folder: Path) -> tuple[list[Encoded], dict[str, torch.Tensor]]:
 def test_the_supervised_loss_and_its_gradients_equal_the_models_own(
     family: str, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("train.loss._BLOCK", 100)  # several chunks
+    monkeypatch.setattr("train.batch.loss._BLOCK", 100)  # several chunks
     model = add_adapter(load_model(checkpoints[family]), options(checkpoints[family], tmp_path, tmp_path / "o"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -20,8 +20,8 @@ from train.bench.contenders import OURS, OURS_TOP, TRAINER, TRL
 from train.bench.data import read_ids, repeated, write_data
 from train.bench.run import BenchOptions, bench_training
 from train.checkpoint import load_tokenizer
-from train.data import Example
-from train.masks import Encoder, choose_template
+from train.data.examples import Example
+from train.data.masks import Encoder, choose_template
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from tiny_training import conversations, write_checkpoint, write_jsonl
 
 from slm.errors import DamagedFileError, InputError, MissingFileError, ResourceError
-from train import store as store_module
+from train.batch.loss import IGNORE
 from train.config import TrainOptions
-from train.data import Example, read_conversations, read_texts
-from train.lines import json_objects, likely_encoding, text_lines
-from train.loss import IGNORE
-from train.masks import Encoded
-from train.prepare import prepare_conversations, prepare_texts
-from train.split import held_out
-from train.store import StoreWriter, TokenStore
+from train.data import store as store_module
+from train.data.examples import Example, read_conversations, read_texts
+from train.data.lines import json_objects, likely_encoding, text_lines
+from train.data.masks import Encoded
+from train.data.prepare import prepare_conversations, prepare_texts
+from train.data.split import held_out
+from train.data.store import StoreWriter, TokenStore
 
 ROOT = Path(__file__).parent.parent
 GOOD = json.dumps(conversations(1)[0])
@@ -217,7 +217,7 @@ def test_a_file_that_was_cut_off_or_has_no_lines_is_told_from_one_in_another_enc
     path.write_bytes("会議室".encode()[:-1])
     with pytest.raises(DamagedFileError, match="cut off"):
         list(text_lines(path))
-    monkeypatch.setattr("train.lines._LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("train.data.lines._LONGEST_LINE", 1 << 20)
     path.write_bytes(b"short\n" + b"x" * (1 << 20) + b"x\n")
     with pytest.raises(DamagedFileError, match=r"line 2 is longer than 1 MB"):
         list(text_lines(path))
@@ -403,7 +403,7 @@ def test_memory_does_not_grow_with_the_data(base: Path, tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from train.config import TrainOptions
-from train.prepare import prepare_conversations, prepare_texts
+from train.data.prepare import prepare_conversations, prepare_texts
 base, data = map(Path, sys.argv[1:3])
 prepare = prepare_texts if data.suffix == ".txt" else prepare_conversations
 prepared = prepare(TrainOptions(base=base, data=(data,), output=base / "out", template="chatml"))

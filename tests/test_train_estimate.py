@@ -15,18 +15,18 @@ from click.testing import CliRunner
 
 from slm.joints import Joints
 from tests.tiny_training import conversations, write_checkpoint, write_jsonl
-from train import feed as feeding
 from train import memory
-from train.batches import Batch
+from train.batch import feed as feeding
+from train.batch.batches import Batch
+from train.batch.feed import feed, largest, plan_of, settle_checkpointing, use_gradient_checkpointing
+from train.batch.loss import supervised_loss
 from train.checkpoint import load_model
 from train.config import TrainOptions
+from train.data.prepare import Prepared, prepare_conversations
 from train.estimate import estimate
-from train.feed import feed, largest, plan_of, settle_checkpointing, use_gradient_checkpointing
 from train.lora import train_sft
-from train.loss import supervised_loss
 from train.memory import needs_checkpointing, predict, saved_for_backward
 from train.peft_adapter import add_adapter
-from train.prepare import Prepared, prepare_conversations
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = ["gpt2", "llama", "gemma3"]
@@ -199,7 +199,7 @@ _RUN = """
 import json, sys
 from pathlib import Path
 from train.config import TrainOptions
-from train.prepare import prepare_conversations
+from train.data.prepare import prepare_conversations
 what, base, data, output = sys.argv[1:]
 options = TrainOptions(Path(base), (Path(data),), Path(output), targets="qv", rank=8, batch_size=4, max_steps=1,
                        max_length=128, drop_long=True, dtype="float32", checkpointing="off", eval_fraction=0.02)

@@ -28,13 +28,13 @@ from tokenizers import decoders, normalizers
 from slm.errors import InputError
 from slm.joints import Message
 from slm.prompt import TEMPLATES
+from train.batch.loss import IGNORE
 from train.checkpoint import load_tokenizer, lookalikes
 from train.config import TrainOptions
-from train.data import Example, read_texts
-from train.loss import IGNORE
-from train.masks import Encoded, Encoder, choose_template, end_of_turn_id
-from train.prepare import prepare_conversations
-from train.show import show_masks
+from train.data.examples import Example, read_texts
+from train.data.masks import Encoded, Encoder, choose_template, end_of_turn_id
+from train.data.prepare import prepare_conversations
+from train.data.show import show_masks
 
 
 def example(*turns: str, roles: tuple[str, ...] = ("user", "assistant")) -> Example:

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slm.errors import InputError
-from train.batches import packed, pad
+from train.batch.attention import packed_attention
+from train.batch.batches import packed, pad
+from train.batch.feed import use_gradient_checkpointing
+from train.batch.frozen import frozen_states
+from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
+from train.batch.loss import IGNORE, supervised_loss
+from train.batch.packing import pack
 from train.checkpoint import TARGETS
 from train.config import TrainOptions
-from train.data import Example
-from train.feed import use_gradient_checkpointing
-from train.frozen import frozen_states
-from train.layers import decoder_layers, lowest_layer, without_lower_layers
-from train.loss import IGNORE, supervised_loss
-from train.masks import Encoded
-from train.packed_attention import packed_attention
-from train.packing import pack
+from train.data.examples import Example
+from train.data.masks import Encoded
 from train.peft_adapter import add_adapter
 
 VOCABULARY = 90

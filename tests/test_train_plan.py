@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm.errors import InputError
-from train.plan import Plan
+from train.batch.plan import Plan
 
 lengths = st.lists(st.integers(1, 2000), min_size=1, max_size=80)
 batch_sizes = st.integers(1, 9)

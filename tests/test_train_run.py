@@ -21,13 +21,13 @@ from tiny_training import conversations, write_checkpoint, write_jsonl
 from slm.artifacts import read_manifest
 from slm.errors import DivergenceError, InputError, MismatchError, MissingExtraError, ResourceError
 from train.adapter import load_with_adapter
+from train.batch.loss import supervised_loss
 from train.checkpoint import load_model
 from train.checkpoints import RunState, open_checkpoint, whole_checkpoints
 from train.checkpoints import write_checkpoint as write_state
 from train.config import TrainOptions
 from train.history import draw_curve, read_history, smoothed
 from train.lora import TrainResult, train_sft
-from train.loss import supervised_loss
 from train.peft_adapter import add_adapter, initial_factors, return_to_initial
 from train.run_folder import folder_of, open_run
 

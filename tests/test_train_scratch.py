@@ -21,18 +21,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from slm.artifacts import read_manifest
 from slm.errors import DamagedFileError, InputError, MismatchError
-from train.balance import sentences
 from train.checkpoint import load_model, load_tokenizer
-from train.corpus import Passage, passages
-from train.muon import Muon, orthogonalized
 from train.schedule import SCHEDULES, learning_rate_share
-from train.scratch import train_scratch
-from train.scratch_config import ScratchOptions
-from train.scratch_model import new_model, new_optimizers, window_loss
-from train.scratch_state import load_state, save_state, state_folder
-from train.sizes import SIZES
-from train.tokenizer import train_pieces, write_tokenizer
-from train.windows import Batches, held_out_windows, pack
+from train.scratch.config import ScratchOptions
+from train.scratch.model import new_model, new_optimizers, window_loss
+from train.scratch.muon import Muon, orthogonalized
+from train.scratch.run import train_scratch
+from train.scratch.sizes import SIZES
+from train.scratch.state import load_state, save_state, state_folder
+from train.scratch.windows import Batches, held_out_windows, pack
+from train.tokenizer.balance import sentences
+from train.tokenizer.corpus import Passage, passages
+from train.tokenizer.learn import train_pieces, write_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TEXTS = {lang: [ROOT / f"data/{lang}.txt"] for lang in ("en", "ja")}

@@ -16,10 +16,10 @@ from convert.vocabulary.proof import MIXED_LINES, differences, special_lines
 from slm.artifacts import read_manifest
 from slm.errors import DamagedFileError, InputError
 from slm.prompt import named_template
-from train.balance import copies, search_parity, sentences, temperature_shares
 from train.checkpoint import load_tokenizer
-from train.corpus import Passage, is_held_out, passages
-from train.tokenizer import (
+from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
+from train.tokenizer.corpus import Passage, is_held_out, passages
+from train.tokenizer.learn import (
     MARKERS,
     TokenizerOptions,
     load_pieces,
@@ -28,7 +28,7 @@ from train.tokenizer import (
     train_pieces,
     write_tokenizer,
 )
-from train.tokenizer_report import byte_table, parallel_tokens, partial_ids, text_figures
+from train.tokenizer.report import byte_table, parallel_tokens, partial_ids, text_figures
 
 DATA = Path(__file__).parent.parent / "data"
 TEXTS = {lang: [DATA / f"{lang}.txt"] for lang in ("en", "ja")}

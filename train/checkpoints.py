@@ -1,8 +1,8 @@
 """Checkpoints of a run: whole or absent, proven by their hashes, and enough to go on as if nothing had happened.
 
 They hold the trained tensors, the optimizer's, torch's random state and the run's counters. The order of the data
-and the learning rate are functions of the step (train.plan, train.trainer) and need no saving. It knows nothing of
-how a model is trained.
+and the learning rate are functions of the step (train.batch.plan, train.trainer) and need no saving. It knows nothing
+of how a model is trained.
 
     step-00000120/state.safetensors   model/NAME, optimizer/KEY/NAME, initial/NAME (PiSSA), random
     step-00000120/manifest.json       kind, counters, SHA-256; written last

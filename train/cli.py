@@ -11,9 +11,9 @@ import click
 from slm.joints import Joints, pass_joints
 from train.cli_estimate import estimate
 from train.cli_options import BASE, DATA, HELP, JSON, OUTPUT, named_files, training_options
-from train.cli_scratch import scratch, tokenizer
 from train.config import TrainOptions
 from train.ranks import first_then_others, rank
+from train.scratch.cli import scratch, tokenizer
 
 if TYPE_CHECKING:
     from train.evaluate import LanguageFigures
@@ -142,7 +142,7 @@ def sft(
     folder = first_then_others(lambda: joints.checkpoint_of(base))
     if show_masks:
         from slm.console import out
-        from train.show import show_masks as masks
+        from train.data.show import show_masks as masks
 
         options = TrainOptions(base=folder, data=tuple(data), output=output or Path("unused"), **values)
         for text in masks(options, show_masks):

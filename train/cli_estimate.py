@@ -47,8 +47,8 @@ def estimate(
     options = TrainOptions(
         base=joints.checkpoint_of(base), data=tuple(data), output=output or Path("unwritten"), **values
     )
+    from train.data.prepare import prepare_conversations, prepare_texts
     from train.estimate import estimate as estimated
-    from train.prepare import prepare_conversations, prepare_texts
 
     prepared = (prepare_conversations if method == "sft" else prepare_texts)(options)
     show(estimated(options, prepared), as_json=as_json)

@@ -17,22 +17,22 @@ import numpy as np
 import torch
 
 from slm.console import note, progress
-from train.batches import Batch, Collate, packed
+from train.batch.attention import packed_attention
+from train.batch.batches import Batch, Collate, packed
+from train.batch.feed import feed, largest, plan_of, use_gradient_checkpointing
+from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
+from train.batch.loss import supervised_loss
+from train.batch.packing import seen_length
+from train.batch.plan import Plan
 from train.checkpoint import load_model
 from train.config import TrainOptions
+from train.data.masks import Encoded
+from train.data.prepare import Prepared
 from train.evaluate import held_out_batches
-from train.feed import feed, largest, plan_of, use_gradient_checkpointing
 from train.fit import total_steps
-from train.layers import decoder_layers, lowest_layer, without_lower_layers
-from train.loss import supervised_loss
-from train.masks import Encoded
 from train.memory import Memory, available_bytes, peak_rss_mb, predict, resident_bytes, saved_for_backward
-from train.packed_attention import packed_attention
-from train.packing import seen_length
 from train.peft_adapter import add_adapter
-from train.plan import Plan
 from train.precision import choose_dtype, precision, store_frozen, use_cores
-from train.prepare import Prepared
 
 # Steps that are timed, at even distances through the batches sorted by cost, after one that warms up.
 _TIMED = 3

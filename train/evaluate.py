@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from slm.artifacts import require_file
 from slm.console import progress
 from slm.errors import InputError, MismatchError
-from train.masks import Encoded
+from train.data.masks import Encoded
 from train.text_windows import Window, pieces, windows
 
 if TYPE_CHECKING:
-    from train.batches import Collate
+    from train.batch.batches import Collate
 
 # Padded tokens in one forward pass; larger ones gain no speed on a CPU.
 _BATCH_TOKENS = 2048
@@ -73,7 +73,7 @@ class LanguageFigures:
 
 def held_out_batches(items: Sequence[Encoded]) -> Iterator[list[Encoded]]:
     """The groups in which held-out sequences are measured: of one language and of like length."""
-    from train.batches import by_length
+    from train.batch.batches import by_length
 
     by_language: dict[str, list[Encoded]] = defaultdict(list)
     for item in items:
@@ -86,7 +86,7 @@ def held_out_loss(model: Any, items: Sequence[Encoded], collate: Collate, dtype:
     """Token-weighted loss over the supervised tokens of `items`, by language; `collate` makes batches of them."""
     import torch
 
-    from train.loss import supervised_loss
+    from train.batch.loss import supervised_loss
     from train.precision import precision
 
     model.eval()
@@ -177,9 +177,9 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
     import torch
 
     from train.adapter import load_with_adapter
+    from train.batch.loss import IGNORE, supervised_loss
     from train.checkpoint import load_tokenizer
-    from train.loss import IGNORE, supervised_loss
-    from train.masks import Encoder
+    from train.data.masks import Encoder
     from train.precision import use_cores
 
     use_cores(0)

@@ -15,11 +15,11 @@ from transformers import TrainerState, TrainingArguments
 
 from slm.console import note, progress
 from train import ranks
+from train.batch.plan import Plan
 from train.checkpoints import RunState, best_checkpoint
 from train.config import TrainOptions
 from train.history import History
 from train.memory import peak_rss_mb
-from train.plan import Plan
 from train.run_folder import RunFolder
 from train.trainer import LoraTrainer, Monitor, Task, load_trained, loss_of, trained
 

@@ -15,7 +15,7 @@ from slm.artifacts import MANIFEST, read_manifest, require_folder
 from slm.errors import InputError, UnknownNameError
 from train.adapter import load_with_adapter
 from train.checkpoint import load_tokenizer
-from train.masks import Encoder, end_of_turn_id
+from train.data.masks import Encoder, end_of_turn_id
 
 _CONTINUATION_PENALTY = 1.15
 

@@ -26,18 +26,18 @@ from slm.console import note
 from slm.errors import InputError, MismatchError
 from slm.llama import physical_cores
 from train import ranks
-from train.batches import Collate
+from train.batch.batches import Collate
+from train.batch.feed import feed, plan_of, settle_checkpointing
 from train.checkpoint import load_model, read_config
 from train.checkpoints import RunState, Sums
 from train.config import TrainOptions
+from train.data.masks import Encoded
+from train.data.prepare import Prepared, prepare_conversations, prepare_texts
 from train.evaluate import LossSum, held_out_loss
-from train.feed import feed, plan_of, settle_checkpointing
 from train.fit import RunFigures, fit
 from train.history import require_tensorboard, save_curve
-from train.masks import Encoded
 from train.peft_adapter import add_adapter, initial_factors, return_to_initial, save_adapter
 from train.precision import choose_dtype, store_frozen, use_cores
-from train.prepare import Prepared, prepare_conversations, prepare_texts
 from train.run_folder import KEPT, RunFolder, differences, environment, folder_of, open_run, read_config_of
 from train.trainer import Task, loss_of
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from slm.errors import InputError
+from train.batch.layers import lowest_layer
 from train.checkpoint import target_modules
 from train.config import TrainOptions
-from train.layers import lowest_layer
 
 # Rounds of the randomized singular value decomposition: what it leaves out stays in the base, so nothing is lost.
 _PISSA = "pissa_niter_16"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from slm.llama import physical_cores
-from train.layers import causal_model
+from train.batch.layers import causal_model
 
 # Rounding to bfloat16 has to be paid for by speed; under emulation it is some hundred times slower instead.
 _BF16_GAIN = 1.5

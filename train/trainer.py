@@ -18,13 +18,13 @@ from transformers import Trainer, TrainerCallback
 
 from slm.errors import DivergenceError
 from train import ranks
-from train.batches import Collate
+from train.batch.batches import Collate
+from train.batch.loss import supervised_loss
+from train.batch.plan import Plan
 from train.checkpoints import RunState, Sums, write_checkpoint
 from train.config import TrainOptions
+from train.data.masks import Encoded
 from train.history import History
-from train.loss import supervised_loss
-from train.masks import Encoded
-from train.plan import Plan
 from train.precision import precision
 from train.run_folder import RunFolder
 from train.schedule import decayed

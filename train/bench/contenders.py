@@ -16,7 +16,7 @@ from typing import Any
 
 from train.bench.data import read_ids
 from train.config import TrainOptions
-from train.masks import Encoded
+from train.data.masks import Encoded
 
 OURS, OURS_TOP = "slm", "slm --top-layers"
 TRAINER, TRL, TRL_DEFAULTS = "Trainer + PEFT, padded", "TRL in float32", "TRL's defaults"
@@ -69,7 +69,7 @@ def run(name: str, plan: Plan) -> dict[str, Any]:
 def _loss(model: Any, held_out: Sequence[Encoded], pad_id: int) -> float:
     import torch
 
-    from train.batches import pad
+    from train.batch.batches import pad
     from train.evaluate import held_out_loss, total
 
     return total(held_out_loss(model, held_out, partial(pad, pad_id=pad_id), torch.float32)).loss

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from slm.errors import InputError
 from train.config import TrainOptions
-from train.data import Example, read_conversations
-from train.masks import Encoded
-from train.prepare import prepare_conversations
+from train.data.examples import Example, read_conversations
+from train.data.masks import Encoded
+from train.data.prepare import prepare_conversations
 
 _T = TypeVar("_T")
 

@@ -16,16 +16,16 @@ import torch
 from slm.artifacts import checkpoint_fingerprint
 from slm.console import note
 from train import ranks
-from train.batches import Batch, Collate, packed, pad
+from train.batch.attention import packed_attention
+from train.batch.batches import Batch, Collate, packed, pad
+from train.batch.frozen import frozen_states
+from train.batch.layers import causal_model, lowest_layer, without_lower_layers
+from train.batch.plan import Plan
 from train.config import TrainOptions
-from train.frozen import frozen_states
-from train.layers import causal_model, lowest_layer, without_lower_layers
-from train.masks import Encoded
+from train.data.masks import Encoded
+from train.data.prepare import Prepared
+from train.data.store import TokenStore
 from train.memory import needs_checkpointing
-from train.packed_attention import packed_attention
-from train.plan import Plan
-from train.prepare import Prepared
-from train.store import TokenStore
 
 
 def use_gradient_checkpointing(model: Any) -> None:

@@ -1,7 +1,7 @@
 """A whole run from scratch: text in, checkpoint folder out, bits per byte by language on the way.
 
 It knows nothing of the command line. Every weight is trained; the output folder appears only when the run has ended
-well, and what is needed to go on after a kill is kept beside it (train/scratch_state.py).
+well, and what is needed to go on after a kill is kept beside it (train/scratch/state.py).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from slm.artifacts import new_folder, sha256_file, sha256_files
 from slm.console import Show, note, progress
 from slm.errors import InputError
 from train.checkpoint import load_tokenizer, read_config
-from train.corpus import Files, passages
 from train.generate import GenerateOptions, Generator
 from train.memory import peak_rss_mb
 from train.precision import choose_dtype, precision, use_cores
 from train.schedule import learning_rate_share
-from train.scratch_config import ScratchOptions
-from train.scratch_model import new_model, new_optimizers, window_loss
-from train.scratch_state import drop_state, load_state, save_state, state_folder
-from train.windows import Batches, Packed, Stream, held_out_windows, pack
+from train.scratch.config import ScratchOptions
+from train.scratch.model import new_model, new_optimizers, window_loss
+from train.scratch.state import drop_state, load_state, save_state, state_folder
+from train.scratch.windows import Batches, Packed, Stream, held_out_windows, pack
+from train.tokenizer.corpus import Files, passages
 
 # Tokens of one forward and backward pass; a larger batch is added up from several.
 _PASS_TOKENS = 4096

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from train.corpus import Passage, is_held_out
-from train.loss import IGNORE
+from train.batch.loss import IGNORE
+from train.tokenizer.corpus import Passage, is_held_out
 
 _TOGETHER = 256  # passages encoded in one call
 _MOST_HELD_OUT = 16_384  # tokens a language, about: so much is measured again and again while a run goes on

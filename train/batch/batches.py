@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from train.loss import IGNORE
-from train.masks import Encoded
-from train.packing import pack, seen_length
+from train.batch.loss import IGNORE
+from train.batch.packing import pack, seen_length
+from train.data.masks import Encoded
 
 Batch = dict[str, Any]
 Collate = Callable[[Sequence[Encoded]], Batch]
 
 
 def packed(items: Sequence[Encoded], *, share: bool = True) -> Batch:
-    """A batch without padding (see train.packing).
+    """A batch without padding (see train.batch.packing).
 
     input_ids, position_ids: (1, tokens). rows, labels: (supervised tokens). owners: (tokens). pieces: of the pack.
     tokens: of the sequences, common beginnings counted in each.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from train.layers import causal_model
-from train.packing import Piece
+from train.batch.layers import causal_model
+from train.batch.packing import Piece
 
 NAME = "slm_packed"
 

@@ -14,7 +14,7 @@ from typing import Any
 from slm import language
 from slm.errors import DamagedFileError, InputError
 from slm.joints import Message
-from train.lines import json_objects, looks_like_json_objects, text_lines
+from train.data.lines import json_objects, looks_like_json_objects, text_lines
 
 JSONL = (".jsonl", ".ndjson", ".json")
 PLAIN_TEXT = (".txt", ".text", ".md")

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 from slm.errors import InputError
 from slm.joints import Message
 from slm.prompt import TEMPLATES, named_template, render, template_name_for
-from train.data import Example
-from train.loss import IGNORE
+from train.batch.loss import IGNORE
+from train.data.examples import Example
 
 # So many examples go to the tokenizer at once.
 _CHUNK = 256

@@ -19,10 +19,10 @@ from slm.errors import InputError
 from slm.prompt import named_template
 from train.checkpoint import load_tokenizer, lookalikes, read_config
 from train.config import TrainOptions
-from train.data import Example, read_conversations, read_texts
-from train.masks import Encoded, Encoder, choose_template, end_of_turn_id
-from train.split import held_out
-from train.store import StoreWriter, TokenStore
+from train.data.examples import Example, read_conversations, read_texts
+from train.data.masks import Encoded, Encoder, choose_template, end_of_turn_id
+from train.data.split import held_out
+from train.data.store import StoreWriter, TokenStore
 
 # The template made of plain text, which every base knows, and EOS.
 PLAIN = "alpaca"

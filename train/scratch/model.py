@@ -12,11 +12,11 @@ import torch.nn.functional as F
 
 from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
+from train.batch.loss import IGNORE
 from train.checkpoint import hush, load_model
-from train.loss import IGNORE
-from train.muon import Muon
-from train.scratch_config import ScratchOptions
-from train.sizes import SIZES
+from train.scratch.config import ScratchOptions
+from train.scratch.muon import Muon
+from train.scratch.sizes import SIZES
 
 # Logits of so many positions at a time: 512 rows of 8,192 fit into the processor's cache, which is 10 % faster than
 # all at once (SIZES 5m, 8 x 512 tokens), and takes a tenth of the memory.

@@ -19,11 +19,11 @@ import torch
 from slm import paths
 from slm.artifacts import MANIFEST, new_folder, read_manifest, require_space
 from slm.console import note, progress
-from train.batches import Batch, packed
-from train.layers import causal_model, decoder_layers
-from train.loss import forward_states
-from train.masks import Encoded
-from train.packing import seen_length
+from train.batch.batches import Batch, packed
+from train.batch.layers import causal_model, decoder_layers
+from train.batch.loss import forward_states
+from train.batch.packing import seen_length
+from train.data.masks import Encoded
 from train.precision import precision
 
 _KIND = "frozen-states"

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from train.corpus import Passage
+from train.tokenizer.corpus import Passage
 
 _LONGEST = 1000  # characters of a training sentence: SentencePiece leaves out those of more than 4,192 bytes
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm.errors import DamagedFileError, InputError
-from train.data import JSONL
-from train.lines import json_objects, lines
+from train.data.examples import JSONL
+from train.data.lines import json_objects, lines
 
 _PASSAGE = 500  # bytes after which the next blank line ends a passage
 

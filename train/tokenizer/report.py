@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from slm.console import progress
 from slm.errors import InputError
 from train.checkpoint import load_tokenizer
-from train.tokenizer import TokenizerOptions, held_out_side
+from train.tokenizer.learn import TokenizerOptions, held_out_side
 
 UNSPACED = frozenset({"ja", "zh", "th", "lo", "km", "my"})
 

@@ -6,9 +6,9 @@ from itertools import groupby, islice
 from typing import Any
 
 from train.config import TrainOptions
-from train.data import read_conversations
-from train.masks import Encoded, Encoder
-from train.prepare import conversation_template, length_limit
+from train.data.examples import read_conversations
+from train.data.masks import Encoded, Encoder
+from train.data.prepare import conversation_template, length_limit
 
 
 def show_masks(options: TrainOptions, count: int) -> list[str]:

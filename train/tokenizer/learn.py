@@ -17,8 +17,8 @@ from slm.artifacts import require_file
 from slm.console import note, progress
 from slm.errors import DamagedFileError, InputError
 from slm.prompt import named_template
-from train.balance import copies, search_parity, sentences, temperature_shares
-from train.corpus import Files, Passage, is_held_out, passages
+from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
+from train.tokenizer.corpus import Files, Passage, is_held_out, passages
 
 UNK, EOS, PAD = "<unk>", "<|endoftext|>", "<pad>"
 MARKERS = ("<|im_start|>", "<|im_end|>")

@@ -12,11 +12,11 @@ from slm.joints import Joints, pass_joints
 from train.cli_options import HELP, JSON, OUTPUT, PATH, named_files, with_options
 from train.config import DTYPES
 from train.schedule import SCHEDULES
-from train.scratch_config import OPTIMIZERS, ScratchOptions
-from train.sizes import SIZES
+from train.scratch.config import OPTIMIZERS, ScratchOptions
+from train.scratch.sizes import SIZES
 
 if TYPE_CHECKING:
-    from train.tokenizer import Trained
+    from train.tokenizer.learn import Trained
 
 _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fields__.items()}
 
@@ -61,8 +61,8 @@ def tokenizer(
     if balance and not parallel:
         raise click.UsageError("--balance needs --parallel.")
     from slm.artifacts import new_folder, sha256_file
-    from train.tokenizer import TokenizerOptions, read_parallel, train, write_tokenizer
-    from train.tokenizer_report import report
+    from train.tokenizer.learn import TokenizerOptions, read_parallel, train, write_tokenizer
+    from train.tokenizer.report import report
 
     options = TokenizerOptions(
         text=named_files(texts, "--text"),
@@ -177,7 +177,7 @@ def scratch(
 
         require_matplotlib()
     from slm.console import emit_json, note, out
-    from train.scratch import train_scratch
+    from train.scratch.run import train_scratch
 
     result = train_scratch(options)
     if as_json:

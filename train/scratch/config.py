@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Faults, Need, check_run
-from train.corpus import Files
 from train.schedule import SCHEDULES
-from train.sizes import SIZES
+from train.scratch.sizes import SIZES
+from train.tokenizer.corpus import Files
 
 OPTIMIZERS = ("muon", "adamw")
 # Peak learning rates, from scratch and for a model that has learned already (--init).

@@ -1,0 +1,1 @@
+"""A model from random weights, or all weights of a model trained further."""

@@ -1,0 +1,1 @@
+"""A tokenizer shared fairly between languages, and its figures beside known ones."""
