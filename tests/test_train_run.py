@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from tiny_training import conversations, write_checkpoint, write_jsonl
@@ -119,7 +121,7 @@ def test_a_run_that_goes_on_ends_with_the_same_bits_and_history_as_an_unbroken_o
     with monkeypatch.context() as patch, pytest.raises(Broken):
         break_at(patch, 7)
         train_sft(asked(base, data, tmp_path / "broken", **kind))
-    assert whole_checkpoints(tmp_path / "broken.run" / "checkpoints")[0].state.step == 6
+    assert whole_checkpoints(tmp_path / "broken.run" / "checkpoints")[0].step == 6
     again = train_sft(asked(base, data, tmp_path / "broken", resume=True, **kind))
     assert same(tmp_path / "whole", tmp_path / "broken")
     assert learned(tmp_path / "whole" / "run") == learned(tmp_path / "broken" / "run")
@@ -232,18 +234,17 @@ def test_a_damaged_checkpoint_is_never_taken(
 
 def test_what_goes_wrong_with_a_checkpoint_folder_is_found(tmp_path: Path) -> None:
     state = RunState(step=5, best_step=5, best={"en": (1.5, 3)})
-    path = write_state(tmp_path, state, {"model/x": torch.ones(3)})
-    assert open_checkpoint(path).state == state and torch.equal(
-        open_checkpoint(path).tensors()["model/x"], torch.ones(3)
-    )
+    path = write_state(tmp_path, asdict(state), {"model/x": torch.ones(3)})
+    assert RunState.from_json(open_checkpoint(path).counters) == state
+    assert torch.equal(open_checkpoint(path).tensors()["model/x"], torch.ones(3))
     for step in range(6, 10):
         state.step = step
-        write_state(tmp_path, state, {"model/x": torch.ones(3)})
-    assert [one.state.step for one in whole_checkpoints(tmp_path)] == [9, 8, 5]
+        write_state(tmp_path, asdict(state), {"model/x": torch.ones(3)}, stays=5)
+    assert [one.step for one in whole_checkpoints(tmp_path)] == [9, 8, 5]
     (tmp_path / "step-00000009" / "manifest.json").unlink()
     manifest = tmp_path / "step-00000008" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"step": 8', '"steps": 8'))
-    assert [one.state.step for one in whole_checkpoints(tmp_path)] == [5]
+    assert [one.step for one in whole_checkpoints(tmp_path)] == [5]
     (path / "state.safetensors").unlink()
     assert whole_checkpoints(tmp_path) == []
 
@@ -281,8 +282,7 @@ def test_the_time_limit_counts_what_was_before_the_break(
         break_at(patch, 4)
         train_sft(asked(base, data, tmp_path / "a", **limit))
     newest = whole_checkpoints(tmp_path / "a.run" / "checkpoints")[0]
-    newest.state.elapsed_s = 2e6
-    write_state(newest.path.parent, newest.state, newest.tensors())
+    write_state(newest.path.parent, {**newest.counters, "elapsed_s": 2e6}, newest.tensors())
     result = train_sft(asked(base, data, tmp_path / "a", resume=True, **limit))
     assert (result.run.steps, result.run.best_step, result.run.stopped_by) == (4, 4, "time limit")
     assert result.run.seconds > 2e6
@@ -378,17 +378,25 @@ def test_a_diverged_run_goes_on_with_a_lower_learning_rate_and_from_its_moments(
 def test_a_full_disk_ends_the_run_in_words_and_harms_no_earlier_checkpoint(
     base: Path, data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path.write_bytes
-    for name, full in (("a", "step-00000006"), ("b", "adapter_model.safetensors")):
+    write, save = Path.write_bytes, safetensors.torch.save_file
 
-        def write(self: Path, content: bytes, full: str = full) -> int:
-            if full in str(self):
-                real(self, content[: len(content) // 2])
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return real(self, content)
+    def write_half(self: Path, content: bytes) -> int:
+        if self.name == "adapter_model.safetensors":
+            write(self, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, content)
 
+    def save_half(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        save(tensors, file)
+        if "step-00000006" in str(file):
+            write(file, file.read_bytes()[:-100])
+            raise safetensors.SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+    for name in ("a", "b"):
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_bytes", write)
+            patch.setattr(Path, "write_bytes", write_half)
+            if name == "a":
+                patch.setattr(safetensors.torch, "save_file", save_half)
             with pytest.raises(ResourceError, match="no disk space left"):
                 train_sft(asked(base, data, tmp_path / name))
         assert not (tmp_path / name).exists()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slm.artifacts import read_manifest
-from slm.errors import DamagedFileError, InputError, MismatchError
+from slm.errors import DamagedFileError, DivergenceError, InputError, MismatchError
 from train.checkpoint import load_model, load_tokenizer
+from train.run_folder import folder_of
 from train.schedule import SCHEDULES, learning_rate_share
 from train.scratch.config import ScratchOptions
 from train.scratch.model import new_model, new_optimizers, window_loss
 from train.scratch.muon import Muon, orthogonalized
 from train.scratch.run import train_scratch
 from train.scratch.sizes import SIZES
-from train.scratch.state import load_state, save_state, state_folder
+from train.scratch.state import restore, state_tensors
 from train.scratch.windows import Batches, held_out_windows, pack
 from train.tokenizer.balance import sentences
 from train.tokenizer.corpus import Passage, passages
@@ -208,7 +210,7 @@ def test_a_run_learns_and_its_folder_is_a_checkpoint(tokenizer: Path, shape: Pat
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     history = read_manifest(out)["history"]
     assert history["held_out"][-1][1] == figures["bits_per_byte"] and history["samples"]
-    assert not state_folder(out).exists()
+    assert not folder_of(out).exists()
     command("convert", out, "-o", gguf, "--type", "f32")
     text = tmp_path / "text.txt"
     text.write_text(TEXTS["ja"][0].read_text(encoding="utf-8")[:600], encoding="utf-8")
@@ -252,39 +254,53 @@ def test_a_killed_run_resumes_to_the_same_weights(tokenizer: Path, shape: Path, 
     ]  # fmt: skip
     words = [sys.executable, "-m", "slm_cli", *map(str, arguments)]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(state_folder(tmp_path / "broken").glob("step-*5/manifest.json"))) == 0:
+    kept = folder_of(tmp_path / "broken") / "checkpoints"
+    while process.poll() is None and not list(kept.glob("step-*5/manifest.json")):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "broken").exists() and state_folder(tmp_path / "broken").exists()
+    assert not (tmp_path / "broken").exists() and folder_of(tmp_path / "broken").exists()
+    for changed, said in (([], "--resume"), (["--resume", "--seed", "5"], "seed was 0, is 5")):
+        refused = subprocess.run([*words, *changed], cwd=ROOT, capture_output=True, text=True)
+        assert refused.returncode == 1 and said in refused.stderr, refused.stderr
     resumed = subprocess.run([*words, "--resume"], cwd=ROOT, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on at step" in resumed.stderr
+    assert "going on from step" in resumed.stderr
     assert same(tmp_path / "whole", tmp_path / "broken")
     histories = [read_manifest(tmp_path / name)["history"] for name in ("whole", "broken")]
     assert histories[0]["losses"] == histories[1]["losses"] and histories[0]["held_out"] == histories[1]["held_out"]
 
 
-def test_a_checkpoint_of_other_options_or_a_damaged_one_is_refused(
-    tokenizer: Path, shape: Path, tmp_path: Path
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_model_and_optimizers_come_back_from_their_tensors(
+    tokenizer: Path, shape: Path, tmp_path: Path, optimizer: str
 ) -> None:
-    chosen = options(tokenizer, shape, tmp_path / "out")
-    model = new_model(chosen, load_tokenizer(tokenizer))
-    optimizers = new_optimizers(model, chosen)
-    facts = {"decisive": chosen.decisive(), "history": {}}
-    save_state(chosen.output, model, optimizers, 3, facts)
-    save_state(chosen.output, model, optimizers, 7, facts)
-    assert [folder.name for folder in state_folder(chosen.output).iterdir()] == ["step-00000007"]
-    found = load_state(chosen.output, model, optimizers, chosen.decisive())
-    assert found is not None and found["step"] == 7
+    chosen = options(tokenizer, shape, tmp_path / "out", optimizer=optimizer)
+    pairs = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = new_model(replace(chosen, seed=seed), load_tokenizer(tokenizer))
+        pairs.append((model, new_optimizers(model, chosen)))
+    (model, optimizers), other = pairs
+    for _ in range(2):
+        window_loss(model, torch.tensor([[5, 6, 7]]), torch.tensor([[6, 7, 8]]), scale=1.0)
+        for one in optimizers.values():
+            one.step()
+    kept = {name: tensor.clone() for name, tensor in state_tensors(model, optimizers).items()}
+    assert state_tensors(*other).keys() != kept.keys()  # it has taken no step
+    restore(*other, kept)
+    found = state_tensors(*other)
+    assert found.keys() == kept.keys() and all(torch.equal(found[name], kept[name]) for name in kept)
+    lost = next(name for name in kept if name.startswith("model/"))
+    with pytest.raises(DamagedFileError, match="does not fit"):
+        restore(*other, {name: tensor for name, tensor in kept.items() if name != lost})
+
+
+def test_resuming_a_run_that_has_ended_gives_its_result(tokenizer: Path, shape: Path, tmp_path: Path) -> None:
+    first = train_scratch(options(tokenizer, shape, tmp_path / "out", resume=True))
+    assert train_scratch(options(tokenizer, shape, tmp_path / "out", resume=True)) == first
     with pytest.raises(MismatchError, match="seed was 0, is 5"):
-        load_state(chosen.output, model, optimizers, {**chosen.decisive(), "seed": 5})
-    file = next(state_folder(chosen.output).glob("*/model.safetensors"))
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DamagedFileError, match="cannot be read"):
-        load_state(chosen.output, model, optimizers, chosen.decisive())
-    with pytest.raises(InputError, match="no unfinished run"):
-        train_scratch(options(tokenizer, shape, tmp_path / "other", resume=True))
+        train_scratch(options(tokenizer, shape, tmp_path / "out", resume=True, seed=5))
 
 
 def test_a_trained_model_goes_on_from_its_weights(tokenizer: Path, shape: Path, tmp_path: Path) -> None:
@@ -300,8 +316,9 @@ def test_a_trained_model_goes_on_from_its_weights(tokenizer: Path, shape: Path, 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(
     tokenizer: Path, shape: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="not finite at step"):
+    with pytest.raises(DivergenceError, match="not finite at step") as caught:
         train_scratch(options(tokenizer, shape, tmp_path / "out", learning_rate=1e30, warmup_fraction=0.0))
+    assert "--lr 5e+29" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 

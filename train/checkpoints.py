@@ -1,18 +1,18 @@
 """Checkpoints of a run: whole or absent, proven by their hashes, and enough to go on as if nothing had happened.
 
-They hold the trained tensors, the optimizer's, torch's random state and the run's counters. The order of the data
-and the learning rate are functions of the step (train.batch.plan, train.trainer) and need no saving. It knows nothing
-of how a model is trained.
+They hold tensors and counters. The order of the data and the learning rate are functions of the step
+(train.batch.plan, train.schedule) and need no saving. It knows nothing of how a model is trained.
 
-    step-00000120/state.safetensors   model/NAME, optimizer/KEY/NAME, initial/NAME (PiSSA), random
+    step-00000120/state.safetensors   model/NAME, optimizer/..., and what else the run named
     step-00000120/manifest.json       kind, counters, SHA-256; written last
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ Sums = dict[str, tuple[float, int]]
 
 @dataclass
 class RunState:
-    """Where a run is. Times are in seconds over all its parts; tokens are real ones; losses are summed nats.
+    """Where an adapter's run is. Times are in seconds over all its parts; tokens are real ones; losses are summed nats.
 
     before, best: held-out sums by language before training and at `best_step` (0: not measured yet). waited:
     measurements since the best. stopped_by: empty while the run goes on.
@@ -60,10 +60,15 @@ class RunState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint folder and its counters."""
+    """A whole checkpoint folder and its counters: "step", "elapsed_s" and what else the run counts, as JSON values."""
 
     path: Path
-    state: RunState
+    counters: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """How many steps are behind."""
+        return int(self.counters["step"])
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
@@ -73,21 +78,18 @@ class Checkpoint:
         return tensors
 
 
-def write_checkpoint(folder: Path, state: RunState, tensors: dict[str, Tensor]) -> Path:
+def write_checkpoint(folder: Path, counters: dict[str, Any], tensors: dict[str, Tensor], *, stays: int = 0) -> Path:
     """Write `folder`/step-N whole, then remove those no longer needed. Raises ResourceError on a full disk.
 
-    The last two stay, and the best: the newest may turn out damaged.
+    counters: see Checkpoint. The last two stay, since the newest may turn out damaged, and that of the step `stays`.
     """
-    from safetensors.torch import save
-
-    path = folder / f"step-{state.step:08d}"
+    path = folder / _name(counters["step"])
     with new_folder(path, KIND) as (new, manifest):
-        # In memory first: safetensors' own writing tells a full disk in another error than the system's.
-        (new / _STATE).write_bytes(save(tensors))
-        manifest.update(state=asdict(state), sha256=sha256_file(new / _STATE))
+        _save(tensors, new / _STATE)
+        manifest.update(state=counters, sha256=sha256_file(new / _STATE))
     steps = sorted(_paths(folder))
     for old in steps[:-_KEPT]:
-        if old.name != f"step-{state.best_step:08d}":
+        if old.name != _name(stays):
             (old / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed one is seen as such
             shutil.rmtree(old, ignore_errors=True)
     return path
@@ -99,13 +101,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if manifest.get("kind") != KIND:
         raise DamagedFileError(f"'{path}' is no checkpoint of a training run")
     try:
-        state, digest = RunState.from_json(manifest["state"]), manifest["sha256"]
-        sound = sha256_file(path / _STATE) == digest
+        counters, digest = manifest["state"], manifest["sha256"]
+        sound = _name(counters["step"]) == path.name and float(counters["elapsed_s"]) >= 0
+        sound = sound and sha256_file(path / _STATE) == digest
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFileError(f"'{path}' is damaged: {type(error).__name__} {error}") from error
     if not sound:
         raise DamagedFileError(f"'{path / _STATE}' is damaged: its SHA-256 is not the manifest's")
-    return Checkpoint(path, state)
+    return Checkpoint(path, counters)
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -121,7 +124,7 @@ def whole_checkpoints(folder: Path) -> list[Checkpoint]:
 
 def best_checkpoint(folder: Path, state: RunState) -> Checkpoint:
     """The checkpoint with the lowest held-out loss. Raises MissingFileError or DamagedFileError."""
-    return open_checkpoint(folder / f"step-{state.best_step:08d}")
+    return open_checkpoint(folder / _name(state.best_step))
 
 
 def remove_all_but(folder: Path, whole: Sequence[Checkpoint]) -> None:
@@ -130,6 +133,22 @@ def remove_all_but(folder: Path, whole: Sequence[Checkpoint]) -> None:
     for path in [*_paths(folder), *folder.glob(".step-*")]:
         if path not in stay:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:  # it tells what the system said in its text alone
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), str(error)) from error
+        raise
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _paths(folder: Path) -> Iterator[Path]:

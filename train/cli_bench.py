@@ -27,7 +27,7 @@ _PEERS = ("trainer", "trl", "trl-defaults")
 @click.option("--time-limit-s", type=click.FloatRange(0, min_open=True), default=240.0, show_default=True,
               help="A contender is ended after so much, loading and measuring included.")  # fmt: skip
 @click.option("--examples", type=click.IntRange(2), default=2000, show_default=True, help="Of the repeated data.")
-@click.option("--longest", type=click.IntRange(8), default=256, show_default=True,
+@click.option("--longest", type=click.IntRange(8), default=1024, show_default=True,
               help="Leave out examples of more tokens: padded logits of long ones take many GB.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--lr", "learning_rate", type=float, default=5e-4, show_default=True, help="Constant.")

@@ -132,7 +132,8 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
             plan = plan_of(options, prepared)
             settle_checkpointing(model, options, plan, prepared.train, collate, dtype)
             task = Task(prepared.train, plan, collate, measure, initial)
-            state = run.checkpoint.state if run.checkpoint else RunState(before=measure())
+            went = run.checkpoint and RunState.from_json(run.checkpoint.counters)
+            state = went or RunState(before=measure())
             figures = fit(model, task, options, dtype, run, state)
         result = _result(options, prepared, state.before, state.best, figures, time.monotonic() - started)
         if ranks.rank() == 0:

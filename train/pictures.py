@@ -6,6 +6,7 @@ It knows nothing of how the figures came about.
 from __future__ import annotations
 
 import importlib.util
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,42 +94,37 @@ def draw_tokenizers(tokenizers: Mapping[str, Mapping[str, Any]], path: Path) -> 
 
 
 def draw_quantization(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Held-out bits per byte over the size of the file, and the KL divergence of each type from f16.
+    """For each type: the size of the file, held-out bits per byte, and the KL divergence from f16.
 
     models: {model: [{"type", "size_bytes", "by_language": {lang: {"bits_per_byte", "mean_kl_divergence"}}}, ...]}; the
     KL divergence is absent for the reference.
     """
-    figure = _figure(10.0, 4.0)
-    left, right = figure.subplots(1, 2)
-    marks = "os^D"
-    for mark, (name, files) in zip(marks, models.items(), strict=False):
-        ordered = sorted(files, key=lambda one: int(one["size_bytes"]))
-        for colour, lang in enumerate(ordered[0]["by_language"]):
-            values = [one["by_language"][lang] for one in ordered]
-            sizes = [one["size_bytes"] / 1e6 for one in ordered]
-            style = {"marker": mark, "color": f"C{colour}", "label": f"{name} {lang}"}
-            left.plot(sizes, [value["bits_per_byte"] for value in values], **style)
-            costs = [
-                (one["type"], value["mean_kl_divergence"])
-                for one, value in zip(ordered, values, strict=True)
-                if "mean_kl_divergence" in value
-            ]
-            right.plot([kind for kind, _ in costs], [cost for _, cost in costs], **style)
-        for number, one in enumerate(ordered):  # neighbours lie close together: above and below in turn
-            highest = max(value["bits_per_byte"] for value in one["by_language"].values())
-            place = {"xytext": (0, -13 if number % 2 else 6), "textcoords": "offset points", "fontsize": 7}
-            left.annotate(one["type"], (one["size_bytes"] / 1e6, highest), ha="center", **place)
-    left.margins(y=0.1)
-    left.set_xscale("log")
-    left.set_xlabel("size of the file (MB)")
-    left.set_ylabel("held-out bits per byte")
-    right.set_yscale("log")
-    right.set_ylabel("mean KL divergence from f16 (nats)")
-    for axis in (left, right):
-        axis.grid(alpha=0.3, which="both")
-        axis.xaxis.set_minor_formatter("{x:g}") if axis is left else None
+    figure = _figure(12.0, 3.8)
+    sizes, bits, costs = figure.subplots(1, 3)
+    width = 0.8 / len(models)
+    for number, (name, files) in enumerate(models.items()):
+        kinds = [one["type"] for one in files]
+        places = [at + number * width for at in range(len(files))]
+        bars = sizes.bar(
+            places, [one["size_bytes"] / 1e6 for one in files], width * 0.9, label=name, color=f"C{number}"
+        )
+        sizes.bar_label(bars, fmt="%.1f", fontsize=8)
+        sizes.set_xticks([at + (len(models) - 1) * width / 2 for at in range(len(files))], kinds)
+        for line, lang in zip(("-", "--", ":", "-."), files[0]["by_language"], strict=False):
+            style = {"marker": "o", "linestyle": line, "color": f"C{number}", "label": f"{name} {lang}"}
+            values = [one["by_language"][lang] for one in files]
+            bits.plot(kinds, [value["bits_per_byte"] for value in values], **style)
+            known = [value.get("mean_kl_divergence", math.nan) for value in values]  # a gap, where it is compared with
+            costs.plot(kinds, known, **style)
+    sizes.set_ylabel("size of the file (MB)")
+    sizes.margins(y=0.15)
+    bits.set_ylabel("held-out bits per byte")
+    bits.set_ylim(bottom=0)
+    costs.set_ylabel("mean KL divergence from f16 (nats)")
+    costs.set_yscale("log")
+    for axis in (sizes, bits, costs):
+        axis.grid(alpha=0.3, axis="y")
         axis.legend(fontsize=8)
-    left.xaxis.set_major_formatter("{x:g}")
     save_figure(figure, path)
 
 

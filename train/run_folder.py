@@ -122,7 +122,7 @@ def open_run(output: Path, asked: dict[str, Any], *, resume: bool, fresh: bool) 
     if ranks.rank() == 0:
         with _locked(path):
             run = _opened(path, output, asked, resume=resume, fresh=fresh)
-            ranks.gathered(run.checkpoint.state.step if run.checkpoint else 0)
+            ranks.gathered(run.checkpoint.step if run.checkpoint else 0)
             try:
                 yield run
             except BaseException:
@@ -136,7 +136,7 @@ def open_run(output: Path, asked: dict[str, Any], *, resume: bool, fresh: bool) 
     step = ranks.gathered(0)[0]
     run = RunFolder(path, None)
     if step:
-        found = [one for one in whole_checkpoints(run.checkpoints) if one.state.step == step]
+        found = [one for one in whole_checkpoints(run.checkpoints) if one.step == step]
         if not found:
             raise MissingFileError(
                 f"process {ranks.rank()} has no checkpoint of step {step} in '{run.checkpoints}'",
@@ -156,9 +156,9 @@ def _opened(path: Path, output: Path, asked: dict[str, Any], *, resume: bool, fr
         )
     found = whole_checkpoints(run.checkpoints) if was and not fresh else []
     if found and was:
-        state = found[0].state
+        newest = found[0].counters
         differing = differences(was, asked)
-        where = f"step {state.step}, after {state.elapsed_s:,.0f} s of training"
+        where = f"step {newest['step']}, after {newest['elapsed_s']:,.0f} s of training"
         again = "Start anew with --fresh (its checkpoints are removed)"
         if not resume:
             more = f" of other inputs ({'; '.join(differing)})" if differing else ""
@@ -171,15 +171,16 @@ def _opened(path: Path, output: Path, asked: dict[str, Any], *, resume: bool, fr
                 f"the run in '{path}' was asked otherwise: {'; '.join(differing)}",
                 hint=f"Give the same options and data. {again}.",
             )
-        if state.best_step and all(one.state.step != state.best_step for one in found):
-            note(f"the best adapter so far, of step {state.best_step}, is lost; it is looked for anew")
-            state.best, state.best_step, state.waited = {}, 0, 0
+        best = newest.get("best_step")
+        if best and all(one.step != best for one in found):
+            note(f"the best adapter so far, of step {best}, is lost; it is looked for anew")
+            newest.update(best={}, best_step=0, waited=0)
         run = RunFolder(path, found[0])
         note(f"going on from {where}")
         rates = [entry["options"].get("learning_rate") for entry in (was, asked)]
         if rates[0] != rates[1]:
             note(f"the peak learning rate was {rates[0]:g}, is {rates[1]:g} from here on")
-        asked["resumed_at_steps"] = [*was.get("resumed_at_steps", []), state.step]
+        asked["resumed_at_steps"] = [*was.get("resumed_at_steps", []), found[0].step]
     else:
         for entry in path.iterdir():
             if entry.name != _LOCK:

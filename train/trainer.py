@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -186,7 +186,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         where = list(dict.fromkeys(name for part in ranks.gathered(self._bad) for name in part))
         kept = self.run_state.step
         again = f"--lr {self.asked.learning_rate / 2:g}"
-        if kept:
+        if kept and all(bool(torch.isfinite(p).all()) for _, p in trained(self.model)):
             self._write(self._random)
             hint = f"The state of step {kept} is kept: go on from it with the same command and --resume {again}."
         else:
@@ -253,7 +253,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             for name, p in trained(self.model):
                 for key, value in self.optimizer.state.get(p, {}).items():
                     tensors[f"{_OPTIMIZER}{key}/{name}"] = torch.as_tensor(value)
-            write_checkpoint(self.run.checkpoints, self.run_state, {**tensors, **self.task.initial, _RANDOM: states})
+            run, tensors = self.run_state, {**tensors, **self.task.initial, _RANDOM: states}
+            write_checkpoint(self.run.checkpoints, asdict(run), tensors, stays=run.best_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.model, self._tensors)

@@ -39,7 +39,7 @@ class BenchOptions:
     rounds: int = 1
     time_limit_s: float = 240.0
     examples: int = 2000
-    longest: int = 256
+    longest: int = 1024
     batch_size: int = 8
     learning_rate: float = 5e-4
     rank: int = 8

@@ -139,6 +139,7 @@ _SCRATCH_OPTIONS = [
     click.option("--threads", type=int, help="0: the physical cores."),
     click.option("--save-every-s", type=float, help="Seconds between checkpoints to resume from; 0: none."),
     click.option("--resume", is_flag=True, help="Go on with the run to this output that was broken off."),
+    click.option("--fresh", is_flag=True, help="Start anew, though a run to this output was broken off."),
     click.option("--plot", type=PATH, help="Write the loss curve to this PNG file."),
 ]
 

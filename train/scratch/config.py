@@ -15,8 +15,8 @@ from train.tokenizer.corpus import Files
 OPTIMIZERS = ("muon", "adamw")
 # Peak learning rates, from scratch and for a model that has learned already (--init).
 RATES = {"muon": (0.02, 0.002), "adamw": (0.003, 0.0002)}
-# What does not change the result of a run, so that it may differ when it is resumed.
-_FREE = frozenset({"output", "resume", "save_every_s", "plot", "threads", "samples"})
+# What is not asked of the run itself.
+_NOT_ASKED = frozenset({"output", "resume", "fresh", "plot", "samples"})
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class ScratchOptions:
     threads: int = 0
     save_every_s: float = 60.0
     resume: bool = False
+    fresh: bool = False
     plot: Path | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +79,7 @@ class ScratchOptions:
         need(self.learning_rate >= 0, f"--lr must not be negative (is {self.learning_rate})")
         need(self.clip > 0, f"--clip must be positive (is {self.clip})")
         need(self.max_tokens >= 0, f"--max-tokens must not be negative (is {self.max_tokens})")
+        need(not (self.resume and self.fresh), "--resume and --fresh exclude each other")
         need(self.evaluations >= 1, f"--evaluations must be at least 1 (is {self.evaluations})")
 
     @property
@@ -86,12 +88,8 @@ class ScratchOptions:
         return self.learning_rate or RATES[self.optimizer][self.init is not None]
 
     def as_json(self) -> dict[str, Any]:
-        """The options as JSON values."""
-        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
-
-    def decisive(self) -> dict[str, Any]:
-        """Those options that a resumed run must share with the one it goes on with."""
-        return {name: value for name, value in self.as_json().items() if name not in _FREE}
+        """What the run is asked, as JSON values: all but where the result goes and how it is shown."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name not in _NOT_ASKED}
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,12 @@
 """A whole run from scratch: text in, checkpoint folder out, bits per byte by language on the way.
 
 It knows nothing of the command line. Every weight is trained; the output folder appears only when the run has ended
-well, and what is needed to go on after a kill is kept beside it (train/scratch/state.py).
+well, and what is needed to go on after a kill is kept beside it (train.run_folder).
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -15,19 +16,30 @@ from typing import Any
 
 import torch
 
-from slm.artifacts import new_folder, sha256_file, sha256_files
+from slm.artifacts import (
+    MANIFEST,
+    checkpoint_fingerprint,
+    new_folder,
+    read_manifest,
+    require_replaceable,
+    sha256_file,
+    sha256_files,
+)
 from slm.console import Show, note, progress
-from slm.errors import InputError
+from slm.errors import DivergenceError, InputError, MismatchError
+from slm.llama import physical_cores
 from train.checkpoint import load_tokenizer, read_config
+from train.checkpoints import write_checkpoint
 from train.generate import GenerateOptions, Generator
 from train.memory import peak_rss_mb
 from train.precision import choose_dtype, precision, use_cores
+from train.run_folder import RunFolder, differences, environment, folder_of, open_run
 from train.schedule import learning_rate_share
 from train.scratch.config import ScratchOptions
 from train.scratch.model import new_model, new_optimizers, window_loss
-from train.scratch.state import drop_state, load_state, save_state, state_folder
+from train.scratch.state import restore, state_tensors
 from train.scratch.windows import Batches, Packed, Stream, held_out_windows, pack
-from train.tokenizer.corpus import Files, passages
+from train.tokenizer.corpus import passages
 
 # Tokens of one forward and backward pass; a larger batch is added up from several.
 _PASS_TOKENS = 4096
@@ -74,13 +86,21 @@ class ScratchResult:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return values | {"output": str(self.output)}
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ScratchResult:
+        """The result whose `as_json` a manifest keeps."""
+        return cls(**(values | {"output": Path(values["output"])}))
+
 
 def train_scratch(options: ScratchOptions) -> ScratchResult:
     """Train a model on text and write it to `options.output`.
 
-    Raises InputError and its kin for data or options that do not work, MismatchError when --resume finds another run.
+    Raises InputError and its kin for data or options that do not work, MismatchError when --resume finds another run,
+    DivergenceError for a loss that is not finite.
     """
-    use_cores(options.threads)
+    threads = options.threads or physical_cores()
+    use_cores(threads)
+    require_replaceable(options.output, "checkpoint")
     source = options.init or options.tokenizer
     assert source is not None  # the options have been checked
     if options.init is not None:
@@ -88,19 +108,24 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
     tokenizer = load_tokenizer(source)
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer in '{source}' has no end-of-text token")
-    files = _hashes(options.data) | _hashes(options.eval_data)
     with progress("reading"):
         packed = _packed(options, tokenizer)
+    asked = _asked(options, source, threads)
+    if options.resume and not folder_of(options.output).exists() and (options.output / MANIFEST).exists():
+        return _finished(options.output, asked)
     batches = Batches(packed.train, options.context, options.batch_size, options.seed)
     _tell(packed, batches, options)
     dtype, why = choose_dtype(options.dtype)
     note(f"{str(dtype).removeprefix('torch.')}: {why}")
-    with new_folder(options.output, "checkpoint") as (folder, manifest):
+    with (
+        open_run(options.output, asked, resume=options.resume, fresh=options.fresh) as folder_of_run,
+        new_folder(options.output, "checkpoint") as (folder, manifest),
+    ):
         model = new_model(options, tokenizer)
         limit = int(getattr(model.config, "max_position_embeddings", options.context))
         if options.context > limit:
             raise InputError(f"--context {options.context} is more than the {limit} positions of the model")
-        run = _Run(options, model, tokenizer, batches, packed, dtype, {**options.decisive(), "files": files})
+        run = _Run(options, model, tokenizer, batches, packed, dtype, folder_of_run)
         result = run.fit()
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.save_pretrained(folder, safe_serialization=True)
@@ -111,8 +136,7 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
         manifest.update(
             made_by="train scratch",
             fingerprint=sha256_files(sorted(folder.glob("*.safetensors"))),
-            options=options.as_json(),
-            data=files,
+            **{key: asked[key] for key in ("options", "data", "base", "environment")},
             figures=result.as_json(),
             history=vars(run.history),
         )
@@ -120,12 +144,39 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
             from train.pictures import draw_curve
 
             draw_curve(run.history.losses, run.history.held_out, options.plot)
-    drop_state(options.output)
     return result
 
 
-def _hashes(files: Files) -> dict[str, str]:
-    return {str(path): sha256_file(path) for paths in files.values() for path in paths if path.is_file()}
+def _asked(options: ScratchOptions, source: Path, threads: int) -> dict[str, Any]:
+    """What a run is asked and with what (see train.run_folder): enough to tell whether another run is the same."""
+    files = [file for texts in (options.data, options.eval_data) for paths in texts.values() for file in paths]
+    return {
+        "method": "scratch",
+        "base": {
+            "path": str(source.resolve()),
+            "fingerprint": checkpoint_fingerprint(source) if options.init else sha256_files(_tokenizer_files(source)),
+        },
+        "data": [{"file": str(file), "sha256": sha256_file(file)} for file in files],
+        "options": options.as_json(),
+        "environment": environment(threads),
+    }
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return sorted(file for name in ("tokenizer*", "*.model") for file in folder.glob(name))
+
+
+def _finished(output: Path, asked: dict[str, Any]) -> ScratchResult:
+    """The result of a run that had ended well before it was asked to go on. Raises MismatchError."""
+    was = read_manifest(output)
+    differing = differences({**was, "method": "scratch"}, json.loads(json.dumps(asked)))
+    if differing:
+        raise MismatchError(
+            f"'{output}' is the result of a run that was asked otherwise: {'; '.join(differing)}",
+            hint="Leave out --resume to train anew.",
+        )
+    note(f"the run of '{output}' had already ended")
+    return ScratchResult.from_json(was["figures"])
 
 
 def _packed(options: ScratchOptions, tokenizer: Any) -> Packed:
@@ -164,20 +215,22 @@ class _Run:
         batches: Batches,
         packed: Packed,
         dtype: torch.dtype,
-        decisive: dict[str, Any],
+        folder: RunFolder,
     ) -> None:
         self._options, self._model, self._tokenizer, self._dtype = options, model, tokenizer, dtype
-        self._batches, self._held_out, self._decisive = batches, packed.held_out, decisive
+        self._batches, self._held_out, self._folder = batches, packed.held_out, folder
         self._optimizers = new_optimizers(model, options)
         per_step = options.batch_size * options.context
         wanted = options.max_tokens or int(batches.windows * options.context * options.epochs)
         self._per_step, self._steps = per_step, max(1, wanted // per_step)
         self.history = History()
         self._step = 0
+        if folder.checkpoint:
+            restore(model, self._optimizers, folder.checkpoint.tensors())
+            self._step, self.history = folder.checkpoint.step, History(**folder.checkpoint.counters["history"])
 
     def fit(self) -> ScratchResult:
         """Train to the last step or the time limit."""
-        self._resume()
         options, history = self._options, self.history
         embedding = sum(p.numel() for p in {self._model.get_input_embeddings().weight})
         parameters = sum(p.numel() for p in self._model.parameters())
@@ -235,28 +288,12 @@ class _Run:
         limit = self._options.time_limit_s
         return min(1.0, max(step / self._steps, self.history.seconds / limit if limit else 0.0))
 
-    def _resume(self) -> None:
-        options = self._options
-        facts = None
-        if options.resume:
-            facts = load_state(options.output, self._model, self._optimizers, self._decisive)
-            if facts is None:
-                raise InputError(
-                    f"there is no unfinished run in '{state_folder(options.output)}'", hint="Leave out --resume."
-                )
-        elif state_folder(options.output).exists():
-            note(f"the unfinished run in '{state_folder(options.output)}' is dropped (--resume would go on with it)")
-            drop_state(options.output)
-        if facts is not None:
-            self._step, self.history = int(facts["step"]), History(**facts["history"])
-            note(f"going on at step {self._step:,} of {self._steps:,}")
-
     def _save(self) -> None:
-        facts = {"decisive": self._decisive, "history": vars(self.history)}
-        save_state(self._options.output, self._model, self._optimizers, self._step, facts)
+        counters = {"step": self._step, "elapsed_s": self.history.seconds, "history": vars(self.history)}
+        write_checkpoint(self._folder.checkpoints, counters, state_tensors(self._model, self._optimizers))
 
     def _one_step(self) -> float:
-        """One batch, one step of every optimizer; returns nats per token. Raises InputError when it is not finite."""
+        """One batch, one step of every optimizer; returns nats per token. Raises DivergenceError."""
         options, model = self._options, self._model
         share = learning_rate_share(options.schedule, self._along(self._step + 1), options.warmup_fraction)
         ids = self._batches.batch(self._step)
@@ -268,10 +305,16 @@ class _Run:
         loss = nats / self._per_step
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
-            raise InputError(
+            again = f"--lr {options.peak_rate / 2:g}"
+            if self._step and all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+                self._save()
+                hint = f"The state of step {self._step} is kept: go on with the same command and --resume {again}."
+            else:
+                hint = f"Try a lower learning rate ({again})."
+            raise DivergenceError(
                 f"the loss is not finite at step {self._step + 1} (learning rate {share * options.peak_rate:.2g})",
                 found=f"loss {loss}, gradient norm {float(norm)}",
-                hint="Lower --lr; with --resume the run goes on from its last checkpoint.",
+                hint=hint,
             )
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
