@@ -102,8 +102,13 @@ def test_a_pack_has_the_losses_and_gradients_of_its_sequences(model_type: str, s
     ]
     total = sum(alone)
     wanted = gradient(model, total)
+    computed: list[int] = []
+    projection = next(m for m in decoder_layers(model)[-1].mlp.modules() if not list(m.children()))
+    projection.register_forward_hook(lambda module, args, out: computed.append(out.shape[-2]))
     with packed_attention(model):
-        loss, count = supervised_loss(model, packed(items, share=share))
+        batch = packed(items, share=share)
+        loss, count = supervised_loss(model, batch)
+    assert computed == [len(batch["rows"].unique())]
     assert count == sum(item.supervised for item in items)
     assert float(loss) == pytest.approx(float(total), rel=1e-5)
     assert torch.allclose(gradient(model, loss), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))

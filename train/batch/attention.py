@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from train.batch.layers import causal_model
+from train.batch.layers import causal_model, narrowed_last_layer
 from train.batch.packing import Piece
 
 NAME = "slm_packed"
@@ -21,14 +21,18 @@ NAME = "slm_packed"
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """While it lasts, a transformers model takes `pieces` as a keyword of its forward pass, and needs it."""
+    """While it lasts, a transformers model takes `pieces` as a keyword of its forward pass, and needs it.
+
+    Its last layer computes only what is needed for the rows that train.batch.layers.need_rows named.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)
     config = causal_model(model).config
     before, config._attn_implementation = config._attn_implementation, NAME
     try:
-        yield
+        with narrowed_last_layer(model):
+            yield
     finally:
         config._attn_implementation = before
 

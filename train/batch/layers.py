@@ -51,6 +51,32 @@ def without_lower_layers(model: Any, cut: int) -> Iterator[None]:
             layers[n] = layer
 
 
+@contextmanager
+def narrowed_last_layer(model: Any) -> Iterator[None]:
+    """While it lasts, the last layer's feed-forward network computes only the rows that `need_rows` named.
+
+    Behind its attention nothing reads the other rows: no layer follows, and the head takes the named ones.
+    """
+    network: Any = decoder_layers(model)[-1].mlp
+    whole = network.forward
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = network.needed_rows
+        return torch.zeros_like(states).index_copy(1, rows, whole(states[:, rows]))
+
+    network.forward = forward
+    try:
+        yield
+    finally:
+        del network.forward
+
+
+def need_rows(model: Any, rows: torch.Tensor) -> None:
+    """Name the rows whose final states are used of the next batch (1, tokens)."""
+    network: Any = decoder_layers(model)[-1].mlp
+    network.needed_rows = torch.unique(rows)
+
+
 def supply(model: Any, states: torch.Tensor) -> None:
     """Let the next forward pass of a model without its lower layers begin at these states (1, tokens, size)."""
     next(layer for layer in decoder_layers(model) if isinstance(layer, _Supply)).states = states

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from train.batch.layers import causal_model, supply
+from train.batch.layers import causal_model, need_rows, supply
 
 IGNORE = -100
 # Words of the vocabulary whose logits exist at a time: their part of the weight (21 MB of Gemma's) fits a cache.
@@ -105,10 +105,13 @@ def supervised_loss(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, in
 def forward_states(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """The final states (sequences, tokens, size) of a batch of train.batch.batches; a packed one is a single sequence.
 
-    With "states" the model runs without its lower layers and begins at them.
+    Of a packed batch only its "rows" are meant to be used. With "states" the model runs without its lower layers and
+    begins at them.
     """
     names = ("position_ids", "pieces") if "pieces" in batch else ("attention_mask",)
     seen = {name: batch[name] for name in names}
+    if "pieces" in batch:
+        need_rows(model, batch["rows"])
     if "states" in batch:
         supply(model, batch["states"])
     states: torch.Tensor = (
