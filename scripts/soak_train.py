@@ -8,6 +8,7 @@ adapters are compared. Prints a table of what was found beside what is allowed, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -91,7 +92,9 @@ def soak(base: str, data: Path, folder: Path, kills: int, more: list[str], seed:
     span = time.monotonic() - started
     rng, outcomes, faults, killed = random.Random(seed), dict[str, int](), list[str](), 0
     argv = command(base, data, broken, more)
-    for number, meet in enumerate(_moments(kills)):
+    for number, meet in enumerate(_moments()):
+        if killed == kills:
+            break
         resume = ["--resume"] if number else []
         code, what = kill_once([*argv, *resume], broken, rng, span_s=span, meet=meet)
         if code == -signal.SIGKILL:
@@ -102,10 +105,10 @@ def soak(base: str, data: Path, folder: Path, kills: int, more: list[str], seed:
         else:
             outcomes["came through"] = outcomes.get("came through", 0) + 1
         faults += _false_ones(broken, base)
-        if code == 0:  # done already: the remaining kills begin anew
+        if code == 0:  # done already: the next kill meets a new run
             faults += [] if difference(whole, broken) == 0.0 else [f"run {number} ended with another adapter"]
             shutil.rmtree(broken)
-        print(f"{number + 1} of {kills}: exit code {code}, {what or 'came through'}", file=sys.stderr, flush=True)
+        print(f"{killed} of {kills} kills: exit code {code}, {what or 'came through'}", file=sys.stderr, flush=True)
     end = subprocess.run([*argv, "--resume"], cwd=ROOT, capture_output=True, text=True)
     faults += [] if end.returncode == 0 else [f"the last resume: {end.stderr[-600:]}"]
     found = ", ".join(f"{count} {what}" for what, count in outcomes.items())
@@ -122,9 +125,9 @@ def soak(base: str, data: Path, folder: Path, kills: int, more: list[str], seed:
     ]  # fmt: skip
 
 
-def _moments(kills: int) -> Iterator[str]:
+def _moments() -> Iterator[str]:
     """Every fourth kill meets a checkpoint being written, every fifth the adapter, the others fall anywhere."""
-    for number in range(1, kills + 1):
+    for number in itertools.count(1):
         yield "adapter" if number % 5 == 0 else "checkpoint" if number % 4 == 0 else ""
 
 
