@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from slm.artifacts import (
-    MANIFEST,
     checkpoint_fingerprint,
     new_folder,
-    read_manifest,
     require_replaceable,
     sha256_file,
 )
 from slm.console import note
-from slm.errors import InputError, MismatchError
 from slm.llama import physical_cores
 from train import ranks
 from train.batch.batches import Collate
@@ -38,7 +35,7 @@ from train.fit import RunFigures, fit
 from train.history import require_tensorboard, save_curve
 from train.peft_adapter import add_adapter, initial_factors, return_to_initial, save_adapter
 from train.precision import choose_dtype, store_frozen, use_cores
-from train.run_folder import KEPT, RunFolder, differences, environment, folder_of, open_run, read_config_of
+from train.run_folder import KEPT, RunFolder, ended_figures, environment, open_run
 from train.trainer import Task, loss_of
 
 
@@ -104,8 +101,8 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
     use_cores(threads)
     asked = _asked(options, prepared, method, threads)
     require_replaceable(options.output, "adapter")
-    if options.resume and not folder_of(options.output).exists() and (options.output / MANIFEST).exists():
-        return _finished(options, asked)
+    if options.resume and (known := ended_figures(options.output, asked)):
+        return TrainResult.from_json(options.output, known)
     if options.tensorboard:
         require_tensorboard()
     shares = ", ".join(f"{count} {lang}" for lang, count in sorted(prepared.train.language_counts().items()))
@@ -150,24 +147,6 @@ def _measure(model: Any, held_out: Sequence[Encoded], collate: Collate, dtype: A
         for lang, one in part.items():
             whole[lang] = whole.get(lang, LossSum(0.0, 0)) + one
     return {lang: (one.nats, one.tokens) for lang, one in sorted(whole.items())}
-
-
-def _finished(options: TrainOptions, asked: dict[str, Any]) -> TrainResult:
-    """The result of a run that had ended well before it was asked to go on. Raises MismatchError or InputError."""
-    was = read_config_of(options.output / KEPT)
-    figures = read_manifest(options.output).get("figures")
-    if was is None or not isinstance(figures, dict):
-        raise InputError(
-            f"there is no broken-off run of '{options.output}' to go on with", hint="Leave out --resume to train anew."
-        )
-    differing = differences(was, json.loads(json.dumps(asked)))
-    if differing:
-        raise MismatchError(
-            f"'{options.output}' is the result of a run that was asked otherwise: {'; '.join(differing)}",
-            hint="Leave out --resume to train anew.",
-        )
-    note(f"the run of '{options.output}' had already ended")
-    return TrainResult.from_json(options.output, figures)
 
 
 def _asked(options: TrainOptions, prepared: Prepared, method: str, threads: int) -> dict[str, Any]:

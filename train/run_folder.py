@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from slm import __version__
-from slm.artifacts import new_file, remove_leftovers
+from slm.artifacts import MANIFEST, new_file, read_manifest, remove_leftovers
 from slm.console import note
 from slm.errors import InputError, MismatchError, MissingFileError, ResourceError
 from train import ranks
@@ -107,6 +107,29 @@ def read_config_of(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) and config.get("kind") == _KIND else None
+
+
+def ended_figures(output: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of the run that `output` is the result of; None when there is none, or one to go on with.
+
+    Raises MismatchError when it was asked otherwise, InputError when the output keeps no run.
+    """
+    if folder_of(output).exists() or not (output / MANIFEST).exists():
+        return None
+    was = read_config_of(output / KEPT)
+    figures = read_manifest(output).get("figures")
+    if was is None or not isinstance(figures, dict):
+        raise InputError(
+            f"there is no broken-off run of '{output}' to go on with", hint="Leave out --resume to train anew."
+        )
+    differing = differences(was, json.loads(json.dumps(asked)))
+    if differing:
+        raise MismatchError(
+            f"'{output}' is the result of a run that was asked otherwise: {'; '.join(differing)}",
+            hint="Leave out --resume to train anew.",
+        )
+    note(f"the run of '{output}' had already ended")
+    return figures
 
 
 @contextmanager

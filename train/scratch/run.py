@@ -6,7 +6,6 @@ well, and what is needed to go on after a kill is kept beside it (train.run_fold
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -17,23 +16,21 @@ from typing import Any
 import torch
 
 from slm.artifacts import (
-    MANIFEST,
     checkpoint_fingerprint,
     new_folder,
-    read_manifest,
     require_replaceable,
     sha256_file,
     sha256_files,
 )
 from slm.console import Show, note, progress
-from slm.errors import DivergenceError, InputError, MismatchError
+from slm.errors import DivergenceError, InputError
 from slm.llama import physical_cores
 from train.checkpoint import load_tokenizer, read_config
 from train.checkpoints import write_checkpoint
 from train.generate import GenerateOptions, Generator
 from train.memory import peak_rss_mb
 from train.precision import choose_dtype, precision, use_cores
-from train.run_folder import RunFolder, differences, environment, folder_of, open_run
+from train.run_folder import RunFolder, ended_figures, environment, open_run
 from train.schedule import learning_rate_share
 from train.scratch.config import ScratchOptions
 from train.scratch.model import new_model, new_optimizers, window_loss
@@ -111,8 +108,8 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
     with progress("reading"):
         packed = _packed(options, tokenizer)
     asked = _asked(options, source, threads)
-    if options.resume and not folder_of(options.output).exists() and (options.output / MANIFEST).exists():
-        return _finished(options.output, asked)
+    if options.resume and (known := ended_figures(options.output, asked)):
+        return ScratchResult.from_json(known)
     batches = Batches(packed.train, options.context, options.batch_size, options.seed)
     _tell(packed, batches, options)
     dtype, why = choose_dtype(options.dtype)
@@ -133,6 +130,7 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
         for name in ("tokenizer.model", "spiece.model"):
             if (source / name).exists() and not (folder / name).exists():
                 shutil.copy(source / name, folder / name)
+        folder_of_run.keep(folder)
         manifest.update(
             made_by="train scratch",
             fingerprint=sha256_files(sorted(folder.glob("*.safetensors"))),
@@ -164,19 +162,6 @@ def _asked(options: ScratchOptions, source: Path, threads: int) -> dict[str, Any
 
 def _tokenizer_files(folder: Path) -> list[Path]:
     return sorted(file for name in ("tokenizer*", "*.model") for file in folder.glob(name))
-
-
-def _finished(output: Path, asked: dict[str, Any]) -> ScratchResult:
-    """The result of a run that had ended well before it was asked to go on. Raises MismatchError."""
-    was = read_manifest(output)
-    differing = differences({**was, "method": "scratch"}, json.loads(json.dumps(asked)))
-    if differing:
-        raise MismatchError(
-            f"'{output}' is the result of a run that was asked otherwise: {'; '.join(differing)}",
-            hint="Leave out --resume to train anew.",
-        )
-    note(f"the run of '{output}' had already ended")
-    return ScratchResult.from_json(was["figures"])
 
 
 def _packed(options: ScratchOptions, tokenizer: Any) -> Packed:
