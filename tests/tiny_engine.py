@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from serve.engine import Engine
+from serve.engine import Engine, open_engine
 from slm.joints import Finish, Message, SamplingOptions
 from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters
 from tests.tiny_gguf import TOKENS, letter, write_adapter, write_model
@@ -83,3 +85,20 @@ class Oracle:
         logits = self._last(adapter, prompt + [letter(char) for char in left[:at]])
         chosen = sorted((logits[letter(left[at])], logits[letter(right[at])]))
         return bool(chosen[1] - chosen[0] < 0.1 and chosen[1] == logits.max())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_files(tmp_path_factory.mktemp("serve"))
+
+
+@pytest.fixture(scope="module")
+def engine(files: Files) -> Iterator[Engine]:
+    with open_engine(files.model, {"en": files.a, "ja": files.b}, threads=1, parallel=4) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def oracle(files: Files) -> Iterator[Oracle]:
+    with ExitStack() as stack:
+        yield Oracle(stack, files)
