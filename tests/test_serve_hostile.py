@@ -18,8 +18,7 @@ import pytest
 from serve.engine import Engine, Ticket
 from serve.server.guard import Keys, Limits, Policy
 from tests.running_server import tiny_engine
-from tests.test_serve_guard import begun, guarded, standing_still
-from tests.test_serve_http import Served, error_of
+from tests.served import Served, begun, error_of, guarded, standing_still
 from tests.waiting import eventually
 
 __all__ = ["begun"]  # a fixture

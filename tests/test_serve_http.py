@@ -11,8 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -20,42 +19,20 @@ from urllib.parse import unquote
 import httpx
 import openai
 import pytest
-import uvicorn
 from click.testing import CliRunner
 
 from rag.cite import Citations
 from serve import cli
-from serve.engine import Engine, open_engine
-from serve.server.app import create_app
+from serve.engine import open_engine
 from serve.server.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
 from slm.joints import Grounded, Joints, Message, Passage
-from tests.running_server import serving
+from tests.served import Served, error_of, running
 from tests.tiny_gguf import write_adapter, write_model
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent
 JOINTS = Joints(gguf_of=Path)
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running server, and the files it was made from."""
-
-    url: str
-    engine: Engine
-    folder: Path
-
-    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60, **options)
-
-    def chat(self, text: str, **fields: Any) -> httpx.Response:
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0, **fields}
-        return self.post("/v1/chat/completions", body)
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=60)
 
 
 class Index:
@@ -70,12 +47,6 @@ class Index:
         return Grounded([Message(role="user", content=prompt)], passages, Citations(passages), lambda: ["Ten days."])
 
 
-@contextmanager
-def running(engine: Engine, folder: Path, **options: Any) -> Iterator[Served]:
-    with serving(uvicorn.Config(create_app(engine, **options), log_level="error")) as url:
-        yield Served(url, engine, folder)
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("http")
@@ -87,12 +58,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         running(engine, folder, allowed_folders=[folder], retriever=Index()) as server,
     ):
         yield server
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    body = response.json()
-    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
-    return dict(body["error"])
 
 
 # --- OpenAI's client --------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from serve.router import Route
 from serve.server.metrics import Metrics, resident_bytes
 from slm.errors import ContextOverflowError, EngineDiedError, InputError
 from slm.joints import Finish
-from tests.test_serve_http import Served, running
+from tests.served import Served, running
 from tests.tiny_gguf import write_adapter, write_model
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
