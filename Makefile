@@ -44,7 +44,7 @@ test-browser: .venv/browser
 	@[ -n "$(SLM_CHROMIUM)" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	  command -v google-chrome >/dev/null || command -v google-chrome-stable >/dev/null || \
 	  { echo "error: the page's tests need a Chromium, found none. Debian, Ubuntu: apt install chromium fonts-noto-cjk; or name one: make test-browser SLM_CHROMIUM=FILE" >&2; exit 1; }
-	SLM_CHROMIUM="$(SLM_CHROMIUM)" $(BIN)/python -m pytest -m browser tests/test_serve_browser.py tests/test_serve_browser_access.py
+	SLM_CHROMIUM="$(SLM_CHROMIUM)" $(BIN)/python -m pytest -m browser tests/test_serve_browser*.py
 
 check: .venv/installed
 	$(BIN)/ruff check $(SOURCES)
