@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 # A step should not last longer than this, so that arrivals, cancellations and other contexts wait little.
 STEP_S = 0.1
 SMALLEST_CHUNK, LARGEST_CHUNK = 32, 256
+# So few tokens of a prompt are not left for a step of their own.
+REMAINDER = 8
 # Reading so many tokens again costs more than computing in a less suitable context.
 LONG_BEGINNING = 256
 # Changing a context's adapter makes llama.cpp plan its graphs anew (about half a token's time): not at every step.
@@ -32,7 +34,8 @@ def plan_step(work: Sequence[Work], *, chunk: int) -> dict[int, int]:
 
     Every generating sequence gets its one token, so a long prompt never stops those that are answering. `chunk`
     tokens go to prompts: a quarter of them to the one that has waited longest, so that none starves, the rest to the
-    shortest first, because an almost read prompt starts answering soonest.
+    shortest first, because an almost read prompt starts answering soonest. The last of them may take up to
+    `REMAINDER` more, when that is all it lacks.
     """
     plan = {item.slot: 1 for item in work if item.prompt_left == 0}
     prompts = sorted((item for item in work if item.prompt_left > 0), key=lambda item: (item.prompt_left, item.arrived))
@@ -43,7 +46,8 @@ def plan_step(work: Sequence[Work], *, chunk: int) -> dict[int, int]:
     plan[oldest.slot] = share
     budget = chunk - share
     for item in prompts:
-        more = min(item.prompt_left - plan.get(item.slot, 0), budget)
+        left = item.prompt_left - plan.get(item.slot, 0)
+        more = left if left <= budget + REMAINDER and budget > 0 else min(left, budget)
         if more > 0:
             plan[item.slot] = plan.get(item.slot, 0) + more
             budget -= more
@@ -55,6 +59,16 @@ def chunk_of(prefill_rate: float) -> int:
     if prefill_rate <= 0:
         return 4 * SMALLEST_CHUNK
     return int(min(LARGEST_CHUNK, max(SMALLEST_CHUNK, prefill_rate * STEP_S)))
+
+
+def reads_alone(running: int, reading: int, others: int) -> bool:
+    """Whether a context's step takes all cores: its only request reads its prompt, and no other context reads.
+
+    Many rows share the cores well (two read 1.6 times as fast as one), single ones badly: those who generate lose
+    little by waiting a step, and the first token comes sooner, above all for a burst that waits for the beginning
+    it has in common. others: how many requests of other contexts read.
+    """
+    return running == reading == 1 and others == 0
 
 
 class Rotation:
@@ -88,36 +102,48 @@ class Cores:
 
     total: int
     _queue: list[int] = field(default_factory=list)
+    _whole: set[int] = field(default_factory=set)
     _granted: dict[int, int] = field(default_factory=dict)
 
-    def want(self, lane: int) -> None:
-        """The lane has work and would like to step."""
+    def want(self, lane: int, *, whole: bool = False) -> None:
+        """The lane has work and would like to step; whole: on all cores, as soon as none of them computes."""
         if lane not in self._queue:
             self._queue.append(lane)
+        if whole:
+            self._whole.add(lane)
+        else:
+            self._whole.discard(lane)
 
     def drop(self, lane: int) -> bool:
         """The lane has no work any more; whether it had been in the queue, so that others are nearer to their turn."""
         waited = lane in self._queue
         if waited:
             self._queue.remove(lane)
+        self._whole.discard(lane)
         return waited
 
     def grant(self, lane: int) -> int:
         """Cores for one step of this lane now, or 0 when it has to wait."""
         if lane not in self._queue or lane in self._granted:
             return 0
+        ahead = self._queue[: self._queue.index(lane)]
+        if lane in self._whole:
+            cores = 0 if ahead or self._granted else self.total
+        else:
+            cores = 0 if self._whole.intersection(ahead) else self._part(len(ahead))
+        if cores:
+            self._queue.remove(lane)
+            self._granted[lane] = cores
+        return cores
+
+    def _part(self, ahead: int) -> int:
+        """The cores of one that shares, after so many who are before it."""
         free = self.total - sum(self._granted.values())
-        contenders = len(self._queue) + len(self._granted)
+        contenders = len(self._granted) + sum(lane not in self._whole for lane in self._queue)
         share = max(1, self.total // contenders)
-        ahead = self._queue.index(lane)
-        if free - ahead * share < 1:
-            return 0
         # What the division leaves over goes to the first who asks, so that no core idles.
         over = self.total - share * contenders - sum(max(0, cores - share) for cores in self._granted.values())
-        cores = min(share + max(0, over), free - ahead * share)
-        self._queue.remove(lane)
-        self._granted[lane] = cores
-        return cores
+        return max(0, min(share + max(0, over), free - ahead * share))
 
     def release(self, lane: int) -> None:
         """The lane's step is over."""

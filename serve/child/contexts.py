@@ -109,7 +109,7 @@ class HotContext:
         self.slots = [Slot(index) for index in range(2 * parallel)]
         self._can_copy = not (self._lib.llama_model_is_recurrent(model) or self._lib.llama_model_is_hybrid(model))
         with ExitStack() as stack:
-            n_batch = batch.LARGEST_CHUNK + len(self.slots)
+            n_batch = batch.LARGEST_CHUNK + batch.REMAINDER + len(self.slots)
             self._context = open_context(
                 stack, model, n_ctx=cells, n_batch=n_batch, n_seq_max=len(self.slots), n_threads=threads,
                 flash_attention=False,
@@ -132,6 +132,11 @@ class HotContext:
     @property
     def busy(self) -> list[Slot]:
         return [slot for slot in self.slots if slot.running]
+
+    @property
+    def reading(self) -> int:
+        """How many of the requests are still reading their prompts."""
+        return sum(slot.running is not None and slot.running.pending is None for slot in self.slots)
 
     def running(self) -> Counter[str]:
         """How many requests run for each set of adapters."""

@@ -51,7 +51,8 @@ class _Adapter:
 
 @dataclass
 class _Lane:
-    """One context with its thread. `running` is its load as of its last step; `full`: it refused a request since."""
+    """One context with its thread. `running` is its load as of its last step, `reading` how many of them read their
+    prompts; `full`: it refused a request since."""
 
     index: int
     rotation: batch.Rotation = field(default_factory=batch.Rotation)
@@ -61,6 +62,7 @@ class _Lane:
     cancelled: list[int] = field(default_factory=list)
     full: bool = False
     stepping: bool = False
+    reading: int = 0
 
 
 def key_of(adapters: Sequence[tuple[str, float]]) -> str:
@@ -290,7 +292,9 @@ class Lanes:
                 self._changed.notify_all()
             lane.team.rest()
             return None
-        self._cores.want(lane.index)
+        lane.reading = context.reading
+        others = sum(one.reading for one in self._lanes if one is not lane and one.running)
+        self._cores.want(lane.index, whole=batch.reads_alone(lane.running.total(), lane.reading, others))
         cores = self._cores.grant(lane.index)
         if not cores:
             lane.team.rest()
