@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,6 +26,26 @@ from tests.tiny_gguf import write_adapter, write_model
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 LOCAL = Policy(hosts=frozenset({"localhost", "127.0.0.1", "::1"}))
+
+
+@dataclass
+class FakeEngine:
+    """What the metrics ask of an engine; `stats` waits for `free`."""
+
+    names: list[str] = field(default_factory=lambda: ["en", "ja"])
+    restarts: int = 2
+    state: str = "ready"
+    pid: int | None = None
+    asked: int = 0
+    free: threading.Event = field(default_factory=threading.Event)
+
+    def adapters(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in self.names]
+
+    def stats(self) -> dict[str, Any]:
+        self.asked += 1
+        self.free.wait(20)
+        return {"running": 1, "waiting": 3, "contexts": 2, "adapters": ["k"]}
 
 
 @dataclass(frozen=True)

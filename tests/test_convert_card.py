@@ -10,7 +10,6 @@ import pytest
 import tiny_checkpoints as tiny
 from click.testing import CliRunner
 from go_template import execute, modelfile_commands
-from tiny_gguf import write_adapter, write_model
 
 from convert import cli
 from convert.card import check_replaceable, source_facts, write_card
@@ -21,6 +20,7 @@ from slm.errors import InputError, MissingFileError, UnsupportedError
 from slm.gguf_reader import read_gguf
 from slm.joints import Message
 from slm.prompt import TEMPLATES, render
+from tests.tiny_gguf import write_adapter, write_model
 
 EOS = "</s>"
 LLAMA3 = (

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_training import ROOT, conversations, write_checkpoint, write_jsonl, write_sentencepiece_checkpoint
+
+from tests.tiny_training import ROOT, conversations, write_checkpoint, write_jsonl, write_sentencepiece_checkpoint
 
 QUICK = ("--max_steps", "3", "--targets", "all", "--threads", "1", "--dtype", "float32")
 

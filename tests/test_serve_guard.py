@@ -18,7 +18,7 @@ from serve.server.guard import Limits, Policy
 from serve.server.metrics import Metrics
 from serve.server.middleware import Guard
 from slm.errors import InputError, MissingFileError
-from tests.test_serve_metrics import FakeEngine
+from tests.served import FakeEngine
 
 # --- a bare application behind the guard ------------------------------------------------------------------------
 

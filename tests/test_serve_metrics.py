@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,7 +20,7 @@ from serve.router import Route
 from serve.server.metrics import Metrics, resident_bytes
 from slm.errors import ContextOverflowError, EngineDiedError, InputError
 from slm.joints import Finish
-from tests.served import Served, running
+from tests.served import FakeEngine, Served, running
 from tests.tiny_gguf import write_adapter, write_model
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -46,26 +43,6 @@ def value(found: Figures, name: str, **labels: str) -> float | None:
 
 def adapters_in(found: Figures) -> set[str]:
     return {text for _, labels in found for name, text in labels if name == "adapter"}
-
-
-@dataclass
-class FakeEngine:
-    """What the metrics ask of an engine; `stats` waits for `free`."""
-
-    names: list[str] = field(default_factory=lambda: ["en", "ja"])
-    restarts: int = 2
-    state: str = "ready"
-    pid: int | None = None
-    asked: int = 0
-    free: threading.Event = field(default_factory=threading.Event)
-
-    def adapters(self) -> list[Any]:
-        return [SimpleNamespace(name=name) for name in self.names]
-
-    def stats(self) -> dict[str, Any]:
-        self.asked += 1
-        self.free.wait(20)
-        return {"running": 1, "waiting": 3, "contexts": 2, "adapters": ["k"]}
 
 
 def metrics_of(engine: FakeEngine) -> Metrics:

@@ -13,9 +13,14 @@ from hypothesis import example as example_of
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_templates import EOS, FAMILIES, HIDING, tokenizer_of
-from tiny_tokenizers import raw_bpe
-from tiny_training import (
+from tokenizers import decoders, normalizers
+
+from slm.errors import InputError
+from slm.joints import Message
+from slm.prompt import TEMPLATES
+from tests.tiny_templates import EOS, FAMILIES, HIDING, tokenizer_of
+from tests.tiny_tokenizers import raw_bpe
+from tests.tiny_training import (
     byte_level_tokenizer,
     conversations,
     corpus,
@@ -23,11 +28,6 @@ from tiny_training import (
     write_jsonl,
     write_sentencepiece_checkpoint,
 )
-from tokenizers import decoders, normalizers
-
-from slm.errors import InputError
-from slm.joints import Message
-from slm.prompt import TEMPLATES
 from train.batch.loss import IGNORE
 from train.checkpoint import load_tokenizer, lookalikes
 from train.config import TrainOptions
