@@ -16,9 +16,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Conversations' cells come and go in megabytes and on many threads: glibc's malloc kept the holes they left, and the
+# process grew. Blocks from a megabyte on go back to the system at once, and few arenas have few holes (mallopt(3)).
+_GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "2"}
+
+
 def child_environment() -> dict[str, str]:
     """This process's environment, for a child whose modules are found here, wherever it is started."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**_GLIBC, **os.environ, "PYTHONPATH": path}
 
 
 class ChildProcess:

@@ -70,7 +70,7 @@ class Limits:
     body_bytes: int = 10_000_000
     prompt_characters: int = 0
     choices: int = 8
-    queue: int = 256
+    queue: int = 512
     request_s: float = 600.0
     read_s: float = 30.0
     idle_s: float = 75.0
