@@ -21,7 +21,7 @@ from serve.engine import Engine, Ticket, open_engine
 from serve.server.app import create_app
 from serve.server.connection import server_config
 from serve.server.guard import Policy
-from tests.running_server import serving
+from tests.running_server import serving, tiny_engine
 from tests.tiny_gguf import write_adapter, write_model
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -90,6 +90,17 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 def chat(text: Any, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    with tiny_engine(folder) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -17,26 +17,14 @@ import pytest
 
 from serve.engine import Engine, Ticket
 from serve.server.guard import Keys, Limits, Policy
-from tests.running_server import tiny_engine
-from tests.served import Served, begun, error_of, guarded, standing_still
+from tests.served import Served, begun, engine, error_of, folder, guarded, standing_still
 from tests.waiting import eventually
 
-__all__ = ["begun"]  # a fixture
+__all__ = ["begun", "engine", "folder"]  # fixtures
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 ASK = b'{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0}'
 IMPATIENT = Policy(limits=Limits(read_s=1.0, body_bytes=200_000, idle_s=5))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("hostile")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[Engine]:
-    with tiny_engine(folder) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

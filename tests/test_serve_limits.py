@@ -18,24 +18,12 @@ import pytest
 
 from serve.engine import Engine, Ticket
 from serve.server.guard import Keys, Limits, Policy
-from tests.running_server import tiny_engine
-from tests.served import Served, begun, chat, error_of, guarded, standing_still
+from tests.served import Served, begun, chat, engine, error_of, folder, guarded, standing_still
 from tests.waiting import eventually
 
-__all__ = ["begun"]  # a fixture
+__all__ = ["begun", "engine", "folder"]  # fixtures
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("guard")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[Engine]:
-    with tiny_engine(folder) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

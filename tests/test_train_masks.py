@@ -18,23 +18,24 @@ from tokenizers import decoders, normalizers
 from slm.errors import InputError
 from slm.joints import Message
 from slm.prompt import TEMPLATES
+from tests.tiny_runs import base, options
 from tests.tiny_templates import EOS, FAMILIES, HIDING, tokenizer_of
 from tests.tiny_tokenizers import raw_bpe
 from tests.tiny_training import (
     byte_level_tokenizer,
     conversations,
     corpus,
-    write_checkpoint,
     write_jsonl,
     write_sentencepiece_checkpoint,
 )
 from train.batch.loss import IGNORE
 from train.checkpoint import load_tokenizer, lookalikes
-from train.config import TrainOptions
 from train.data.examples import Example, read_texts
 from train.data.masks import Encoded, Encoder, choose_template, end_of_turn_id
 from train.data.prepare import prepare_conversations
 from train.data.show import show_masks
+
+__all__ = ["base"]  # a fixture
 
 
 def example(*turns: str, roles: tuple[str, ...] = ("user", "assistant")) -> Example:
@@ -61,15 +62,6 @@ STOCK = (  # the shape of stock templates: content trimmed, a blank after the he
     " else '<|im_start|>' + m['role'] + ':' }}{{ m['content'] | trim }}{{ '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
 )
-
-
-def options(base: Path, *data: Path, **changes: Any) -> TrainOptions:
-    return TrainOptions(base=base, data=data, output=base.parent / "out", **changes)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("base") / "llama", "llama")
 
 
 @pytest.fixture(scope="module")

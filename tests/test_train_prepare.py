@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.errors import InputError, ResourceError
-from tests.tiny_runs import base
+from tests.tiny_runs import base, options
 from tests.tiny_training import conversations, write_jsonl
 from train.batch.loss import IGNORE
-from train.config import TrainOptions
 from train.data import store as store_module
 from train.data.examples import Example
 from train.data.masks import Encoded
@@ -28,10 +26,6 @@ from train.data.store import StoreWriter, TokenStore
 __all__ = ["base"]  # a fixture
 
 ROOT = Path(__file__).parent.parent
-
-
-def options(base: Path, *data: Path, **changes: Any) -> TrainOptions:
-    return TrainOptions(base=base, data=data, output=base.parent / "out", **changes)
 
 
 def test_conversations_and_texts_train_together_and_texts_end_with_eos(base: Path, tmp_path: Path) -> None:

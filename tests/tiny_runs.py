@@ -41,6 +41,11 @@ def whole(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return output
 
 
+def options(base: Path, *data: Path, **changes: Any) -> TrainOptions:
+    """Options whose data is only made ready: nothing is written to the output."""
+    return TrainOptions(base=base, data=data, output=base.parent / "out", **changes)
+
+
 def asked(base: Path, data: Path, output: Path, **changes: Any) -> TrainOptions:
     quick: dict[str, Any] = {
         "max_steps": 12, "learning_rate": 2e-2, "rank": 4, "threads": 1, "dtype": "float32", "template": "chatml",

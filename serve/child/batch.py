@@ -101,45 +101,35 @@ class Cores:
     """
 
     total: int
-    _queue: list[int] = field(default_factory=list)
-    _whole: set[int] = field(default_factory=set)
+    _queue: dict[int, bool] = field(default_factory=dict)  # in the order they came: whether all cores are wanted
     _granted: dict[int, int] = field(default_factory=dict)
 
     def want(self, lane: int, *, whole: bool = False) -> None:
         """The lane has work and would like to step; whole: on all cores, as soon as none of them computes."""
-        if lane not in self._queue:
-            self._queue.append(lane)
-        if whole:
-            self._whole.add(lane)
-        else:
-            self._whole.discard(lane)
+        self._queue[lane] = whole
 
     def drop(self, lane: int) -> bool:
         """The lane has no work any more; whether it had been in the queue, so that others are nearer to their turn."""
-        waited = lane in self._queue
-        if waited:
-            self._queue.remove(lane)
-        self._whole.discard(lane)
-        return waited
+        return self._queue.pop(lane, None) is not None
 
     def grant(self, lane: int) -> int:
         """Cores for one step of this lane now, or 0 when it has to wait."""
         if lane not in self._queue or lane in self._granted:
             return 0
-        ahead = self._queue[: self._queue.index(lane)]
-        if lane in self._whole:
+        ahead = list(self._queue.values())[: list(self._queue).index(lane)]
+        if self._queue[lane]:
             cores = 0 if ahead or self._granted else self.total
         else:
-            cores = 0 if self._whole.intersection(ahead) else self._part(len(ahead))
+            cores = 0 if any(ahead) else self._part(len(ahead))
         if cores:
-            self._queue.remove(lane)
+            del self._queue[lane]
             self._granted[lane] = cores
         return cores
 
     def _part(self, ahead: int) -> int:
         """The cores of one that shares, after so many who are before it."""
         free = self.total - sum(self._granted.values())
-        contenders = len(self._granted) + sum(lane not in self._whole for lane in self._queue)
+        contenders = len(self._granted) + sum(not whole for whole in self._queue.values())
         share = max(1, self.total // contenders)
         # What the division leaves over goes to the first who asks, so that no core idles.
         over = self.total - share * contenders - sum(max(0, cores - share) for cores in self._granted.values())
