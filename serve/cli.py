@@ -220,6 +220,10 @@ def chat(
 @_context
 @_threads
 @click.option(
+    "--draft-max", type=click.IntRange(0, 7), default=7, show_default=True,
+    help="Tokens tried at once where an answer repeats what was said before; 0: none.",
+)  # fmt: skip
+@click.option(
     "--cache-ram",
     type=click.IntRange(0),
     default=256,
@@ -242,7 +246,7 @@ def chat(
 def serve(
     joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...],
     adapters_dir: Path | None, default_adapter: str | None, index: str | None, host: str, port: int,
-    parallel: int, hot: int, context: int, threads: int, cache_ram: int, cache_dir: Path | None,
+    parallel: int, hot: int, context: int, threads: int, draft_max: int, cache_ram: int, cache_dir: Path | None,
     engine: str, **guarding: Any,
 ) -> None:  # fmt: skip
     """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
@@ -271,7 +275,7 @@ def serve(
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
         files = unique(adapters)
         opened = _open(
-            stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot,
+            stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot, draft=draft_max,
             default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
         )  # fmt: skip
         if adapters_dir:

@@ -35,14 +35,16 @@ class EngineOptions:
     """How the model is run.
 
     threads: cores in all (0: physical ones). context: tokens of one prompt with its answer. parallel: requests at
-    once for one adapter. hot: llama.cpp contexts at most; more adapters than that share them in turns. cache_bytes:
-    memory for the cells of conversations that left their context; cache_folder: where they go beyond it.
+    once for one adapter. hot: llama.cpp contexts at most; more adapters than that share them in turns. draft: tokens
+    that are tried at once where an answer repeats what its prompt or itself said (0: none). cache_bytes: memory
+    for the cells of conversations that left their context; cache_folder: where they go beyond it.
     """
 
     threads: int = 0
     context: int = 4096
     parallel: int = 8
     hot: int = 3
+    draft: int = 7
     cache_bytes: int = 256 << 20
     cache_folder: Path | None = None
 
@@ -258,8 +260,8 @@ class Engine:
         opened = call(
             {
                 "op": "open", "model": str(self.base.path.resolve()), "threads": options.threads,
-                "context": options.context, "parallel": options.parallel, "hot": options.hot, "identity": identity,
-                "cache_bytes": options.cache_bytes, "cache_folder": folder,
+                "context": options.context, "parallel": options.parallel, "hot": options.hot, "draft": options.draft,
+                "identity": identity, "cache_bytes": options.cache_bytes, "cache_folder": folder,
             }
         )  # fmt: skip
         self.context = int(opened["context"])

@@ -1,4 +1,4 @@
-"""One llama.cpp context: its sequences, its KV cells, and one decode step over the sequences of one adapter.
+"""One llama.cpp context and its decode step over the sequences of one adapter.
 
 Several adapters may live in a context: each sequence belongs to one set of adapters, a step computes those of one
 set, and cells are shared within a set only. Runs in the engine's child process, on one thread at a time. It knows
@@ -10,64 +10,25 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from serve.child import batch, prefix
+from serve.child import batch
+from serve.child.lookup import Lookup
 from serve.child.prefix_store import PrefixStore
-from serve.child.sampling import Sampler, Vocabulary
+from serve.child.sampling import Vocabulary
+from serve.child.slots import Request, Running, Slot, Slots
 from serve.text import TextStream
 from slm.errors import EngineError, SlmError
-from slm.joints import SamplingOptions, TokenScore
+from slm.joints import TokenScore
 from slm.llama import library, open_context, set_adapters
 
 Adapters = list[tuple[Any, float]]
 _ABORTED = 2  # llama_decode: the abort callback said so
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one caller wants: the prompt's token ids under the adapters `key`, and how to choose the answer's.
-
-    The sampler is made with the request, not when there is room for it: a grammar takes its time.
-    """
-
-    id: int
-    key: str
-    prompt: list[int]
-    options: SamplingOptions
-    sampler: Sampler
-
-
-@dataclass
-class Running:
-    """A request inside a slot. `pending` is the token that was chosen and not yet decoded."""
-
-    request: Request
-    text: TextStream
-    cached: int
-    arrived: int
-    started: float
-    first_token: float = 0.0
-    pending: int | None = None
-    generated: int = 0
-
-
-@dataclass
-class Slot:
-    """One sequence id: the tokens whose KV cells it holds, and the request that runs in it (None: kept as cache)."""
-
-    index: int
-    key: str = ""
-    tokens: list[int] = field(default_factory=list)
-    running: Running | None = None
-    reserved: int = 0
-    last_used: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,38 +44,56 @@ class Piece:
 
 @dataclass
 class Clock:
-    """Where the time of steps goes, in seconds: inside llama_decode, and in all."""
+    """Where the time of steps goes, in seconds: inside llama_decode, and in all. Drafted tokens, and those right."""
 
     steps: int = 0
     decode_s: float = 0.0
     step_s: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """What one sequence decodes in a step: tokens, and the batch's row of the first."""
+
+    slot: Slot
+    running: Running
+    tokens: Sequence[int]
+    row: int
+
+    @property
+    def reads(self) -> bool:
+        """Whether the tokens are the prompt's. Until the step is over."""
+        return self.running.pending is None
 
 
 class HotContext:
-    """A context for up to `2 * parallel` requests at once, of any adapters."""
+    """A context of `cells` KV cells for up to `2 * parallel` requests at once, of any adapters.
+
+    draft: how many tokens of what may follow an answer are tried in one step at most.
+    """
 
     def __init__(
-        self, model: Any, vocabulary: Vocabulary, store: PrefixStore, *, cells: int, parallel: int, threads: int
-    ) -> None:
+        self, model: Any, vocabulary: Vocabulary, store: PrefixStore, *, cells: int, parallel: int, threads: int,
+        draft: int = batch.LONGEST_DRAFT,
+    ) -> None:  # fmt: skip
         self._lib = library()
         self._vocabulary = vocabulary
-        self._store = store
-        self.cells = cells
+        self._draft = draft
         self.clock = Clock()
         self.prefill_rate = 0.0
         self.expected_s = 0.0
-        self._uses = 0
         self._active: str | None = ""  # the adapters llama.cpp has set; None: unknown
         self._threads = threads
-        self.slots = [Slot(index) for index in range(2 * parallel)]
-        self._can_copy = not (self._lib.llama_model_is_recurrent(model) or self._lib.llama_model_is_hybrid(model))
+        can_drop = not (self._lib.llama_model_is_recurrent(model) or self._lib.llama_model_is_hybrid(model))
+        count = 2 * parallel
         with ExitStack() as stack:
-            n_batch = batch.LARGEST_CHUNK + batch.REMAINDER + len(self.slots)
+            n_batch = batch.LARGEST_CHUNK + batch.REMAINDER + count + batch.MOST_DRAFTED
             self._context = open_context(
-                stack, model, n_ctx=cells, n_batch=n_batch, n_seq_max=len(self.slots), n_threads=threads,
-                flash_attention=False,
-            )  # fmt: skip
-            self._memory = self._lib.llama_get_memory(self._context)
+                stack, model, n_ctx=cells, n_batch=n_batch, n_seq_max=count, n_threads=threads, flash_attention=False
+            )
+            self.slots = Slots(self._context, store, count=count, cells=cells, can_drop=can_drop)
             self._batch = self._lib.llama_batch_init(n_batch, 0, 1)
             stack.callback(self._lib.llama_batch_free, self._batch)
             # llama.cpp asks the callback once for every node of the graph, so it has to be C: strlen of a buffer is
@@ -130,17 +109,13 @@ class HotContext:
         self._stack.close()
 
     @property
-    def busy(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot.running]
-
-    @property
     def reading(self) -> int:
         """How many of the requests are still reading their prompts."""
-        return sum(slot.running is not None and slot.running.pending is None for slot in self.slots)
+        return sum(slot.running is not None and slot.running.pending is None for slot in self.slots.all)
 
     def running(self) -> Counter[str]:
         """How many requests run for each set of adapters."""
-        return Counter(slot.key for slot in self.busy)
+        return Counter(slot.key for slot in self.slots.busy)
 
     def interrupt(self) -> None:
         """End the step under way as soon as its current node is computed; from any thread."""
@@ -150,57 +125,32 @@ class HotContext:
         """Let the next step run."""
         self._stop[0] = b"\0"
 
-    def shared(self, request: Request) -> int:
-        """How many of the prompt's leading tokens this context holds under the same adapters; from any thread."""
-        return max(
-            (prefix.common_prefix(slot.tokens, request.prompt) for slot in self.slots if slot.key == request.key),
-            default=0,
-        )
-
-    def awaits(self, request: Request) -> bool:
-        """Whether the request is answered sooner if a prompt that is being read here is let go ahead."""
-        running = (slot.running for slot in self.slots if slot.running and slot.key == request.key)
-        reading = (one.request.prompt for one in running if one.pending is None)
-        known = max(self.shared(request), self._store.longest(request.key, request.prompt))
-        return self._can_copy and prefix.worth_waiting(request.prompt, known, reading, gain=batch.SMALLEST_CHUNK)
-
     # --- requests ------------------------------------------------------------------------------------------------
 
     def admit(self, request: Request) -> bool:
         """Give the request a slot and the longest cached prefix; False when it has to wait for another to end."""
-        found = self._restore(request) or self._prepare(request)
-        if found is None:
+        slot = self.slots.take(request)
+        if slot is None:
             return False
-        slot, keep = found
-        self._uses += 1
-        slot.last_used = self._uses
-        slot.key, slot.tokens = request.key, request.prompt[:keep]
-        slot.reserved = len(request.prompt) + request.options.max_tokens
-        slot.running = Running(
-            request, TextStream(request.options.stop), keep, arrived=self._uses, started=time.perf_counter()
-        )
+        text, cached = TextStream(request.options.stop), len(slot.tokens)
+        slot.running = Running(request, text, cached, arrived=slot.last_used, started=time.perf_counter())
         return True
 
     def cancel(self, request: int) -> dict[str, Any] | None:
         """End a running request between two steps; its cells stay as cache. None if it does not run here."""
-        for slot in self.busy:
+        for slot in self.slots.busy:
             if slot.running and slot.running.request.id == request:
                 return self._end(slot, "cancelled")
         return None
 
     def forget(self, key: str) -> None:
         """Drop the cells of adapters that are about to be freed; none of their requests may be running."""
-        for slot in self.slots:
+        for slot in self.slots.all:
             if slot.key == key:
-                self._clear(slot)
+                self.slots.clear(slot)
         if self._active == key:
             set_adapters(self._context, [])
             self._active = ""
-
-    def keep_all(self) -> None:
-        """Put every sequence that is worth it into the store; before the process ends."""
-        for slot in self.slots:
-            self._retire(slot)
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -209,43 +159,25 @@ class HotContext:
 
         Raises EngineError when llama.cpp refuses the batch.
         """
+        self.slots.settle()
         begun = time.perf_counter()
-        shares = self._plan(key)
-        count = 0
-        outputs: list[tuple[Slot, Running, int]] = []
-        fed: list[tuple[Slot, Sequence[int]]] = []
-        for slot, running, share in shares:
-            at = len(slot.tokens)
-            tokens: Sequence[int]
-            if running.pending is not None:
-                tokens, last = [running.pending], True
-            else:
-                tokens = running.request.prompt[at : at + share]
-                last = at + share == len(running.request.prompt)
-            for offset, token in enumerate(tokens):
-                self._put(count, token, at + offset, slot.index, last and offset == len(tokens) - 1)
-                count += 1
-            fed.append((slot, tokens))
-            if last:
-                outputs.append((slot, running, count - 1))
-        self._batch.n_tokens = count
+        feeds = self._plan(key)
+        count = self._fill(feeds)
         self._use(key, adapters, threads)
         self.expected_s = count / self.prefill_rate if self.prefill_rate else 1.0
         before = time.perf_counter()
         code = self._lib.llama_decode(self._context, self._batch)
         after = time.perf_counter()
         if code == _ABORTED:
-            for slot, _ in fed:
-                self._lib.llama_memory_seq_rm(self._memory, slot.index, len(slot.tokens), -1)
+            for feed in feeds:
+                self.slots.cut(feed.slot)
             return []
         if code:
             raise EngineError(f"llama.cpp could not decode a batch of {count} tokens (code {code})")
-        for slot, tokens in fed:
-            slot.tokens.extend(tokens)
-        if count - len(outputs) >= batch.SMALLEST_CHUNK // 2:
+        if sum(len(feed.tokens) for feed in feeds if feed.reads) >= batch.SMALLEST_CHUNK // 2:
             rate = count / (after - before)
             self.prefill_rate = (self.prefill_rate + rate) / 2 if self.prefill_rate else rate
-        pieces = [self._advance(slot, running, row) for slot, running, row in outputs]
+        pieces = [piece for feed in feeds for piece in self._gain(feed)]
         self.clock.steps += 1
         self.clock.decode_s += after - before
         self.clock.step_s += time.perf_counter() - begun
@@ -254,21 +186,47 @@ class HotContext:
     def fail(self, key: str) -> list[int]:
         """After a refused batch: drop every running request of `key` and its cells; returns the requests dropped."""
         dropped = []
-        for slot in self.slots:
+        for slot in self.slots.busy:
             if slot.running and slot.key == key:
                 dropped.append(slot.running.request.id)
                 self._end(slot, "error")
-                self._clear(slot)
+                self.slots.clear(slot)
         return dropped
 
-    def _plan(self, key: str) -> list[tuple[Slot, Running, int]]:
-        mine = [(slot, slot.running) for slot in self.slots if slot.running and slot.key == key]
-        work = [
-            batch.Work(s.index, 0 if r.pending is not None else len(r.request.prompt) - len(s.tokens), r.arrived)
-            for s, r in mine
-        ]
-        plan = batch.plan_step(work, chunk=batch.chunk_of(self.prefill_rate))
-        return [(slot, running, plan[slot.index]) for slot, running in mine if slot.index in plan]
+    def _plan(self, key: str) -> list[_Feed]:
+        """What each sequence of the next step decodes: some of its prompt, or the token chosen last and a draft."""
+        mine = {slot.index: (slot, slot.running) for slot in self.slots.busy if slot.running and slot.key == key}
+        plan = batch.plan_step([self._work(*one) for one in mine.values()], chunk=batch.chunk_of(self.prefill_rate))
+        feeds, row = [], 0
+        for index, (slot, running) in mine.items():
+            if index not in plan:
+                continue
+            at, tokens = len(slot.tokens), running.request.prompt
+            if running.pending is None:
+                tokens = tokens[at : at + plan[index]]
+            else:
+                tokens = [running.pending, *(running.lookup.draft(plan[index] - 1) if running.lookup else ())]
+            feeds.append(_Feed(slot, running, tokens, row))
+            row += len(tokens)
+        return feeds
+
+    def _work(self, slot: Slot, running: Running) -> batch.Work:
+        if running.pending is None:
+            return batch.Work(slot.index, len(running.request.prompt) - len(slot.tokens), running.arrived)
+        most = min(self._draft, running.request.options.max_tokens - running.generated - 1)
+        chances = running.lookup.chances(most) if running.lookup else ()
+        return batch.Work(slot.index, 0, running.arrived, chances)
+
+    def _fill(self, feeds: Sequence[_Feed]) -> int:
+        """Write the batch; returns its number of tokens."""
+        row = 0
+        for feed in feeds:
+            at, end = len(feed.slot.tokens), len(feed.running.request.prompt)
+            for position, token in enumerate(feed.tokens, at):
+                self._put(row, token, position, feed.slot.index, not feed.reads or position == end - 1)
+                row += 1
+        self._batch.n_tokens = row
+        return row
 
     def _use(self, key: str, adapters: Adapters, threads: int) -> None:
         if key != self._active:
@@ -286,6 +244,28 @@ class HotContext:
         self._batch.seq_id[row][0] = sequence
         self._batch.logits[row] = logits
 
+    def _gain(self, feed: _Feed) -> Iterator[Piece]:
+        """The pieces of one sequence after its tokens were decoded: one, and one for every drafted token that was
+        right. The others' cells are dropped."""
+        slot, running = feed.slot, feed.running
+        base = len(slot.tokens)
+        slot.tokens.extend(feed.tokens)
+        if feed.reads:
+            if len(slot.tokens) == len(running.request.prompt):
+                yield self._advance(slot, running, feed.row + len(feed.tokens) - 1)
+            return
+        known = 0
+        for known, drafted in enumerate([*feed.tokens[1:], None], 1):
+            piece = self._advance(slot, running, feed.row + known - 1)
+            yield piece
+            if piece.finish or piece.error or running.pending != drafted:
+                break
+        self.clock.drafted += len(feed.tokens) - 1
+        self.clock.accepted += known - 1
+        if known < len(feed.tokens):
+            del slot.tokens[base + known :]
+            self.slots.cut(slot)
+
     def _advance(self, slot: Slot, running: Running, row: int) -> Piece:
         address = self._lib.llama_get_logits_ith(self._context, row)
         try:
@@ -297,6 +277,9 @@ class HotContext:
             running.first_token = time.perf_counter()
         token, id = picked.token, running.request.id
         running.pending = token
+        if self._draft and self.slots.can_drop:
+            running.lookup = running.lookup or Lookup(running.request.prompt)
+            running.lookup.append(token)
         if token in self._vocabulary.eog:
             return Piece(id, running.text.flush(), None, self._end(slot, "stop"))
         running.generated += 1
@@ -313,8 +296,8 @@ class HotContext:
         assert running is not None
         now = time.perf_counter()
         first = running.first_token or now
-        self._uses += 1
-        slot.running, slot.reserved, slot.last_used = None, 0, self._uses
+        self.slots.use(slot)
+        slot.running, slot.reserved = None, 0
         return {
             "reason": reason,
             "prompt_tokens": len(running.request.prompt),
@@ -323,75 +306,3 @@ class HotContext:
             "decode_s": now - first,
             "cached_tokens": running.cached,
         }
-
-    # --- cells ---------------------------------------------------------------------------------------------------
-
-    def _place(self, request: Request, *, at_least: int = 0) -> prefix.Placement | None:
-        reserve = max(len(request.prompt) + request.options.max_tokens, at_least)
-        views = [
-            prefix.SlotView(s.index, s.key, s.tokens, s.running is not None, s.reserved, s.last_used)
-            for s in self.slots
-        ]
-        return prefix.place(
-            views, request.key, request.prompt, reserve=reserve, cells=self.cells, can_copy=self._can_copy
-        )
-
-    def _prepare(self, request: Request) -> tuple[Slot, int] | None:
-        """A slot with the cells of the longest beginning that this context holds; None: no room now."""
-        placement = self._place(request)
-        if placement is None:
-            return None
-        slot, keep = self.slots[placement.slot], placement.keep
-        if placement.source is not None:
-            self._retire(slot)
-            self._lib.llama_memory_seq_cp(self._memory, placement.source, slot.index, 0, keep)
-            source = self.slots[placement.source]
-            self._uses += 1
-            source.last_used = self._uses  # a shared beginning stays while it is wanted
-        elif keep == 0:
-            self._retire(slot)
-        elif not self._lib.llama_memory_seq_rm(self._memory, slot.index, keep, -1):
-            self._clear(slot)  # a recurrent state cannot be cut back to a prefix
-            keep = 0
-        for index in placement.evict:  # only now: the source may be among them
-            self._retire(self.slots[index])
-        return slot, keep
-
-    def _restore(self, request: Request) -> tuple[Slot, int] | None:
-        """A slot with the cells of the store's best entry, where that holds clearly more than this context does."""
-        if self._store.longest(request.key, request.prompt) < self.shared(request) + batch.SMALLEST_CHUNK:
-            return None
-        entry = self._store.take(request.key, request.prompt)
-        placement = self._place(request, at_least=len(entry.tokens)) if entry else None
-        if entry is None or placement is None:
-            return None
-        slot = self.slots[placement.slot]
-        for index in placement.evict:
-            self._retire(self.slots[index])
-        self._retire(slot)
-        state = np.frombuffer(entry.state, np.uint8)
-        if not self._lib.llama_state_seq_set_data(self._context, _address(state), len(state), slot.index):
-            self._clear(slot)
-            return None
-        keep = min(prefix.common_prefix(entry.tokens, request.prompt), len(request.prompt) - 1)
-        if not self._lib.llama_memory_seq_rm(self._memory, slot.index, keep, -1):
-            self._clear(slot)
-            return None
-        return slot, keep
-
-    def _retire(self, slot: Slot) -> None:
-        """Empty an idle slot; what is worth keeping goes to the store."""
-        if slot.running is None and self._store.wants(slot.key, slot.tokens):
-            size = self._lib.llama_state_seq_get_size(self._context, slot.index)
-            state = np.empty(size, np.uint8)
-            if self._lib.llama_state_seq_get_data(self._context, _address(state), size, slot.index) == size:
-                self._store.put(slot.key, slot.tokens, state.data)
-        self._clear(slot)
-
-    def _clear(self, slot: Slot) -> None:
-        self._lib.llama_memory_seq_rm(self._memory, slot.index, -1, -1)
-        slot.key, slot.tokens = "", []
-
-
-def _address(state: npt.NDArray[np.uint8]) -> Any:
-    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from serve.child import batch
-from serve.child.contexts import Adapters, HotContext, Piece, Request
+from serve.child.contexts import Adapters, HotContext, Piece
 from serve.child.prefix_store import PrefixStore
+from serve.child.slots import Request
 from serve.child.team import Team
 from slm.errors import EngineError, SlmError
 
@@ -122,7 +123,7 @@ class Lanes:
             self._waiting = [request for request in self._waiting if request.id != id]
             for lane in self._lanes:
                 context = lane.context
-                if context is None or not any(s.running and s.running.request.id == id for s in context.slots):
+                if context is None or not any(s.running and s.running.request.id == id for s in context.slots.busy):
                     continue
                 lane.cancelled.append(id)
                 if lane.stepping and context.expected_s > _SHORT_STEP_S:
@@ -156,7 +157,7 @@ class Lanes:
         with self._alone():
             for content in self._unused():
                 for lane in self._lanes:
-                    for key in {slot.key for slot in lane.context.slots} if lane.context else ():
+                    for key in {slot.key for slot in lane.context.slots.all} if lane.context else ():
                         if lane.context and content in dict(contents_of(key)):
                             lane.context.forget(key)
                 self._adapters.pop(content).stack.close()
@@ -185,7 +186,8 @@ class Lanes:
                 self._changed.notify_all()
 
     def stats(self) -> dict[str, Any]:
-        """Running and waiting requests, contexts, adapters (by content), steps and where their time went (seconds)."""
+        """Running and waiting requests, contexts, adapters (by content), steps, where their time
+        went (seconds), drafted tokens and how many of them were right."""
         with self._changed:
             contexts = [lane.context for lane in self._lanes if lane.context]
             return {
@@ -197,6 +199,8 @@ class Lanes:
                 "steps": sum(context.clock.steps for context in contexts),
                 "decode_s": sum(context.clock.decode_s for context in contexts),
                 "step_s": sum(context.clock.step_s for context in contexts),
+                "drafted": sum(context.clock.drafted for context in contexts),
+                "accepted": sum(context.clock.accepted for context in contexts),
                 "slots": [
                     {
                         "context": lane.index,
@@ -211,7 +215,7 @@ class Lanes:
                     }
                     for lane in self._lanes
                     if lane.context
-                    for slot in lane.context.slots
+                    for slot in lane.context.slots.all
                 ],
             }
 
@@ -222,7 +226,7 @@ class Lanes:
             self._changed.wait_for(lambda: not self._cores.busy, timeout=1.0)
             for lane in self._lanes:
                 if lane.context and not lane.stepping:
-                    lane.context.keep_all()
+                    lane.context.slots.keep_all()
             self._store.flush()
 
     # --- the lanes' threads ---------------------------------------------------------------------------------------
@@ -325,14 +329,14 @@ class Lanes:
                 one.running,
                 room=not one.full,
                 opened=one.context is not None,
-                shared=one.context.shared(request) if one.context else 0,
+                shared=one.context.slots.shared(request) if one.context else 0,
             )
             for one in self._lanes
         ]
         home = batch.home_of(
             request.key, loads, parallel=self._parallel, cores=self._cores.total, wanted=self._wanted.keys()
         )
-        if home != lane.index or (lane.context and lane.context.awaits(request)):
+        if home != lane.index or (lane.context and lane.context.slots.awaits(request)):
             return False
         try:
             if lane.context is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Entry:
 
 
 class PrefixStore:
-    """States by (key, tokens). Not thread-safe.
+    """States by (key, tokens). Thread-safe.
 
     model: identity of the model's content and of whatever else shapes a state (cache types). budget: bytes in memory.
     folder: where entries go that leave memory (None: they are dropped), at most `disk_budget` bytes there.
@@ -47,6 +48,7 @@ class PrefixStore:
         self._entries: OrderedDict[tuple[str, tuple[int, ...]], State] = OrderedDict()
         self._on_disk: OrderedDict[tuple[str, tuple[int, ...]], Path] = OrderedDict()
         self.used = 0
+        self._lock = threading.RLock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.glob("*.kv"), key=lambda file: file.stat().st_mtime):
@@ -55,49 +57,54 @@ class PrefixStore:
 
     def longest(self, key: str, prompt: Sequence[int]) -> int:
         """How many leading tokens of the prompt the best entry of this key shares."""
-        wanted = tuple(prompt)
-        return max((common_prefix(tokens, wanted) for tokens in self._of(key)), default=0)
+        with self._lock:
+            wanted = tuple(prompt)
+            return max((common_prefix(tokens, wanted) for tokens in self._of(key)), default=0)
 
     def take(self, key: str, prompt: Sequence[int]) -> Entry | None:
         """The entry that shares the most leading tokens with the prompt; it stays in the store as most recently used.
 
         None when there is none, or its file turns out to be gone or damaged.
         """
-        wanted = tuple(prompt)
-        best = max(self._of(key), key=lambda tokens: common_prefix(tokens, wanted), default=None)
-        if best is None:
-            return None
-        if (key, best) in self._entries:
-            self._entries.move_to_end((key, best))
-            return Entry(list(best), self._entries[key, best])
-        path = self._on_disk.pop((key, best))
-        state = _read_state(path)
-        if state is None:
-            path.unlink(missing_ok=True)
-            return None
-        self._on_disk[key, best] = path
-        return Entry(list(best), state)
+        with self._lock:
+            wanted = tuple(prompt)
+            best = max(self._of(key), key=lambda tokens: common_prefix(tokens, wanted), default=None)
+            if best is None:
+                return None
+            if (key, best) in self._entries:
+                self._entries.move_to_end((key, best))
+                return Entry(list(best), self._entries[key, best])
+            path = self._on_disk.pop((key, best))
+            state = _read_state(path)
+            if state is None:
+                path.unlink(missing_ok=True)
+                return None
+            self._on_disk[key, best] = path
+            return Entry(list(best), state)
 
     def wants(self, key: str, tokens: Sequence[int]) -> bool:
         """Whether a sequence is worth keeping: long enough, and no entry holds its beginning already."""
-        wanted = self._budget > 0 or self._folder is not None
-        return wanted and len(tokens) >= SMALLEST and self.longest(key, tokens) < len(tokens)
+        with self._lock:
+            wanted = self._budget > 0 or self._folder is not None
+            return wanted and len(tokens) >= SMALLEST and self.longest(key, tokens) < len(tokens)
 
     def put(self, key: str, tokens: Sequence[int], state: State) -> None:
         """Keep a state; entries that are only its beginning go, then the least recently used until it fits."""
-        whole = tuple(tokens)
-        for shorter in [other for other in self._of(key) if common_prefix(other, whole) == len(other)]:
-            self._forget(key, shorter)
-        if len(state) > self._budget:  # it would drive out everything else and still not stay
-            self._to_disk(key, whole, state)
-            return
-        self._entries[key, whole] = state
-        self.used += len(state)
-        self._shrink(self._budget)
+        with self._lock:
+            whole = tuple(tokens)
+            for shorter in [other for other in self._of(key) if common_prefix(other, whole) == len(other)]:
+                self._forget(key, shorter)
+            if len(state) > self._budget:  # it would drive out everything else and still not stay
+                self._to_disk(key, whole, state)
+                return
+            self._entries[key, whole] = state
+            self.used += len(state)
+            self._shrink(self._budget)
 
     def flush(self) -> None:
         """Put everything on disk, where there is a folder."""
-        self._shrink(0)
+        with self._lock:
+            self._shrink(0)
 
     def _shrink(self, budget: int) -> None:
         while self.used > budget:

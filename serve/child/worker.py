@@ -3,8 +3,8 @@
 It knows adapters by the hash of their content, never by name, and nothing of HTTP, languages or chat templates.
 llama.cpp may abort this process; the parent (`serve.supervisor`) then starts another.
 
-In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "identity", "cache_bytes",
-      "cache_folder"}
+In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "draft", "identity",
+      "cache_bytes", "cache_folder"}
      {"op": "load", "id", "content", "path"}   {"op": "unload", "id", "content"}   {"op": "stats", "id"}
      {"op": "tokenize", "id", "prompt", "add_special"}   {"op": "detokenize", "id", "tokens"}
      {"op": "embed", "id", "text"}
@@ -27,10 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from serve.child.contexts import HotContext, Piece, Request
+from serve.child.contexts import HotContext, Piece
 from serve.child.lanes import Lanes, key_of
 from serve.child.prefix_store import PrefixStore
 from serve.child.sampling import Sampler, Vocabulary, vocabulary_of
+from serve.child.slots import Request
 from serve.child.team import Team
 from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.joints import SamplingOptions, TokenScore
@@ -136,10 +137,12 @@ class Worker:
         self._context = min(int(order["context"]), trained) if trained > 0 else int(order["context"])
         folder = Path(order["cache_folder"]) if order["cache_folder"] else None
         store = PrefixStore(str(order["identity"]), budget=int(order["cache_bytes"]), folder=folder)
-        parallel, cells = int(order["parallel"]), self._context
+        parallel, cells, draft = int(order["parallel"]), self._context, int(order["draft"])
 
         def open_context(threads: int) -> HotContext:
-            return HotContext(self._model, vocabulary, store, cells=cells, parallel=parallel, threads=threads)
+            return HotContext(
+                self._model, vocabulary, store, cells=cells, parallel=parallel, threads=threads, draft=draft
+            )
 
         cores, hot = int(order["threads"]) or physical_cores(), int(order["hot"])
         self._lanes = Lanes(open_context, self._replies, store, lanes=hot, cores=cores, parallel=parallel)

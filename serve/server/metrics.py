@@ -156,6 +156,12 @@ class Metrics:
         ):
             if key in stats:
                 yield _gauge(name, help, stats[key])
+        for key, help in (
+            ("drafted", "Tokens tried because the same had followed before."),
+            ("accepted", "Drafted tokens that were right."),
+        ):
+            if key in stats:
+                yield CounterMetricFamily(f"slm_{key}_tokens", help, value=stats[key])
         memory = GaugeMetricFamily("slm_resident_memory_bytes", "Resident memory by process.", labels=["process"])
         for process, pid in (("server", os.getpid()), ("engine", engine.pid)):
             if (size := resident_bytes(pid)) is not None:
