@@ -20,6 +20,7 @@ from train.bench.contenders import OURS, OURS_TOP, TRAINER, TRL
 from train.bench.data import read_ids, repeated, write_data
 from train.bench.run import BenchOptions, bench_training
 from train.checkpoint import load_tokenizer
+from train.cli_bench import _show
 from train.data.examples import Example
 from train.data.masks import Encoder, choose_template
 
@@ -91,6 +92,23 @@ def test_a_contender_that_fails_is_an_error_with_its_last_words(
     assert "KeyError" in caught.value.found
 
 
+def test_a_peer_that_fails_is_a_row_with_its_last_words_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, base: Path, talks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = bench._train
+
+    def train(name: str, plan: Any, limit_s: float) -> bool:
+        return real("nobody" if name == TRL else name, plan, limit_s)
+
+    monkeypatch.setattr(bench, "_train", train)
+    result = bench_training(base, ("trl",), BenchOptions(talks, steps=1, batch_size=4))
+    ours, trl = result["contenders"]
+    assert ours["completed"] and ours["error"] == ""
+    assert (trl["name"], trl["completed"], trl["steps"], trl["times_faster"]) == (TRL, False, 0, None)
+    _show(result)
+    assert "KeyError: 'nobody'" in trl["error"] and f"{TRL}: failed with: KeyError" in capsys.readouterr().out
+
+
 def test_a_missing_peer_is_said(monkeypatch: pytest.MonkeyPatch, base: Path, talks: Path) -> None:
     real = bench.importlib.util.find_spec
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "trl" else real(name))
@@ -103,7 +121,7 @@ def test_a_missing_peer_is_said(monkeypatch: pytest.MonkeyPatch, base: Path, tal
 def _row(name: str, speed: float = 10.0) -> dict[str, Any]:
     return {
         "name": name, "steps": 2, "seconds": 1.0, "supervised_tokens_per_s": speed, "tokens_per_s": 3 * speed,
-        "peak_rss_mb": 5.0, "held_out_loss": 1.0, "completed": True,
+        "peak_rss_mb": 5.0, "held_out_loss": 1.0, "completed": True, "error": "",
     }  # fmt: skip
 
 

@@ -92,7 +92,9 @@ def _show(result: dict[str, Any]) -> None:
         f"rank {options['rank']}; medians of {options['rounds']} rounds"
     )
     for one in result["contenders"]:
-        if not one["completed"]:
+        if one["error"]:
+            click.echo(f"{one['name']}: failed with: {one['error']}")
+        elif not one["completed"]:
             click.echo(f"{one['name']}: ended after {options['time_limit_s']:g} s")
     for line in result["missing"]:
         click.echo(line)

@@ -167,7 +167,8 @@ def _trl_float32(plan: Plan, train: list[Encoded], pad_id: int) -> Any:
 
 
 def _trl_defaults(plan: Plan, train: list[Encoded], pad_id: int) -> Any:
-    return _trl(plan, train, {})
+    # Without a GPU it refuses bfloat16, its default, and names this switch.
+    return _trl(plan, train, {"use_cpu": True})
 
 
 def _trl(plan: Plan, train: list[Encoded], arguments: dict[str, Any]) -> Any:

@@ -61,8 +61,9 @@ def bench_training(base: Path, peers: Sequence[str], options: BenchOptions) -> d
     """Measure ours and the peers (keys of PEERS) on one base.
 
     Returns {model, data, options, contenders: [{name, steps, seconds, supervised_tokens_per_s, tokens_per_s,
-    peak_rss_mb, held_out_loss, times_faster}], missing}; figures are medians over the rounds, times_faster is
-    against Trainer + PEFT and None without it. Raises EngineError when a contender fails.
+    peak_rss_mb, held_out_loss, completed, error, times_faster}], missing}; figures are medians over the rounds,
+    times_faster is against Trainer + PEFT and None without it; error: the last words of a peer that failed. Raises
+    EngineError when ours fails.
     """
     missing = missing_peers(peers)
     for line in missing:
@@ -123,7 +124,12 @@ def _plan(base: Path, data: BenchData, folder: Path, options: BenchOptions) -> P
 
 def _measure(name: str, plan: Plan, data: BenchData, options: BenchOptions) -> list[dict[str, Any]]:
     """One contender's figures; where only the top layers learn, those of each epoch."""
-    ended = _train(name, plan, options.time_limit_s)
+    try:
+        ended = _train(name, plan, options.time_limit_s)
+    except EngineError as problem:
+        if name not in PEERS.values():
+            raise
+        return [_figures(name, 0, 0.0, [], data, {}, plan) | {"error": problem.found}]
     steps = read_steps(plan.clock_file)
     result = json.loads(plan.result_file.read_text(encoding="utf-8")) if ended else {}
     if name == OURS_TOP and ended and plan.steps:
@@ -157,6 +163,7 @@ def _figures(
         "peak_rss_mb": max((step["peak_rss_mb"] for step in steps), default=None),
         "held_out_loss": result.get("held_out_loss"),
         "completed": bool(result),
+        "error": "",
     }
 
 
@@ -194,8 +201,9 @@ def _grouped(taken: dict[str, list[dict[str, Any]]]) -> list[list[dict[str, Any]
 
 
 def _over_rounds(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of the figures; `completed` only when every round was."""
+    """Medians of the figures; `completed` only when every round was, `error` the first round's that had one."""
     row: dict[str, Any] = {"name": parts[0]["name"], "completed": all(part["completed"] for part in parts)}
+    row["error"] = next((part["error"] for part in parts if part["error"]), "")
     for key in ("steps", "seconds", "supervised_tokens_per_s", "tokens_per_s", "peak_rss_mb", "held_out_loss"):
         known = [part[key] for part in parts if part[key] is not None]
         row[key] = round(statistics.median(known), 4) if known else None
