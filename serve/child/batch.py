@@ -39,10 +39,9 @@ def plan_step(work: Sequence[Work], *, chunk: int) -> dict[int, int]:
     """Tokens for each slot in the next decode call.
 
     Every generating sequence gets its one token, so a long prompt never stops those that are answering, and those of
-    its draft that are worth their rows. `chunk`
-    tokens go to prompts: a quarter of them to the one that has waited longest, so that none starves, the rest to the
-    shortest first, because an almost read prompt starts answering soonest. The last of them may take up to
-    `REMAINDER` more, when that is all it lacks.
+    its draft that are worth their rows. `chunk` tokens go to prompts: a quarter of them to the one that has waited
+    longest, so that none starves, the rest to the shortest first, because an almost read prompt starts answering
+    soonest. The last of them may take up to `REMAINDER` more, when that is all it lacks.
     """
     plan = with_drafts([item for item in work if item.prompt_left == 0])
     prompts = sorted((item for item in work if item.prompt_left > 0), key=lambda item: (item.prompt_left, item.arrived))
