@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from serve.child.batch import LONGEST_DRAFT
 from serve.cli_guard import guard_options, policy_of
 from slm.console import emit_json, note
 from slm.errors import InputError, ResourceError
@@ -220,7 +221,7 @@ def chat(
 @_context
 @_threads
 @click.option(
-    "--draft-max", type=click.IntRange(0, 7), default=7, show_default=True,
+    "--draft-max", type=click.IntRange(0, LONGEST_DRAFT), default=LONGEST_DRAFT, show_default=True,
     help="Tokens tried at once where an answer repeats what was said before; 0: none.",
 )  # fmt: skip
 @click.option(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.adapters import Adapter, Base, Registry, vet_adapter, vet_base
+from serve.child.batch import LONGEST_DRAFT
 from serve.prompting import Prompt, chat_prompt, plain_prompt
 from serve.router import Route, route
 from serve.supervisor import Answer, Call, Supervisor
@@ -44,7 +45,7 @@ class EngineOptions:
     context: int = 4096
     parallel: int = 8
     hot: int = 3
-    draft: int = 7
+    draft: int = LONGEST_DRAFT
     cache_bytes: int = 256 << 20
     cache_folder: Path | None = None
 

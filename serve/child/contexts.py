@@ -76,7 +76,7 @@ class HotContext:
 
     def __init__(
         self, model: Any, vocabulary: Vocabulary, store: PrefixStore, *, cells: int, parallel: int, threads: int,
-        draft: int = batch.LONGEST_DRAFT,
+        draft: int,
     ) -> None:  # fmt: skip
         self._lib = library()
         self._vocabulary = vocabulary

@@ -74,9 +74,9 @@ class Slots:
         self._lib = library()
         self._context, self._store = context, store
         self._memory = self._lib.llama_get_memory(context)
-        self.cells, self.can_drop = cells, can_drop
+        self._cells, self.can_drop = cells, can_drop
         self.all = [Slot(index) for index in range(count)]
-        self.uses = 0
+        self._uses = 0
         self._leaving: list[Slot] = []
 
     @property
@@ -110,8 +110,8 @@ class Slots:
 
     def use(self, slot: Slot) -> None:
         """The slot was used just now."""
-        self.uses += 1
-        slot.last_used = self.uses
+        self._uses += 1
+        slot.last_used = self._uses
 
     def settle(self) -> None:
         """Empty the idle slots that are in the way of those at work. Before each step; takes a while."""
@@ -141,7 +141,7 @@ class Slots:
             prefix.SlotView(s.index, s.key, s.tokens, s.running is not None, s.reserved, s.last_used) for s in self.all
         ]
         return prefix.place(
-            views, request.key, request.prompt, reserve=reserve, cells=self.cells, can_copy=self.can_drop
+            views, request.key, request.prompt, reserve=reserve, cells=self._cells, can_copy=self.can_drop
         )
 
     def _prepare(self, request: Request) -> tuple[Slot, int] | None:
