@@ -34,6 +34,7 @@ _EXTRAS = {
 class _State:
     quiet = False
     debug = False
+    program = False
     bar: Any = None  # the live one: a terminal has room for one, so a bar inside another is a second line of it
 
 
@@ -137,6 +138,7 @@ def _once_more(ignored: Any) -> None:
 
 def run(command: click.Command, argv: list[str] | None = None) -> None:
     """Run a click command as a program: exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    _State.program = argv is None
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does: nothing half-written stays
     if hasattr(signal, "pthread_kill"):
@@ -181,6 +183,11 @@ def run(command: click.Command, argv: list[str] | None = None) -> None:
 def set_verbosity(*, quiet: bool, debug: bool) -> None:
     """Set by the roof from -q/--quiet and --debug."""
     _State.quiet, _State.debug = quiet, debug
+
+
+def is_program() -> bool:
+    """Whether this process runs a command as a program, with the arguments it was started with."""
+    return _State.program
 
 
 def is_debug() -> bool:

@@ -12,6 +12,7 @@ from slm.joints import Joints, pass_joints
 from train.cli_estimate import estimate
 from train.cli_options import BASE, DATA, HELP, JSON, OUTPUT, named_files, training_options
 from train.config import TrainOptions
+from train.process import prepare_process
 from train.ranks import first_then_others, rank
 from train.scratch.cli import scratch, tokenizer
 
@@ -43,6 +44,7 @@ def run_training(*, sft: bool, base: Path, data: tuple[Path, ...], output: Path,
         from slm.console import is_debug, set_verbosity
 
         set_verbosity(quiet=True, debug=is_debug())
+    prepare_process()
     from train.lora import train_causal, train_sft
 
     return (train_sft if sft else train_causal)(options)
@@ -82,6 +84,7 @@ def report(result: TrainResult, *, as_json: bool) -> None:
 @click.group(context_settings=HELP)
 def train() -> None:
     """Train LoRA adapters, tokenizers and small models from scratch on the CPU."""
+    prepare_process()
 
 
 for _command in (estimate, tokenizer, scratch):
@@ -208,6 +211,7 @@ def evaluate(
       slm evaluate gemma-3-270m --text en=data/en.txt --text ja=data/ja.txt
     """
     files = named_files(texts, "--text")
+    prepare_process()
     from train.evaluate import evaluate_texts
 
     path = Path(model)

@@ -50,8 +50,7 @@ class Memory:
     """A prediction of the largest resident memory of a run, in bytes, by what it is for.
 
     process: what the process has taken after a forward pass that kept nothing. It holds the weights and what the
-    allocator does not get together again: glibc's cannot give a freed aligned block to a request of the same size
-    (before 2.38), so temporaries leave as large a part unused in training as they do when nothing is kept.
+    allocator does not get together again (slm.heap), which is as much in training as when nothing is kept.
     loading: the peak until then.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,19 +53,21 @@ def _attend(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """query: (1, heads, tokens, size); key and value: (1, key-value heads, tokens, size). As transformers asks."""
+    # Heads that share a key are (key-value heads, groups), their keys views of one: nothing is repeated in memory.
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    query = query.view(key.shape[1], groups, *query.shape[2:])
+    key, value = key[0][:, None], value[0][:, None]
     sizes = [piece.end - piece.start for piece in pieces]
     starts = [piece.start for piece in pieces]
     keys = dict(zip(starts, torch.split(key, sizes, dim=2), strict=True))
     values = dict(zip(starts, torch.split(value, sizes, dim=2), strict=True))
     outputs = []
-    for piece, part in zip(pieces, torch.split(query, sizes, dim=2), strict=True):
+    masks = _masks(tuple(pieces), sliding_window, query.dtype)
+    for piece, part, mask in zip(pieces, torch.split(query, sizes, dim=2), masks, strict=True):
         seen = [start for start, _ in piece.before] + [piece.start]
         k = torch.cat([keys[start] for start in seen], dim=2) if len(seen) > 1 else keys[piece.start]
         v = torch.cat([values[start] for start in seen], dim=2) if len(seen) > 1 else values[piece.start]
-        mask = _mask(part.shape[2], k.shape[2], sliding_window)
+        k, v = k.expand(-1, groups, -1, -1), v.expand(-1, groups, -1, -1)
         if softcap is None:
             out = F.scaled_dot_product_attention(
                 part, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
@@ -72,16 +75,23 @@ def _attend(
         else:
             out = _capped(part, k, v, mask, softcap, scaling)
         outputs.append(out)
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).flatten(0, 1).transpose(0, 1).contiguous()[None], None
 
 
-def _mask(queries: int, keys: int, window: int | None) -> torch.Tensor | None:
-    """What each query may see, (queries, keys), the last query standing at the last key; None: plain causal."""
+@lru_cache(maxsize=2)  # all layers of a pack use the same ones; some models have layers with a window and without
+def _masks(pieces: tuple[Piece, ...], window: int | None, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """What is added to the scores (queries, keys) of each piece; None: plain causal."""
+    lengths = [(piece.end - piece.start, sum(end - start for start, end in piece.before)) for piece in pieces]
+    return [_mask(queries, before + queries, window, dtype) for queries, before in lengths]
+
+
+def _mask(queries: int, keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """-inf where a query does not see a key, else 0; the last query stands at the last key."""
     if queries == keys and (window is None or keys <= window):
         return None
     distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None, :]
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    return torch.zeros(queries, keys, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
 def _capped(
@@ -96,5 +106,5 @@ def _capped(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1) @ value
+        mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
+    return (scores + mask).softmax(dim=-1) @ value

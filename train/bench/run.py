@@ -19,7 +19,8 @@ from typing import Any
 
 from slm.console import note
 from slm.errors import EngineError
-from slm.threads import without_settling
+from slm.heap import whole_blocks, without_whole_blocks
+from slm.threads import TRAINING_SPINS, settle_openmp, without_settling
 from train.bench.clock import read_steps
 from train.bench.contenders import OURS, OURS_TOP, PEERS, TRAINER, TRL, TRL_DEFAULTS, Plan
 from train.bench.data import BenchData, write_data
@@ -174,8 +175,10 @@ def _train(name: str, plan: Plan, limit_s: float) -> bool:
     root = str(Path(__file__).resolve().parents[2])
     found = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": found}
-    if name not in (OURS, OURS_TOP):
-        environment = without_settling(environment)
+    environment = without_settling(without_whole_blocks(environment))
+    if name in (OURS, OURS_TOP):  # as `slm train` does before it loads torch
+        environment = whole_blocks(environment)
+        settle_openmp(TRAINING_SPINS, environment)
     command = [sys.executable, "-m", "train.bench.contenders", name, str(file)]
     words = Path(plan.folder) / "said.txt"
     with words.open("wb") as said:
