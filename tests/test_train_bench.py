@@ -154,7 +154,7 @@ def test_the_epochs_of_the_top_layers_are_rows_of_their_own(
 
     monkeypatch.setattr(bench, "_train", train)
     rows = bench_training(base, (), BenchOptions(talks, steps=2, top_layers=1))["contenders"]
-    assert [row["name"] for row in rows] == [OURS, f"{OURS_TOP} 1, epoch 1", f"{OURS_TOP} 1, epoch 2"]
+    assert [row["name"] for row in rows] == [OURS, "slm, top 1, epoch 1", "slm, top 1, epoch 2"]
     assert [row["seconds"] for row in rows] == [8.0, 8.0, 2.0]
     assert rows[2]["supervised_tokens_per_s"] == pytest.approx(4 * rows[1]["supervised_tokens_per_s"], rel=1e-3)
 

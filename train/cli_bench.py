@@ -71,7 +71,7 @@ def _show(result: dict[str, Any]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    for column in ("supervised tok/s", "tok/s", "times", "peak MB", "steps", "seconds", "held-out loss"):
+    for column in ("supervised\ntok/s", "tok/s", "times", "peak\nMB", "steps", "s", "held-out\nloss"):
         table.add_column(column, justify="right")
     for one in result["contenders"]:
         table.add_row(

@@ -45,6 +45,7 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         click.option("--top-layers", type=int, help="Adapt only the top layers; the rest is computed once. 0: all."),
         click.option("--pack/--no-pack", help="Put the sequences of a step end to end, without padding."),
         click.option("--share-prefix/--no-share-prefix", help="Compute a step's common beginnings once."),
+        click.option("--fuse/--no-fuse", help="Compute layers that read the same input together, in float32."),
         click.option("--checkpointing", type=click.Choice(CHECKPOINTING), help="Trade time for memory."),
         click.option("--lr", "learning_rate", type=float, help="Peak learning rate."),
         click.option("--schedule", type=click.Choice(SCHEDULES), help="Learning rate after the warm-up."),

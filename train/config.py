@@ -54,10 +54,10 @@ class TrainOptions:
 
     weights: how often each file of `data` counts, in its order (none: once each). lora_plus: B learns this many
     times faster than A. neftune: noise alpha. top_layers: adapt only so many (0: all). pack: no padding.
-    share_prefix: the common beginnings of a step's sequences are computed once. eval_every: steps between
-    measurements of the held-out loss (0: at the end only). patience: measurements without a better one before the
-    run ends (0: never). save_every_s: seconds between checkpoints (0: none). resume: go on where a run was broken off.
-    fresh: throw a broken-off run away.
+    share_prefix: the common beginnings of a step's sequences are computed once. fuse: fewer passes over memory in
+    each layer (train.batch.fused). eval_every: steps between measurements of the held-out loss (0: at the end
+    only). patience: measurements without a better one before the run ends (0: never). save_every_s: seconds between
+    checkpoints (0: none). resume: go on where a run was broken off. fresh: throw a broken-off run away.
 
     Raises one InputError that lists every fault, not only the first.
     """
@@ -83,6 +83,7 @@ class TrainOptions:
     top_layers: int = 0
     pack: bool = True
     share_prefix: bool = True
+    fuse: bool = True
     checkpointing: str = "auto"
     learning_rate: float = 5e-4
     schedule: str = "cosine"

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from slm.console import note, progress
-from train.batch.attention import packed_attention
 from train.batch.batches import Batch, Collate, packed
-from train.batch.feed import feed, largest, plan_of, use_gradient_checkpointing
+from train.batch.feed import computed_fast, feed, largest, plan_of, use_gradient_checkpointing
 from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.batch.loss import supervised_loss
 from train.batch.packing import seen_length
@@ -204,7 +203,8 @@ def _collating(model: Any, options: TrainOptions, pad_id: int, dtype: torch.dtyp
         batch = packed(items, share=options.share_prefix)
         return batch | {"states": torch.randn(1, batch["input_ids"].numel(), size)}
 
-    with packed_attention(model), without_lower_layers(model, lowest_layer(model, options.top_layers)):
+    cut = lowest_layer(model, options.top_layers)
+    with computed_fast(model, options, dtype), without_lower_layers(model, cut):
         yield with_noise
 
 

@@ -6,7 +6,7 @@ It knows nothing of optimizers or of where a run begins and ends.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from train import ranks
 from train.batch.attention import packed_attention
 from train.batch.batches import Batch, Collate, packed, pad
 from train.batch.frozen import frozen_states
+from train.batch.fused import fused_layers
 from train.batch.layers import causal_model, lowest_layer, without_lower_layers
 from train.batch.plan import Plan
 from train.config import TrainOptions
@@ -64,6 +65,17 @@ def settle_checkpointing(
 
 
 @contextmanager
+def computed_fast(model: Any, options: TrainOptions, dtype: torch.dtype) -> Iterator[None]:
+    """While it lasts, the model computes as the options say: with fused layers, and on packs."""
+    with ExitStack() as stack:
+        if options.fuse and dtype == torch.float32:
+            stack.enter_context(fused_layers(model))
+        if options.packs:
+            stack.enter_context(packed_attention(model))
+        yield
+
+
+@contextmanager
 def feed(
     model: Any, options: TrainOptions, sides: Sequence[Sequence[Encoded]], *, pad_id: int, dtype: torch.dtype
 ) -> Iterator[Collate]:
@@ -71,11 +83,8 @@ def feed(
 
     sides: all sequences that will be in one; with `top_layers` the states of the lower layers are made now.
     """
-    if not options.packs:
-        yield partial(pad, pad_id=pad_id)
-        return
-    collate = partial(packed, share=options.share_prefix)
-    with packed_attention(model):
+    with computed_fast(model, options, dtype):
+        collate = partial(packed, share=options.share_prefix) if options.packs else partial(pad, pad_id=pad_id)
         if not options.top_layers:
             yield collate
             return

@@ -5,7 +5,7 @@ It knows nothing of training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,11 +64,22 @@ def narrowed_last_layer(model: Any) -> Iterator[None]:
         rows: torch.Tensor = network.needed_rows
         return torch.zeros_like(states).index_copy(1, rows, whole(states[:, rows]))
 
-    network.forward = forward
+    with with_forward(network, forward):
+        yield
+
+
+@contextmanager
+def with_forward(module: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """While it lasts, a module computes with another function; afterwards as before."""
+    before = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        del network.forward
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 def need_rows(model: Any, rows: torch.Tensor) -> None:

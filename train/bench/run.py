@@ -137,7 +137,7 @@ def _measure(name: str, plan: Plan, data: BenchData, options: BenchOptions) -> l
         half = steps[plan.steps]["seconds"]
         spans = [("epoch 1", 0.0, half), ("epoch 2", half, steps[-1]["seconds"])]
         return [
-            _figures(f"{name} {plan.top_layers}, {label}", plan.steps, end - start, steps, data, result, plan)
+            _figures(f"{OURS}, top {plan.top_layers}, {label}", plan.steps, end - start, steps, data, result, plan)
             for label, start, end in spans
         ]
     count, seconds = (steps[-1]["step"], steps[-1]["seconds"]) if steps else (0, 0.0)
