@@ -13,11 +13,11 @@ from slm.prompt import TEMPLATES
 from tests.tiny_adapters import FAMILIES, checkpoints, options
 from tests.tiny_training import write_jsonl
 from train.batch.batches import by_length, pad
-from train.batch.loss import IGNORE, supervised_loss
+from train.batch.loss import supervised_loss
 from train.batch.plan import Plan
 from train.checkpoint import load_model, load_tokenizer
 from train.data.examples import Example
-from train.data.masks import Encoded, Encoder
+from train.data.masks import IGNORE, Encoded, Encoder
 from train.evaluate import held_out_loss
 from train.lora import train_sft
 from train.peft_adapter import add_adapter

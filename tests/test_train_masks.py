@@ -28,10 +28,9 @@ from tests.tiny_training import (
     write_jsonl,
     write_sentencepiece_checkpoint,
 )
-from train.batch.loss import IGNORE
 from train.checkpoint import load_tokenizer, lookalikes
 from train.data.examples import Example, read_texts
-from train.data.masks import Encoded, Encoder, choose_template, end_of_turn_id
+from train.data.masks import IGNORE, Encoded, Encoder, choose_template, end_of_turn_id
 from train.data.prepare import prepare_conversations
 from train.data.show import show_masks
 

@@ -19,12 +19,12 @@ from train.batch.batches import packed, pad
 from train.batch.feed import use_gradient_checkpointing
 from train.batch.frozen import frozen_states
 from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
-from train.batch.loss import IGNORE, supervised_loss
+from train.batch.loss import supervised_loss
 from train.batch.packing import pack
 from train.checkpoint import TARGETS
 from train.config import TrainOptions
 from train.data.examples import Example
-from train.data.masks import Encoded
+from train.data.masks import IGNORE, Encoded
 from train.peft_adapter import add_adapter
 
 VOCABULARY = 90

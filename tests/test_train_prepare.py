@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from slm.errors import InputError, ResourceError
 from tests.tiny_runs import base, options
 from tests.tiny_training import conversations, write_jsonl
-from train.batch.loss import IGNORE
 from train.data import store as store_module
 from train.data.examples import Example
-from train.data.masks import Encoded
+from train.data.masks import IGNORE, Encoded
 from train.data.prepare import prepare_conversations, prepare_texts
 from train.data.split import held_out
 from train.data.store import StoreWriter, TokenStore

@@ -82,9 +82,11 @@ def report(result: TrainResult, *, as_json: bool) -> None:
 
 
 @click.group(context_settings=HELP)
-def train() -> None:
+@click.pass_context
+def train(context: click.Context) -> None:
     """Train LoRA adapters, tokenizers and small models from scratch on the CPU."""
-    prepare_process()
+    if context.invoked_subcommand != tokenizer.name:  # which does without torch
+        prepare_process()
 
 
 for _command in (estimate, tokenizer, scratch):

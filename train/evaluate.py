@@ -177,9 +177,9 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
     import torch
 
     from train.adapter import load_with_adapter
-    from train.batch.loss import IGNORE, supervised_loss
+    from train.batch.loss import supervised_loss
     from train.checkpoint import load_tokenizer
-    from train.data.masks import Encoder
+    from train.data.masks import IGNORE, Encoder
     from train.precision import use_cores
 
     use_cores(0)

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from train.batch.loss import IGNORE
 from train.batch.packing import pack, seen_length
-from train.data.masks import Encoded
+from train.data.masks import IGNORE, Encoded
 
 Batch = dict[str, Any]
 Collate = Callable[[Sequence[Encoded]], Batch]

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from train.batch.layers import causal_model, need_rows, supply
+from train.data.masks import IGNORE
 
-IGNORE = -100
 # Words of the vocabulary whose logits exist at a time: their part of the weight (21 MB of Gemma's) fits a cache.
 _BLOCK = 8192
 

@@ -12,8 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from train.batch.loss import IGNORE
-from train.data.masks import Encoded
+from train.data.masks import IGNORE, Encoded
 
 # A shared beginning shorter than this saves less than its own attention call costs.
 _MIN_SHARED = 8

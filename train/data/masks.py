@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 from slm.errors import InputError
 from slm.joints import Message
 from slm.prompt import TEMPLATES, named_template, render, template_name_for
-from train.batch.loss import IGNORE
 from train.data.examples import Example
 
+IGNORE = -100  # the label of a token that is not learned, as PyTorch's cross-entropy has it
 # So many examples go to the tokenizer at once.
 _CHUNK = 256
 _T = TypeVar("_T")

@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from slm.artifacts import is_disk_full
 from slm.errors import ResourceError
-from train.batch.loss import IGNORE
 from train.data.examples import Example
-from train.data.masks import Encoded
+from train.data.masks import IGNORE, Encoded
 
 # One sequence: where its tokens begin in the file (in tokens), how many, how many of them are learned, the numbers of
 # its language and file, its line, and the hash of its content.

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from train.batch.loss import IGNORE
+from train.data.masks import IGNORE
 from train.tokenizer.corpus import Passage, is_held_out
 
 _TOGETHER = 256  # passages encoded in one call
