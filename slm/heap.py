@@ -1,7 +1,8 @@
-"""How glibc's malloc takes freed blocks together again. It knows nothing of what they hold."""
+"""What glibc's malloc does with freed blocks. It knows nothing of what they hold."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -35,3 +36,12 @@ def restart_with_whole_blocks() -> None:
     wanted = whole_blocks(os.environ)
     if wanted != dict(os.environ):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
+
+
+def give_back() -> None:
+    """Return what was freed to the system, so that resident memory is memory in use; glibc only.
+
+    https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -222,5 +222,4 @@ def test_the_memory_of_a_real_run_is_foreseen(pulled_model: Callable[[str], Path
         command = [sys.executable, "-c", _RUN, what, str(base), str(ROOT / "data/instruct.jsonl"), str(tmp_path / what)]
         said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
         peaks[what] = float(said.stdout.splitlines()[-1])
-    # 6 to 10 % too much on a quiet machine; the allocator of a busy one leaves more unused in one run than in another.
-    assert peaks["estimate"] == pytest.approx(peaks["run"], rel=0.25)
+    assert peaks["estimate"] == pytest.approx(peaks["run"], rel=0.15)

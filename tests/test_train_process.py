@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from slm.heap import whole_blocks, without_whole_blocks
+from slm.heap import give_back, whole_blocks, without_whole_blocks
 from slm.threads import TRAINING_SPINS, settle_openmp
 from train.batch.attention import _attend
 from train.batch.packing import Piece
+from train.memory import resident_bytes
 from train.process import prepare_process
 
 _PROGRAM = """
@@ -108,3 +109,13 @@ def test_attention_keeps_no_copy_of_a_key_for_each_query_head() -> None:
     sums = heads * tokens * 4
     assert out.shape == (1, tokens, heads, size)
     assert sum(kept.values()) <= states + sums
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_freed_blocks_under_one_in_use_are_given_back() -> None:
+    blocks = [bytearray(64 * 1024) for _ in range(2048)]  # too small for a mapping of their own
+    pin = bytearray(64 * 1024)
+    before = resident_bytes()
+    del blocks
+    give_back()
+    assert before - resident_bytes() > 100e6 and pin

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from slm.console import note, progress
+from slm.heap import give_back
 from train.batch.batches import Batch, Collate, packed
 from train.batch.feed import computed_fast, feed, largest, plan_of, use_gradient_checkpointing
 from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
@@ -129,6 +130,7 @@ def estimate(options: TrainOptions, prepared: Prepared) -> Estimate:
     plan = plan_of(options, prepared)
     seen = range(min(plan.batches_per_epoch, total_steps(plan, options) * options.accumulate))
     with _collating(model, options, prepared.tokenizer.pad_token_id, dtype) as collate:
+        give_back()  # what reading the data has left behind: a run takes it for its first tensors
         saved = saved_for_backward(model, collate(largest(plan, train, seen)), dtype)
         process, loading = resident_bytes(), round(peak_rss_mb() * 1e6)
         free = available_bytes() + process
