@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_packing import a_batch, gradient, tiny, with_adapter
 
+from tests.tiny_packs import a_batch, gradient, tiny, with_adapter
 from train.batch.attention import packed_attention
 from train.batch.batches import packed
 from train.batch.feed import use_gradient_checkpointing
