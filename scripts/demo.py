@@ -88,7 +88,7 @@ def build(base: str, work: Path) -> dict[str, Any]:
 
 def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
     """One engine, both adapters hot: a question in each language, then two about the handbook."""
-    from rag.answer import open_retriever
+    from rag.answer import open_retriever, passage_head
     from serve.engine import open_engine
 
     figures = []
@@ -107,7 +107,7 @@ def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
             finish = answer(engine, grounded.messages, grounded.citations)
             for number, (passage, quote) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), 1):
                 verb = "cited" if number in grounded.citations.cited else "given"
-                print(f"  {verb} [{number}] {passage.title} > {passage.heading}\n            “{quote}”")
+                print(f"  {verb} [{number}] {passage_head(passage)}\n            “{quote}”")
             figures.append((f"handbook in {LANGUAGES[lang]}", question, finish))
     return figures
 
