@@ -106,7 +106,8 @@ def test_neftune_changes_training_and_not_the_measuring(base: Path, data: Path, 
     for name, alpha in (("plain", 0.0), ("noisy", 10.0)):
         results.append(train_sft(asked(base, data, tmp_path / name, neftune=alpha, eval_every=0, max_steps=3)))
     assert not same(tmp_path / "plain", tmp_path / "noisy")
-    assert results[0].held_out_loss_before == results[1].held_out_loss_before
+    # Packed and padded rows go through other kernels.
+    assert results[0].held_out_loss_before == pytest.approx(results[1].held_out_loss_before, rel=1e-6)
     # What was measured in the run is what the saved adapter gives without any noise.
     again = train_sft(asked(base, data, tmp_path / "measured", neftune=10.0, eval_every=1, max_steps=3))
     assert again.held_out_loss_after <= results[1].held_out_loss_after
