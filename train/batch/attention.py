@@ -52,7 +52,11 @@ def _attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query: (1, heads, tokens, size); key and value: (1, key-value heads, tokens, size). As transformers asks."""
+    """query: (1, heads, tokens, size); key and value: (1, key-value heads, tokens, size). As transformers asks.
+
+    Always in float32: torch's kernel takes twice as long for a backward pass in bfloat16.
+    """
+    query, key, value = query.float(), key.float(), value.float()
     # Heads that share a key are (key-value heads, groups), their keys views of one: nothing is repeated in memory.
     groups = query.shape[1] // key.shape[1]
     query = query.view(key.shape[1], groups, *query.shape[2:])
@@ -62,36 +66,37 @@ def _attend(
     keys = dict(zip(starts, torch.split(key, sizes, dim=2), strict=True))
     values = dict(zip(starts, torch.split(value, sizes, dim=2), strict=True))
     outputs = []
-    masks = _masks(tuple(pieces), sliding_window, query.dtype)
+    masks = _masks(tuple(pieces), sliding_window)
     for piece, part, mask in zip(pieces, torch.split(query, sizes, dim=2), masks, strict=True):
         seen = [start for start, _ in piece.before] + [piece.start]
         k = torch.cat([keys[start] for start in seen], dim=2) if len(seen) > 1 else keys[piece.start]
         v = torch.cat([values[start] for start in seen], dim=2) if len(seen) > 1 else values[piece.start]
         k, v = k.expand(-1, groups, -1, -1), v.expand(-1, groups, -1, -1)
-        if softcap is None:
-            out = F.scaled_dot_product_attention(
-                part, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
-            )
-        else:
-            out = _capped(part, k, v, mask, softcap, scaling)
+        with torch.autocast("cpu", enabled=False):
+            if softcap is None:
+                out = F.scaled_dot_product_attention(
+                    part, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                )
+            else:
+                out = _capped(part, k, v, mask, softcap, scaling)
         outputs.append(out)
     return torch.cat(outputs, dim=2).flatten(0, 1).transpose(0, 1).contiguous()[None], None
 
 
 @lru_cache(maxsize=2)  # all layers of a pack use the same ones; some models have layers with a window and without
-def _masks(pieces: tuple[Piece, ...], window: int | None, dtype: torch.dtype) -> list[torch.Tensor | None]:
+def _masks(pieces: tuple[Piece, ...], window: int | None) -> list[torch.Tensor | None]:
     """What is added to the scores (queries, keys) of each piece; None: plain causal."""
     lengths = [(piece.end - piece.start, sum(end - start for start, end in piece.before)) for piece in pieces]
-    return [_mask(queries, before + queries, window, dtype) for queries, before in lengths]
+    return [_mask(queries, before + queries, window) for queries, before in lengths]
 
 
-def _mask(queries: int, keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+def _mask(queries: int, keys: int, window: int | None) -> torch.Tensor | None:
     """-inf where a query does not see a key, else 0; the last query stands at the last key."""
     if queries == keys and (window is None or keys <= window):
         return None
     distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None, :]
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    return torch.zeros(queries, keys, dtype=dtype).masked_fill_(hidden, float("-inf"))
+    return torch.zeros(queries, keys).masked_fill_(hidden, float("-inf"))
 
 
 def _capped(

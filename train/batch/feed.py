@@ -68,8 +68,8 @@ def settle_checkpointing(
 def computed_fast(model: Any, options: TrainOptions, dtype: torch.dtype) -> Iterator[None]:
     """While it lasts, the model computes as the options say: with fused layers, and on packs."""
     with ExitStack() as stack:
-        if options.fuse and dtype == torch.float32:
-            stack.enter_context(fused_layers(model))
+        if options.fuse:
+            stack.enter_context(fused_layers(model, dtype))
         if options.packs:
             stack.enter_context(packed_attention(model))
         yield

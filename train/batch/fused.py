@@ -18,26 +18,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.batch.layers import decoder_layers, with_forward
+from train.precision import precision
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
 _NORM_OFFSETS = (0.0, 1.0)  # Llama's RMSNorm multiplies by the weight, Gemma's by 1 + weight
 _SAMPLE_ROWS = 4
+_CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 _Forward = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def fused_layers(model: Any) -> Iterator[None]:
-    """While it lasts, the layers of a float32 model compute as described above; their weights stay where they are.
+def fused_layers(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """While it lasts, the layers of a model compute as described above; their weights stay where they are.
 
+    dtype: of matrix products and of the frozen weights (train.precision.store_frozen), float32 or bfloat16.
     To be entered before `packed_attention`, which narrows what it finds.
     """
     with ExitStack() as stack:
         for layer in decoder_layers(model):
             for module in layer.modules():
-                if forward := _norm(module) or _gated_network(module):
+                if forward := _norm(module) or _gated_network(module, dtype):
                     stack.enter_context(with_forward(module, forward))
                 for names in _TOGETHER:
-                    for one, forward in _together([getattr(module, name, None) for name in names]):
+                    for one, forward in _together([getattr(module, name, None) for name in names], dtype):
                         stack.enter_context(with_forward(one, forward))
         yield
 
@@ -59,13 +62,15 @@ class _Linears(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """x: (rows, in); weights: (out, in) each; scales: None where there is no adapter.
 
-        factors: A (rank, in) and B (out, rank) of each adapted layer in turn.
+        factors: A (rank, in) and B (out, rank) of each adapted layer in turn. All products are in the weights' dtype.
         """
         ctx.weights, ctx.scales = weights, scales
+        dtype = weights[0].dtype
+        x = x.to(dtype)
         outs = [F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
         if factors:
-            downs, ups = factors[::2], factors[1::2]
-            down = torch.cat(downs)
+            ups = [up.to(dtype) for up in factors[1::2]]
+            down = torch.cat(factors[::2]).to(dtype)
             small = x @ down.T
             adapted = [(out, scale) for out, scale in zip(outs, scales, strict=True) if scale is not None]
             for (out, scale), up, narrow in zip(adapted, ups, _split(small, ups), strict=True):
@@ -121,10 +126,10 @@ def _base(module: Any) -> Any:
     return getattr(module, "base_layer", module)
 
 
-def _is_linear(module: Any) -> bool:
-    """Whether it is a frozen nn.Linear in float32, or one with PEFT's plain LoRA without dropout."""
+def _is_linear(module: Any, dtype: torch.dtype) -> bool:
+    """Whether it is a frozen nn.Linear in the dtype, or one with PEFT's plain LoRA without dropout."""
     base = _base(module)
-    if type(base) is not torch.nn.Linear or base.weight.requires_grad or base.weight.dtype != torch.float32:
+    if type(base) is not torch.nn.Linear or base.weight.requires_grad or base.weight.dtype != dtype:
         return False
     if base is module:
         return True
@@ -137,9 +142,9 @@ def _is_linear(module: Any) -> bool:
     return plain and not module.fan_in_fan_out and module.lora_B[name].bias is None
 
 
-def _together(modules: Sequence[Any]) -> Iterator[tuple[Any, _Forward]]:
+def _together(modules: Sequence[Any], dtype: torch.dtype) -> Iterator[tuple[Any, _Forward]]:
     """(module, forward) of linear layers that get the same input: the first one called computes for all."""
-    if not all(map(_is_linear, modules)):
+    if not all(_is_linear(module, dtype) for module in modules):
         return
     waiting: dict[int, Any] = {}  # outputs by the place of their module, with the input they are of at -1
 
@@ -183,11 +188,11 @@ _ACTIVATIONS: dict[str, tuple[_Forward, Callable[[Tensor, Tensor], Tensor]]] = {
 }
 
 
-def _gated_network(module: Any) -> _Forward | None:
+def _gated_network(module: Any, dtype: torch.dtype) -> _Forward | None:
     """The forward function of down(activation(gate(x)) * up(x)), None for another module."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     kind = _activation(getattr(module, "act_fn", None))
-    if kind is None or not all(map(_is_linear, parts)):
+    if kind is None or not all(_is_linear(part, dtype) for part in parts):
         return None
     gated: Any = _Gated.apply
 
@@ -195,7 +200,8 @@ def _gated_network(module: Any) -> _Forward | None:
         (out,) = _linears(parts[2:], gated(*_linears(parts[:2], x), kind))
         return out
 
-    return forward if _equal(module, forward, _base(parts[0]).in_features) else None
+    with precision(dtype):
+        return forward if _equal(module, forward, _base(parts[0]).in_features) else None
 
 
 def _activation(function: Any) -> str | None:
@@ -216,16 +222,16 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return (x * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         x, weight, scale = ctx.saved_tensors
-        back = grad * weight
+        x, back = x.float(), grad * weight
         along = torch.linalg.vecdot(back, x)[..., None].mul_(scale.square()).div_(-x.shape[-1])
         return back.addcmul_(x, along).mul_(scale), None, None
 
@@ -250,5 +256,5 @@ def _equal(module: Any, forward: _Forward, size: int) -> bool:
     x = 2.0 * torch.randn(_SAMPLE_ROWS, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted: Tensor = module(x)
-        tolerance = 1e-5 * float(wanted.abs().max())
-        return torch.allclose(forward(x), wanted, rtol=1e-4, atol=tolerance)
+        close = _CLOSE[wanted.dtype]
+        return torch.allclose(forward(x), wanted, rtol=close, atol=0.1 * close * float(wanted.abs().max()))
