@@ -21,7 +21,7 @@ from train.data.masks import IGNORE, Encoded, Encoder
 from train.evaluate import held_out_loss
 from train.lora import train_sft
 from train.peft_adapter import add_adapter
-from train.precision import choose_dtype, precision, store_frozen
+from train.precision import choose_dtype, in_float32, precision, store_frozen
 from train.schedule import decayed
 
 __all__ = ["checkpoints"]  # a fixture
@@ -90,7 +90,7 @@ def test_held_out_loss_is_weighted_by_tokens_and_apart_by_language(checkpoints: 
     model = load_model(checkpoints["llama"]).eval()
     items, _ = batch_of(checkpoints["llama"])
     items[1] = dataclasses.replace(items[1], example=dataclasses.replace(items[1].example, lang="ja"))
-    sums = held_out_loss(model, items, lambda some: pad(some, 0), torch.float32)
+    sums = held_out_loss(model, items, lambda some: pad(some, 0))
     assert sums["ja"].loss == pytest.approx(float(model(**pad(items[1:2], 0)).loss), abs=1e-5)
     assert sums["en"].tokens == items[0].supervised + items[2].supervised
     assert [len(group) for group in by_length(items, 1)] == [1, 1, 1]
@@ -140,6 +140,18 @@ def test_bfloat16_products_change_the_loss_little_and_storing_weights_so_changes
         store_frozen(model, torch.bfloat16)
         stored = float(supervised_loss(model, batch)[0])
     assert rounded == pytest.approx(exact, rel=0.02) and stored == pytest.approx(rounded, rel=1e-6)
+    weights = {name: weight.clone() for name, weight in model.named_parameters()}
+    with precision(torch.bfloat16), in_float32(model):
+        measured = float(supervised_loss(model, batch)[0])
+    # Only the weights are rounded there, as they are in a model whose weights were rounded in float32.
+    reference = load_model(checkpoints[family]).eval()
+    tied = reference.get_input_embeddings().weight
+    for module in reference.modules():
+        if type(module) is torch.nn.Linear and module.weight is not tied:
+            for parameter in module.parameters():
+                parameter.data = parameter.data.bfloat16().float()
+    assert measured == pytest.approx(float(supervised_loss(reference, batch)[0]), rel=1e-6)
+    assert all(weight.equal(weights[name]) for name, weight in model.named_parameters())
 
 
 def test_the_learning_rate_falls_to_a_tenth() -> None:

@@ -32,7 +32,7 @@ from train.evaluate import held_out_batches
 from train.fit import total_steps
 from train.memory import Memory, available_bytes, peak_rss_mb, predict, resident_bytes, saved_for_backward
 from train.peft_adapter import add_adapter
-from train.precision import choose_dtype, precision, store_frozen, use_cores
+from train.precision import choose_dtype, in_float32, precision, store_frozen, use_cores
 
 # Steps that are timed, at even distances through the batches sorted by cost, after one that warms up.
 _TIMED = 3
@@ -85,7 +85,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Speed:
-    """Seconds for a multiplication in training and in a forward pass, and how many a token asks for.
+    """Seconds for a multiplication in training, in its forward pass and in measuring a loss; how many a token asks for.
 
     per_row: of a computed token, in the layers that are run; per_label: of a supervised one, in the head.
     """
@@ -94,6 +94,7 @@ class _Speed:
     per_label: int
     training: float = 0.0
     forward: float = 0.0
+    measuring: float = 0.0
 
     def cost(self, rows: int, labels: int) -> int:
         return rows * self.per_row + labels * self.per_label
@@ -142,7 +143,7 @@ def estimate(options: TrainOptions, prepared: Prepared) -> Estimate:
             use_gradient_checkpointing(model)
         batches = list(_spread(plan, train, seen, collate))
         speed = _timed(model, batches, _speed(model, options), dtype)
-        held_s = speed.forward * sum(map(speed.of_batch, map(collate, held_out_batches(prepared.held_out))))
+        held_s = speed.measuring * sum(map(speed.of_batch, map(collate, held_out_batches(prepared.held_out))))
     memory = thrifty if thrift else plain
     measured = _Measured(dtype, thrift, memory, thrifty, free, loaded_s, held_s, speed)
     return _figures(options, prepared, plan, model, batches, measured)
@@ -231,7 +232,7 @@ def _timed(model: Any, batches: Sequence[Batch], speed: _Speed, dtype: torch.dty
     chosen = [order[(2 * n + 1) * len(order) // (2 * _TIMED)] for n in range(_TIMED)]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     whole = forward = 0.0
-    with progress("timing", total=_TIMED + 1, unit="steps") as show:
+    with progress("timing", total=_TIMED + 2, unit="steps") as show:
         for number, batch in enumerate([chosen[0], *chosen]):
             started = time.monotonic()
             with precision(dtype):
@@ -243,8 +244,14 @@ def _timed(model: Any, batches: Sequence[Batch], speed: _Speed, dtype: torch.dty
             if number:  # the first one warms up
                 whole, forward = whole + time.monotonic() - started, forward + half - started
             show(number + 1)
+        middle = chosen[_TIMED // 2]
+        started = time.monotonic()
+        with torch.no_grad(), in_float32(model):
+            supervised_loss(model, middle)
+        measuring = time.monotonic() - started
+        show(_TIMED + 2)
     cost = sum(map(speed.of_batch, chosen))
-    return _Speed(speed.per_row, speed.per_label, whole / cost, forward / cost)
+    return _Speed(speed.per_row, speed.per_label, whole / cost, forward / cost, measuring / speed.of_batch(middle))
 
 
 def _mb(amount: float) -> float:

@@ -82,20 +82,23 @@ def held_out_batches(items: Sequence[Encoded]) -> Iterator[list[Encoded]]:
         yield from by_length(by_language[lang], _BATCH_TOKENS)
 
 
-def held_out_loss(model: Any, items: Sequence[Encoded], collate: Collate, dtype: Any) -> dict[str, LossSum]:
-    """Token-weighted loss over the supervised tokens of `items`, by language; `collate` makes batches of them."""
+def held_out_loss(model: Any, items: Sequence[Encoded], collate: Collate) -> dict[str, LossSum]:
+    """Token-weighted loss over the supervised tokens of `items`, by language; `collate` makes batches of them.
+
+    Always in float32, in which the adapter is merged and compared with others.
+    """
     import torch
 
     from train.batch.loss import supervised_loss
-    from train.precision import precision
+    from train.precision import in_float32
 
     model.eval()
     sums: dict[str, LossSum] = defaultdict(lambda: LossSum(0.0, 0))
     done = 0
-    with progress("held-out loss", total=len(items), unit="examples") as show, torch.no_grad():
+    shown = progress("held-out loss", total=len(items), unit="examples")
+    with shown as show, torch.no_grad(), in_float32(model):
         for batch in held_out_batches(items):
-            with precision(dtype):
-                total, count = supervised_loss(model, collate(batch))
+            total, count = supervised_loss(model, collate(batch))
             sums[batch[0].example.lang] += LossSum(float(total), count)
             done += len(batch)
             show(done)

@@ -124,7 +124,7 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
         with feed(model, options, (prepared.train, prepared.held_out), pad_id=pad_id, dtype=dtype) as collate:
 
             def measure() -> Sums:
-                return _measure(model, prepared.held_out, collate, dtype)
+                return _measure(model, prepared.held_out, collate)
 
             plan = plan_of(options, prepared)
             settle_checkpointing(model, options, plan, prepared.train, collate, dtype)
@@ -139,11 +139,11 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
     return result
 
 
-def _measure(model: Any, held_out: Sequence[Encoded], collate: Collate, dtype: Any) -> Sums:
+def _measure(model: Any, held_out: Sequence[Encoded], collate: Collate) -> Sums:
     """The held-out sums by language; every process measures its share."""
     share = held_out[ranks.rank() :: ranks.world()]
     whole: dict[str, LossSum] = {}
-    for part in ranks.gathered(held_out_loss(model, share, collate, dtype)):
+    for part in ranks.gathered(held_out_loss(model, share, collate)):
         for lang, one in part.items():
             whole[lang] = whole.get(lang, LossSum(0.0, 0)) + one
     return {lang: (one.nats, one.tokens) for lang, one in sorted(whole.items())}

@@ -6,11 +6,13 @@ It knows nothing of data or training.
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from slm.heap import give_back
 from slm.llama import physical_cores
 from train.batch.layers import causal_model
 
@@ -64,13 +66,43 @@ def store_frozen(model: Any, dtype: torch.dtype) -> None:
     """
     if dtype == torch.float32:
         return
-    causal = causal_model(model)
-    embedding = causal.get_input_embeddings()
-    for module in causal.modules():
-        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
-            if module.weight is embedding.weight:
-                module.frozen_weight = module.weight.detach().to(dtype)
-            else:
-                module.weight.data = module.weight.data.to(dtype)
-                if module.bias is not None:
-                    module.bias.data = module.bias.data.to(dtype)
+    tied = causal_model(model).get_input_embeddings().weight
+    for module in _frozen_linears(model):
+        if module.weight is tied:
+            module.frozen_weight = module.weight.detach().to(dtype)
+        else:
+            _cast(module, dtype)
+    give_back()
+
+
+@contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """While it lasts, frozen weights that `store_frozen` rounded are float32, and so are all products.
+
+    For measuring: a trained model loses from 0.1 to 0.2 % by products in bfloat16, which its adapter does not.
+    """
+    rounded = [module for module in _frozen_linears(model) if module.weight.dtype != torch.float32]
+    dtypes = [module.weight.dtype for module in rounded]
+    if rounded:
+        give_back()  # what steps have used, before more is taken
+    for module in rounded:
+        _cast(module, torch.float32)
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        for module, dtype in zip(rounded, dtypes, strict=True):  # back without a change: the values are rounded ones
+            _cast(module, dtype)
+        if rounded:
+            give_back()
+
+
+def _frozen_linears(model: Any) -> list[Any]:
+    modules = causal_model(model).modules()
+    return [module for module in modules if type(module) is torch.nn.Linear and not module.weight.requires_grad]
+
+
+def _cast(module: Any, dtype: torch.dtype) -> None:
+    module.weight.data = module.weight.data.to(dtype)
+    if module.bias is not None:
+        module.bias.data = module.bias.data.to(dtype)

@@ -125,10 +125,11 @@ def head_loss(causal: Any, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.
     head = causal.get_output_embeddings()
     softcap = getattr(causal.config, "final_logit_softcapping", None)
     if type(head) is torch.nn.Linear and not head.weight.requires_grad:
+        weight = head.weight
         if torch.is_autocast_enabled("cpu"):
             hidden = hidden.to(torch.get_autocast_dtype("cpu"))
+            weight = getattr(head, "frozen_weight", weight)
         apply: Any = _FrozenHeadCrossEntropy.apply
-        weight = getattr(head, "frozen_weight", head.weight)
         total: torch.Tensor = apply(hidden, weight, head.bias, wanted, softcap)
         return total
     logits = head(hidden).float()  # the head itself is trained

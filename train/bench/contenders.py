@@ -67,12 +67,10 @@ def run(name: str, plan: Plan) -> dict[str, Any]:
 
 
 def _loss(model: Any, held_out: Sequence[Encoded], pad_id: int) -> float:
-    import torch
-
     from train.batch.batches import pad
     from train.evaluate import held_out_loss, total
 
-    return total(held_out_loss(model, held_out, partial(pad, pad_id=pad_id), torch.float32)).loss
+    return total(held_out_loss(model, held_out, partial(pad, pad_id=pad_id))).loss
 
 
 def _ours(plan: Plan, *, top_layers: int) -> dict[str, Any]:
