@@ -20,7 +20,7 @@ from torch import Tensor
 from train.batch.layers import decoder_layers, with_forward
 from train.precision import precision
 
-_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
 _NORM_OFFSETS = (0.0, 1.0)  # Llama's RMSNorm multiplies by the weight, Gemma's by 1 + weight
 _SAMPLE_ROWS = 4
 _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
@@ -37,12 +37,21 @@ def fused_layers(model: Any, dtype: torch.dtype) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in decoder_layers(model):
             for module in layer.modules():
-                if forward := _norm(module) or _gated_network(module, dtype):
-                    stack.enter_context(with_forward(module, forward))
-                for names in _TOGETHER:
-                    for one, forward in _together([getattr(module, name, None) for name in names], dtype):
-                        stack.enter_context(with_forward(one, forward))
+                for part, forward in _replaced(module, dtype):
+                    stack.enter_context(with_forward(part, forward))
         yield
+
+
+def _replaced(module: Any, dtype: torch.dtype) -> Iterator[tuple[Any, _Forward]]:
+    """What of a module and of its direct parts is computed otherwise, and how."""
+    if forward := _norm(module) or _gated_network(module, dtype):
+        yield module, forward
+    for names in _SAME_INPUT:
+        parts = [getattr(module, name, None) for name in names]
+        if all(_is_linear(part, dtype) for part in parts):
+            together = _Together(parts)
+            for place, part in enumerate(parts):
+                yield part, partial(together.forward, place)
 
 
 # Linear layers
@@ -142,23 +151,22 @@ def _is_linear(module: Any, dtype: torch.dtype) -> bool:
     return plain and not module.fan_in_fan_out and module.lora_B[name].bias is None
 
 
-def _together(modules: Sequence[Any], dtype: torch.dtype) -> Iterator[tuple[Any, _Forward]]:
-    """(module, forward) of linear layers that get the same input: the first one called computes for all."""
-    if not all(_is_linear(module, dtype) for module in modules):
-        return
-    waiting: dict[int, Any] = {}  # outputs by the place of their module, with the input they are of at -1
+class _Together:
+    """Linear layers that get the same input: the first one called computes for all, the others take theirs."""
 
-    def forward(place: int, x: Tensor) -> Tensor:
-        if waiting.get(-1) is not x or place not in waiting:
-            waiting.update(enumerate(_linears(modules, x)))
-            waiting[-1] = x
-        out: Tensor = waiting.pop(place)
-        if len(waiting) == 1:
-            waiting.clear()
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self._modules = modules
+        self._input: Tensor | None = None
+        self._waiting: dict[int, Tensor] = {}  # outputs of this input by the place of their module
+
+    def forward(self, place: int, x: Tensor) -> Tensor:
+        """The output of one of them."""
+        if x is not self._input or place not in self._waiting:
+            self._input, self._waiting = x, dict(enumerate(_linears(self._modules, x)))
+        out = self._waiting.pop(place)
+        if not self._waiting:
+            self._input = None
         return out
-
-    for place, module in enumerate(modules):
-        yield module, partial(forward, place)
 
 
 # The gated feed-forward network
