@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from convert.vocabulary.proof import MIXED_LINES, differences, special_lines
 from slm.artifacts import read_manifest
 from slm.errors import DamagedFileError, InputError
+from slm.joints import Joints
 from slm.prompt import named_template
 from train.checkpoint import load_tokenizer
+from train.scratch.cli import compared
 from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
 from train.tokenizer.corpus import Passage, is_held_out, passages
 from train.tokenizer.learn import (
@@ -171,6 +173,16 @@ def test_the_command_reports_each_language_beside_others(folder: Path, tmp_path:
         held = [p.text for p in passages({lang: TEXTS[lang]}) if is_held_out(p.text, 0.1, 0)]
         assert report["tokenizers"]["new"]["by_language"][lang] == text_figures(made, lang, held).as_json()
     assert read_manifest(out)["shares"] == report["shares"]
+
+
+def test_without_a_choice_the_known_tokenizers_that_are_here_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joints = Joints(checkpoint_of=Path)
+    monkeypatch.setattr("slm.catalog.find_pulled", lambda name: name if name.startswith("gemma") else None)
+    assert list(compared(joints, ())) == ["gemma-3-270m"]
+    assert "slm pull smollm2-135m-instruct" in capsys.readouterr().err
+    assert compared(joints, ("some/folder",)) == {"folder": Path("some/folder")}
 
 
 @pytest.mark.parametrize(

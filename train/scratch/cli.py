@@ -18,6 +18,7 @@ from train.scratch.sizes import SIZES
 if TYPE_CHECKING:
     from train.tokenizer.learn import Trained
 
+_KNOWN = ("smollm2-135m-instruct", "gemma-3-270m")  # one tokenizer made for English, one for all languages
 _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fields__.items()}
 
 
@@ -32,20 +33,27 @@ _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fi
     "--parallel", multiple=True, metavar="LANG=FILE", help="Translations line by line, one file each of two languages."
 )
 @click.option("--balance", is_flag=True, help="Search for shares that give --parallel equally many tokens.")
-@click.option("--beside", multiple=True, type=PATH, help="Tokenizer folder to compare with; repeatable.")
+@click.option(
+    "--beside",
+    multiple=True,
+    help=f"Folder or model to compare with; repeatable.  [default: {' and '.join(_KNOWN)}, if pulled]",
+)
 @click.option("--eval-fraction", default=0.02, show_default=True, help="Share of the text held out for the figures.")
 @click.option("--coverage", default=0.9995, show_default=True, help="Share of characters that are pieces, not bytes.")
 @click.option("--sample-mb", default=10.0, show_default=True, help="Text to learn from at most, in MB.")
 @click.option("--seed", default=0, show_default=True, help="Of the sampling and the held-out text.")
 @JSON
+@pass_joints
 def tokenizer(
+    joints: Joints,
+    /,
     texts: tuple[str, ...],
     vocab_size: int,
     output: Path,
     temperature: float,
     parallel: tuple[str, ...],
     balance: bool,
-    beside: tuple[Path, ...],
+    beside: tuple[str, ...],
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -73,10 +81,11 @@ def tokenizer(
         **values,
     )
     lines = read_parallel(options.parallel) if options.parallel else None
+    others = compared(joints, beside)
     with new_folder(output, "tokenizer") as (folder, manifest):
         trained = train(options, lines if balance else None)
         made = write_tokenizer(trained.model, folder)
-        figures = report(made, options, beside, lines)
+        figures = report(made, options, others, lines)
         manifest.update(
             shares=trained.shares,
             text=[
@@ -89,6 +98,19 @@ def tokenizer(
     _show_tokenizer(output, trained, figures, as_json=as_json)
 
 
+def compared(joints: Joints, wanted: tuple[str, ...]) -> dict[str, Path]:
+    """Folders of tokenizers by the name to show: those asked for, else the known ones that are here."""
+    if wanted:
+        return {Path(name).name: joints.checkpoint_of(name) for name in wanted}
+    from slm.catalog import find_pulled
+    from slm.console import note
+
+    missing = [name for name in _KNOWN if find_pulled(name) is None]
+    if missing:
+        note(f"to be compared with known tokenizers as well: slm pull {missing[0]}")
+    return {name: joints.checkpoint_of(name) for name in _KNOWN if name not in missing}
+
+
 def _show_tokenizer(output: Path, trained: Trained, figures: dict[str, Any], *, as_json: bool) -> None:
     from slm.console import emit_json, note, out
 
@@ -97,8 +119,8 @@ def _show_tokenizer(output: Path, trained: Trained, figures: dict[str, Any], *, 
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("tokenizer", "lang", "bytes/token", "char/token", "fertility", "unknown", "partial", "tok/sentence"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name in ("tokenizer", "lang", "B/token", "chars/tok", "fertility", "unknown", "partial", "tok/sent"):
         table.add_column(name, justify="left" if name in ("tokenizer", "lang") else "right")
     for name, one in figures["tokenizers"].items():
         for lang, value in one["by_language"].items():

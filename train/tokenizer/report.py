@@ -98,9 +98,9 @@ def parallel_tokens(tokenizer: Any, parallel: Mapping[str, Sequence[str]]) -> di
 
 
 def report(
-    tokenizer: Any, options: TokenizerOptions, beside: Sequence[Path], parallel: Mapping[str, Sequence[str]] | None
+    tokenizer: Any, options: TokenizerOptions, beside: Mapping[str, Path], parallel: Mapping[str, Sequence[str]] | None
 ) -> dict[str, Any]:
-    """The figures of a new tokenizer on its held-out text and on parallel text, beside those of other folders.
+    """The figures of a new tokenizer on its held-out text and on parallel text, beside those of other folders by name.
 
     {"tokenizers": {name: {"vocabulary", "by_language": {lang: figures}, "tokens_per_parallel_sentence": {lang: n}}}}
     """
@@ -127,7 +127,7 @@ def report(
     return {"tokenizers": result, "held_out_characters": sizes}
 
 
-def _all(tokenizer: Any, output: Path, beside: Sequence[Path]) -> Iterable[tuple[str, Any]]:
+def _all(tokenizer: Any, output: Path, beside: Mapping[str, Path]) -> Iterable[tuple[str, Any]]:
     yield output.name, tokenizer
-    for folder in beside:
-        yield folder.name, load_tokenizer(folder)
+    for name, folder in beside.items():
+        yield name, load_tokenizer(folder)
