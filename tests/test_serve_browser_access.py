@@ -41,6 +41,7 @@ def full_page(visit: Open, script: Script, **options: Any) -> Any:
     """The page with a rich answer, sources and an error."""
     script.retrieval, script.citations, script.pieces = True, PASSAGES, [RICH]
     page = visit(**options)
+    page.wait_for_selector("#rag")  # shown when the server has said that it has documents; force does not wait for it
     page.check("#rag", force=True)
     send(page)
     answered(page)
