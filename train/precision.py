@@ -81,17 +81,17 @@ def in_float32(model: Any) -> Iterator[None]:
 
     For measuring: a trained model loses from 0.1 to 0.2 % by products in bfloat16, which its adapter does not.
     """
-    rounded = [module for module in _frozen_linears(model) if module.weight.dtype != torch.float32]
-    dtypes = [module.weight.dtype for module in rounded]
+    linears = _frozen_linears(model)
+    rounded = [(module, module.weight.dtype) for module in linears if module.weight.dtype != torch.float32]
     if rounded:
         give_back()  # what steps have used, before more is taken
-    for module in rounded:
+    for module, _ in rounded:
         _cast(module, torch.float32)
     try:
         with torch.autocast("cpu", enabled=False):
             yield
     finally:
-        for module, dtype in zip(rounded, dtypes, strict=True):  # back without a change: the values are rounded ones
+        for module, dtype in rounded:  # back without a change: the values are rounded ones
             _cast(module, dtype)
         if rounded:
             give_back()

@@ -67,19 +67,19 @@ def _attend(
     values = dict(zip(starts, torch.split(value, sizes, dim=2), strict=True))
     outputs = []
     masks = _masks(tuple(pieces), sliding_window)
-    for piece, part, mask in zip(pieces, torch.split(query, sizes, dim=2), masks, strict=True):
-        seen = [start for start, _ in piece.before] + [piece.start]
-        k = torch.cat([keys[start] for start in seen], dim=2) if len(seen) > 1 else keys[piece.start]
-        v = torch.cat([values[start] for start in seen], dim=2) if len(seen) > 1 else values[piece.start]
-        k, v = k.expand(-1, groups, -1, -1), v.expand(-1, groups, -1, -1)
-        with torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", enabled=False):
+        for piece, part, mask in zip(pieces, torch.split(query, sizes, dim=2), masks, strict=True):
+            seen = [start for start, _ in piece.before] + [piece.start]
+            k = torch.cat([keys[start] for start in seen], dim=2) if len(seen) > 1 else keys[piece.start]
+            v = torch.cat([values[start] for start in seen], dim=2) if len(seen) > 1 else values[piece.start]
+            k, v = k.expand(-1, groups, -1, -1), v.expand(-1, groups, -1, -1)
             if softcap is None:
                 out = F.scaled_dot_product_attention(
                     part, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
                 )
             else:
                 out = _capped(part, k, v, mask, softcap, scaling)
-        outputs.append(out)
+            outputs.append(out)
     return torch.cat(outputs, dim=2).flatten(0, 1).transpose(0, 1).contiguous()[None], None
 
 
