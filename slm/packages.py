@@ -15,7 +15,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -80,13 +80,13 @@ def _wheel_members(stack: ExitStack, wheel: Path) -> dict[str, Member]:
     return members
 
 
-def _folder_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below; pip may remove its own temporary files and folders meanwhile: they count as gone."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip removes its own temporary files meanwhile
-            continue
+    for parent, _, names in os.walk(folder):  # os.walk leaves out a folder that cannot be listed any more
+        for name in names:
+            with suppress(OSError):
+                total += (Path(parent) / name).stat().st_size
     return total
 
 
@@ -105,9 +105,9 @@ def _pip_download(requirements: list[str], folder: Path, size_bytes: int) -> lis
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             while process.poll() is None:
-                done(min(size_bytes, _folder_bytes(folder)) / 1e6)
+                done(min(size_bytes, folder_bytes(folder)) / 1e6)
                 time.sleep(_POLL_S)
-            done(_folder_bytes(target) / 1e6)
+            done(folder_bytes(target) / 1e6)
         finally:
             if process.poll() is None:
                 process.kill()

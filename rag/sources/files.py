@@ -7,8 +7,9 @@ are dropped, links and images leave their words.
 from __future__ import annotations
 
 import codecs
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ _SAMPLE_BYTES = 8192
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that gave no document, and why in words."""
+    """A file that gave no document or a folder that could not be listed, and why in words."""
 
     path: Path
     reason: str
@@ -47,29 +48,35 @@ class Skipped:
 
 @dataclass
 class Reading:
-    """What a set of paths gave: documents, files that could not be read, and ignored site files by number."""
+    """What a set of paths gave: documents, and files and folders that could not be read."""
 
     documents: list[Document] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def find_files(paths: Sequence[Path | str]) -> list[Path]:
+def find_files(paths: Sequence[Path | str], on_error: Callable[[OSError], None] = lambda _: None) -> list[Path]:
     """The files of these files and folders, sorted, each once; hidden files and folders are left out.
 
-    Raises MissingFileError.
+    `on_error` is told of folders that cannot be listed. Raises MissingFileError.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_file():
             found[path.resolve()] = None
         elif path.is_dir():
-            for file in sorted(path.rglob("*")):
-                hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-                if file.is_file() and not hidden and file.suffix.lower() not in _SITE_FILES:
+            for file in sorted(_files_below(path, on_error)):
+                if file.is_file() and file.suffix.lower() not in _SITE_FILES:
                     found[file.resolve()] = None
         else:
             raise MissingFileError(f"there is no file or folder '{path}'")
     return list(found)
+
+
+def _files_below(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    """Unhidden names below a folder; one that is removed meanwhile does not stop the walk."""
+    for parent, folders, names in os.walk(folder, onerror=on_error):
+        folders[:] = (name for name in folders if not name.startswith("."))
+        yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
 def read_files(paths: Sequence[Path | str], on_file: Callable[[int], None] = lambda _: None) -> Reading:
@@ -77,8 +84,12 @@ def read_files(paths: Sequence[Path | str], on_file: Callable[[int], None] = lam
 
     Raises MissingFileError for a path that is not there, InputError when no document at all came out.
     """
-    files = find_files(paths)
     reading = Reading()
+
+    def unlisted(error: OSError) -> None:
+        reading.skipped.append(Skipped(Path(error.filename), error.strerror or str(error)))
+
+    files = find_files(paths, unlisted)
     for number, path in enumerate(files, start=1):
         try:
             reading.documents.append(read_file(path))
