@@ -9,9 +9,6 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-LLAMA := llama-cpp-python==$(shell sed -n 's/^llama[-_]cpp[-_]python==//p' constraints.txt)
-# Only llama.cpp's library is built: no multimodal part, no tools, no common code.
-LLAMA_CMAKE := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scripts/llama_only.cmake
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
@@ -64,14 +61,9 @@ format: .venv/installed
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/llama: .venv/python constraints.txt scripts/llama_only.cmake
-	@echo "[2/3] building llama.cpp from source ($(LLAMA)): 2 to 4 minutes on 2 cores the first time, seconds when pip has it cached"
-	@start=$$(date +%s); \
-	( while sleep 15; do echo "      still building, $$(( $$(date +%s) - start )) s"; done ) & ticker=$$!; \
-	CMAKE_ARGS="$(LLAMA_CMAKE) $(CMAKE_ARGS)" SKBUILD_BUILD_TARGETS=llama \
-	  $(PIP) install -q -c constraints.txt $(LLAMA); code=$$?; \
-	kill $$ticker; [ $$code -eq 0 ] || exit $$code; \
-	echo "      done in $$(( $$(date +%s) - start )) s"
+.venv/llama: .venv/python constraints.txt scripts/build_llama.py scripts/llama.cmake
+	@echo "[2/3] building llama.cpp from source for this processor: 2 to 4 minutes on 2 cores the first time, seconds afterwards"
+	@CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python scripts/build_llama.py
 	@touch $@
 
 .venv/browser: .venv/installed

@@ -83,14 +83,19 @@ def _package_checks() -> list[Check]:
     return checks
 
 
-def _llama_check() -> Check:
-    try:
-        from slm.llama import library
+def _llama_checks() -> list[Check]:
+    from slm.llama import fetches_ahead, library
 
+    try:
         library()
     except (ImportError, OSError, RuntimeError) as error:
-        return Check("llama.cpp loads", False, str(error), "Reinstall llama-cpp-python with a C++ compiler present.")
-    return Check("llama.cpp loads", True, "yes")
+        fix = "Reinstall llama-cpp-python with a C++ compiler present."
+        return [Check("llama.cpp loads", False, str(error), fix)]
+    checks = [Check("llama.cpp loads", True, "yes")]
+    if platform.machine() in ("x86_64", "AMD64"):
+        slower = "as released; several requests at once are answered faster after: python scripts/build_llama.py"
+        checks.append(Check("llama.cpp kernels", None, "weights fetched ahead" if fetches_ahead() else slower))
+    return checks
 
 
 def examine() -> list[Check]:
@@ -104,7 +109,7 @@ def examine() -> list[Check]:
         Check("cores", None, f"{physical_cores()} physical"),
         Check("instruction sets", None, ", ".join(cpu_flags()) or "unknown"),
         *_package_checks(),
-        _llama_check(),
+        *_llama_checks(),
     ]
     if any(check.name == "torch" and check.ok for check in checks):
         speed = matmul_gflops()
@@ -139,9 +144,9 @@ def doctor(as_json: bool) -> None:
 
         out = console.out()
         for check in checks:
-            mark = {True: "[green]ok[/]", False: "[red]fault[/]", None: "  "}[check.ok]
-            out.print(f"{mark:<16}{check.name:<32}{escape(check.found)}", soft_wrap=True)
+            mark = {True: "[green]ok[/]   ", False: "[red]fault[/]", None: "     "}[check.ok]
+            out.print(f"{mark} {check.name:<32}{escape(check.found)}", soft_wrap=True)
             if check.ok is False:
-                out.print(f"        -> {escape(check.fix)}", soft_wrap=True)
+                out.print(f"      -> {escape(check.fix)}", soft_wrap=True)
     if any(check.ok is False for check in checks):
         raise click.exceptions.Exit(1)

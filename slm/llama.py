@@ -39,6 +39,11 @@ def library() -> Any:
     return lib
 
 
+def fetches_ahead() -> bool:
+    """Whether llama.cpp was built with scripts/llama.cmake for x86: its kernels fetch their weights ahead."""
+    return hasattr(library()._lib, "slm_fetches_ahead")
+
+
 def physical_cores() -> int:
     """Cores without hyper-threads, as far as the system tells and this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

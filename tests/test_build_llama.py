@@ -1,0 +1,97 @@
+"""How llama.cpp comes to this machine: scripts/build_llama.py, its pip writing a file where the real one builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from slm.llama import fetches_ahead
+from tests.tiny_training import ROOT
+
+WHAT = "llama-cpp-python==1.2.3"
+
+
+@pytest.fixture
+def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module, with its cache in a folder of the test's."""
+    spec = importlib.util.spec_from_file_location("build_llama", ROOT / "scripts/build_llama.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    return module
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What pip was asked for; `pip wheel` leaves a wheel."""
+    seen: list[list[str]] = []
+
+    def run(command: list[str], *, check: bool, env: dict[str, str] | None = None) -> None:
+        assert check
+        seen.append(command)
+        if "wheel" in command:
+            assert env and env["SKBUILD_BUILD_TARGETS"] == "llama" and "scripts/llama.cmake" in env["CMAKE_ARGS"]
+            Path(command[command.index("-w") + 1], "llama-1.whl").write_bytes(b"")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return seen
+
+
+def test_the_wheel_is_built_once_and_installed_in_place_of_another(
+    builder: ModuleType, calls: list[list[str]], tmp_path: Path
+) -> None:
+    assert builder.main() == 0
+    assert [("wheel" in call, "--force-reinstall" in call) for call in calls] == [(1, 0), (0, 1), (0, 0)]
+    (wheel,) = tmp_path.rglob("*.whl")
+    assert all(str(wheel) in call for call in calls[1:])
+    assert builder.main() == 0
+    assert sum("wheel" in call for call in calls) == 1
+
+
+def test_whatever_shapes_the_build_has_a_wheel_of_its_own(
+    builder: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    folders = [builder.wheel_folder(WHAT, environment), builder.wheel_folder("llama-cpp-python==1.2.4", environment)]
+    folders.append(builder.wheel_folder(WHAT, {**environment, "CMAKE_ARGS": "-DSLM_FETCH_AHEAD=OFF"}))
+    monkeypatch.setattr(builder, "processor", lambda: "x86_64 sse2")
+    folders.append(builder.wheel_folder(WHAT, environment))
+    changed = tmp_path / "llama.cmake"
+    changed.write_text("# another")
+    monkeypatch.setattr(builder, "CMAKE_FILE", changed)
+    folders.append(builder.wheel_folder(WHAT, environment))
+    assert len(set(folders)) == len(folders)
+    assert all(folder.parent == tmp_path / "slm-cpu" for folder in folders)
+
+
+def test_a_build_that_fails_leaves_nothing_and_says_so(
+    builder: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(command: list[str], **_: object) -> None:
+        Path(command[command.index("-w") + 1], "half").write_bytes(b"")
+        raise subprocess.CalledProcessError(7, command)
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    assert builder.main() == 7
+    assert list((tmp_path / "slm-cpu").iterdir()) == []
+    assert "could not be built" in capsys.readouterr().err
+
+
+def test_the_pinned_version_is_found(builder: ModuleType) -> None:
+    assert builder.requirement("numpy==2\nllama_cpp_python==0.3.36\n") == "llama_cpp_python==0.3.36"
+    with pytest.raises(SystemExit, match="pins no llama-cpp-python"):
+        builder.requirement("numpy==2\n")
+
+
+def test_this_environments_llama_cpp_was_built_so() -> None:
+    """Every edit of scripts/llama.cmake found its place: else the build would have stopped before this name's."""
+    if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
+        assert fetches_ahead(), "this llama.cpp was installed otherwise: python scripts/build_llama.py"
