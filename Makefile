@@ -61,7 +61,7 @@ format: .venv/installed
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/llama: .venv/python constraints.txt scripts/build_llama.py scripts/llama.cmake
+.venv/llama: .venv/python constraints.txt scripts/build_llama.py $(wildcard scripts/llama/*)
 	@echo "[2/3] building llama.cpp from source for this processor: 2 to 4 minutes on 2 cores the first time, seconds afterwards"
 	@CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python scripts/build_llama.py
 	@touch $@

@@ -1,9 +1,9 @@
-"""Builds llama.cpp for this machine as scripts/llama.cmake says, and installs it for the Python that runs this.
+"""Builds llama.cpp for this machine as scripts/llama/ says, and installs it for the Python that runs this.
 
     python scripts/build_llama.py
 
-The wheel is kept (~/.cache/slm-cpu, or below XDG_CACHE_HOME) under all that shapes it: version, build script, options,
-Python and processor. pip's own cache knows only the version, and would hand out what was built otherwise. CMAKE_ARGS
+The wheel is kept (~/.cache/slm-cpu, or below XDG_CACHE_HOME) under all that shapes it: version, recipe, options, Python
+and processor. pip's own cache knows only the version, and would hand out what was built otherwise. CMAKE_ARGS
 are passed on. It needs nothing but Python, pip and a compiler.
 """
 
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CMAKE_FILE = ROOT / "scripts/llama.cmake"
+RECIPE = ROOT / "scripts/llama"
 CONSTRAINTS = ROOT / "constraints.txt"
 _PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 _TICK_S = 15
@@ -50,7 +50,7 @@ def processor() -> str:
 
 def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of the build: the library alone (no multimodal part, no tools), and the user's own CMAKE_ARGS."""
-    ours = f"-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE={CMAKE_FILE}"
+    ours = f"-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE={RECIPE / 'build.cmake'}"
     asked = f"{ours} {environment.get('CMAKE_ARGS', '')}".strip()
     return {**environment, "CMAKE_ARGS": asked, "SKBUILD_BUILD_TARGETS": "llama"}
 
@@ -58,7 +58,8 @@ def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def wheel_folder(what: str, environment: Mapping[str, str]) -> Path:
     """Where the wheel of exactly this build belongs."""
     shaped_by = [environment.get(name, "") for name in ("CMAKE_ARGS", "CC", "CXX", "CFLAGS", "CXXFLAGS")]
-    shaped_by += [CMAKE_FILE.read_text("utf-8"), processor(), sys.version]
+    shaped_by += [file.read_text("utf-8") for file in sorted(RECIPE.iterdir())]
+    shaped_by += [processor(), sys.version]
     key = hashlib.sha256("\0".join(shaped_by).encode()).hexdigest()[:16]
     cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "slm-cpu" / f"{what}-{key}"

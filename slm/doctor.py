@@ -84,7 +84,7 @@ def _package_checks() -> list[Check]:
 
 
 def _llama_checks() -> list[Check]:
-    from slm.llama import fetches_ahead, library
+    from slm.llama import has_our_kernels, library
 
     try:
         library()
@@ -94,7 +94,7 @@ def _llama_checks() -> list[Check]:
     checks = [Check("llama.cpp loads", True, "yes")]
     if platform.machine() in ("x86_64", "AMD64"):
         slower = "as released; several requests at once are answered faster after: python scripts/build_llama.py"
-        checks.append(Check("llama.cpp kernels", None, "weights fetched ahead" if fetches_ahead() else slower))
+        checks.append(Check("llama.cpp kernels", None, "ours" if has_our_kernels() else slower))
     return checks
 
 

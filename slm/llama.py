@@ -39,9 +39,9 @@ def library() -> Any:
     return lib
 
 
-def fetches_ahead() -> bool:
-    """Whether llama.cpp was built with scripts/llama.cmake for x86: its kernels fetch their weights ahead."""
-    return hasattr(library()._lib, "slm_fetches_ahead")
+def has_our_kernels() -> bool:
+    """Whether llama.cpp was built by scripts/build_llama.py for x86."""
+    return hasattr(library()._lib, "slm_kernels")
 
 
 def physical_cores() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from slm.llama import fetches_ahead
+from slm.llama import has_our_kernels
 from tests.tiny_training import ROOT
 
 WHAT = "llama-cpp-python==1.2.3"
@@ -38,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         assert check
         seen.append(command)
         if "wheel" in command:
-            assert env and env["SKBUILD_BUILD_TARGETS"] == "llama" and "scripts/llama.cmake" in env["CMAKE_ARGS"]
+            assert env and env["SKBUILD_BUILD_TARGETS"] == "llama" and "scripts/llama/build.cmake" in env["CMAKE_ARGS"]
             Path(command[command.index("-w") + 1], "llama-1.whl").write_bytes(b"")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -61,12 +62,13 @@ def test_whatever_shapes_the_build_has_a_wheel_of_its_own(
 ) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     folders = [builder.wheel_folder(WHAT, environment), builder.wheel_folder("llama-cpp-python==1.2.4", environment)]
-    folders.append(builder.wheel_folder(WHAT, {**environment, "CMAKE_ARGS": "-DSLM_FETCH_AHEAD=OFF"}))
+    folders.append(builder.wheel_folder(WHAT, {**environment, "CMAKE_ARGS": "-DSLM_KERNELS=OFF"}))
     monkeypatch.setattr(builder, "processor", lambda: "x86_64 sse2")
     folders.append(builder.wheel_folder(WHAT, environment))
-    changed = tmp_path / "llama.cmake"
-    changed.write_text("# another")
-    monkeypatch.setattr(builder, "CMAKE_FILE", changed)
+    changed = tmp_path / "recipe"
+    shutil.copytree(builder.RECIPE, changed)
+    (changed / "dot.h").write_text("// another")
+    monkeypatch.setattr(builder, "RECIPE", changed)
     folders.append(builder.wheel_folder(WHAT, environment))
     assert len(set(folders)) == len(folders)
     assert all(folder.parent == tmp_path / "slm-cpu" for folder in folders)
@@ -92,6 +94,6 @@ def test_the_pinned_version_is_found(builder: ModuleType) -> None:
 
 
 def test_this_environments_llama_cpp_was_built_so() -> None:
-    """Every edit of scripts/llama.cmake found its place: else the build would have stopped before this name's."""
+    """Every edit of scripts/llama/build.cmake found its place: else the build would have stopped."""
     if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
-        assert fetches_ahead(), "this llama.cpp was installed otherwise: python scripts/build_llama.py"
+        assert has_our_kernels(), "this llama.cpp was installed otherwise: python scripts/build_llama.py"
