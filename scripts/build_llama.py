@@ -61,8 +61,14 @@ def wheel_folder(what: str, environment: Mapping[str, str]) -> Path:
     shaped_by += [file.read_text("utf-8") for file in sorted(RECIPE.iterdir())]
     shaped_by += [processor(), sys.version]
     key = hashlib.sha256("\0".join(shaped_by).encode()).hexdigest()[:16]
-    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "slm-cpu" / f"{what}-{key}"
+    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm-cpu"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except OSError as error:
+        cache = Path(sys.prefix) / "wheels"
+        print(f"      the wheel is kept in '{cache}': nothing can be written in a cache ({error})", file=sys.stderr)
+    return cache / f"{what}-{key}"
 
 
 @contextmanager

@@ -79,6 +79,15 @@ def test_whatever_shapes_the_build_has_a_wheel_of_its_own(
     assert all(folder.parent == tmp_path / "slm-cpu" for folder in folders)
 
 
+def test_without_a_cache_that_can_be_written_the_wheel_stays_in_the_environment(
+    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    folder = builder.wheel_folder(WHAT, {"XDG_CACHE_HOME": str(tmp_path / "file")})
+    assert folder.parent == Path(sys.prefix) / "wheels"
+    assert "nothing can be written" in capsys.readouterr().err
+
+
 def test_a_build_that_fails_leaves_nothing_and_says_so(
     builder: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
