@@ -35,18 +35,9 @@ static inline __m256i slm_difference(__m256i a, __m256i b) {
 }
 #endif
 
-// The sum of four products of activations x and weights w of a block, as int32 lanes.
-template <typename block_tx8>
-static inline __m256i slm_dot(__m256i x3, __m256i w3, __m256i x2, __m256i w2, __m256i x1, __m256i w1, __m256i x0, __m256i w0) {
-    if constexpr (std::is_same_v<block_tx8, block_q4_0x8>) {
-        const __m256i eight = _mm256_set1_epi8(8);
-        const __m256i more = slm_sum(eight, x3, eight, x2, eight, x1, eight, x0);
-        return slm_difference(slm_sum(w3, x3, w2, x2, w1, x1, w0, x0), more);
-    } else {
-        const __m256i begun = mul_sum_i8_pairs_acc_int32x8(_mm256_setzero_si256(), x3, w3);
-        return mul_sum_i8_pairs_acc_int32x8(
-            mul_sum_i8_pairs_acc_int32x8(mul_sum_i8_pairs_acc_int32x8(begun, x2, w2), x1, w1), x0, w0);
-    }
+// One product of signed bytes, as llama.cpp computes it.
+static inline __m256i slm_add_product(__m256i sum, __m256i x, __m256i w) {
+    return mul_sum_i8_pairs_acc_int32x8(sum, x, w);
 }
 
 #if defined(__AVX512BW__)
@@ -72,17 +63,22 @@ static inline __m512i slm_difference(__m512i a, __m512i b) {
 }
 #endif
 
-template <typename block_tx8>
-static inline __m512i slm_dot(__m512i x3, __m512i w3, __m512i x2, __m512i w2, __m512i x1, __m512i w1, __m512i x0, __m512i w0) {
-    if constexpr (std::is_same_v<block_tx8, block_q4_0x8>) {
-        const __m512i eight = _mm512_set1_epi8(8);
-        const __m512i more = slm_sum(eight, x3, eight, x2, eight, x1, eight, x0);
-        return slm_difference(slm_sum(w3, x3, w2, x2, w1, x1, w0, x0), more);
-    } else {
-        const __m512i begun = mul_sum_i8_pairs_acc_int32x16(_mm512_setzero_si512(), x3, w3);
-        return mul_sum_i8_pairs_acc_int32x16(
-            mul_sum_i8_pairs_acc_int32x16(mul_sum_i8_pairs_acc_int32x16(begun, x2, w2), x1, w1), x0, w0);
-    }
+static inline __m512i slm_add_product(__m512i sum, __m512i x, __m512i w) {
+    return mul_sum_i8_pairs_acc_int32x16(sum, x, w);
 }
 #endif
+
+// The sum of four products of activations x and weights w of a block, as int32 lanes.
+template <typename block_tx8, typename lanes>
+static inline lanes slm_dot(lanes x3, lanes w3, lanes x2, lanes w2, lanes x1, lanes w1, lanes x0, lanes w0) {
+    if constexpr (std::is_same_v<block_tx8, block_q4_0x8>) {
+        lanes eight;
+        memset(&eight, 8, sizeof(eight));
+        const lanes more = slm_sum(eight, x3, eight, x2, eight, x1, eight, x0);
+        return slm_difference(slm_sum(w3, x3, w2, x2, w1, x1, w0, x0), more);
+    } else {
+        const lanes begun = slm_add_product(slm_add_product(lanes(), x3, w3), x2, w2);
+        return slm_add_product(slm_add_product(begun, x1, w1), x0, w0);
+    }
+}
 #endif
