@@ -4,19 +4,17 @@
 
 #include <cstddef>
 
-// Asks for the cache lines of some bytes that are needed later. Nothing is read: they may lie behind the last ones.
-static inline void slm_fetch_bytes(const void * later, size_t from, size_t to) {
-    for (size_t at = from; at < to; at += 64) {
+// Asks for the cache lines of something that is needed later. Nothing is read: it may lie behind the last one.
+template <typename T> static inline void slm_fetch(const T * later) {
+    for (size_t at = 0; at < sizeof(T); at += 64) {
         __builtin_prefetch((const char *) later + at);
     }
 }
 
-template <typename T> static inline void slm_fetch(const T * later) {
-    slm_fetch_bytes(later, 0, sizeof(T));
-}
-
-// The part of a block that belongs to 256 bytes of its quants.
+// The same for the part of a block that belongs to 256 bytes of its quants.
 template <typename T> static inline void slm_fetch_part(const T * later, size_t part) {
     const size_t bytes = sizeof(T) / (sizeof(later->qs) / 256);
-    slm_fetch_bytes(later, bytes * part, bytes * (part + 1));
+    for (size_t at = bytes * part; at < bytes * (part + 1); at += 64) {
+        __builtin_prefetch((const char *) later + at);
+    }
 }
