@@ -136,7 +136,7 @@ def test_a_run_that_is_interrupted_or_fails_leaves_nothing_behind(
             raise error()
         return supervised_loss(*args, **kwargs)
 
-    monkeypatch.setattr("train.trainer.supervised_loss", fail)
+    monkeypatch.setattr("train.run.job.supervised_loss", fail)
     with pytest.raises(error):
         train_sft(options(checkpoints["gpt2"], instruct, tmp_path / "out" / "a"))
     assert calls == 3 and list((tmp_path / "out").iterdir()) == []

@@ -102,19 +102,22 @@ def test_a_step_over_accumulated_batches_equals_one_over_the_whole(
     answers = ["Yes.", "No, it is not there; please look on the other desk of the room.", "Maybe.", "Here it is. " * 4]
     records = [{"prompt": f"Question {n}?", "completion": answers[n % 4], "lang": "en"} for n in range(9)]
     data = write_jsonl(tmp_path / "d.jsonl", records)
-    seen: list[dict[str, torch.Tensor]] = []
+    seen: list[list[torch.Tensor]] = []
 
-    def look(self: Any, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        seen.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+    real = torch.optim.AdamW.step
 
-    monkeypatch.setattr("train.trainer.Monitor.on_pre_optimizer_step", look, raising=False)
+    def look(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        seen.append([p.grad.clone() for p in self.param_groups[0]["params"]])
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", look)
     for batch_size, accumulate in ((8, 1), (2, 4)):
         changes = {"batch_size": batch_size, "accumulate": accumulate, "max_steps": 1}
         train_sft(options(checkpoints["llama"], data, tmp_path / f"a{accumulate}", **changes))
     whole, parts = seen
-    assert any(gradient.abs().max() > 1e-3 for gradient in whole.values())
-    for name, gradient in whole.items():
-        assert torch.allclose(gradient, parts[name], atol=1e-5, rtol=1e-4), (name, gradient, parts[name])
+    assert any(gradient.abs().max() > 1e-3 for gradient in whole)
+    for one, sum_of_parts in zip(whole, parts, strict=True):
+        assert torch.allclose(one, sum_of_parts, atol=1e-5, rtol=1e-4), (one, sum_of_parts)
 
 
 def test_the_dtype_follows_the_probe_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

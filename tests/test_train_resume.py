@@ -19,11 +19,12 @@ from slm.artifacts import read_manifest
 from slm.errors import InputError, MismatchError, ResourceError
 from tests.tiny_runs import Broken, asked, base, break_at, data, learned, no_picture, same, whole
 from tests.tiny_training import conversations, write_checkpoint, write_jsonl
-from train.checkpoints import RunState, open_checkpoint, whole_checkpoints
+from train.checkpoints import open_checkpoint, whole_checkpoints
 from train.checkpoints import write_checkpoint as write_state
 from train.config import TrainOptions
 from train.history import read_history
 from train.lora import train_sft
+from train.run.job import RunState
 from train.run_folder import folder_of, open_run
 
 __all__ = ["base", "data", "no_picture", "whole"]  # fixtures

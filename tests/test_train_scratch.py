@@ -316,7 +316,7 @@ def test_a_trained_model_goes_on_from_its_weights(tokenizer: Path, shape: Path, 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(
     tokenizer: Path, shape: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DivergenceError, match="not finite at step") as caught:
+    with pytest.raises(DivergenceError, match=r"(loss|gradient) became (nan|inf) at step") as caught:
         train_scratch(options(tokenizer, shape, tmp_path / "out", learning_rate=1e30, warmup_fraction=0.0))
     assert "--lr 5e+29" in caught.value.hint
     assert not (tmp_path / "out").exists()

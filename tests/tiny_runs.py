@@ -88,4 +88,4 @@ def break_at(monkeypatch: pytest.MonkeyPatch, batch: int, outcome: Any = Broken)
             raise outcome
         return outcome(*supervised_loss(model, inputs))
 
-    monkeypatch.setattr("train.trainer.supervised_loss", fail)
+    monkeypatch.setattr("train.run.job.supervised_loss", fail)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,36 +26,6 @@ if TYPE_CHECKING:
 KIND = "training-checkpoint"
 _STATE = "state.safetensors"
 _KEPT = 2
-
-Sums = dict[str, tuple[float, int]]
-"""Language -> (summed nats, tokens)."""
-
-
-@dataclass
-class RunState:
-    """Where an adapter's run is. Times are in seconds over all its parts; tokens are real ones; losses are summed nats.
-
-    before, best: held-out sums by language before training and at `best_step` (0: not measured yet). waited:
-    measurements since the best. stopped_by: empty while the run goes on.
-    """
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    nats: float = 0.0
-    before: Sums = field(default_factory=dict)
-    best: Sums = field(default_factory=dict)
-    best_step: int = 0
-    waited: int = 0
-    stopped_by: str = ""
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RunState:
-        """The state that a manifest keeps."""
-        pairs = ("before", "best")
-        sums = {key: {lang: (float(n), int(t)) for lang, (n, t) in values[key].items()} for key in pairs}
-        return cls(**(values | sums))
 
 
 @dataclass(frozen=True)
@@ -122,9 +92,9 @@ def whole_checkpoints(folder: Path) -> list[Checkpoint]:
     return found
 
 
-def best_checkpoint(folder: Path, state: RunState) -> Checkpoint:
-    """The checkpoint with the lowest held-out loss. Raises MissingFileError or DamagedFileError."""
-    return open_checkpoint(folder / _name(state.best_step))
+def checkpoint_of_step(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint written after so many steps. Raises MissingFileError or DamagedFileError."""
+    return open_checkpoint(folder / _name(step))
 
 
 def remove_all_but(folder: Path, whole: Sequence[Checkpoint]) -> None:

@@ -19,7 +19,7 @@ import torch
 from slm.console import note, progress
 from slm.heap import give_back
 from train.batch.batches import Batch, Collate, packed
-from train.batch.feed import computed_fast, feed, largest, plan_of, use_gradient_checkpointing
+from train.batch.feed import computed_fast, feed, largest, plan_of, total_steps, use_gradient_checkpointing
 from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.batch.loss import supervised_loss
 from train.batch.packing import seen_length
@@ -29,7 +29,6 @@ from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.data.prepare import Prepared
 from train.evaluate import held_out_batches
-from train.fit import total_steps
 from train.memory import Memory, available_bytes, peak_rss_mb, predict, resident_bytes, saved_for_backward
 from train.peft_adapter import add_adapter
 from train.precision import choose_dtype, in_float32, precision, store_frozen, use_cores

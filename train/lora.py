@@ -26,17 +26,17 @@ from train import ranks
 from train.batch.batches import Collate
 from train.batch.feed import feed, plan_of, settle_checkpointing
 from train.checkpoint import load_model, read_config
-from train.checkpoints import RunState, Sums
 from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.data.prepare import Prepared, prepare_conversations, prepare_texts
 from train.evaluate import LossSum, held_out_loss
-from train.fit import RunFigures, fit
 from train.history import require_tensorboard, save_curve
 from train.peft_adapter import add_adapter, initial_factors, return_to_initial, save_adapter
 from train.precision import choose_dtype, store_frozen, use_cores
+from train.run.fit import RunFigures, fit
+from train.run.job import RunState, Sums, Task, loss_of
+from train.run.loop import Watch
 from train.run_folder import KEPT, RunFolder, ended_figures, environment, open_run
-from train.trainer import Task, loss_of
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,15 @@ def train_causal(options: TrainOptions) -> TrainResult:
     return _run(options, prepare_texts(options), "lora")
 
 
-def train_sft(options: TrainOptions) -> TrainResult:
-    """Train an adapter on conversations: only the answers' tokens are learned. Writes `options.output`."""
-    return _run(options, prepare_conversations(options), "sft")
+def train_sft(options: TrainOptions, watch: Watch = lambda _: None) -> TrainResult:
+    """Train an adapter on conversations: only the answers' tokens are learned. Writes `options.output`.
+
+    watch: told of every step that is over.
+    """
+    return _run(options, prepare_conversations(options), "sft", watch)
 
 
-def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
+def _run(options: TrainOptions, prepared: Prepared, method: str, watch: Watch = lambda _: None) -> TrainResult:
     started = time.monotonic()
     ranks.connect()
     threads = options.threads or max(1, physical_cores() // ranks.local_world())
@@ -131,7 +134,7 @@ def _run(options: TrainOptions, prepared: Prepared, method: str) -> TrainResult:
             task = Task(prepared.train, plan, collate, measure, initial)
             went = run.checkpoint and RunState.from_json(run.checkpoint.counters)
             state = went or RunState(before=measure())
-            figures = fit(model, task, options, dtype, run, state)
+            figures = fit(model, task, options, dtype, run, state, watch)
         result = _result(options, prepared, state.before, state.best, figures, time.monotonic() - started)
         if ranks.rank() == 0:
             _write(model, prepared, options, run, initial, asked, result)

@@ -40,6 +40,12 @@ def plan_of(options: TrainOptions, prepared: Prepared) -> Plan:
     return Plan(lengths, options.batch_size, options.seed, prepared.weights)
 
 
+def total_steps(plan: Plan, options: TrainOptions) -> int:
+    """How many optimizer steps a run has."""
+    per_step = options.accumulate * ranks.world()
+    return options.max_steps or max(1, round(plan.batches_per_epoch * options.epochs / per_step))
+
+
 def largest(plan: Plan, train: TokenStore, seen: range) -> list[Encoded]:
     """The micro-batch with the most tokens of those with the numbers `seen`."""
     lengths = train.lengths

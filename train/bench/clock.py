@@ -1,4 +1,4 @@
-"""Watches any transformers Trainer from inside its process: the time and memory of every step, written as it ends.
+"""The time and memory of every training step, written as it ends: of our own loop, and of any transformers Trainer.
 
 It knows nothing of what is trained. A line is on the disk before the next step begins, so that a process that is
 ended half-way has still told what it did.
@@ -16,27 +16,37 @@ from transformers import TrainerCallback
 from train.memory import peak_rss_mb
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
-    """Appends {"step", "seconds" since training began, "peak_rss_mb"} to a file, and ends the run after a time.
+class Clock:
+    """Appends {"step", "seconds" since step 0, "peak_rss_mb"} to a file each time it is told that a step is over."""
 
-    seconds: end when so much time is over (0: never).
-    """
+    def __init__(self, file: Path) -> None:
+        self._file, self._started = file, 0.0
 
-    def __init__(self, file: Path, seconds: float = 0.0) -> None:
-        self._file, self._seconds, self._started = file, seconds, 0.0
-
-    def _write(self, step: int) -> None:
-        line = {"step": step, "seconds": time.monotonic() - self._started, "peak_rss_mb": peak_rss_mb()}
+    def __call__(self, step: int) -> None:
+        if step == 0:
+            self._started = time.monotonic()
+        line = {"step": step, "seconds": self.seconds, "peak_rss_mb": peak_rss_mb()}
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    @property
+    def seconds(self) -> float:
+        """Since step 0."""
+        return time.monotonic() - self._started
+
+
+class ClockCallback(TrainerCallback):  # type: ignore[misc]
+    """Tells a clock of a Trainer's steps, and ends its run when `seconds` are over (0: never)."""
+
+    def __init__(self, clock: Clock, seconds: float = 0.0) -> None:
+        self._clock, self._seconds = clock, seconds
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = time.monotonic()
-        self._write(0)
+        self._clock(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._write(state.global_step)
-        if self._seconds and time.monotonic() - self._started > self._seconds:
+        self._clock(state.global_step)
+        if self._seconds and self._clock.seconds > self._seconds:
             control.should_training_stop = True
 
 

@@ -75,12 +75,9 @@ def _loss(model: Any, held_out: Sequence[Encoded], pad_id: int) -> float:
 
 def _ours(plan: Plan, *, top_layers: int) -> dict[str, Any]:
     """`slm train sft` with its defaults, except for what all contenders share. Two epochs when only the top learns."""
-    from transformers import trainer
-
     from train.bench.clock import Clock
     from train.lora import train_sft
 
-    trainer.DEFAULT_CALLBACKS.append(Clock(plan.clock_file, plan.seconds))
     result = train_sft(
         TrainOptions(
             Path(plan.base),
@@ -97,7 +94,9 @@ def _ours(plan: Plan, *, top_layers: int) -> dict[str, Any]:
             max_steps=plan.steps * (2 if top_layers else 1) or 1_000_000,
             top_layers=top_layers,
             seed=plan.seed,
-        )
+            time_limit_s=plan.seconds,
+        ),
+        Clock(plan.clock_file),
     )
     return {"held_out_loss": result.held_out_loss_after}
 
@@ -139,7 +138,7 @@ def _trainer_and_peft(plan: Plan, train: list[Encoded], pad_id: int) -> Any:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
-    from train.bench.clock import Clock
+    from train.bench.clock import Clock, ClockCallback
 
     def collate(items: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         width = max(len(item["input_ids"]) for item in items)
@@ -153,7 +152,7 @@ def _trainer_and_peft(plan: Plan, train: list[Encoded], pad_id: int) -> Any:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(plan.base, dtype=torch.float32), _lora(plan))
     rows = [{"input_ids": [*i.ids], "attention_mask": [1] * len(i.ids), "labels": [*i.labels]} for i in train]
     arguments = TrainingArguments(use_cpu=True, dataloader_pin_memory=False, **_shared(plan))
-    clock = Clock(plan.clock_file, plan.seconds)
+    clock = ClockCallback(Clock(plan.clock_file), plan.seconds)
     Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[clock]).train()
     return model
 
@@ -174,7 +173,7 @@ def _trl(plan: Plan, train: list[Encoded], arguments: dict[str, Any]) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from train.bench.clock import Clock
+    from train.bench.clock import Clock, ClockCallback
     from train.checkpoint import load_tokenizer
 
     # Our labels, as TRL takes them.
@@ -185,7 +184,7 @@ def _trl(plan: Plan, train: list[Encoded], arguments: dict[str, Any]) -> Any:
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(Path(plan.base)),
         peft_config=_lora(plan),
-        callbacks=[Clock(plan.clock_file, plan.seconds)],
+        callbacks=[ClockCallback(Clock(plan.clock_file), plan.seconds)],
     )
     trainer.train()
     return trainer.model

@@ -6,10 +6,8 @@ well, and what is needed to go on after a kill is kept beside it (train.run_fold
 
 from __future__ import annotations
 
-import math
 import shutil
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +20,19 @@ from slm.artifacts import (
     sha256_file,
     sha256_files,
 )
-from slm.console import Show, note, progress
-from slm.errors import DivergenceError, InputError
+from slm.console import note, progress
+from slm.errors import InputError
 from slm.llama import physical_cores
 from train.checkpoint import load_tokenizer, read_config
-from train.checkpoints import write_checkpoint
-from train.generate import GenerateOptions, Generator
 from train.memory import peak_rss_mb
-from train.precision import choose_dtype, precision, use_cores
-from train.run_folder import RunFolder, ended_figures, environment, open_run
-from train.schedule import learning_rate_share
+from train.precision import choose_dtype, use_cores
+from train.run.loop import train
+from train.run_folder import ended_figures, environment, open_run
 from train.scratch.config import ScratchOptions
-from train.scratch.model import new_model, new_optimizers, window_loss
-from train.scratch.state import restore, state_tensors
-from train.scratch.windows import Batches, Packed, Stream, held_out_windows, pack
+from train.scratch.job import ScratchJob, ScratchState
+from train.scratch.model import new_model
+from train.scratch.windows import Batches, Packed, pack
 from train.tokenizer.corpus import passages
-
-# Tokens of one forward and backward pass; a larger batch is added up from several.
-_PASS_TOKENS = 4096
-_POINTS = 400  # of the loss curve
-_PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 48
-
-
-@dataclass
-class History:
-    """What a run has seen: points of the loss curve and measurements of the held-out text.
-
-    losses: (tokens seen, nats per token, share of the peak learning rate); held_out: (tokens seen, {language: bits
-    per byte}); samples: (tokens seen, language, prompt, continuation).
-    """
-
-    losses: list[tuple[int, float, float]] = field(default_factory=list)
-    held_out: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    samples: list[tuple[int, str, str, str]] = field(default_factory=list)
-    seconds: float = 0.0
-    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,8 +98,14 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
         limit = int(getattr(model.config, "max_position_embeddings", options.context))
         if options.context > limit:
             raise InputError(f"--context {options.context} is more than the {limit} positions of the model")
-        run = _Run(options, model, tokenizer, batches, packed, dtype, folder_of_run)
-        result = run.fit()
+        state = ScratchState.of(folder_of_run.checkpoint)
+        job = ScratchJob(options, model, tokenizer, batches, packed.held_out, dtype, folder_of_run, state)
+        _tell_run(job, options)
+        if not state.step:
+            job.measure(state)
+        train(job, state, job.limits)
+        model.eval()
+        result = _result(job, state, packed, dtype)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
@@ -136,12 +118,12 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
             fingerprint=sha256_files(sorted(folder.glob("*.safetensors"))),
             **{key: asked[key] for key in ("options", "data", "base", "environment")},
             figures=result.as_json(),
-            history=vars(run.history),
+            history=state.history,
         )
         if options.plot is not None:
             from train.pictures import draw_curve
 
-            draw_curve(run.history.losses, run.history.held_out, options.plot)
+            draw_curve(state.losses, state.held_out, options.plot)
     return result
 
 
@@ -189,153 +171,35 @@ def _tell(packed: Packed, batches: Batches, options: ScratchOptions) -> None:
     note(f"tokens to train on: {shares}; held out: {held}")
 
 
-class _Run:
-    """The loop: one object, because a resumed run has to find all of it again."""
+def _tell_run(job: ScratchJob, options: ScratchOptions) -> None:
+    parameters, embedding = _sizes(job.model)
+    note(
+        f"{parameters:,} parameters ({embedding:,} of them the embedding), {job.limits.steps:,} steps of"
+        f" {job.step_tokens:,} tokens, {options.optimizer} with {options.schedule}"
+    )
 
-    def __init__(
-        self,
-        options: ScratchOptions,
-        model: Any,
-        tokenizer: Any,
-        batches: Batches,
-        packed: Packed,
-        dtype: torch.dtype,
-        folder: RunFolder,
-    ) -> None:
-        self._options, self._model, self._tokenizer, self._dtype = options, model, tokenizer, dtype
-        self._batches, self._held_out, self._folder = batches, packed.held_out, folder
-        self._optimizers = new_optimizers(model, options)
-        per_step = options.batch_size * options.context
-        wanted = options.max_tokens or int(batches.windows * options.context * options.epochs)
-        self._per_step, self._steps = per_step, max(1, wanted // per_step)
-        self.history = History()
-        self._step = 0
-        if folder.checkpoint:
-            restore(model, self._optimizers, folder.checkpoint.tensors())
-            self._step, self.history = folder.checkpoint.step, History(**folder.checkpoint.counters["history"])
 
-    def fit(self) -> ScratchResult:
-        """Train to the last step or the time limit."""
-        options, history = self._options, self.history
-        embedding = sum(p.numel() for p in {self._model.get_input_embeddings().weight})
-        parameters = sum(p.numel() for p in self._model.parameters())
-        note(
-            f"{parameters:,} parameters ({embedding:,} of them the embedding), {self._steps:,} steps of"
-            f" {self._per_step:,} tokens, {options.optimizer} with {options.schedule}"
-        )
-        saved = time.monotonic()
-        due = 1 + int(self._done * options.evaluations) if self._step else 0
-        started = time.monotonic() - history.seconds
-        recent = 0.0
-        with progress("training", total=1000) as show:
-            while True:
-                history.seconds = time.monotonic() - started
-                if self._done * options.evaluations >= due or self._done >= 1.0:
-                    self._measure()
-                    due = 1 + int(self._done * options.evaluations)
-                    history.seconds = time.monotonic() - started
-                if self._done >= 1.0:
-                    break
-                loss = self._one_step()
-                recent = loss if not recent else 0.95 * recent + 0.05 * loss
-                self._show(show, recent, time.monotonic() - started)
-                if options.save_every_s and time.monotonic() - saved > options.save_every_s:
-                    history.seconds = time.monotonic() - started
-                    self._save()
-                    saved = time.monotonic()
-        self._model.eval()
-        timed_out = self._step < self._steps
-        tail = [loss for _, loss, _ in history.losses[-max(1, len(history.losses) // 20) :]]
-        return ScratchResult(
-            output=options.output,
-            parameters=parameters,
-            embedding_parameters=embedding,
-            steps=self._step,
-            tokens=history.tokens,
-            seconds=round(history.seconds, 2),
-            tokens_per_s=round(history.tokens / history.seconds, 1),
-            train_loss=sum(tail) / len(tail),
-            bits_per_byte=history.held_out[-1][1],
-            bits_per_byte_before=history.held_out[0][1],
-            held_out_bytes={lang: stream.utf8_bytes for lang, stream in self._held_out.items()},
-            peak_rss_mb=peak_rss_mb(),
-            dtype=str(self._dtype).removeprefix("torch."),
-            stopped_by="time limit" if timed_out else "last step",
-        )
+def _sizes(model: Any) -> tuple[int, int]:
+    """Parameters of the model, and of its embedding."""
+    return sum(p.numel() for p in model.parameters()), model.get_input_embeddings().weight.numel()
 
-    @property
-    def _done(self) -> float:
-        """The share of the run that is behind."""
-        return self._along(self._step)
 
-    def _along(self, step: int) -> float:
-        """How far a step is along the run: by steps, or by time where that comes first."""
-        limit = self._options.time_limit_s
-        return min(1.0, max(step / self._steps, self.history.seconds / limit if limit else 0.0))
-
-    def _save(self) -> None:
-        counters = {"step": self._step, "elapsed_s": self.history.seconds, "history": vars(self.history)}
-        write_checkpoint(self._folder.checkpoints, counters, state_tensors(self._model, self._optimizers))
-
-    def _one_step(self) -> float:
-        """One batch, one step of every optimizer; returns nats per token. Raises DivergenceError."""
-        options, model = self._options, self._model
-        share = learning_rate_share(options.schedule, self._along(self._step + 1), options.warmup_fraction)
-        ids = self._batches.batch(self._step)
-        nats = 0.0
-        model.train()
-        with precision(self._dtype):
-            for part in torch.split(ids, max(1, _PASS_TOKENS // options.context)):
-                nats += window_loss(model, part[:, :-1], part[:, 1:], scale=1.0 / self._per_step)
-        loss = nats / self._per_step
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
-            again = f"--lr {options.peak_rate / 2:g}"
-            if self._step and all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-                self._save()
-                hint = f"The state of step {self._step} is kept: go on with the same command and --resume {again}."
-            else:
-                hint = f"Try a lower learning rate ({again})."
-            raise DivergenceError(
-                f"the loss is not finite at step {self._step + 1} (learning rate {share * options.peak_rate:.2g})",
-                found=f"loss {loss}, gradient norm {float(norm)}",
-                hint=hint,
-            )
-        for optimizer in self._optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = share * group["peak"]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self._step += 1
-        self.history.tokens += self._per_step
-        if self._step % max(1, self._steps // _POINTS) == 0 or self._step == 1:
-            self.history.losses.append((self.history.tokens, loss, share))
-        return loss
-
-    def _show(self, show: Show, recent: float, seconds: float) -> None:
-        self.history.seconds = seconds
-        show(1000 * self._done, f"loss {recent:.3f}, {self.history.tokens / seconds:,.0f} tok/s")
-
-    def _measure(self) -> None:
-        """Bits per byte of the held-out text, and what the model writes."""
-        figures = {lang: self._bits_per_byte(stream) for lang, stream in sorted(self._held_out.items())}
-        self.history.held_out.append((self.history.tokens, figures))
-        shown = ", ".join(f"{lang} {value:.3f}" for lang, value in figures.items())
-        note(f"{self.history.tokens:>12,} tokens: bits per byte {shown}")
-        if self._options.samples:
-            generator = Generator(self._model, self._tokenizer)
-            options = GenerateOptions(max_new_tokens=_SAMPLE_TOKENS, temperature=0.7, seed=self._options.seed)
-            for lang, stream in sorted(self._held_out.items()):
-                prompt = self._tokenizer.decode(stream.ids[1 : 1 + _PROMPT_TOKENS].tolist(), skip_special_tokens=True)
-                prompt = prompt.rstrip("\ufffd")  # not the first bytes of a character alone
-                text = "".join(generator.stream(prompt, options, chat=False))
-                self.history.samples.append((self.history.tokens, lang, prompt, text))
-                note(f"    {lang}: {' '.join(prompt.split())}⟫{' '.join(text.split())}")
-
-    def _bits_per_byte(self, stream: Stream) -> float:
-        self._model.eval()
-        nats = 0.0
-        with torch.no_grad(), precision(self._dtype):
-            for ids, labels in held_out_windows(stream, self._options.context, int(self._tokenizer.eos_token_id)):
-                nats += window_loss(self._model, torch.tensor([ids]), torch.tensor([labels]))
-        return nats / math.log(2) / stream.utf8_bytes
+def _result(job: ScratchJob, state: ScratchState, packed: Packed, dtype: torch.dtype) -> ScratchResult:
+    parameters, embedding = _sizes(job.model)
+    tail = [loss for _, loss, _ in state.losses[-max(1, len(state.losses) // 20) :]]
+    return ScratchResult(
+        output=job.options.output,
+        parameters=parameters,
+        embedding_parameters=embedding,
+        steps=state.step,
+        tokens=state.tokens,
+        seconds=round(state.elapsed_s, 2),
+        tokens_per_s=round(state.tokens / state.elapsed_s, 1),
+        train_loss=sum(tail) / len(tail),
+        bits_per_byte=state.held_out[-1][1],
+        bits_per_byte_before=state.held_out[0][1],
+        held_out_bytes={lang: stream.utf8_bytes for lang, stream in packed.held_out.items()},
+        peak_rss_mb=peak_rss_mb(),
+        dtype=str(dtype).removeprefix("torch."),
+        stopped_by=state.stopped_by,
+    )

@@ -1,0 +1,1 @@
+"""The training loop, and an adapter's run through it: its steps, measurements and checkpoints."""
