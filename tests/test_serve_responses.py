@@ -325,6 +325,10 @@ def test_an_answer_without_a_word_is_an_empty_message() -> None:
         ({"tool_choice": "required"}, "needs tools"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}}, "stand beside type"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"form": {"type": "text"}}}, "text.form"),
+        ({"reasoning": {"budget": 3}}, "reasoning.budget"),
+        ({"tools": [{**TOOLS[1], "defer_loading": True}]}, "tools[0].defer_loading"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 9}, "temperature"),
         ({"metadata": {"a": {"b": 1}}}, "metadata"),
@@ -347,7 +351,8 @@ def test_what_has_no_effect_on_the_answer_is_taken(served: Served) -> None:
         "store": True, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "service_tier": "auto",
         "background": False, "previous_response_id": None, "conversation": None, "truncation": "disabled",
         "include": ["reasoning.encrypted_content"], "metadata": {}, "parallel_tool_calls": True, "n": 1, "tools": [],
-        "tool_choice": "auto", "text": {"format": {"type": "text"}}, "reasoning": None, "max_tool_calls": 3,
+        "tool_choice": "auto", "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "reasoning": {"summary": "auto"}, "max_tool_calls": 3,
         "prompt_cache_retention": "24h", "stream_options": {"include_obfuscation": False},
     }  # fmt: skip
     reply = ask(served, {"input": "Hello", **fields})
@@ -436,9 +441,9 @@ def test_the_path_is_in_the_api_description(served: Served) -> None:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, pulled_model: Callable[[str], Path]) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("real")
-    with open_engine(pulled_model("smollm2-135m-instruct"), {}, context=1024, threads=1) as engine:
-        with guarded(engine, folder) as server:
-            yield server
+    model = pulled_model("smollm2-135m-instruct")
+    with open_engine(model, {}, context=1024, threads=1) as engine, guarded(engine, folder) as server:
+        yield server
 
 
 @pytest.mark.real

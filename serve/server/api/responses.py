@@ -48,6 +48,11 @@ _WITHOUT_EFFECT = (
 )  # fmt: skip
 
 
+# effort is chat's reasoning_effort; the others are of the text of a reasoning, of which answers have none here.
+_REASONING = ("effort", "summary", "generate_summary", "context", "mode")
+_FUNCTION = ("name", "description", "parameters", "strict")
+
+
 class ResponsesRequest(BaseModel):
     """POST /v1/responses, as OpenAI; chat's further fields (top_k, seed, lora ...) work too.
 
@@ -113,6 +118,20 @@ class ResponsesRequest(BaseModel):
             return value
         raise InputError("tool_choice has to be none, auto, required or an object", found=str(value)[:80])
 
+    @field_validator("text")
+    @classmethod
+    def _text(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _known(value, "text", ("format", "verbosity"))
+        if value.get("verbosity") not in (None, "medium"):
+            raise UnsupportedError("this server does not do text.verbosity", hint="Say it in the instructions.")
+        return value
+
+    @field_validator("reasoning")
+    @classmethod
+    def _reasoning(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _known(value, "reasoning", _REASONING)
+        return value
+
     @field_validator("include")
     @classmethod
     def _known_include(cls, value: list[str]) -> list[str]:
@@ -149,7 +168,6 @@ class ResponsesRequest(BaseModel):
             "parallel_tool_calls": self.parallel_tool_calls,
             "response_format": _format(self.text),
             "reasoning_effort": self.reasoning.get("effort"),
-            "verbosity": self.text.get("verbosity"),
         }
         try:
             return ChatRequest.model_validate({name: value for name, value in fields.items() if value is not None})
@@ -194,6 +212,12 @@ def _objects(value: Any, name: str) -> list[dict[str, Any]]:
     return value
 
 
+def _known(given: Mapping[str, Any], place: str, names: Sequence[str]) -> None:
+    for name, value in given.items():
+        if name not in names and value is not None:
+            raise UnsupportedError(f"this server does not do {place}.{name[:80]}", hint=f"Known: {', '.join(names)}.")
+
+
 def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
     """A function as chat completions write it."""
     kind = tool.get("type")
@@ -203,8 +227,9 @@ def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
         )
     if "name" not in tool and isinstance(tool.get("function"), dict):
         raise InputError(f"{place}: name, description and parameters stand beside type here, not under function")
-    function = {name: tool[name] for name in ("description", "parameters", "strict") if tool.get(name) is not None}
-    return {"type": "function", "function": {"name": string_of(tool, "name", place), **function}}
+    _known({name: value for name, value in tool.items() if name != "type" and value is not False}, place, _FUNCTION)
+    string_of(tool, "name", place)
+    return {"type": "function", "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}}
 
 
 def _chosen(choice: str | Mapping[str, Any], tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Any]:

@@ -35,7 +35,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
         grounded = asked.grounded
         choices = [Choice(n, chat=True, grounded=grounded, calls=asked.form.calls) for n in range(body.n)]
         writer = ChatWriter(
-            _answer(engine, asked.way, chat=True), choices, with_usage=_wants_usage(body), grounded=grounded
+            answer_of(engine, asked.way, chat=True), choices, with_usage=_wants_usage(body), grounded=grounded
         )
         return await respond(request, asked.begins, writer, stream=body.stream, headers=route_headers(asked.way))
 
@@ -61,7 +61,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
         begins = [metrics.measured(begin(p, n), way.adapter) for p in prompts for n in range(body.n)]
         choices = [Choice(index, chat=False) for index in range(len(begins))]
         writer = ChatWriter(
-            _answer(engine, way, chat=False), choices, with_usage=_wants_usage(body), prompts=len(prompts)
+            answer_of(engine, way, chat=False), choices, with_usage=_wants_usage(body), prompts=len(prompts)
         )
         return await respond(request, begins, writer, stream=body.stream, headers=route_headers(way))
 
@@ -107,7 +107,8 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
     return Planned(form, way, grounded, [metrics.measured(begin(n), way.adapter) for n in range(body.n)])
 
 
-def _answer(engine: Engine, way: Route, *, chat: bool) -> Answer:
+def answer_of(engine: Engine, way: Route, *, chat: bool) -> Answer:
+    """The objects around a request's choices."""
     return Answer(chat=chat, model=way.adapter or engine.base.name, adapter=way.adapter, reason=way.reason)
 
 

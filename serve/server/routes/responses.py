@@ -14,7 +14,7 @@ from serve.server.api.answers import Choice
 from serve.server.api.responses import ResponsesRequest
 from serve.server.api.responses_writer import ResponsesWriter
 from serve.server.metrics import Metrics
-from serve.server.routes.generation import planned, route_headers
+from serve.server.routes.generation import answer_of, planned, route_headers
 from serve.server.runs import respond
 
 
@@ -26,14 +26,9 @@ def responses_routes(engine: Engine, metrics: Metrics) -> APIRouter:
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         chat = body.chat()
         asked = await planned(engine, None, metrics, chat)
-        way = asked.way
-        head = {
-            "model": way.adapter or engine.base.name,
-            **body.echoed(chat),
-            "slm": {"adapter": way.adapter, "route_reason": way.reason},
-        }
+        head = {**body.echoed(chat), **answer_of(engine, asked.way, chat=True).about}
         writer = ResponsesWriter(head, Choice(0, chat=True, calls=asked.form.calls))
-        return await respond(request, asked.begins, writer, stream=body.stream, headers=route_headers(way))
+        return await respond(request, asked.begins, writer, stream=body.stream, headers=route_headers(asked.way))
 
     @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
     async def stored(rest: str) -> Response:
