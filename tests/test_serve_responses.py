@@ -22,7 +22,7 @@ from slm.joints import Finish, Scored, TokenScore
 from slm.tools import call_text
 from tests.served import Served, error_of, guarded, served, standing_still
 from tests.test_serve_openai_tools import WEATHER, valid
-from tests.tiny_gguf import letter
+from tests.tiny_gguf import letter, write_model
 from tests.waiting import eventually
 
 __all__ = ["served"]  # a fixture
@@ -157,6 +157,7 @@ def test_items_are_the_turns_of_a_chat() -> None:
     items: list[dict[str, Any]] = [
         {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "規則"}]},
         {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        {"role": "user", "content": "c"},
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
         {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [
             {"type": "output_text", "text": "Let me see.", "annotations": []}, {"type": "refusal", "refusal": " No."}]},
@@ -169,9 +170,8 @@ def test_items_are_the_turns_of_a_chat() -> None:
     calls = [{"id": f"call_{n}", "type": "function", "function": {
         "name": "weather", "arguments": CALL["arguments"] if n < 3 else ""}} for n in (1, 2, 3)]  # fmt: skip
     assert turns_of(items, "初め") == [
-        {"role": "system", "content": "初め"},
-        {"role": "developer", "content": "規則"},
-        {"role": "user", "content": "ab"},
+        {"role": "system", "content": "初め\n\n規則"},
+        {"role": "user", "content": "ab\n\nc"},
         {"role": "assistant", "content": "Let me see. No.", "tool_calls": calls[:2]},
         {"role": "tool", "tool_call_id": "call_2", "content": "Rain."},
         {"role": "tool", "tool_call_id": "call_1", "content": "Sun."},
@@ -193,6 +193,25 @@ def test_items_reach_the_model_as_chats_messages_do(served: Served) -> None:
     body = ask(served, {"instructions": "Be brief.", "input": items, "tools": TOOLS[:1]}).json()
     assert body["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
     assert body["output"][0]["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+
+
+def test_what_coding_agents_send_is_read_by_a_template_that_wants_the_sides_to_alternate(tmp_path: Path) -> None:
+    """Gemma's and Mistral's own templates refuse two turns of a user in a row, and a system turn that is not first."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('first only') }}"
+        "{% elif not loop.first and m.role == loop.previtem.role %}{{ raise_exception('roles must alternate') }}"
+        "{% endif %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+    )
+    said = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": t}]} for t in "案bc"]
+    rules = {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Read only."}]}
+    body = {"instructions": "Be an agent.", "input": [rules, *said], "include": [], "client_metadata": {"a": "b"},
+            "tools": TOOLS, "prompt_cache_key": "k", "store": False, "reasoning": None}  # fmt: skip
+    model = write_model(tmp_path / "strict.gguf", template=template)
+    with open_engine(model, {}, threads=1) as engine, guarded(engine, tmp_path) as server:
+        reply = ask(server, {"model": "auto", **body})
+        assert reply.status_code == 200, reply.text
+        short = ask(server, {"model": "auto", **body, "input": said[1:]}).json()
+        assert reply.json()["usage"]["input_tokens"] > short["usage"]["input_tokens"] + len("Read only.")
 
 
 @pytest.mark.parametrize(

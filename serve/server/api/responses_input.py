@@ -19,8 +19,10 @@ _READ = "message, function_call, function_call_output, reasoning"
 def turns_of(given: str | Sequence[Mapping[str, Any]], instructions: str | None = None) -> list[dict[str, Any]]:
     """The messages of a chat request. instructions: a system turn before them.
 
-    What an assistant says and the calls after it are one turn, as chat templates write it. Reasoning is left out:
-    templates show a model none of its earlier turns. Raises InputError with the place of what cannot be read.
+    Items are no turns: agents send several messages of the same side in a row, and many templates want the sides to
+    alternate, so these are one turn, with a blank line between. What an assistant says and the calls after it are one
+    turn, too. Reasoning is left out: templates show a model none of its earlier turns. Raises InputError with the
+    place of what cannot be read.
     """
     turns: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
     if isinstance(given, str):
@@ -30,7 +32,7 @@ def turns_of(given: str | Sequence[Mapping[str, Any]], instructions: str | None 
         place = f"input[{number}]"
         kind = item.get("type") or ("message" if "role" in item else None)
         if kind == "message":
-            turns.append(_message(item, place))
+            _add(turns, _message(item, place))
         elif kind == "function_call":
             call = _call(item, place)
             called.add(call["id"])
@@ -70,11 +72,20 @@ def string_of(item: Mapping[str, Any], name: str, place: str, *, default: str | 
     return value
 
 
+def _add(turns: list[dict[str, Any]], message: dict[str, Any]) -> None:
+    last = turns[-1] if turns else None
+    if last and last["role"] == message["role"] and last["content"] and "tool_calls" not in last:
+        last["content"] += f"\n\n{message['content']}" if message["content"] else ""
+    else:
+        turns.append(message)
+
+
 def _message(item: Mapping[str, Any], place: str) -> dict[str, Any]:
     role = item.get("role")
     if role not in _ROLES:
         raise InputError(f"{place}.role has to be one of {', '.join(_ROLES)}", found=str(role)[:80])
-    return {"role": role, "content": text_of(item.get("content"), f"{place}.content")}
+    side = "system" if role == "developer" else role
+    return {"role": side, "content": text_of(item.get("content"), f"{place}.content")}
 
 
 def _call(item: Mapping[str, Any], place: str) -> dict[str, Any]:
