@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 
 from serve.engine import open_engine
 from serve.server.api.answers import Choice
+from serve.server.api.responses import ResponsesRequest
 from serve.server.api.responses_input import turns_of
 from serve.server.api.responses_writer import ResponsesWriter
 from serve.server.guard import Keys, Limits, Policy
@@ -335,7 +337,7 @@ def test_an_answer_without_a_word_is_an_empty_message() -> None:
         ({"tools": [{"type": "web_search"}]}, "tools[0]: this server runs no tools of its own"),
         ({"tools": [TOOLS[0], {"type": "custom", "name": "x"}]}, "tools[1]"),
         ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "stand beside type"),
-        ({"tools": [{"type": "function", "name": "a b"}]}, "name"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "name: "),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": 5}, "tool_choice has to be none, auto, required or an object"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "not among the tools"),
@@ -362,6 +364,13 @@ def test_what_cannot_be_done_is_refused_by_name(
     reply = ask(served, {"input": "Hello", "stream": stream, **fields})
     assert reply.status_code == (404 if "model" in fields else 400), reply.text
     assert reason in error_of(reply)["message"]
+
+
+def test_a_fault_that_chat_finds_has_its_place_here() -> None:
+    tools = [{"type": "function", "name": "ok"}, {"type": "function", "name": "a b"}]
+    with pytest.raises(RequestValidationError) as refused:
+        ResponsesRequest.model_validate({"input": "x", "tools": tools}).chat()
+    assert [row["loc"] for row in refused.value.errors()] == [("tools", 1, "name")]
 
 
 def test_what_has_no_effect_on_the_answer_is_taken(served: Served) -> None:

@@ -172,9 +172,9 @@ class ResponsesRequest(BaseModel):
         try:
             return ChatRequest.model_validate({name: value for name, value in fields.items() if value is not None})
         except ValidationError as error:
-            # The function's fields stand directly in a tool here.
-            rows = [{**row, "loc": tuple(part for part in row["loc"] if part != "function")} for row in error.errors()]
-            raise RequestValidationError(rows, body={**fields, "tools": self.tools}) from error
+            rows = [{**row, "loc": _place(row["loc"])} for row in error.errors()]
+            sent = {**fields, "tools": self.tools, "reasoning": self.reasoning}
+            raise RequestValidationError(rows, body=sent) from error
 
     def echoed(self, chat: ChatRequest) -> dict[str, Any]:
         """The fields of an answer that repeat the request, with what was done where it named nothing."""
@@ -201,6 +201,13 @@ class ResponsesRequest(BaseModel):
             "truncation": "disabled",
             "user": extra.get("user"),
         }
+
+
+def _place(place: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Where a field of chat's stands here; a function's fields stand directly in its tool."""
+    if place[:1] == ("reasoning_effort",):
+        return ("reasoning", "effort")
+    return tuple(step for step in place if step != "function")
 
 
 def _objects(value: Any, name: str) -> list[dict[str, Any]]:
