@@ -78,7 +78,7 @@ def verify(
     from slm.gguf_reader import read_gguf
 
     file = read_gguf(candidate)
-    reference = Path(against) if Path(against).exists() else joints.checkpoint_of(against)
+    reference = Path(against) if Path(against).is_file() else joints.checkpoint_of(against)
     if not file.is_adapter and not is_language_model(file):
         if adapter or peft or bound_texts or min_top1 is not None or max_kl is not None:
             raise InputError(
