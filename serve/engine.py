@@ -262,7 +262,8 @@ class Engine:
             {
                 "op": "open", "model": str(self.base.path.resolve()), "threads": options.threads,
                 "context": options.context, "parallel": options.parallel, "hot": options.hot, "draft": options.draft,
-                "ends": list(self.base.ends), "identity": identity, "cache_bytes": options.cache_bytes, "cache_folder": folder,
+                "ends": list(self.base.ends), "identity": identity, "cache_bytes": options.cache_bytes,
+                "cache_folder": folder,
             }
         )  # fmt: skip
         self.context = int(opened["context"])

@@ -47,10 +47,10 @@ class GenerateOptions:
             raise InputError("the options do not work: " + "; ".join(faults))
 
 
-def end_of_turn_ids(tokenizer: Any, model: Any) -> list[int]:
+def end_of_turn_ids(tokenizer: Any, model: Any = None) -> list[int]:
     """The ids that end an answer: EOS, those of the model's generation_config.json, and the special token the chat
     template puts behind one."""
-    listed = getattr(model.generation_config, "eos_token_id", None)
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
     ends = list(dict.fromkeys(int(token) for token in ends if token is not None))
     own = tokenizer.chat_template
