@@ -66,6 +66,7 @@ def convert(
     from convert.adapter import convert_adapter, is_adapter_folder
     from convert.card import check_replaceable, write_card
     from convert.model import convert_checkpoint
+    from slm.model_argument import is_model_folder
 
     settings = CostSettings(**cost)
     if settings.card:
@@ -73,7 +74,7 @@ def convert(
     if is_adapter_folder(source):
         if types:
             raise InputError("an adapter is always written in f32", hint="Leave --type out.")
-        folder = None if base is None else joints.checkpoint_of(base)
+        folder = None if base is None else Path(base) if is_model_folder(Path(base)) else joints.checkpoint_of(base)
         result = convert_adapter(source, target, folder)
         if settings.card:
             result["card_files"] = [str(path) for path in write_card([result], Path(source))]
@@ -85,7 +86,8 @@ def convert(
         return
     if base is not None:
         raise InputError("--base is for adapters", found=f"'{source}' has no adapter_config.json")
-    checkpoint = Path(source) if Path(source).is_file() else joints.checkpoint_of(source)
+    here = Path(source)
+    checkpoint = here if here.is_file() or is_model_folder(here) else joints.checkpoint_of(source)
     options = options_from(imatrix, tensor_types, embedding, head)
     if wants_measuring(settings, types, verify):
         convert_and_measure(checkpoint, target, types, settings, options, as_json)
