@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from slm.artifacts import (
-    checkpoint_fingerprint,
     new_folder,
     require_replaceable,
     sha256_file,
@@ -24,6 +23,7 @@ from slm.artifacts import (
 )
 from slm.console import Show, note, progress
 from slm.errors import DivergenceError, InputError
+from slm.identity import checkpoint_fingerprint, identity_of
 from slm.llama import physical_cores
 from train.checkpoint import load_tokenizer, read_config
 from train.checkpoints import write_checkpoint
@@ -133,7 +133,7 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
         folder_of_run.keep(folder)
         manifest.update(
             made_by="train scratch",
-            fingerprint=sha256_files(sorted(folder.glob("*.safetensors"))),
+            fingerprint=checkpoint_fingerprint(folder),
             **{key: asked[key] for key in ("options", "data", "base", "environment")},
             figures=result.as_json(),
             history=vars(run.history),
@@ -152,7 +152,7 @@ def _asked(options: ScratchOptions, source: Path, threads: int) -> dict[str, Any
         "method": "scratch",
         "base": {
             "path": str(source.resolve()),
-            "fingerprint": checkpoint_fingerprint(source) if options.init else sha256_files(_tokenizer_files(source)),
+            "fingerprint": identity_of(source).weights if options.init else sha256_files(_tokenizer_files(source)),
         },
         "data": [{"file": str(file), "sha256": sha256_file(file)} for file in files],
         "options": options.as_json(),
