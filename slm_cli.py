@@ -17,7 +17,7 @@ import click
 
 from slm import __version__
 from slm.console import note, run, set_verbosity
-from slm.errors import MissingFileError
+from slm.errors import MismatchError, MissingFileError
 from slm.joints import Engine, Joints, Retriever
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
@@ -71,16 +71,18 @@ class LazyGroup(click.Group):
 
 def _checkpoint_of(model: str) -> Path:
     """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""
-    from slm import catalog, paths
+    from slm.model_argument import model_argument
 
-    path = Path(model) if Path(model).exists() else catalog.model_path(model)
+    path = model_argument(model)
     if path.is_dir():
         return path
     from convert.restore import restore_checkpoint
-    from slm.artifacts import MANIFEST, sha256_file
+    from convert.version import converter_version
+    from slm import caches
+    from slm.artifacts import sha256_file
 
-    folder = paths.home() / "checkpoints" / f"{path.stem}-{sha256_file(path)[:12]}"
-    if not (folder / MANIFEST).exists():
+    folder = caches.checkpoint_folder(path.stem, sha256_file(path))
+    if not caches.is_made_by(folder, converter_version()):
         note(f"restoring {path.name} to a checkpoint once; it is kept in {folder}")
         restore_checkpoint(path, folder)
     return folder
@@ -88,34 +90,59 @@ def _checkpoint_of(model: str) -> Path:
 
 def _gguf_of(model: str) -> Path:
     """A GGUF file for a file, a catalog name or a checkpoint folder; a checkpoint is converted once and kept."""
-    from slm import catalog, paths
+    from slm.model_argument import model_argument
 
-    path = Path(model) if Path(model).exists() else catalog.model_path(model)
+    path = model_argument(model)
     if path.is_file():
         return path
     from convert.model import convert_checkpoint
-    from slm.artifacts import checkpoint_fingerprint
+    from convert.version import converter_version
+    from slm import caches
 
-    file = paths.home() / "exports" / f"{path.name}-{checkpoint_fingerprint(path)[:12]}.q8_0.gguf"
+    source, converter = _content_of(path), converter_version()
+    file = caches.export_file(path.resolve().name, source, converter, ".q8_0.gguf")
     if not file.exists():
         note(f"converting {path} to GGUF (q8_0) once; it is kept as {file}")
         convert_checkpoint(path, file, "q8_0")
+        caches.drop_of_other_converters(file, converter)
     return file
 
 
-def _adapter_gguf_of(folder: Path, model: str) -> Path:
-    """The adapter GGUF of a PEFT folder; converted once for its content, and kept."""
-    from convert.adapter import convert_adapter
-    from slm import paths
-    from slm.artifacts import sha256_files
+def _content_of(checkpoint: Path) -> str:
+    """A hash of all files of a checkpoint folder that shape what is made of it."""
+    from slm.artifacts import sha256_file
+    from slm.caches import key_of
+    from slm.checkpoint_files import check_checkpoint, shaping_files
+    from slm.identity import identity_of
 
-    content = sha256_files([folder / "adapter_config.json", folder / "adapter_model.safetensors"])
-    file = paths.home() / "exports" / f"{folder.name}-{content[:12]}.adapter.gguf"
-    if not file.exists():
-        try:
-            convert_adapter(folder, file)
-        except MissingFileError:  # its base is elsewhere on this machine: it has to be the served model then
-            convert_adapter(folder, file, _checkpoint_of(model))
+    check_checkpoint(checkpoint)
+    beside = [f"{file.relative_to(checkpoint)} {sha256_file(file)}" for file in shaping_files(checkpoint)]
+    return key_of(identity_of(checkpoint).weights, *beside)
+
+
+def _adapter_gguf_of(folder: Path, model: str) -> Path:
+    """The adapter GGUF of a PEFT folder for that model; converted once for its content and for the model, and kept."""
+    from convert.adapter import WEIGHTS, convert_adapter
+    from convert.version import converter_version
+    from slm import caches
+    from slm.artifacts import sha256_file
+    from slm.checkpoint_files import shaping_files
+    from slm.gguf_reader import read_gguf
+    from slm.identity import gguf_fingerprint
+
+    base, converter = gguf_fingerprint(read_gguf(_gguf_of(model))), converter_version()
+    files = [*(path for path in (folder / WEIGHTS,) if path.exists()), *shaping_files(folder)]
+    source = caches.key_of(base, *(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))
+    file = caches.export_file(folder.resolve().name, source, converter, ".adapter.gguf")
+    if file.exists():
+        return file
+    try:
+        convert_adapter(folder, file)
+    except (MissingFileError, MismatchError) as error:
+        # Its base is elsewhere on this machine, or another one by now: then it has to be the served model.
+        note(f"{error.what}: taking {model} as the base of '{folder.name}'")
+        convert_adapter(folder, file, _checkpoint_of(model))
+    caches.drop_of_other_converters(file, converter)
     return file
 
 

@@ -22,12 +22,14 @@ from convert.families.base import EMBEDDING, HEAD, FloatArray
 from convert.safetensors_file import Entry, read_header
 from convert.vocabulary.vocab_source import chat_template, read_json
 from convert.writer import OutTensor, write_gguf
-from slm.artifacts import MANIFEST, checkpoint_fingerprint, new_file, read_manifest, require_folder
-from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, UnsupportedError
+from slm.artifacts import MANIFEST, new_file, read_manifest, require_folder
+from slm.checkpoint_files import CONFIG, check_checkpoint
+from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, SlmError, UnsupportedError
 from slm.gguf_reader import read_gguf
+from slm.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_same_base
 
 ADAPTER_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(.+)\.lora_(?:([AB])(?:\.[^.]+)?\.weight|embedding_([AB])(?:\.[^.]+)?)$")
 _PIECE_ELEMENTS = 1 << 22
@@ -63,14 +65,7 @@ def convert_adapter(folder: Path | str, out: Path | str, base: Path | str | None
     check_kind(settings)
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     checkpoint = read_checkpoint(_base_folder(folder, base, settings, manifest))
-    fingerprint = checkpoint_fingerprint(checkpoint.folder)
-    expected = (manifest.get("base") or {}).get("fingerprint")
-    if isinstance(expected, str) and expected != fingerprint:
-        raise MismatchError(
-            f"the adapter '{folder}' was trained on another base than '{checkpoint.folder}'",
-            found=f"fingerprint {fingerprint[:12]}, the adapter's base has {expected[:12]}",
-            hint="Name its base with --base.",
-        )
+    identity = check_same_base(folder, manifest, checkpoint.folder)
     alpha = runtime_alpha(settings)
     factors = read_factors(folder, settings, checkpoint, alpha)
     keys: dict[str, Any] = {
@@ -80,7 +75,7 @@ def convert_adapter(folder: Path | str, out: Path | str, base: Path | str | None
         "adapter.lora.alpha": float(alpha),
         "general.name": folder.resolve().name,
         "general.file_type": 0,
-        "slm.base_fingerprint": fingerprint,
+        **identity.keys(BASE_FINGERPRINT, BASE_WEIGHTS),
     }
     tokens = invocation_tokens(settings, checkpoint.vocabulary_rows)
     if tokens:
@@ -106,7 +101,7 @@ def convert_adapter(folder: Path | str, out: Path | str, base: Path | str | None
         "alpha": float(alpha),
         "modules": len(factors),
         "size_bytes": Path(out).stat().st_size,
-        "base_fingerprint": fingerprint,
+        "base_fingerprint": identity.fingerprint,
         "lang": keys.get("slm.lang"),
         "has_template": bool(template),
         "invocation_tokens": tokens,
@@ -118,25 +113,31 @@ def _base_folder(
 ) -> Path:
     if base is not None:
         return require_folder(base)
+    found = str(settings.get("base_model_name_or_path") or "no name")
     for named in ((manifest.get("base") or {}).get("path"), settings.get("base_model_name_or_path")):
-        if isinstance(named, str) and named and (Path(named) / "config.json").is_file():
+        if isinstance(named, str) and named and (Path(named) / CONFIG).is_file():
+            try:
+                check_checkpoint(Path(named))
+            except SlmError as error:  # the 4-bit copy that a QLoRA was trained on, for one
+                found = error.what
+                continue
             return Path(named)
     raise MissingFileError(
-        f"the base of the adapter '{folder}' is not where it says",
-        found=str(settings.get("base_model_name_or_path") or "no name"),
-        hint="Give the base's checkpoint folder with --base.",
+        f"the base of the adapter '{folder}' is not where it says, or cannot be read",
+        found=found,
+        hint="Give its base with --base: a checkpoint folder, a GGUF file or a model's name.",
     )
 
 
 def read_factors(folder: Path, settings: Mapping[str, Any], checkpoint: Checkpoint, alpha: float) -> list[Factors]:
     """Every LoRA pair of the folder, checked against the base. Raises the errors `convert_adapter` names."""
-    if not (folder / _WEIGHTS).exists():
+    if not (folder / WEIGHTS).exists():
         raise MissingFileError(
-            f"'{folder}' has no {_WEIGHTS}", hint="Save it with safe serialization (save_pretrained does)."
+            f"'{folder}' has no {WEIGHTS}", hint="Save it with safe serialization (save_pretrained does)."
         )
     base = {planned.gguf_name: planned for planned in checkpoint.plan()}
     sides: dict[str, dict[str, Entry]] = {}
-    for name, entry in read_header(folder / _WEIGHTS).items():
+    for name, entry in read_header(folder / WEIGHTS).items():
         match = _FACTOR.match(name.removeprefix(_PREFIX))
         if match is None:
             _check_copy(name, entry, checkpoint, base)  # PEFT saves an adapted embedding or head along

@@ -17,6 +17,7 @@ from slm.artifacts import new_file
 from slm.console import note
 from slm.errors import InputError, MissingFileError, SlmError
 from slm.gguf_reader import read_gguf
+from slm.identity import names_of, tensors_hash, trained_on
 
 _CARD_MARK = "<!-- Written by slm convert. -->"
 CARD, MODELFILE = "README.md", "Modelfile"
@@ -116,7 +117,7 @@ def write_card(
     described = inspect_gguf(main)
     adapter_template: str | None = None
     if described["kind"] == "adapter":
-        base = base_beside(main, described["adapter"]["base_fingerprint"])
+        base = base_beside(main)
         adapter_template = described["template"]
         text, why = modelfile(base.name, read_gguf(base).metadata, adapter=main.name, template=adapter_template)
     else:
@@ -136,12 +137,12 @@ def _preference(result: Mapping[str, Any]) -> tuple[bool, int]:
     return result.get("type") not in ("f32", "f16", "bf16"), int(result["size_bytes"])
 
 
-def base_beside(adapter: Path, fingerprint: str | None) -> Path:
+def base_beside(adapter: Path) -> Path:
     """The GGUF model in the adapter's folder that is its base, the smallest of several.
 
     Raises MissingFileError: Ollama needs both files in one place, and another base would give wrong answers.
     """
-    found = []
+    found, wanted = [], trained_on(read_gguf(adapter).metadata)
     for path in adapter.parent.glob("*.gguf"):
         if path == adapter:
             continue
@@ -149,7 +150,7 @@ def base_beside(adapter: Path, fingerprint: str | None) -> Path:
             file = read_gguf(path)
         except SlmError:
             continue  # somebody else's file
-        if fingerprint and not file.is_adapter and file.metadata.get("slm.fingerprint") == fingerprint:
+        if wanted and not file.is_adapter and wanted & (names_of(file.metadata) or {tensors_hash(file)}):
             found.append(path)
     if not found:
         raise MissingFileError(

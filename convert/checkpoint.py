@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,9 @@ from convert.malformed import check_values, reading
 from convert.safetensors_file import Entry, read_header
 from convert.vocabulary.vocab_source import read_json
 from slm.artifacts import require_folder
+from slm.checkpoint_files import CONFIG, check_checkpoint, refuse_pointer, weight_files
 from slm.errors import DamagedFileError, MissingFileError
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 _PIECE_ELEMENTS = 1 << 20  # 4 MB of float32 at a time: it stays in the processor's cache
 
 
@@ -134,7 +133,7 @@ class Checkpoint:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder. Raises MissingFileError or DamagedFileError."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.exists():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "an empty folder"
         raise MissingFileError(
@@ -142,47 +141,29 @@ def read_config(folder: Path) -> dict[str, Any]:
             found=found,
             hint="Give the folder that model.save_pretrained wrote.",
         )
+    refuse_pointer(path)
     return read_json(path)
 
 
 def read_checkpoint(folder: Path | str) -> Checkpoint:
     """Look at a checkpoint folder; no weights are read yet.
 
-    Raises MissingFileError, DamagedFileError, or UnsupportedError that lists the supported families.
+    Raises MissingFileError, DamagedFileError, or UnsupportedError (quantized weights, or a family that is not known).
     """
     folder = require_folder(folder)
     config = read_config(folder)
+    check_checkpoint(folder)
     with reading(f"'{folder / CONFIG}'"):
         family = family_of_config(config)
     return Checkpoint(folder, config, family, _entries(folder))
 
 
 def _entries(folder: Path) -> dict[str, Entry]:
-    if (folder / INDEX).exists():
-        entries: dict[str, Entry] = {}
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise DamagedFileError(f"'{folder / INDEX}' has no weight_map")
-        for shard in sorted({str(name) for name in weight_map.values()}):
-            entries.update(read_header(_shard(folder, shard)))
-        absent = sorted(set(weight_map) - set(entries))
-        if absent:
-            raise DamagedFileError(f"'{folder}' lacks the tensor '{absent[0]}' that its index names")
-        return entries
-    if (folder / "model.safetensors").exists():
-        return read_header(folder / "model.safetensors")
-    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".safetensors", ".gguf"))
-    raise MissingFileError(
-        f"'{folder}' has no model.safetensors",
-        found=", ".join(found) or "no weights",
-        hint="Pickled weights (.bin) are not read; save the model again with save_pretrained.",
-    )
-
-
-def _shard(folder: Path, name: str) -> Path:
-    """A shard named by the index, which must lie in the folder itself. Raises DamagedFileError."""
-    if PurePosixPath(name).name != name or {"\\", "\0"} & set(name) or name in ("", ".", "..") or len(name) > 255:
-        raise DamagedFileError(f"the index of '{folder}' names a shard outside the folder", found=name[:120])
-    if not (folder / name).exists():
-        raise MissingFileError(f"'{folder}' lacks the shard '{name}'", hint="Copy or download the checkpoint again.")
-    return folder / name
+    weights = weight_files(folder)
+    entries: dict[str, Entry] = {}
+    for file in weights.files:
+        entries.update(read_header(file))
+    absent = sorted(weights.promised - set(entries))
+    if absent:
+        raise DamagedFileError(f"'{folder}' lacks the tensor '{absent[0]}' that its index names")
+    return entries

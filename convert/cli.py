@@ -66,6 +66,7 @@ def convert(
     from convert.adapter import convert_adapter, is_adapter_folder
     from convert.card import check_replaceable, write_card
     from convert.model import convert_checkpoint
+    from slm.model_argument import is_model_folder
 
     settings = CostSettings(**cost)
     if settings.card:
@@ -73,7 +74,7 @@ def convert(
     if is_adapter_folder(source):
         if types:
             raise InputError("an adapter is always written in f32", hint="Leave --type out.")
-        folder = None if base is None else base if Path(base).is_dir() else joints.checkpoint_of(base)
+        folder = None if base is None else Path(base) if is_model_folder(Path(base)) else joints.checkpoint_of(base)
         result = convert_adapter(source, target, folder)
         if settings.card:
             result["card_files"] = [str(path) for path in write_card([result], Path(source))]
@@ -85,7 +86,8 @@ def convert(
         return
     if base is not None:
         raise InputError("--base is for adapters", found=f"'{source}' has no adapter_config.json")
-    checkpoint = Path(source) if Path(source).exists() else joints.checkpoint_of(source)
+    here = Path(source)
+    checkpoint = here if here.is_file() or is_model_folder(here) else joints.checkpoint_of(source)
     options = options_from(imatrix, tensor_types, embedding, head)
     if wants_measuring(settings, types, verify):
         convert_and_measure(checkpoint, target, types, settings, options, as_json)
@@ -103,13 +105,12 @@ def convert(
 
 
 @click.command("restore", context_settings=_SETTINGS)
-@click.argument("gguf", type=click.Path(path_type=Path))
+@click.argument("gguf")
 @_OUT_FILE
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True, help="Of the weights.")
 @click.option("--chat-template", "template", metavar="NAME|FILE", help="Default: the file's own.")
 @_JSON
-@pass_joints
-def restore(joints: Joints, gguf: Path, target: Path, dtype: str, template: str | None, as_json: bool) -> None:
+def restore(gguf: str, target: Path, dtype: str, template: str | None, as_json: bool) -> None:
     """Restore a GGUF model (a file, or a catalog name) to a checkpoint folder that transformers loads (dequantized).
 
     \b
@@ -117,11 +118,9 @@ def restore(joints: Joints, gguf: Path, target: Path, dtype: str, template: str 
       slm restore gemma-3-270m -o checkpoints/gemma
     """
     from convert.restore import restore_checkpoint
-    from slm.catalog import CATALOG
+    from slm.model_argument import model_argument
 
-    if not gguf.exists() and str(gguf) in CATALOG:
-        gguf = joints.gguf_of(str(gguf))
-    manifest = restore_checkpoint(gguf, target, dtype, template)
+    manifest = restore_checkpoint(model_argument(gguf), target, dtype, template)
     if as_json:
         emit_json({"folder": str(target), **manifest})
     else:

@@ -40,7 +40,7 @@ def bench_convert(
         note("llama.cpp's convert_hf_to_gguf.py is not on PATH: only ours is measured (--peer PATH names it)")
     results = []
     for source in sources or _MODELS:
-        folder = Path(source) if Path(source).exists() else joints.checkpoint_of(source)
+        folder = joints.checkpoint_of(source)
         results.append({**bench_conversion(folder, file_type, runs, script), "checkpoint": Path(source).name})
     if as_json:
         emit_json({"conversions": results})

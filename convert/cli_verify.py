@@ -76,9 +76,11 @@ def verify(
     from convert.quality.bounds import LANGUAGE_MEASURES, parse_bound
     from convert.verify import Bounds, bounds_for, is_language_model, verify_model
     from slm.gguf_reader import read_gguf
+    from slm.model_argument import is_model_folder
 
     file = read_gguf(candidate)
-    reference = Path(against) if Path(against).exists() else joints.checkpoint_of(against)
+    here = Path(against)
+    reference = here if here.is_file() or is_model_folder(here) else joints.checkpoint_of(against)
     if not file.is_adapter and not is_language_model(file):
         if adapter or peft or bound_texts or min_top1 is not None or max_kl is not None:
             raise InputError(

@@ -12,6 +12,7 @@ import numpy as np
 from convert.quantize import types_written
 from convert.vocabulary.vocab import SPECIAL_KEYS
 from slm.gguf_reader import read_gguf
+from slm.identity import BASE_FINGERPRINT, FINGERPRINT, text_of
 
 # Token types, llama.cpp include/llama.h.
 _TYPE_NAMES = {1: "normal", 2: "unknown", 3: "control", 4: "user_defined", 5: "unused", 6: "byte"}
@@ -31,7 +32,7 @@ def inspect_gguf(path: Path | str) -> dict[str, Any]:
         "file": str(path),
         "kind": "adapter" if file.is_adapter else str(metadata.get("general.type", "model")),
         "architecture": file.architecture,
-        "name": _text(metadata, "general.name"),
+        "name": text_of(metadata, "general.name"),
         "size_bytes": Path(path).stat().st_size,
         "header_bytes": min((info.offset for info in tensors.values()), default=Path(path).stat().st_size),
         "context_length": _plain(metadata.get(f"{file.architecture}.context_length")),
@@ -41,20 +42,20 @@ def inspect_gguf(path: Path | str) -> dict[str, Any]:
         "tensors": len(tensors),
         "tensor_types": types_written(file),
         "tensor_type_bytes": by_type,
-        "fingerprint": _text(metadata, "slm.fingerprint"),
-        "template": _text(metadata, "tokenizer.chat_template"),
+        "fingerprint": text_of(metadata, FINGERPRINT),
+        "template": text_of(metadata, "tokenizer.chat_template"),
         "keys": {key: _plain(v) for key, v in metadata.items() if not key.startswith(_SHOWN_APART)},
     }
     if isinstance(metadata.get("tokenizer.ggml.tokens"), list):
         described["vocabulary"] = _vocabulary(metadata)
     if file.is_adapter:
         described["adapter"] = {
-            "type": _text(metadata, "adapter.type"),
+            "type": text_of(metadata, "adapter.type"),
             "alpha": _plain(metadata.get("adapter.lora.alpha")),
             "rank": max((t.shape[0] for n, t in tensors.items() if n.endswith(".lora_a")), default=None),
             "modules": sum(name.endswith(".lora_a") for name in tensors),
-            "base_fingerprint": _text(metadata, "slm.base_fingerprint"),
-            "lang": _text(metadata, "slm.lang"),
+            "base_fingerprint": text_of(metadata, BASE_FINGERPRINT),
+            "lang": text_of(metadata, "slm.lang"),
         }
     return described
 
@@ -69,8 +70,8 @@ def _vocabulary(metadata: dict[str, Any]) -> dict[str, Any]:
     types = metadata.get("tokenizer.ggml.token_type")
     counts = Counter(np.asarray(types).tolist()) if isinstance(types, np.ndarray) else Counter()
     return {
-        "model": _text(metadata, "tokenizer.ggml.model"),
-        "pre": _text(metadata, "tokenizer.ggml.pre"),
+        "model": text_of(metadata, "tokenizer.ggml.model"),
+        "pre": text_of(metadata, "tokenizer.ggml.pre"),
         "tokens": len(tokens),
         "token_types": {_TYPE_NAMES.get(kind, str(kind)): count for kind, count in counts.most_common()},
         "merges": len(metadata.get("tokenizer.ggml.merges", [])),
@@ -86,12 +87,6 @@ def list_tensors(path: Path | str) -> list[dict[str, Any]]:
         {"name": info.name, "type": info.type_name, "shape": list(info.shape), "size_bytes": info.nbytes}
         for info in read_gguf(path).tensors.values()
     ]
-
-
-def _text(metadata: dict[str, Any], key: str) -> str | None:
-    """A key's string; None where it is absent or, in a foreign file, no string."""
-    value = metadata.get(key)
-    return value if isinstance(value, str) else None
 
 
 def _plain(value: Any) -> Any:

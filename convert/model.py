@@ -20,13 +20,15 @@ from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.families import Encoder
 from convert.pooling import pooling_metadata
 from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
+from convert.vocabulary.ends import end_ids, ends_to_metadata
 from convert.vocabulary.proof import Source, compare_ids
 from convert.vocabulary.swallowing import name_for
 from convert.vocabulary.vocab_source import read_json, read_vocabulary
 from convert.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
-from slm.artifacts import checkpoint_fingerprint, new_file, require_space
+from slm.artifacts import new_file, require_space
 from slm.console import note, progress
 from slm.errors import InputError, VerificationError
+from slm.identity import FINGERPRINT, WEIGHTS, Identity, identity_of
 from slm.llama import open_model
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
@@ -57,14 +59,16 @@ def convert_checkpoint(
     checkpoint = read_checkpoint(folder)
     plan = checkpoint.plan()
     with _no_garbage_collection():
-        # Without a manifest this hashes all weights; the tokenizer is read meanwhile.
-        fingerprint = _in_background(lambda: checkpoint_fingerprint(checkpoint.folder))
+        # This hashes all weights; the tokenizer is read meanwhile.
+        identity = _in_background(lambda: identity_of(checkpoint.folder))
         embedder = isinstance(checkpoint.family, Encoder)
         source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
+        if not embedder:
+            source.vocabulary.ends = end_ids(checkpoint.folder, checkpoint.config, source.vocabulary)
         source.vocabulary.fitted(checkpoint.vocabulary_rows)
         proof = _Proof(source) if verify else None
         source.ids_of = None  # with it goes the content of the tokenizer's files
-        metadata = _metadata(checkpoint, source, fingerprint())
+        metadata = _metadata(checkpoint, source, identity())
     caveats = [*source.caveats, *checkpoint.family.caveats(checkpoint.config)]
     for caveat in caveats:
         note(f"note: {caveat}")
@@ -108,9 +112,9 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _in_background(compute: Callable[[], str]) -> Callable[[], str]:
+def _in_background(compute: Callable[[], Identity]) -> Callable[[], Identity]:
     """Start computing; the returned function waits for the value. An interrupted program does not wait."""
-    future: Future[str] = Future()
+    future: Future[Identity] = Future()
 
     def run() -> None:
         try:
@@ -135,7 +139,7 @@ def _check_options(names: list[str], options: Options) -> None:
         prepare(name, options)
 
 
-def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[str, Any]:
+def _metadata(checkpoint: Checkpoint, source: Source, identity: Identity) -> dict[str, Any]:
     pooling: dict[str, Any] = {}
     if isinstance(checkpoint.family, Encoder):
         pooling = pooling_metadata(checkpoint.folder, checkpoint.family.gguf_architecture)
@@ -148,7 +152,8 @@ def _metadata(checkpoint: Checkpoint, source: Source, fingerprint: str) -> dict[
         **checkpoint.metadata(),
         **pooling,
         **source.vocabulary.to_metadata(),
-        "slm.fingerprint": fingerprint,
+        **ends_to_metadata(source.vocabulary),
+        **identity.keys(FINGERPRINT, WEIGHTS),
     }
 
 

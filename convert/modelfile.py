@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convert.turns import Turns, turns_of
+from convert.vocabulary.ends import ends_from_metadata
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Message
 from slm.prompt import render
@@ -74,6 +75,7 @@ def stop_texts(metadata: Mapping[str, Any], turns: Turns | None) -> list[str]:
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     if isinstance(eos, int) and 0 <= eos < len(tokens):
         stops.append(tokens[eos])
+    stops += [tokens[id_] for id_ in ends_from_metadata(metadata, len(tokens))]
     known = set(tokens)
     if turns is not None:
         after = turns.assistant[1].strip()

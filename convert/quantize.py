@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from slm.artifacts import new_file, require_space
 from slm.console import progress
 from slm.errors import DamagedFileError, EngineError, InputError
 from slm.gguf_reader import GgufFile, read_gguf
+from slm.identity import FINGERPRINT, gguf_fingerprint
 
 __all__ = ["FLOAT_TYPES", "QUANTIZED_TYPES", "Options", "ladder", "prepare", "quantize_file",
            "quantize_ladder", "type_name", "types_written"]  # fmt: skip
@@ -132,7 +133,7 @@ def quantize_file(
         job = {
             "source": str(model.path), "target": str(temporary), "type": name, "overrides": overrides,
             **asdict(options), "imatrix": options.imatrix and str(options.imatrix),
-            "threads": options.threads or threads,
+            "threads": options.threads or threads, "fingerprint": gguf_fingerprint(model),
         }  # fmt: skip
         _run_child(job, temporary, len(model.tensors))
         written = read_gguf(temporary)
@@ -255,6 +256,7 @@ def _child(job: dict[str, Any]) -> int:
         exact = [(f"^{re.escape(name)}$".encode(), tensor_type_id(kind)) for name, kind in job["overrides"].items()]
         params.tt_overrides = (lib.llama_model_tensor_override * (len(exact) + 1))(*exact)
     kept: list[Any] = []
+    notes: dict[str, str | int] = {FINGERPRINT: job["fingerprint"]}
     if job["imatrix"]:
         from convert.imatrix_file import fitting, read_imatrix
 
@@ -270,18 +272,22 @@ def _child(job: dict[str, Any]) -> int:
                 values.size,
             )
         params.imatrix = array
-        params.kv_overrides = _noted(lib, Path(job["imatrix"]).name, matrix.datasets, len(rows), matrix.chunks)
+        # The keys by which llama-quantize notes an importance matrix (tools/quantize/quantize.cpp).
+        notes |= {
+            "quantize.imatrix.file": Path(job["imatrix"]).name,
+            "quantize.imatrix.dataset": ", ".join(matrix.datasets),
+            "quantize.imatrix.entries_count": len(rows),
+            "quantize.imatrix.chunks_count": matrix.chunks,
+        }
+    params.kv_overrides = _noted(lib, notes)
     return int(lib.llama_model_quantize(job["source"].encode(), job["target"].encode(), ctypes.byref(params)))
 
 
-def _noted(lib: Any, file: str, datasets: Sequence[str], entries: int, chunks: int) -> Any:
-    """The keys by which llama-quantize notes an importance matrix (tools/quantize/quantize.cpp)."""
-    values: list[tuple[str, str | int]] = [
-        ("file", file), ("dataset", ", ".join(datasets)), ("entries_count", entries), ("chunks_count", chunks),
-    ]  # fmt: skip
-    array = (lib.llama_model_kv_override * (len(values) + 1))()
-    for slot, (key, value) in zip(array, values, strict=False):
-        slot.key = f"quantize.imatrix.{key}".encode()
+def _noted(lib: Any, notes: Mapping[str, str | int]) -> Any:
+    """Key-values for the quantized file, as llama.cpp takes them."""
+    array = (lib.llama_model_kv_override * (len(notes) + 1))()
+    for slot, (key, value) in zip(array, notes.items(), strict=False):
+        slot.key = key.encode()
         if isinstance(value, int):
             slot.tag, slot.value.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
         else:

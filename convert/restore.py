@@ -17,14 +17,17 @@ from convert.families import Family, family_of_gguf
 from convert.families.base import Rule, check_shapes
 from convert.malformed import load_fast_tokenizer, reading
 from convert.safetensors_file import SafetensorsWriter
+from convert.version import converter_version
 from convert.vet import vet_model
+from convert.vocabulary.ends import ends_from_metadata, template_end
 from convert.vocabulary.fast_tokenizer import tokenizer_config, tokenizer_json
 from convert.vocabulary.proof import MIXED_LINES, hf_encode, prove_equal, special_lines
 from convert.vocabulary.vocab import CONTROL, USER_DEFINED, Vocabulary, from_metadata
-from slm.artifacts import checkpoint_fingerprint, new_folder, require_space
+from slm.artifacts import new_folder, require_space
 from slm.console import note, progress
 from slm.errors import DamagedFileError, InputError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
+from slm.identity import gguf_fingerprint, identity_of
 from slm.prompt import TEMPLATES, named_template, template_name_for
 
 DTYPES = {"f32": "F32", "bf16": "BF16"}
@@ -55,6 +58,7 @@ def restore_checkpoint(
     config = _config(family, source, vocabulary, dtype)
     template, template_name = _template(chat_template, vocabulary)
     vocabulary.chat_template = template
+    vocabulary.ends = ends_from_metadata(source.metadata, len(vocabulary.tokens))
     tensors = _check_tensors(family, source, config)
     size = 4 if dtype == "f32" else 2
     require_space(out.parent, size * sum(int(np.prod(info.shape)) for info in source.tensors.values()) + (64 << 20))
@@ -66,7 +70,9 @@ def restore_checkpoint(
         _write_weights(folder / "model.safetensors", family, source, tensors, dtype)
         manifest.update(
             made_by="restore",
-            fingerprint=checkpoint_fingerprint(folder),
+            converter=converter_version(),
+            fingerprint=gguf_fingerprint(source),
+            weights=identity_of(folder).weights,
             architecture=family.gguf_architecture,
             source={"file": source.path.name, "name": source.metadata.get("general.name")},
             dtype=dtype,
@@ -92,9 +98,12 @@ def _config(family: Family, source: GgufFile, vocabulary: Vocabulary, dtype: str
 
 
 def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
-    ends = [vocabulary.specials[n] for n in ("eos",) if n in vocabulary.specials]
+    ends = [vocabulary.specials[n] for n in ("eos",) if n in vocabulary.specials] + vocabulary.ends
+    own = template_end(vocabulary)
+    ends += [] if own is None else [own]
     controls = {t: i for i, t in enumerate(vocabulary.tokens) if vocabulary.types[i] in (CONTROL, USER_DEFINED)}
-    ends += [controls[t] for t in _END_OF_TURN if t in controls and controls[t] not in ends]
+    ends += [controls[t] for t in _END_OF_TURN if t in controls]
+    ends = list(dict.fromkeys(ends))
     generation: dict[str, Any] = {"eos_token_id": ends[0] if len(ends) == 1 else ends, "do_sample": False}
     for name in ("bos", "pad"):
         if name in vocabulary.specials:

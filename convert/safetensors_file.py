@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.artifacts import require_file
+from slm.checkpoint_files import refuse_pointer
 from slm.errors import DamagedFileError, UnsupportedError
 
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -68,6 +69,7 @@ def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of a file, every offset checked. Raises MissingFileError or DamagedFileError."""
     path = require_file(path)
+    refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -18,7 +18,9 @@ from serve.vault import Vault
 from slm.artifacts import sha256_file
 from slm.errors import DamagedFileError, InputError, MismatchError, SlmError, UnknownNameError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
+from slm.identity import FINGERPRINT, WEIGHTS, belong, short, tensors_hash, text_of, trained_on
 from slm.prompt import template_name_for
+from slm.turn_end import END_TOKENS
 
 RESERVED = ("auto", "base")
 # "en", "ja_lora", "fr-sft": a language code alone or with a suffix that names the method.
@@ -35,12 +37,24 @@ class Base:
     name: str
     architecture: str
     fingerprint: str | None
+    weights: str | None
     shapes: dict[str, tuple[int, ...]]
     template: str | None
     template_name: str
     bos: str
     eos: str
     trained_context: int
+    ends: tuple[int, ...] = ()
+
+    def is_base_of(self, adapter: GgufFile) -> bool:
+        """Whether an adapter was trained on these weights, or nothing says that it was not."""
+        known = set(filter(None, (self.fingerprint, self.weights)))
+        return belong(trained_on(adapter.metadata), known, lambda: self.tensors)
+
+    @cached_property
+    def tensors(self) -> str:
+        """Hash of the tensors; read once, for adapters of a file that names no fingerprint."""
+        return tensors_hash(read_gguf(self.path))
 
     @cached_property
     def content(self) -> str:
@@ -78,13 +92,15 @@ def vet_base(path: Path) -> Base:
         path=path,
         name=path.stem,
         architecture=architecture,
-        fingerprint=_text(file, "slm.fingerprint"),
+        fingerprint=text_of(file.metadata, FINGERPRINT),
+        weights=text_of(file.metadata, WEIGHTS),
         shapes={name: info.shape for name, info in file.tensors.items()},
         template=template if isinstance(template, str) else None,
         template_name=template_name_for(set(tokens)),
         bos=_token(file, tokens, "bos"),
         eos=_token(file, tokens, "eos"),
         trained_context=int(file.metadata.get(f"{architecture}.context_length", 0)),
+        ends=_ends(file.metadata.get(END_TOKENS), len(tokens)),
     )
 
 
@@ -126,11 +142,10 @@ def _vetted(name: str, path: Path, copy: Path, base: Base, scale: float) -> Adap
             f"'{path}' is an activated LoRA (aLoRA): it acts from certain tokens on, this engine would always apply it",
             hint="Serve it with --engine llama-server.",
         )
-    trained_on = _text(file, "slm.base_fingerprint")
-    if trained_on and base.fingerprint and trained_on != base.fingerprint:
+    if not base.is_base_of(file):
         raise MismatchError(
             f"the adapter '{path}' was trained on other weights than those of '{base.path}'",
-            found=f"base {trained_on[:12]}, model {base.fingerprint[:12]}",
+            found=f"base {short(min(trained_on(file.metadata)))}, model {short(base.fingerprint or base.tensors)}",
             hint="Load it with the model it was trained on.",
         )
     _check_shapes(file, base)
@@ -139,8 +154,8 @@ def _vetted(name: str, path: Path, copy: Path, base: Base, scale: float) -> Adap
         path=path.resolve(),
         file=copy.resolve(),
         content=sha256_file(copy),
-        language=_text(file, "slm.lang") or language_of_name(name),
-        template=_text(file, "tokenizer.chat_template"),
+        language=text_of(file.metadata, "slm.lang") or language_of_name(name),
+        template=text_of(file.metadata, "tokenizer.chat_template"),
         scale=scale,
     )
 
@@ -191,9 +206,10 @@ class Registry:
         return any(adapter.content == content for adapter in self._adapters.values())
 
 
-def _text(file: GgufFile, key: str) -> str | None:
-    value = file.metadata.get(key)
-    return value if isinstance(value, str) and value else None
+def _ends(listed: Any, size: int) -> tuple[int, ...]:
+    """Ids of the tokens that end an answer, as the file's own key lists them."""
+    ids = listed.tolist() if isinstance(listed, np.ndarray) else []
+    return tuple(id for id in ids if isinstance(id, int) and 0 <= id < size)
 
 
 def _token(file: GgufFile, tokens: list[str], kind: str) -> str:

@@ -13,7 +13,7 @@ import click
 from serve.child.batch import LONGEST_DRAFT
 from serve.cli_guard import guard_options, policy_of
 from slm.console import emit_json, note
-from slm.errors import InputError, ResourceError
+from slm.errors import InputError
 from slm.joints import Finish, Joints, Message, SamplingOptions, pass_joints
 
 if TYPE_CHECKING:
@@ -210,7 +210,9 @@ def chat(
 )  # fmt: skip
 @click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
 @click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="127.0.0.1 and localhost: ::1 too, where there is one."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option(
     "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once, each adapter."
@@ -256,15 +258,18 @@ def serve(
     Example:
       slm serve gemma-3-270m --adapter en=exports/en.gguf --adapter ja=exports/ja.gguf
     """
+    from serve.listen import bind, url_of
+
     policy = policy_of(host, **guarding)
     with ExitStack() as stack:
-        listener = stack.enter_context(_bind(host, port))
+        listeners = bind(stack, host, port)
         if engine != "slm":
             from serve import upstream
 
             upstream.refuse(engine, _given(ctx, but=_ANY_ENGINE))
-            port = listener.getsockname()[1]
-            listener.close()
+            port = listeners[0].getsockname()[1]
+            for listener in listeners:
+                listener.close()
             options = upstream.Options(
                 joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in unique(adapters).items()),
                 context, threads, parallel, host, port, policy.keys.single(),
@@ -288,8 +293,8 @@ def serve(
             stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
         app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever)
-        _announce(listener, opened, needs_key=bool(policy.keys))
-        _run(app, listener, policy)
+        _announce(url_of(listeners[0]), opened, needs_key=bool(policy.keys))
+        _run(app, listeners, policy)
 
 
 def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
@@ -299,31 +304,7 @@ def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
     return [p.opts[-1] for p in options if p.name and ctx.get_parameter_source(p.name) is not default]
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """Take the port before the model is loaded. Raises ResourceError."""
-    import socket
-
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ResourceError(f"cannot listen on '{host}': {error.strerror or error}") from error
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(512)
-    except OSError as error:
-        listener.close()
-        raise ResourceError(
-            f"cannot listen on {host}:{port}: {error.strerror}",
-            hint="Choose another port with --port (0: any free one).",
-        ) from error
-    return listener
-
-
-def _announce(listener: socket.socket, engine: Engine, *, needs_key: bool) -> None:
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+def _announce(url: str, engine: Engine, *, needs_key: bool) -> None:
     names = ", ".join(a.name for a in engine.adapters()) or "none"
     key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
     note(f"{engine.base.name}, adapters: {names}; context {engine.context:,} tokens")
@@ -332,12 +313,12 @@ def _announce(listener: socket.socket, engine: Engine, *, needs_key: bool) -> No
     note(f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
 
 
-def _run(app: Any, listener: socket.socket, policy: Policy) -> None:
+def _run(app: Any, listeners: list[socket.socket], policy: Policy) -> None:
     import uvicorn
 
     from serve.server.connection import server_config
 
-    uvicorn.Server(server_config(app, policy.limits)).run(sockets=[listener])
+    uvicorn.Server(server_config(app, policy.limits)).run(sockets=listeners)
 
 
 @click.command(context_settings=_HELP)

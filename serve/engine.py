@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +258,15 @@ class Engine:
         """Make a fresh child ready: the model, then the adapters, from the copies that were checked."""
         options = self.options
         folder = str(options.cache_folder) if options.cache_folder else ""
-        identity = f"{self.base.content}/{self.context or options.context}" if folder else ""
+        identity = ""
+        if folder:  # llama.cpp's own version shapes its states as well
+            identity = f"{self.base.content}/{self.context or options.context}/{version('llama-cpp-python')}"
         opened = call(
             {
                 "op": "open", "model": str(self.base.path.resolve()), "threads": options.threads,
                 "context": options.context, "parallel": options.parallel, "hot": options.hot, "draft": options.draft,
-                "identity": identity, "cache_bytes": options.cache_bytes, "cache_folder": folder,
+                "ends": list(self.base.ends), "identity": identity, "cache_bytes": options.cache_bytes,
+                "cache_folder": folder,
             }
         )  # fmt: skip
         self.context = int(opened["context"])

@@ -50,7 +50,7 @@ class Trials:
         sampling = {"max_tokens": 1, "stop": [], "logit_bias": []}
         return [
             {"op": "open", "model": str(self._model.resolve()), "threads": 1, "context": 64, "parallel": 1, "hot": 1,
-             "draft": 0, "identity": "", "cache_bytes": 0, "cache_folder": ""},
+             "draft": 0, "ends": [], "identity": "", "cache_bytes": 0, "cache_folder": ""},
             {"op": "load", "content": adapter.content, "path": str(adapter.file)},
             {"op": "generate", "prompt": [0], "add_special": False, "fit": True,
              "lora": [(adapter.content, adapter.scale)], "sampling": sampling},

@@ -189,19 +189,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise DamagedFileError(f"'{path}' is not a JSON object")
     return manifest
-
-
-def checkpoint_fingerprint(folder: Path) -> str:
-    """What identifies a checkpoint's weights: the manifest's fingerprint, else a SHA-256 over its weight files."""
-    if (folder / MANIFEST).exists():
-        known = read_manifest(folder).get("fingerprint")
-        if isinstance(known, str):
-            return known
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise MissingFileError(
-            f"'{folder}' has no .safetensors weights",
-            found=", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "an empty folder",
-            hint="Save the checkpoint with safe serialization (model.save_pretrained does).",
-        )
-    return sha256_files(files)

@@ -1,4 +1,7 @@
-"""`slm doctor`: what this machine has, what is missing, and what to do about each fault. It changes nothing."""
+"""`slm doctor`: what this machine has, what is missing or cached, and what to do about each fault.
+
+It changes nothing unless it is asked to remove the caches.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from slm import __version__, console, paths
+from slm import __version__, caches, console, paths
 from slm.errors import SlmError
 
 _PACKAGES = {
@@ -124,21 +127,32 @@ def examine() -> list[Check]:
             checks.append(Check(f"model {name}", None, str(catalog.model_path(name))))
         except SlmError:
             checks.append(Check(f"model {name}", None, f"not pulled (slm pull {name})"))
+    for cache in caches.found():
+        size = f"{cache.size_bytes / 1e6:,.0f} MB in {cache.folder}" if cache.entries else "empty"
+        checks.append(Check(f"cache {cache.folder.name}", None, f"{size} ({cache.what})"))
     return checks
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--clean", is_flag=True, help="Remove the caches; what is missing later is made again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(as_json: bool) -> None:
-    """Show what is installed, what this CPU can do, and what to do about each fault.
+def doctor(clean: bool, as_json: bool) -> None:
+    """Show what is installed, what this CPU can do, what is cached, and what to do about each fault.
 
     \b
     Example:
       slm doctor
+      slm doctor --clean
     """
+    if clean:
+        _clean(as_json)
+        return
     checks = examine()
     if as_json:
-        console.emit_json({"checks": [asdict(check) for check in checks], "ok": all(c.ok is not False for c in checks)})
+        console.emit_json({
+            "checks": [asdict(check) for check in checks], "ok": all(c.ok is not False for c in checks),
+            "caches": [{**asdict(cache), "folder": str(cache.folder)} for cache in caches.found()],
+        })  # fmt: skip
     else:
         from rich.markup import escape
 
@@ -150,3 +164,16 @@ def doctor(as_json: bool) -> None:
                 out.print(f"      -> {escape(check.fix)}", soft_wrap=True)
     if any(check.ok is False for check in checks):
         raise click.exceptions.Exit(1)
+
+
+def _clean(as_json: bool) -> None:
+    """Remove the caches and say what was freed."""
+    removed = caches.clean()
+    if as_json:
+        rows = [{"folder": str(c.folder), "entries": c.entries, "size_bytes": c.size_bytes} for c in removed]
+        console.emit_json({"removed": rows, "size_bytes": sum(cache.size_bytes for cache in removed)})
+        return
+    for cache in removed:
+        click.echo(f"removed {cache.folder}: {cache.entries} entries, {cache.size_bytes / 1e6:,.0f} MB freed")
+    if not removed:
+        click.echo(f"there are no caches in {paths.home()}")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.artifacts import require_file
+from slm.checkpoint_files import refuse_pointer
 from slm.errors import DamagedFileError, UnsupportedError
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -137,6 +138,7 @@ def read_gguf(path: Path | str) -> GgufFile:
     or UnsupportedError (version, byte order, tensor type).
     """
     path = require_file(path)
+    refuse_pointer(path)
     if path.stat().st_size < 24:
         raise DamagedFileError(f"'{path}' is not a GGUF file", found=f"{path.stat().st_size} bytes")
     mapped = np.memmap(path, dtype=np.uint8, mode="r")

@@ -102,11 +102,11 @@ def _shard_index(_: bytes, rng: random.Random) -> bytes:
         ".",
         "a/../../x",
         "C:\\x",
-        "model.safetensors\0",
+        "all.safetensors\0",
         "x" * 5000,
     ]
-    name = rng.choice([*outside, "model.safetensors", "config.json", 7, None, ["model.safetensors"]])
-    other = rng.choice([name, "model.safetensors"])
+    name = rng.choice([*outside, "all.safetensors", "config.json", 7, None, ["all.safetensors"]])
+    other = rng.choice([name, "all.safetensors"])
     index: Any = {"weight_map": {"model.norm.weight": name, "lm_head.weight": other}}
     return json.dumps(rng.choice([index, index, {"weight_map": name}, [index], {}])).encode()
 

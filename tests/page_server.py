@@ -69,6 +69,7 @@ class Script:
         done = False
         try:
             yield event({"role": "assistant", "content": ""}, **sources)
+            yield ": keep-alive\n\n"  # as the server does while it reads a long prompt
             for n, piece in enumerate(self.pieces):
                 if n == self.hold:
                     while not self._release.is_set():

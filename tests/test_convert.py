@@ -26,9 +26,9 @@ from convert.verify import Bounds, verify_model
 from convert.vocabulary.charsmap import apply_charsmap, lower_casing, read_charsmap, write_charsmap
 from convert.vocabulary.fast_tokenizer import pre_tokenizer_of
 from convert.vocabulary.vocab_source import pre_name
-from slm.artifacts import checkpoint_fingerprint
 from slm.errors import UnsupportedError, VerificationError
 from slm.gguf_reader import read_gguf
+from slm.identity import checkpoint_fingerprint
 from slm.llama import all_logits, open_context, open_model, tokenize
 from tests import tiny_checkpoints as tiny
 

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from convert.adapter import convert_adapter
 from convert.model import convert_checkpoint
 from convert.verify import verify_model
-from slm.artifacts import checkpoint_fingerprint
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, SlmError, UnsupportedError
 from slm.gguf_reader import read_gguf
+from slm.identity import checkpoint_fingerprint
 from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters, tokenize
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -45,13 +45,15 @@ def test_an_unsupported_architecture_is_named_with_the_supported_ones(tmp_path: 
 @pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "sub/shard.safetensors", ".."])
 def test_a_shard_outside_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     folder = tiny.llama(tmp_path / "tiny")
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     refused(folder, DamagedFileError, "outside the folder", tmp_path)
 
 
 def test_a_missing_shard_and_a_missing_tensor_are_named(tmp_path: Path) -> None:
     folder = tiny.llama(tmp_path / "tiny")
-    weights = dict.fromkeys(read_header(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "all.safetensors")
+    weights = dict.fromkeys(read_header(folder / "all.safetensors"), "all.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {**weights, "x": "model-00002.safetensors"}}))
     refused(folder, MissingFileError, "model-00002.safetensors", tmp_path)

@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import MANIFEST, checkpoint_fingerprint, read_manifest, require_folder
+from slm.artifacts import MANIFEST, read_manifest, require_folder
+from slm.checkpoint_files import refuse_pointer
 from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
+from slm.identity import check_same_base
 from train.checkpoint import load_model
 
 
@@ -26,6 +28,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
                 f"'{adapter}' is not an adapter folder: it has no {name}",
                 found=", ".join(sorted(p.name for p in adapter.iterdir())[:6]) or "an empty folder",
             )
+        refuse_pointer(adapter / name)
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -39,14 +42,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
     if not (adapter / MANIFEST).exists():
         return {}
     manifest = read_manifest(adapter)
-    trained_on = manifest.get("base") or {}
-    fingerprint = checkpoint_fingerprint(base)
-    if trained_on.get("fingerprint") not in (None, fingerprint):
-        raise MismatchError(
-            f"the adapter '{adapter}' was trained on another base than '{base}'",
-            found=f"base {str(trained_on['fingerprint'])[:12]}, given {fingerprint[:12]}",
-            hint=f"Its base was: {trained_on.get('path', 'unknown')}",
-        )
+    check_same_base(adapter, manifest, base)
     return manifest
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.artifacts import require_folder
+from slm.checkpoint_files import check_checkpoint, refuse_pointers, weight_files
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnsupportedError
 
 # model_type of config.json -> names of the linear layers that an adapter can change, by preset.
@@ -75,6 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             found=", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "an empty folder",
             hint=_WEIGHTS_HINT,
         )
+    check_checkpoint(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -103,8 +105,7 @@ def load_model(folder: Path) -> Any:
 
     read_config(folder)
     hush()
-    if not any(folder.glob("*.safetensors")):
-        raise MissingFileError(f"'{folder}' has no .safetensors weights", hint=_WEIGHTS_HINT)
+    weight_files(folder)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
@@ -131,7 +132,7 @@ def lookalikes(folder: Path, token: int) -> int:
     from safetensors import safe_open
 
     for name in _OUTPUT_VECTORS:
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in weight_files(folder).files:
             with safe_open(file, "pt") as weights:
                 if name in weights.keys():  # noqa: SIM118  (not a dict)
                     rows = weights.get_tensor(name)
@@ -147,6 +148,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     hush()
+    refuse_pointers(folder)
     if (folder / "spiece.model").exists() and not (folder / "tokenizer.json").exists():
         tokenizer = _sentencepiece_tokenizer(folder)
     else:

@@ -212,11 +212,12 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
 def _open_gguf(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:
     from slm import llama
     from slm.gguf_reader import read_gguf
+    from slm.identity import belong, names_of, tensors_hash, trained_on
 
     base = read_gguf(model)
     if adapter is not None:
-        mine, theirs = read_gguf(adapter).metadata.get("slm.base_fingerprint"), base.metadata.get("slm.fingerprint")
-        if mine and theirs and mine != theirs:
+        wanted = trained_on(read_gguf(adapter).metadata)
+        if not belong(wanted, names_of(base.metadata), lambda: tensors_hash(base)):
             raise MismatchError(f"the adapter '{adapter}' was trained on another base than '{model}'")
     handle = llama.open_model(stack, model)
     lib = llama.library()

@@ -47,9 +47,12 @@ class GenerateOptions:
             raise InputError("the options do not work: " + "; ".join(faults))
 
 
-def end_of_turn_ids(tokenizer: Any) -> list[int]:
-    """The ids that end an answer: EOS, and the special token the chat template puts behind one."""
-    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+def end_of_turn_ids(tokenizer: Any, model: Any = None) -> list[int]:
+    """The ids that end an answer: EOS, those of the model's generation_config.json, and the special token the chat
+    template puts behind one."""
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    ends = list(dict.fromkeys(int(token) for token in ends if token is not None))
     own = tokenizer.chat_template
     marker = end_of_turn_id(tokenizer, own) if isinstance(own, str) and own else None
     return ends if marker is None or marker in ends else [*ends, marker]
@@ -87,7 +90,7 @@ class Generator:
         room = limit - len(ids)
         if room < 1:
             raise InputError(f"the prompt has {len(ids)} tokens; the model holds {limit}")
-        ends = end_of_turn_ids(self._tokenizer)
+        ends = end_of_turn_ids(self._tokenizer, self._model)
         generator = torch.Generator().manual_seed(options.seed)
         penalty = options.repetition_penalty or (1.0 if as_chat else _CONTINUATION_PENALTY)
         made: list[int] = []

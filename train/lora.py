@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from slm.artifacts import (
-    checkpoint_fingerprint,
     new_folder,
     require_replaceable,
     sha256_file,
 )
 from slm.console import note
+from slm.identity import identity_of
 from slm.llama import physical_cores
 from train import ranks
 from train.batch.batches import Collate
@@ -154,12 +154,13 @@ def _measure(model: Any, held_out: Sequence[Encoded], collate: Collate) -> Sums:
 
 def _asked(options: TrainOptions, prepared: Prepared, method: str, threads: int) -> dict[str, Any]:
     """What a run is asked and with what: enough to tell whether another run is the same."""
-    lines = prepared.examples_by_file
+    lines, base = prepared.examples_by_file, identity_of(options.base)
     return {
         "method": method,
         "base": {
             "path": str(options.base.resolve()),
-            "fingerprint": checkpoint_fingerprint(options.base),
+            "fingerprint": base.fingerprint,
+            "weights": base.weights,
             "architecture": read_config(options.base)["model_type"],
         },
         "template": prepared.template_name,

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import checkpoint_fingerprint, new_folder, require_space, sha256_files
+from slm.artifacts import new_folder, require_space, sha256_files
+from slm.checkpoint_files import weight_files
 from slm.console import note
 from slm.errors import InputError, MismatchError
+from slm.identity import checkpoint_fingerprint
 from train.adapter import check_adapter, load_with_adapter
 from train.checkpoint import load_tokenizer, read_config
 from train.combine import combine, untie_adapted
@@ -46,7 +48,7 @@ def merge(base: Path, adapters: Path | Sequence[Path], output: Path, weights: Se
     read_config(base)
     for adapter in chosen:
         check_adapter(adapter, base)
-    require_space(output.parent, 2 * sum(file.stat().st_size for file in base.glob("*.safetensors")))
+    require_space(output.parent, 2 * sum(file.stat().st_size for file in weight_files(base).files))
     tokenizer = _tokenizer_of(base, chosen)
     with new_folder(output, "checkpoint") as (folder, manifest):
         if len(chosen) == 1 and shares[0] == 1.0:
@@ -58,14 +60,14 @@ def merge(base: Path, adapters: Path | Sequence[Path], output: Path, weights: Se
         if len(tokenizer) > merged.get_input_embeddings().weight.shape[0]:
             names = ", ".join(f"'{adapter}'" for adapter in chosen)
             raise MismatchError(f"the tokenizer of {names} has more tokens than the base '{base}' has rows")
-        ends = end_of_turn_ids(tokenizer)
+        ends = end_of_turn_ids(tokenizer, merged)
         if ends:
             merged.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
         merged.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         if (base / "spiece.model").exists():  # the source of the tokenizer, for converters that read it
             shutil.copy(base / "spiece.model", folder / "spiece.model")
-        fingerprint = sha256_files(sorted(folder.glob("*.safetensors")))
+        fingerprint = checkpoint_fingerprint(folder)
         manifest.update(
             {
                 "fingerprint": fingerprint,
@@ -74,7 +76,7 @@ def merge(base: Path, adapters: Path | Sequence[Path], output: Path, weights: Se
                 "adapters": [_described(adapter, share) for adapter, share in zip(chosen, shares, strict=True)],
             }
         )
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in weight_files(folder).files)
         parameters = sum(parameter.numel() for parameter in merged.parameters())
     return MergeResult(output, fingerprint, parameters, size)
 

@@ -89,7 +89,7 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for key in ("method", "processes", "template")
         if was.get(key) != now.get(key)
     ]
-    if was["base"]["fingerprint"] != now["base"]["fingerprint"]:
+    if _weights(was["base"]) != _weights(now["base"]):
         found.append(f"the base was {was['base']['path']} with other weights")
     if [entry["sha256"] for entry in was["data"]] != [entry["sha256"] for entry in now["data"]]:
         found.append("the data was " + ", ".join(entry["file"] for entry in was["data"]) + " with other content")
@@ -98,6 +98,11 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if name not in _FREE and old.get(name) != new.get(name):
             found.append(f"{name} was {json.dumps(old.get(name))}, is {json.dumps(new.get(name))}")
     return found
+
+
+def _weights(base: dict[str, Any]) -> Any:
+    """The exact weights: two restorations of one model, from two types of file, have the same fingerprint."""
+    return base.get("weights", base["fingerprint"])
 
 
 def read_config_of(folder: Path) -> dict[str, Any] | None:

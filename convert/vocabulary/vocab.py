@@ -57,6 +57,7 @@ class Vocabulary:
     lower_case: bool = False  # a key for bert; for t5 there is none, so it is folded into the charsmap
     strip_accents: bool = False  # bert only
     chat_template: str | None = None
+    ends: list[int] = field(default_factory=list)  # beside eos (`convert.vocabulary.ends`)
     swallowing: bool = False  # special tokens take the white space after them (`convert.vocabulary.swallowing`)
 
     def fitted(self, rows: int) -> Vocabulary:
@@ -73,6 +74,7 @@ class Vocabulary:
         if self.scores:
             self.scores = self.scores[:rows] + [-10_000.0] * len(spare)
         self.specials = {name: id_ for name, id_ in self.specials.items() if id_ < rows}
+        self.ends = [id_ for id_ in self.ends if id_ < rows]
         return self
 
     def check(self) -> None:

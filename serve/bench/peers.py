@@ -17,6 +17,7 @@ from serve.process import child_environment
 from serve.upstream import LLAMA_CPP_PYTHON, LLAMA_SERVER, Launch, Options
 from slm.errors import SlmError
 from slm.gguf_reader import read_gguf
+from slm.turn_end import END_TOKENS
 
 OURS = "slm"
 # Tokens that end an answer beside the ones the file names (llama.cpp, src/llama-vocab.cpp, `special_eog_ids`).
@@ -54,7 +55,8 @@ def end_tokens(model: Path) -> list[int]:
     """Ids of the tokens that end an answer."""
     metadata = read_gguf(model).metadata
     named = {metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
-    ids = {id for id in named if isinstance(id, int)}
+    listed = metadata.get(END_TOKENS)
+    ids = {id for id in named if isinstance(id, int)} | set([] if listed is None else listed.tolist())
     return sorted(ids | {id for id, text in enumerate(metadata["tokenizer.ggml.tokens"]) if text in _ENDS})
 
 

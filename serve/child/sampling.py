@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -57,11 +57,11 @@ class Vocabulary:
         return tokenizer_of(pieces, special, sorted(self.eog))
 
 
-def vocabulary_of(model: Any) -> Vocabulary:
-    """The vocabulary of an open model, which has to outlive it."""
+def vocabulary_of(model: Any, ends: Collection[int] = ()) -> Vocabulary:
+    """The vocabulary of an open model, which has to outlive it. ends: tokens that end an answer beside llama.cpp's."""
     lib, size = library(), vocab_size(model)
     vocab = lib.llama_model_get_vocab(model)
-    eog = frozenset(token for token in range(size) if lib.llama_vocab_is_eog(vocab, token))
+    eog = frozenset(token for token in range(size) if lib.llama_vocab_is_eog(vocab, token)) | set(ends)
     return Vocabulary(size, eog, token_reader(model))
 
 

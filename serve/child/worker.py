@@ -3,8 +3,8 @@
 It knows adapters by the hash of their content, never by name, and nothing of HTTP, languages or chat templates.
 llama.cpp may abort this process; the parent (`serve.supervisor`) then starts another.
 
-In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "draft", "identity",
-      "cache_bytes", "cache_folder"}
+In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "draft", "ends": token ids,
+      "identity", "cache_bytes", "cache_folder"}
      {"op": "load", "id", "content", "path"}   {"op": "unload", "id", "content"}   {"op": "stats", "id"}
      {"op": "tokenize", "id", "prompt", "add_special"}   {"op": "detokenize", "id", "tokens"}
      {"op": "embed", "id", "text"}
@@ -132,7 +132,7 @@ class Worker:
 
     def _do_open(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         self._model = open_model(self._stack, Path(order["model"]))
-        vocabulary = self._vocabulary = vocabulary_of(self._model)
+        vocabulary = self._vocabulary = vocabulary_of(self._model, order["ends"])
         trained = int(library().llama_model_n_ctx_train(self._model))
         self._context = min(int(order["context"]), trained) if trained > 0 else int(order["context"])
         folder = Path(order["cache_folder"]) if order["cache_folder"] else None

@@ -20,6 +20,7 @@ from serve.server.page import PAGE_PATHS, add_page
 from serve.server.routes.adapters import adapter_routes
 from serve.server.routes.generation import generation_routes
 from serve.server.routes.models import model_routes
+from serve.server.routes.responses import responses_routes
 from slm import __version__
 from slm.joints import Retriever
 
@@ -42,6 +43,7 @@ def create_app(
     install_metrics(app, metrics)
     app.include_router(model_routes(engine, retrieval=retriever is not None))
     app.include_router(generation_routes(engine, retriever, metrics))
+    app.include_router(responses_routes(engine, metrics))
     app.include_router(adapter_routes(engine, [folder.resolve() for folder in allowed_folders]))
     add_page(app)
     add_api_docs(app)

@@ -21,7 +21,7 @@ from typing import Any
 from slm.errors import InputError, UnsupportedError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-GENERATION = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+GENERATION = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 # Characters for each token of the context. English has 4 to 5 a token and code with wide indentation up to about 16,
 # so what is longer cannot fit, and the tokenizer need not read it to know.
@@ -237,10 +237,12 @@ def refuse_body(value: Any, limits: Limits, context: int) -> Refusal | None:
 def _measure(value: Any) -> tuple[int, bool]:
     """(characters of a body, whether every number is finite).
 
-    In a conversation every string counts, because all of it is read as one prompt; otherwise the longest one, because
-    a list of texts is a list of prompts. A list of token ids counts as a text of that length.
+    In a conversation (messages, or items as input) every string counts, because all of it is read as one prompt;
+    otherwise the longest one, because a list of texts is a list of prompts. A list of token ids counts as a text of
+    that length.
     """
-    one_prompt = isinstance(value, dict) and "messages" in value
+    items = value.get("input") if isinstance(value, dict) else None
+    one_prompt = isinstance(value, dict) and ("messages" in value or _holds_objects(items))
     total = longest = 0
     finite = True
     todo = [value]
@@ -260,6 +262,10 @@ def _measure(value: Any) -> tuple[int, bool]:
         total += size
         longest = max(longest, size)
     return (total if one_prompt else longest), finite
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def answers_asked(value: Any) -> int:

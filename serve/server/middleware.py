@@ -16,7 +16,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic_core import from_json
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.server.guard import (
@@ -56,9 +58,20 @@ def install_guard(
     app.add_middleware(Guard, policy=policy, context=context, metrics=metrics)
     if policy.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=policy.origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
-            expose_headers=["x-slm-adapter", "x-slm-route-reason", "retry-after"],
+            _Cors, allow_origins=policy.origins, allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"], expose_headers=["x-slm-adapter", "x-slm-route-reason", "retry-after"],
+            allow_private_network=True,  # an allowed page of the wide network may reach a server on this machine
         )  # fmt: skip
+
+
+class _Cors(CORSMiddleware):
+    """With the answer to a browser's question about private networks given to allowed origins alone."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if not self.is_allowed_origin(request_headers["origin"]):
+            del response.headers["access-control-allow-private-network"]
+        return response
 
 
 class Guard:
@@ -75,12 +88,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         answer = _Answer(scope, receive, send)
+        # HEAD is answered as GET, without the body.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._judge(scope, receive, answer)
+            await self._judge(asked, receive, answer)
         except asyncio.CancelledError:  # the server is being stopped and waits for this request no longer
             await answer.end_with(Refusal(503, "the server is being stopped", "shutting_down", "server_error"))
         finally:
-            self._metrics.responded(_route(scope), answer.status)
+            self._metrics.responded(_route(asked), answer.status)
             if self._policy.access_log:
                 answer.log()
 

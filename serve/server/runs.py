@@ -7,8 +7,7 @@ the call that begins a run.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -18,14 +17,23 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from serve.engine import Event, Sink, Ticket
-from serve.server.api.answers import Answer, Choice, citations_of
-from serve.server.api.errors import Json, error_body
+from serve.server.api.errors import Json
+from serve.server.api.writers import Writer
 from slm.errors import SlmError
-from slm.joints import Finish, Grounded
+from slm.joints import Finish
 
 _T = TypeVar("_T")
 Begin = Callable[[Sink], Ticket]
 _Numbered = tuple[int, Event]
+# How long a stream's first event is waited for, so that an error which comes before it has an HTTP status of its own:
+# what the engine refuses, it refuses within a step. Then the stream begins, whatever comes.
+PATIENCE_S = 1.0
+# A proxy cuts off what is silent, many of them after 60 s; a comment, which every reader of events skips, is a sign of
+# life (https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes recommends about 15 s).
+PULSE_S = 10.0
+_COMMENT = ": keep-alive\n\n"
+# nginx and those like it collect an answer before they pass it on unless they are told; others may compress it.
+_STREAM_HEADERS = {"cache-control": "no-cache, no-store, no-transform", "x-accel-buffering": "no"}
 
 
 class Runs:
@@ -33,8 +41,9 @@ class Runs:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[_Numbered] = asyncio.Queue()
+        self._events: asyncio.Queue[_Numbered | None] = asyncio.Queue()
         self._tickets: list[Ticket] = []
+        self._pulse: asyncio.TimerHandle | None = None
 
     async def start(self, begins: Sequence[Begin]) -> None:
         """Begin them all. When one cannot begin, the others are cancelled and its error is raised."""
@@ -45,21 +54,35 @@ class Runs:
             self.cancel()
             raise
 
+    def beat(self, after_s: float) -> None:
+        """From then on `events` yields None at every pulse."""
+        self._pulse = self._loop.call_later(after_s, self._beat)
+
     def cancel(self) -> None:
         """End what is still under way."""
+        if self._pulse:
+            self._pulse.cancel()
         for ticket in self._tickets:
             ticket.cancel()
 
-    async def events(self) -> AsyncIterator[tuple[int, Any]]:
-        """(number of the run, text or Finish) until every run has ended. Raises the first SlmError."""
+    async def events(self) -> AsyncIterator[tuple[int, Any] | None]:
+        """(number of the run, text or Finish), or None, until every run has ended. Raises the first SlmError."""
         left = len(self._tickets)
         while left:
-            number, event = await self._events.get()
+            numbered = await self._events.get()
+            if numbered is None:
+                yield None
+                continue
+            number, event = numbered
             if isinstance(event, SlmError):
                 self.cancel()
                 raise event
             left -= isinstance(event, Finish)
             yield number, event
+
+    def _beat(self) -> None:
+        self._events.put_nowait(None)
+        self.beat(PULSE_S)
 
     def _sink(self, number: int) -> Sink:
         def sink(event: Event) -> None:
@@ -85,33 +108,25 @@ async def _begun(begin: Begin, sink: Sink) -> Ticket:
 
 
 async def respond(
-    request: Request,
-    begins: Sequence[Begin],
-    answer: Answer,
-    choices: Sequence[Choice],
-    *,
-    stream: bool,
-    with_usage: bool = False,
-    prompts: int = 1,
-    headers: dict[str, str],
-    grounded: Grounded | None = None,
+    request: Request, begins: Sequence[Begin], writer: Writer, *, stream: bool, headers: dict[str, str]
 ) -> Response:
-    """Start the runs, one for each choice, and answer with them. prompts: how many different ones there are."""
+    """Start the runs and answer with what the writer makes of them."""
     runs = Runs()
     await runs.start(begins)
     events = runs.events()
     if stream:
+        runs.beat(PATIENCE_S)
         first = await _unless_left(request, runs, _next(events))  # an error before the start has its own status
-        body = _stream(first, events, answer, choices, prompts if with_usage else 0, grounded)
-        return _EventStream(body, runs, headers)
+        return _EventStream(_stream(first, events, writer), runs, headers)
 
     async def collect() -> None:
-        async for number, event in events:
-            for _ in choices[number].take(event):
-                pass
+        async for numbered in events:
+            if numbered:
+                for _ in await _taken(writer, *numbered):
+                    pass
 
     await _unless_left(request, runs, collect())
-    return Json(answer.whole(choices, prompts, await _quoted(grounded)), headers=headers)
+    return Json(writer.whole(), headers=headers)
 
 
 async def _next(events: AsyncIterator[_T]) -> _T:
@@ -122,7 +137,7 @@ class _EventStream(StreamingResponse):
     """Server-sent events of one request, which is cancelled when the client goes away at any moment."""
 
     def __init__(self, events: AsyncIterator[str], runs: Runs, headers: dict[str, str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
+        super().__init__(events, media_type="text/event-stream", headers={**headers, **_STREAM_HEADERS})
         self._runs = runs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,37 +171,37 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _stream(
-    first: tuple[int, Any],
-    events: AsyncIterator[tuple[int, Any]],
-    answer: Answer,
-    choices: Sequence[Choice],
-    usage_of: int,
-    grounded: Grounded | None,
+    first: tuple[int, Any] | None, events: AsyncIterator[tuple[int, Any] | None], writer: Writer
 ) -> AsyncIterator[str]:
-    """The events of one answer; an error after the start is an event of its own. usage_of: prompts, 0: no usage."""
-    for choice in choices if answer.chat else ():
-        yield _event(answer.chunk(choice.first(), citations_of(grounded)))
+    """The events of one answer, comments where it is silent; an error after the start is an event of its own."""
+    silent = True
+    for value in writer.opening():
+        silent = False
+        yield writer.frame(value)
     try:
-        number, event = first
+        numbered = first
         while True:
-            for part in choices[number].take(event):
-                last = part["finish_reason"] is not None
-                yield _event(answer.chunk(part, await _quoted(grounded) if last else None))
+            if numbered is None:
+                if silent:
+                    yield _COMMENT
+                silent = True
+            else:
+                for value in await _taken(writer, *numbered):
+                    silent = False
+                    yield writer.frame(value)
             try:
-                number, event = await anext(events)
+                numbered = await anext(events)
             except StopAsyncIteration:
                 break
-        if usage_of:
-            yield _event(answer.usage_chunk(choices, usage_of))
+        for value in writer.closing():
+            yield writer.frame(value)
     except SlmError as error:
-        yield _event(error_body(error)[1])
-    yield "data: [DONE]\n\n"
+        for value in writer.failed(error):
+            yield writer.frame(value)
+    yield writer.tail
 
 
-async def _quoted(grounded: Grounded | None) -> dict[str, Any]:
-    """The citations of an answer that has been given, with their quotes."""
-    return citations_of(grounded, await asyncio.to_thread(grounded.quotes)) if grounded else {}
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+async def _taken(writer: Writer, number: int, event: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(event, Finish):
+        await writer.before_end()
+    return writer.take(number, event)

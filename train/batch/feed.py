@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from slm.artifacts import checkpoint_fingerprint
+from slm.artifacts import sha256_file
+from slm.checkpoint_files import CONFIG
 from slm.console import note
+from slm.identity import identity_of
 from train import ranks
 from train.batch.attention import packed_attention
 from train.batch.batches import Batch, Collate, packed, pad
@@ -95,7 +97,8 @@ def feed(
             yield collate
             return
         cut = lowest_layer(model, options.top_layers)
-        make = partial(frozen_states, model, cut, sides, fingerprint=checkpoint_fingerprint(options.base), dtype=dtype)
+        exact = f"{identity_of(options.base).weights} {sha256_file(options.base / CONFIG)}"
+        make = partial(frozen_states, model, cut, sides, fingerprint=exact, dtype=dtype)
         kept = ranks.first_then_others(make)
 
         def with_states(chosen: Sequence[Encoded]) -> Batch:

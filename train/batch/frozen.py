@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def frozen_states(
 ) -> FrozenStates:
     """The states of the sequences in front of layer `cut`: read back where this model, data and cut made them before.
 
-    Every layer below `cut` must be frozen; it runs without dropout. fingerprint: of the base's weights.
+    Every layer below `cut` must be frozen; it runs without dropout. fingerprint: of the base's exact
+    weights and configuration, not of what they came from: a dequantized model has other states than its original.
     Raises ResourceError when the disk is too small for them.
     """
     firsts: dict[bytes, tuple[int, int]] = {}
@@ -64,7 +66,8 @@ def frozen_states(
         for number, item in enumerate(items):
             firsts.setdefault(_digest(item), (side, number))
     digests = sorted(firsts)
-    key = hashlib.sha256(f"{fingerprint} {cut} {dtype}\0".encode() + b"".join(digests)).hexdigest()
+    made_by = " ".join(version(name) for name in ("torch", "transformers"))
+    key = hashlib.sha256(f"{fingerprint} {cut} {dtype} {made_by}\0".encode() + b"".join(digests)).hexdigest()
     home = paths.home() / "states"
     folder = home / key[:32]
     if (folder / MANIFEST).exists():

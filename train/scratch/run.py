@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from slm.artifacts import (
-    checkpoint_fingerprint,
     new_folder,
     require_replaceable,
     sha256_file,
@@ -22,6 +21,7 @@ from slm.artifacts import (
 )
 from slm.console import note, progress
 from slm.errors import InputError
+from slm.identity import checkpoint_fingerprint, identity_of
 from slm.llama import physical_cores
 from train.checkpoint import load_tokenizer, read_config
 from train.memory import peak_rss_mb
@@ -115,7 +115,7 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
         folder_of_run.keep(folder)
         manifest.update(
             made_by="train scratch",
-            fingerprint=sha256_files(sorted(folder.glob("*.safetensors"))),
+            fingerprint=checkpoint_fingerprint(folder),
             **{key: asked[key] for key in ("options", "data", "base", "environment")},
             figures=result.as_json(),
             history=state.history,
@@ -134,7 +134,7 @@ def _asked(options: ScratchOptions, source: Path, threads: int) -> dict[str, Any
         "method": "scratch",
         "base": {
             "path": str(source.resolve()),
-            "fingerprint": checkpoint_fingerprint(source) if options.init else sha256_files(_tokenizer_files(source)),
+            "fingerprint": identity_of(source).weights if options.init else sha256_files(_tokenizer_files(source)),
         },
         "data": [{"file": str(file), "sha256": sha256_file(file)} for file in files],
         "options": options.as_json(),

@@ -124,6 +124,11 @@ class Answer:
             "slm": {"adapter": adapter, "route_reason": reason},
         }
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """Who answers, and why."""
+        return {"model": self._head["model"], "slm": self._head["slm"]}
+
     def whole(self, choices: Sequence[Choice], prompts: int, citations: dict[str, Any]) -> dict[str, Any]:
         """The body of an answer that was not streamed. prompts: how many different ones there were."""
         finishes = [choice.finish for choice in choices if choice.finish]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -16,8 +16,9 @@ from fastapi.responses import Response
 from serve.engine import Engine, Sink, Ticket
 from serve.router import Route
 from serve.server.api.answers import Answer, Choice
-from serve.server.api.forms import form_of
+from serve.server.api.forms import Form, form_of
 from serve.server.api.requests import ChatRequest, CompletionRequest, Generation, LoraScale
+from serve.server.api.writers import ChatWriter
 from serve.server.metrics import Metrics
 from serve.server.runs import Begin, respond
 from slm.errors import InputError, UnsupportedError
@@ -30,36 +31,13 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
-        form = await asyncio.to_thread(form_of, body)
-        sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
-        messages = body.conversation()
-        lora = _lora(engine, body.lora)
-        way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
-        grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
-        asked = grounded.messages if grounded else messages
-
-        def begin(number: int) -> Begin:
-            options = replace(sampling, seed=sampling.seed + number)
-
-            def start(sink: Sink) -> Ticket:
-                return engine.begin_chat(
-                    asked,
-                    sink,
-                    adapter=way.adapter,
-                    lora=lora,
-                    tools=form.tools,
-                    sampling=options,
-                    fit=body.limit is None,
-                )
-
-            return start
-
-        choices = [Choice(n, chat=True, grounded=grounded, calls=form.calls) for n in range(body.n)]
-        begins = [metrics.measured(begin(n), way.adapter) for n in range(body.n)]
-        return await respond(
-            request, begins, _answer(engine, way, chat=True), choices, stream=body.stream,
-            with_usage=_wants_usage(body), headers=_route_headers(way), grounded=grounded,
-        )  # fmt: skip
+        asked = await planned(engine, retriever, metrics, body)
+        grounded = asked.grounded
+        choices = [Choice(n, chat=True, grounded=grounded, calls=asked.form.calls) for n in range(body.n)]
+        writer = ChatWriter(
+            answer_of(engine, asked.way, chat=True), choices, with_usage=_wants_usage(body), grounded=grounded
+        )
+        return await respond(request, asked.begins, writer, stream=body.stream, headers=route_headers(asked.way))
 
     @router.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest) -> Response:
@@ -82,15 +60,55 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
 
         begins = [metrics.measured(begin(p, n), way.adapter) for p in prompts for n in range(body.n)]
         choices = [Choice(index, chat=False) for index in range(len(begins))]
-        return await respond(
-            request, begins, _answer(engine, way, chat=False), choices, stream=body.stream,
-            with_usage=_wants_usage(body), prompts=len(prompts), headers=_route_headers(way),
-        )  # fmt: skip
+        writer = ChatWriter(
+            answer_of(engine, way, chat=False), choices, with_usage=_wants_usage(body), prompts=len(prompts)
+        )
+        return await respond(request, begins, writer, stream=body.stream, headers=route_headers(way))
 
     return router
 
 
-def _answer(engine: Engine, way: Route, *, chat: bool) -> Answer:
+@dataclass(frozen=True)
+class Planned:
+    """What a conversation comes to: its answer's form, who answers, from which passages, and the runs to begin."""
+
+    form: Form
+    way: Route
+    grounded: Grounded | None
+    begins: list[Begin]
+
+
+async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics, body: ChatRequest) -> Planned:
+    """Everything about a conversation that can be found wrong before the engine is asked. Raises SlmError."""
+    form = await asyncio.to_thread(form_of, body)
+    sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
+    messages = body.conversation()
+    lora = _lora(engine, body.lora)
+    way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
+    grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
+    asked = grounded.messages if grounded else messages
+
+    def begin(number: int) -> Begin:
+        options = replace(sampling, seed=sampling.seed + number)
+
+        def start(sink: Sink) -> Ticket:
+            return engine.begin_chat(
+                asked,
+                sink,
+                adapter=way.adapter,
+                lora=lora,
+                tools=form.tools,
+                sampling=options,
+                fit=body.limit is None,
+            )
+
+        return start
+
+    return Planned(form, way, grounded, [metrics.measured(begin(n), way.adapter) for n in range(body.n)])
+
+
+def answer_of(engine: Engine, way: Route, *, chat: bool) -> Answer:
+    """The objects around a request's choices."""
     return Answer(chat=chat, model=way.adapter or engine.base.name, adapter=way.adapter, reason=way.reason)
 
 
@@ -119,7 +137,7 @@ def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> list[tuple[str, 
     return [(names[row.id], row.scale) for row in asked]
 
 
-def _route_headers(way: Route) -> dict[str, str]:
+def route_headers(way: Route) -> dict[str, str]:
     """Which adapter answers and why; percent-encoded where a header could not carry it."""
     reason = quote(way.reason, safe=" ,;:'%()", errors="replace")
     return {"x-slm-adapter": quote(way.adapter or "base"), "x-slm-route-reason": reason}

@@ -1,0 +1,153 @@
+"""What makes a checkpoint unreadable is named before anything loads; a name is not shadowed by a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_checkpoints as tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from convert.model import convert_checkpoint
+from slm.catalog import CATALOG
+from slm.errors import DamagedFileError, MissingFileError, SlmError, UnknownNameError, UnsupportedError
+from slm.model_argument import model_argument
+from train.checkpoint import load_tokenizer, read_config
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 538090408\n"
+NAME = "model.layers.0.mlp.down_proj.weight"
+
+
+def set_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def add_tensors(folder: Path, tensors: dict[str, torch.Tensor], leave_out: str = "") -> None:
+    weights = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if name != leave_out}
+    save_file({**weights, **tensors}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+QUANTIZED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "bitsandbytes": (
+        lambda f: set_config(f, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "bitsandbytes, 4 bits",
+    ),
+    "GPTQ": (lambda f: set_config(f, quantization_config={"quant_method": "gptq", "bits": 8}), "gptq, 8 bits"),
+    "nested": (
+        lambda f: set_config(f, text_config={"quantization_config": {"quant_method": "awq", "bits": 4}}),
+        "awq, 4 bits",
+    ),
+    "older compressed-tensors": (
+        lambda f: set_config(f, compression_config={"quant_method": "compressed-tensors"}),
+        "compressed-tensors",
+    ),
+    "MLX": (lambda f: set_config(f, quantization={"group_size": 64, "bits": 4}), "MLX, 4 bits"),
+    "only the tensors say so": (
+        lambda f: add_tensors(f, {NAME.removesuffix("weight") + "qweight": torch.zeros(2, 2, dtype=torch.int32)}, NAME),
+        "GPTQ or AWQ",
+    ),
+    "FP8 that nothing names": (
+        lambda f: add_tensors(f, {NAME: torch.zeros(64, 96).to(torch.float8_e4m3fn)}),
+        "stored as F8_E4M3",
+    ),
+    "packed": (lambda f: add_tensors(f, {NAME: torch.zeros(64, 12, dtype=torch.int32)}), "stored as I32"),
+}
+
+
+@pytest.mark.parametrize("case", QUANTIZED)
+def test_quantized_weights_are_named_in_conversion_and_training(case: str, tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    spoil, told = QUANTIZED[case]
+    spoil(folder)
+    for use in (read_config, lambda f: convert_checkpoint(f, tmp_path / "m.gguf")):
+        with pytest.raises(UnsupportedError, match=rf"quantized \({told}"):
+            use(folder)
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_an_empty_quantization_config_is_none(tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    set_config(folder, quantization_config=None)
+    assert read_config(folder)["model_type"] == "llama"
+    set_config(folder, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UnsupportedError, match="remove the key 'quantization_config'"):
+        read_config(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("content", [POINTER, POINTER.replace("\n", "\r\n"), POINTER.replace("git-lfs", "hawser")])
+def test_a_pointer_of_git_lfs_is_named_as_one(name: str, content: str, tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    (folder / name).write_bytes(content.encode())
+    for use in (read_config, lambda f: convert_checkpoint(f, tmp_path / "m.gguf")):
+        with pytest.raises(DamagedFileError, match=rf"{name}' is a Git LFS pointer.*538,090,408") as caught:
+            use(folder)
+        assert "git lfs pull" in str(caught.value)
+    if name.startswith("tokenizer"):
+        with pytest.raises(DamagedFileError, match="Git LFS pointer"):
+            load_tokenizer(folder)
+
+
+def test_a_pointer_in_place_of_a_shard_or_of_a_gguf_file_is_named_as_one(tmp_path: Path) -> None:
+    from slm.gguf_reader import read_gguf
+
+    folder = tiny.llama(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "model-1.safetensors").write_text(POINTER)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    with pytest.raises(DamagedFileError, match=r"model-1\.safetensors' is a Git LFS pointer"):
+        read_config(folder)
+    (tmp_path / "m.gguf").write_text(POINTER)
+    with pytest.raises(DamagedFileError, match="Git LFS pointer"):
+        read_gguf(tmp_path / "m.gguf")
+
+
+def test_a_folder_that_is_no_model_does_not_shadow_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(iter(CATALOG))
+    home = tmp_path / "home/models" / name
+    home.mkdir(parents=True)
+    (home / "m.gguf").write_bytes(b"GGUF")
+    (home / "manifest.json").write_text(json.dumps({"kind": "model", "files": {"m.gguf": {}}}))
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert model_argument(name) == home / "m.gguf"
+    assert model_argument(f"./{name}") == Path(name)
+    tiny.llama(tmp_path / name / "inner")
+    (tmp_path / name / "config.json").write_text("{}")
+    assert model_argument(name) == Path(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "told"),
+    [
+        ("nothing-here", UnknownNameError, "nothing-here"),
+        ("./nothing", MissingFileError, "no file or folder"),
+        ("nothing.gguf", MissingFileError, "no file or folder"),
+        ("owner/name", MissingFileError, "slm pull owner/name"),
+        (" ", SlmError, "empty"),
+    ],
+)
+def test_what_was_tried_for_a_model_is_said(
+    text: str, error: type[SlmError], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=told):
+        model_argument(text)
+
+
+def test_a_name_that_is_not_pulled_says_what_the_folder_of_that_name_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = next(iter(CATALOG))
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(MissingFileError, match=rf"not pulled.*folder '{name}' here is no model.*slm pull"):
+        model_argument(name)

@@ -1,0 +1,203 @@
+"""What identifies weights survives every conversion, and what is cached is never that of something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_checkpoints as tiny
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_gguf import write_model
+from transformers import AutoModelForCausalLM
+
+import slm_cli
+from convert.adapter import convert_adapter
+from convert.card import base_beside
+from convert.model import convert_checkpoint
+from convert.quantize import quantize_file
+from convert.restore import restore_checkpoint
+from serve.adapters import vet_adapter, vet_base
+from slm import caches
+from slm.errors import DamagedFileError, MismatchError
+from slm.gguf_reader import read_gguf
+from slm.identity import checkpoint_fingerprint, identity_of
+
+TYPES = ["f32", "f16", "q8_0", "q4_k_m"]
+
+
+def peft_folder(base: Path, out: Path, manifest: bool = True, **config: Any) -> Path:
+    """A LoRA on `base` as PEFT writes it, with the manifest that our training puts beside it."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(out)
+    if manifest:
+        known = identity_of(base)
+        said = {"path": str(base), "fingerprint": known.fingerprint, "weights": known.weights}
+        (out / "manifest.json").write_text(json.dumps({"kind": "adapter", "base": said}))
+    if config:
+        settings = json.loads((out / "adapter_config.json").read_text())
+        (out / "adapter_config.json").write_text(json.dumps({**settings, **config}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.llama(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def siblings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """GGUF files of one checkpoint in every type."""
+    folder = tmp_path_factory.mktemp("siblings")
+    return {Path(one["file"]).stem.split("-")[-1]: Path(one["file"]) for one in convert_checkpoint(base, folder, TYPES)}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_adapter_trained_on_a_file_fits_it_its_siblings_its_source_and_what_is_made_of_it_again(
+    kind: str, base: Path, siblings: dict[str, Path], tmp_path: Path
+) -> None:
+    restore_checkpoint(siblings[kind], tmp_path / "restored")
+    assert checkpoint_fingerprint(tmp_path / "restored") == checkpoint_fingerprint(base)
+    folder = peft_folder(tmp_path / "restored", tmp_path / "adapter")
+    convert_adapter(folder, tmp_path / "a.gguf")
+    convert_checkpoint(tmp_path / "restored", tmp_path / "again.gguf", "q8_0")
+    for model in (*siblings.values(), tmp_path / "again.gguf"):
+        assert vet_adapter("a", tmp_path / "a.gguf", vet_base(model)).name == "a"
+    convert_adapter(folder, tmp_path / "b.gguf", base)
+    stranger = convert_checkpoint(tiny.llama(tmp_path / "other", seed=5), tmp_path / "other.gguf", "f32")[0]["file"]
+    with pytest.raises(MismatchError, match="other weights"):
+        vet_adapter("a", tmp_path / "a.gguf", vet_base(Path(stranger)))
+    with pytest.raises(MismatchError, match="another base"):
+        convert_adapter(folder, tmp_path / "c.gguf", tmp_path / "other")
+
+
+def test_a_file_of_somebody_elses_is_known_by_its_tensors(tmp_path: Path) -> None:
+    foreign, other = (write_model(tmp_path / f"{seed}.gguf", seed=seed, template="{{ 1 }}") for seed in (1, 2))
+    restore_checkpoint(foreign, tmp_path / "restored")
+    convert_adapter(peft_folder(tmp_path / "restored", tmp_path / "adapter"), tmp_path / "a.gguf")
+    convert_checkpoint(tmp_path / "restored", tmp_path / "ours.gguf", "q8_0")
+    quantize_file(foreign, tmp_path / "quantized.gguf", "q8_0")
+    for model in (foreign, tmp_path / "ours.gguf", tmp_path / "quantized.gguf"):
+        assert vet_adapter("a", tmp_path / "a.gguf", vet_base(model)).name == "a"
+    assert base_beside(tmp_path / "a.gguf") != other
+    with pytest.raises(MismatchError, match="other weights"):
+        vet_adapter("a", tmp_path / "a.gguf", vet_base(other))
+
+
+def test_a_manifest_does_not_speak_for_weights_that_were_changed_beside_it(
+    siblings: dict[str, Path], tmp_path: Path
+) -> None:
+    restore_checkpoint(siblings["f32"], tmp_path / "restored")
+    known = identity_of(tmp_path / "restored")
+    weights = load_file(tmp_path / "restored/model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, tmp_path / "restored/model.safetensors", metadata={"format": "pt"})
+    changed = identity_of(tmp_path / "restored")
+    assert changed.fingerprint == changed.weights and not changed.names & known.names
+
+
+def test_two_restorations_of_one_model_have_one_fingerprint_and_weights_of_their_own(
+    siblings: dict[str, Path], tmp_path: Path
+) -> None:
+    made = [identity_of(_restored(siblings[kind], tmp_path / kind)) for kind in ("f32", "q4_k_m")]
+    assert made[0].fingerprint == made[1].fingerprint and made[0].weights != made[1].weights
+
+
+def _restored(file: Path, out: Path) -> Path:
+    restore_checkpoint(file, out)
+    return out
+
+
+def test_a_stale_index_beside_the_single_file_counts_for_nothing(base: Path, tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "stale", seed=0)
+    fresh = identity_of(folder)
+    older = tiny.llama(tmp_path / "older", seed=9)
+    weights = load_file(older / "model.safetensors")
+    save_file(weights, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    shards = {"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+    assert identity_of(folder) == fresh
+    convert_checkpoint(folder, tmp_path / "m.gguf", "f32")
+    read = AutoModelForCausalLM.from_pretrained(folder).lm_head.weight.detach().numpy()
+    assert (read_gguf(tmp_path / "m.gguf").dequantized("output.weight") == read).all()
+    (folder / "model.safetensors").unlink()
+    assert identity_of(folder) != fresh
+
+
+def test_an_adapter_without_a_known_base_belongs_to_the_served_model_whichever_was_first(
+    base: Path, siblings: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    folder = peft_folder(base, tmp_path / "hub", manifest=False, base_model_name_or_path="somebody/model-bnb-4bit")
+    convert_checkpoint(tiny.llama(tmp_path / "other", seed=5), tmp_path / "other.gguf", "f32")
+    for model in (tmp_path / "other.gguf", siblings["f16"], tmp_path / "other"):
+        served = slm_cli._gguf_of(str(model))
+        made = slm_cli._adapter_gguf_of(folder, str(model))
+        assert vet_adapter("a", made, vet_base(served)).name == "a"
+        assert slm_cli._adapter_gguf_of(folder, str(model)) == made
+
+
+def test_the_manifest_of_an_adapter_is_part_of_its_cached_file(
+    base: Path, siblings: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    folder = peft_folder(base, tmp_path / "adapter")
+    first = slm_cli._adapter_gguf_of(folder, str(siblings["f32"]))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "lang": "ja"}))
+    second = slm_cli._adapter_gguf_of(folder, str(siblings["f32"]))
+    assert first != second and read_gguf(second).metadata["slm.lang"] == "ja"
+
+
+@pytest.mark.parametrize("changed", ["tokenizer_config.json", "generation_config.json"])
+def test_the_cached_file_of_a_checkpoint_follows_every_file_that_shapes_it(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    folder = tiny.llama(tmp_path / "model")
+    first = slm_cli._gguf_of(str(folder))
+    assert slm_cli._gguf_of(str(folder)) == first
+    settings = json.loads((folder / changed).read_text())
+    (folder / changed).write_text(json.dumps({**settings, "chat_template": "{{ 'new' }}", "eos_token_id": [0, 2]}))
+    assert slm_cli._gguf_of(str(folder)) != first
+
+
+def test_another_converter_makes_everything_anew_where_it_was(
+    siblings: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    restored, exported = slm_cli._checkpoint_of(str(siblings["f16"])), slm_cli._gguf_of(str(base))
+    manifest = json.loads((restored / "manifest.json").read_text())
+    (restored / "manifest.json").write_text(json.dumps({**manifest, "converter": "older"}))
+    older = exported.with_name(exported.name.replace(manifest["converter"], "older0000000"))
+    exported.rename(older)
+    assert slm_cli._checkpoint_of(str(siblings["f16"])) == restored
+    assert json.loads((restored / "manifest.json").read_text()) == manifest
+    assert slm_cli._gguf_of(str(base)) == exported and not older.exists()
+
+
+def test_caches_are_listed_with_their_sizes_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from slm.doctor import doctor
+
+    monkeypatch.setenv("SLM_HOME", str(tmp_path))
+    (tmp_path / "models/mine").mkdir(parents=True)
+    for kind in (caches.CHECKPOINTS, caches.STATES):
+        (tmp_path / kind / "one").mkdir(parents=True)
+        (tmp_path / kind / "one/data").write_bytes(b"x" * 1000)
+    assert {cache.folder.name: (cache.entries, cache.size_bytes) for cache in caches.found()} == {
+        "checkpoints": (1, 1000), "exports": (0, 0), "states": (1, 1000),
+    }  # fmt: skip
+    run = CliRunner().invoke(doctor, ["--clean", "--json"])
+    assert json.loads(run.stdout)["size_bytes"] == 2000
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_damaged_manifest_of_a_base_is_an_error_and_not_a_guess(tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DamagedFileError, match="manifest"):
+        identity_of(folder)
