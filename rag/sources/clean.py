@@ -19,7 +19,7 @@ _JOINED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af\u2190-\u2bff\ufe0f\U0001f000-
 _JOINER = re.compile(f"(?<![{_JOINED}])[\u200c\u200d]+|[\u200c\u200d]+(?![{_JOINED}])")
 # A letter with its combining marks (macOS takes é and が to pieces), which compose without touching other characters.
 _IN_PIECES = re.compile("[^\\s\u0300-\u036f\u3099\u309a][\u0300-\u036f\u3099\u309a]{1,8}")
-_DATA_URI = re.compile(r"data:[\w.+-]{1,60}/[\w.+-]{1,60}(?:;[\w.=-]{1,60}){0,4},[\w+/=%.~-]{64,}", re.IGNORECASE)
+_DATA_URI = re.compile(r"[ \t]?data:[\w.+-]{1,60}/[\w.+-]{1,60}(?:;[\w.=-]{1,60}){0,4},[\w+/=%.~-]{64,}", re.IGNORECASE)
 
 
 def clean(text: str) -> str:

@@ -27,6 +27,10 @@ def _names(names: str) -> frozenset[str]:
 
 
 _VOID = _names("area base br col embed hr img input link meta param source track wbr")
+# Elements that end where the next of their kind begins, so that they are open without being nested.
+_SHALLOW = _VOID | _names("li p td th tr dd dt option optgroup thead tbody tfoot colgroup rt rp rb rtc")
+_ANY_TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*)")
+_DEEPEST = 1000
 
 
 def read_html(raw: bytes, name: str) -> Read:
@@ -66,7 +70,34 @@ def _finish(roots: list[Any]) -> str:
 def _parse(html: str) -> Any:
     from selectolax.lexbor import LexborHTMLParser
 
-    return LexborHTMLParser(_html_of_xml(html) if _XML.match(html) else html)
+    return LexborHTMLParser(_shallow(_html_of_xml(html) if _XML.match(html) else html))
+
+
+def _shallow(html: str) -> str:
+    """The page with elements nested no deeper than any author nests them.
+
+    The parser's time grows with the square of the depth, and a page of 1 MB may be nothing but <div>. Tags that go
+    deeper become <wbr>, which holds nothing; browsers stop at a depth of 512.
+    """
+    depth = deeper = 0
+
+    def rename(match: re.Match[str]) -> str:
+        nonlocal depth, deeper
+        if match["name"].lower() in _SHALLOW:
+            return match.group()
+        if match["close"]:
+            if deeper:
+                deeper -= 1
+                return "<wbr"
+            depth = max(depth - 1, 0)
+        elif depth >= _DEEPEST:
+            deeper += 1
+            return "<wbr"
+        else:
+            depth += 1
+        return match.group()
+
+    return _ANY_TAG.sub(rename, html) if html.count("<") > _DEEPEST else html
 
 
 def _html_of_xml(text: str) -> str:

@@ -24,6 +24,7 @@ _CHROME_ROLES = frozenset(("navigation", "contentinfo", "search", "complementary
 _LINE_NUMBERS = re.compile(r"(?:^|\s)(?:linenos?|lineno|gutter|line-numbers-rows)(?:\s|$)")
 _ZERO = re.compile(r"0+(?:\.0*)?(?:[a-z]{1,4}|%)?")
 _DEPTH = 100_000
+_FRAME = "data-slm-frame"  # marks what is_dropped takes for the site's frame
 
 
 def traverse(root: Any, enter: Callable[[Any], bool], leave: Callable[[Any], None]) -> None:
@@ -45,7 +46,7 @@ def traverse(root: Any, enter: Callable[[Any], bool], leave: Callable[[Any], Non
         node = node.next
 
 
-def is_dropped(node: Any, chrome_too: bool = True) -> bool:
+def is_dropped(node: Any) -> bool:
     """Whether an element and all in it is not part of the text: code for the browser, controls, hidden by itself."""
     tag: str = node.tag
     if tag[0] in "-!_":
@@ -55,6 +56,8 @@ def is_dropped(node: Any, chrome_too: bool = True) -> bool:
     attributes = node.attributes
     if not attributes:
         return False
+    if _FRAME in attributes:
+        return True
     if "hidden" in attributes and attributes["hidden"] != "until-found" and attributes.get("role") != "tabpanel":
         return True
     if attributes.get("aria-hidden") == "true" and attributes.get("role") != "tabpanel":
@@ -85,10 +88,12 @@ def regions(tree: Any, chrome_too: bool = False) -> list[Any]:
     if body is None:
         return []
     if chrome_too:
+        for node in tree.css(f"[{_FRAME}]"):
+            del node.attrs[_FRAME]
         return [body]
     mains = [node for node in tree.css("main, [role=main], #main-content") if is_seen(node)]
     for node in [node for node in tree.css("nav, aside, footer, [role]") if _is_chrome(node)]:
-        node.attrs["hidden"] = ""
+        node.attrs[_FRAME] = ""
     outer: list[Any] = []
     for node in mains:  # in the order of the page, so that an outer one comes before those in it
         if not any(_is_within(node, other) for other in outer[-1:]):

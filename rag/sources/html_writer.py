@@ -124,7 +124,7 @@ class _Writer:
         if tag in _WRAPPED:
             begin = min(self._wraps.pop(), len(self._inline))
             text = "".join(self._inline[begin:])
-            self._inline[begin:] = [_wrapped(tag, text)]
+            self._inline[begin:] = [wrapped(tag, text)]
         elif tag in _BLOCKS:
             self.flush()
             self._heading = 0
@@ -253,7 +253,8 @@ def _is_first(node: Any) -> bool:
     return before is None
 
 
-def _wrapped(tag: str, text: str) -> str:
+def wrapped(tag: str, text: str) -> str:
+    """The text of an inline element such as <sup> or <code>, as plain text writes it."""
     inner = text.strip()
     if not inner:
         return text

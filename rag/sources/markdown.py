@@ -15,6 +15,7 @@ from rag.sources.clean import clean, without_data_uris
 from rag.sources.front_matter import split_front_matter
 from rag.sources.html import html_to_markdown
 from rag.sources.html_tree import is_hiding
+from rag.sources.html_writer import wrapped
 from rag.sources.markdown_links import definitions, without_targets
 from rag.sources.markdown_scan import AUTOLINK, Part, scan
 from rag.sources.reader import Read, titled
@@ -71,6 +72,9 @@ def plain_markdown(text: str) -> str:
         elif part.kind == "tag":
             end = ends.get(at)
             if end is not None and _is_hidden(part):
+                at = end
+            elif end == at + 2 and part.name in ("sup", "sub") and parts[at + 1].kind == "text":
+                out.append((False, wrapped(part.name, parts[at + 1].text)))
                 at = end
             elif end is not None and part.name in _REWRITTEN:
                 out.append((True, _rewritten("".join(p.text for p in parts[at : end + 1]), part.name)))

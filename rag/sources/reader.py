@@ -41,8 +41,8 @@ def markdown_of(document: Document) -> str:
         shared = 0
         while shared < min(len(path), len(section.headings)) and path[shared] == section.headings[shared]:
             shared += 1
-        # Two neighbours under equal headings are two sections of the page.
-        start = min(shared, max(len(section.headings) - 1, 0)) if path == section.headings else shared
+        # A section under headings that are open already begins anew under the last of them.
+        start = min(shared, max(len(section.headings) - 1, 0))
         for depth, heading in enumerate(section.headings[start:], start=start):
             parts.append(f"{'#' * min(depth + 2, 6)} {heading}")
         path = section.headings
