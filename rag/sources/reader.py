@@ -1,0 +1,51 @@
+"""What a reader of one kind of file is: bytes and a name in, documents and notes out. It knows no kind itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rag.document import Document, Section
+
+
+@dataclass(frozen=True)
+class Read:
+    """What one file gave; `note` says what is not certain about it, without its name ("" where all is)."""
+
+    document: Document
+    note: str = ""
+
+
+Reader = Callable[[bytes, str], Read]
+"""Reads the bytes of a file; the name, without suffix, titles what has no title of its own.
+
+Raises DamagedFileError for bytes that are not of its kind. `source` and `lang` are left to the caller.
+"""
+
+
+def titled(sections: list[Section], title: str, name: str) -> Document:
+    """A document with its title; a single top heading that is the title is taken out of the heading paths."""
+    first = sections[0].headings if sections else ()
+    if first and all(section.headings[:1] == first[:1] for section in sections) and title in ("", first[0]):
+        title = first[0]
+        sections = [Section(section.headings[1:], section.text) for section in sections]
+    title = title or (first[0] if first else name)
+    return Document(title, "", "und", tuple(section for section in sections if section.text or section.headings))
+
+
+def markdown_of(document: Document) -> str:
+    """A document as one Markdown text, under its title."""
+    parts = [f"# {document.title}"]
+    path: tuple[str, ...] = ()
+    for section in document.sections:
+        shared = 0
+        while shared < min(len(path), len(section.headings)) and path[shared] == section.headings[shared]:
+            shared += 1
+        # A section under headings that are open already begins anew under the last of them.
+        start = min(shared, max(len(section.headings) - 1, 0))
+        for depth, heading in enumerate(section.headings[start:], start=start):
+            parts.append(f"{'#' * min(depth + 2, 6)} {heading}")
+        path = section.headings
+        if section.text:
+            parts.append(section.text)
+    return "\n\n".join(parts) + "\n"

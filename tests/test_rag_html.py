@@ -1,0 +1,151 @@
+"""Pages: what a reader of them sees reaches the index, whatever the authors left open, and nothing else does."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from rag.document import Document
+from rag.sources.html import declared_charset, html_document, read_html
+from rag.sources.reader import markdown_of
+
+
+def text_of(html: str) -> str:
+    return "\n\n".join(section.text for section in html_document(html, "file").sections)
+
+
+def test_unclosed_items_paragraphs_cells_and_terms_are_apart_as_html5_reads_them() -> None:
+    html = "<ul><li>one<li>two</ul><p>a<p>b<dl><dt>x<dd>y<dt>z<dd>w</dl><table><tr><td>1<td>2<tr><td>3<td>4</table>"
+    assert text_of(html) == "- one\n- two\n\na\n\nb\n\nx\n: y\n\nz\n: w\n\n|  |  |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+
+
+def test_labels_that_span_rows_or_columns_stand_in_each_of_them() -> None:
+    html = (
+        "<table><tr><th rowspan=2>Site<th colspan=2>Hours</tr><tr><th>Mon<th>Tue</tr>"
+        "<tr><td rowspan=2>Nagoya<td>9<td>10</tr><tr><td colspan=2>closed</tr><tr><td colspan=3>All of it</table>"
+    )
+    assert text_of(html).split("\n") == [
+        "| Site | Hours Mon | Hours Tue |", "| --- | --- | --- |", "| Nagoya | 9 | 10 |",
+        "| Nagoya | closed | closed |", "| All of it |  |  |",
+    ]  # fmt: skip
+
+
+def test_a_cell_keeps_its_list_and_its_bars_in_one_row() -> None:
+    html = "<table><tr><th>k<th>v<tr><td>x|y<td><ul><li>Mon 9<li>Tue 13</ul></table>"
+    assert "| x\\|y | Mon 9; Tue 13 |" in text_of(html)
+
+
+def test_tables_that_arrange_a_page_are_read_as_the_page_and_data_tables_in_them_as_tables() -> None:
+    html = "<table><tr><td>Menu<td><h2>Fees</h2><table><tr><th>a<th>b<tr><td>1<td>2</table></table>"
+    document = html_document(html, "file")
+    assert document.sections[-1].text == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert document.sections[-1].headings in ((), ("Fees",))
+
+
+def test_readings_of_rubies_are_dropped_and_words_stay_whole() -> None:
+    html = (
+        "<p><ruby>避難<rp>(</rp><rt>ひなん</rt><rp>)</rp></ruby><ruby>場<rt>ば</rt>所<rt>しょ</rt></ruby>は中央\n公園"
+    )
+    assert text_of(html) == "避難場所は中央公園"
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [("10<sup>-3</sup>", "10^-3"), ("E=mc<sup>2</sup>, H<sub>2</sub>O", "E=mc^2, H2O"), ("1<sup>st</sup>", "1st"),
+     ("x<sup>n+1</sup>", "x^(n+1)"), ("x<sub>max</sub>", "x_max"),
+     ("<math><msup><mn>10</mn><mn>-3</mn></msup></math>", "10^-3"), ("hy&shy;phen&#8203;ated", "hyphenated"),
+     ("👩&zwj;💻", "👩\u200d💻"), ("می&zwnj;خواهم", "می\u200cخواهم"), ("wo&zwj;rd", "word"),
+     ("<del>100</del> 90", "~~100~~ 90"), ("か&#x3099;", "が")],
+)  # fmt: skip
+def test_small_marks_of_typesetting_become_plain_text(html: str, text: str) -> None:
+    assert text_of(f"<p>{html}</p>") == text
+
+
+def test_every_article_is_read_and_the_site_around_them_is_not() -> None:
+    html = (
+        "<body><header><h1>Notices</h1><nav>Menu</nav></header><article><h2>Lift</h2>out<aside>Beside</aside></article>"
+        "<div><article><h2>Keys</h2>room 9</article></div><aside>Ads</aside><footer>Imprint</footer></body>"
+    )
+    document = html_document(html, "file")
+    assert document.title == "Notices"
+    assert [s.headings for s in document.sections] == [("Lift",), ("Keys",)]
+    assert "Beside" in document.sections[0].text
+    assert not any(word in markdown_of(document) for word in ("Menu", "Ads", "Imprint"))
+    assert text_of("<nav><a href=x>Only this</a></nav>") == "Only this"
+
+
+def test_text_inside_a_form_is_read_and_its_controls_are_not() -> None:
+    html = "<form><h1>Leave</h1><p>Needs form L-9.<input value=secret><button>Send</button><select><option>a</select>"
+    assert text_of(html) == "Needs form L-9."
+
+
+@pytest.mark.parametrize("attribute", ["class='overflow-hidden'", "data-x='hidden display:none'", "title='hidden'",
+                                       "style='overflow:hidden'", "hidden=until-found"])  # fmt: skip
+def test_attributes_that_only_contain_the_word_hide_nothing(attribute: str) -> None:
+    assert text_of(f"<div {attribute}>The fee is 30.</div>") == "The fee is 30."
+
+
+@pytest.mark.parametrize("attribute", ["hidden", "HIDDEN=''", "style='color:red; DISPLAY : none !important'",
+                                       "style='visibility:hidden'", "aria-hidden=true"])  # fmt: skip
+def test_attributes_that_hide_do(attribute: str) -> None:
+    assert text_of(f"<p>a<p {attribute}>no<b>thing</b></p><p>b") == "a\n\nb"
+
+
+def test_tabs_and_details_that_a_click_shows_are_read() -> None:
+    html = "<div role=tabpanel hidden>Windows: winget</div><details><summary>More</summary><p>Detail 5.</details>"
+    assert text_of(html) == "Windows: winget\n\nMore\n\nDetail 5."
+
+
+def test_code_becomes_a_fence_with_its_language_that_its_own_fences_do_not_end() -> None:
+    html = '<pre><code class="hljs language-md">```\n&lt;b hidden&gt;\n```</code></pre>'
+    assert text_of(html) == "````md\n```\n<b hidden>\n```\n````"
+    assert text_of("<p>Use <code>a`b</code></p>") == "Use ``a`b``"
+
+
+def test_xhtml_keeps_code_in_cdata_and_closes_what_closes_itself() -> None:
+    html = (
+        '<h1>Restore</h1><ac:structured-macro ac:name="code"><ac:parameter ac:name="language">bash</ac:parameter>'
+        "<ac:plain-text-body><![CDATA[if [ $? -gt 0 ]; then x; fi]]></ac:plain-text-body></ac:structured-macro>"
+        '<p>See <ac:link><ri:page ri:content-title="Vault"/></ac:link>.</p>'
+    )
+    assert text_of(html) == "```bash\nif [ $? -gt 0 ]; then x; fi\n```\n\nSee Vault."
+    page = '<?xml version="1.0"?><page><div/><script src="x"/><h1>Gate</h1><p>The gate closes.</p></page>'
+    assert (html_document(page, "file").title, text_of(page)) == ("Gate", "The gate closes.")
+
+
+@pytest.mark.parametrize(
+    "page",
+    ['<?xml version="1.0" encoding="Shift_JIS"?><html><body>%s', '<meta charset="x-sjis">%s', "%s",
+     "<!-- " + "x" * 3000 + ' --><meta http-equiv=Content-Type content="text/html; charset=windows-31j">%s',
+     '<meta charset="euc-jp">%s'],
+)  # fmt: skip
+def test_pages_are_read_in_the_encoding_that_they_declare_where_the_bytes_agree(page: str) -> None:
+    words = "①倉庫の棚卸は三月に行います。担当は㈱青葉商会です。"
+    read = read_html((page % f"<p>{words}</p>").encode("cp932"), "file")
+    assert read.document.sections[0].text == words
+    assert bool(read.note) == ("euc-jp" in page)
+    assert read_html(f'<meta charset="Shift_JIS"><p>{words}'.encode(), "file").document.sections[0].text == words
+    assert declared_charset(b"<p>none") == ""
+
+
+def test_no_nesting_is_too_deep_and_no_page_of_junk_takes_long() -> None:
+    assert text_of("<div>" * 20_000 + "deep") == "deep"
+    assert "deep" in text_of("<ul><li>" * 400 + "deep") and "deep" in text_of("<blockquote>" * 3000 + "deep")
+    start = time.process_time()
+    for unit in ("<div>", "<ul><li>", "<table><tr><td>", "<a x='", "<", "<!--", "<b><p>", "<td rowspan=99 colspan=99>"):
+        for head in ("", "<?xml version='1.0'?>"):
+            html_document(head + unit * (200_000 // len(unit)), "file")
+    assert time.process_time() - start < 60
+
+
+def test_an_attribute_of_a_megabyte_and_embedded_files_leave_nothing() -> None:
+    data = "data:image/png;base64," + "QUJD" * 250_000
+    assert text_of(f'<p><img src="{data}" alt="plan"> and <a href="{data}">words</a> {data}</p>') == "plan and words"
+
+
+def test_a_document_as_markdown_is_read_as_the_same_document() -> None:
+    html = "<h1>T</h1><p>a</p><h2>B</h2><p>b</p><h3>C</h3><p>c</p><h2>B</h2><p>d</p>"
+    document = html_document(html, "file")
+    assert markdown_of(document) == "# T\n\na\n\n## B\n\nb\n\n### C\n\nc\n\n## B\n\nd\n"
+    assert isinstance(document, Document)
