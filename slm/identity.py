@@ -22,7 +22,8 @@ from slm.gguf_reader import GgufFile
 # Keys of GGUF files: of a model what it came from, of an adapter what it was trained on.
 FINGERPRINT, WEIGHTS = "slm.fingerprint", "slm.source_weights"
 BASE_FINGERPRINT, BASE_WEIGHTS = "slm.base_fingerprint", "slm.base_weights"
-# Fingerprints of files that name none (somebody else's) are made of their tensors, and begin so.
+# Fingerprints of files that name none (somebody else's) are made of their tensors: this, a hash of the vectors, which
+# quantization leaves as they are, one of all tensors' types, and one of everything, with colons between.
 _OF_TENSORS = "gguf:"
 _BLOCK = 1 << 20
 # (path, size, time of change) -> hash: a server asks for it with every adapter.
@@ -82,16 +83,20 @@ def tensors_hash(file: GgufFile) -> str:
     key = str(file.path.resolve()), state.st_size, state.st_mtime_ns
     if key in _TENSORS_HASHED:
         return _TENSORS_HASHED[key]
-    digest = hashlib.sha256()
+    vectors, types, everything = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     with file.path.open("rb") as source:
         for name, info in sorted(file.tensors.items()):
-            digest.update(f"{name}\0{info.shape}\0{info.type_name}\0".encode("utf-8", "surrogateescape"))
+            digests = (everything, vectors) if len(info.shape) == 1 else (everything,)
+            for digest in (*digests, types):
+                digest.update(f"{name}\0{info.shape}\0{info.type_name}\0".encode("utf-8", "surrogateescape"))
             source.seek(info.offset)
             left = info.nbytes
             while left and (block := source.read(min(left, _BLOCK))):
-                digest.update(block)
+                for digest in digests:
+                    digest.update(block)
                 left -= len(block)
-    return _TENSORS_HASHED.setdefault(key, _OF_TENSORS + digest.hexdigest())
+    name = f"{vectors.hexdigest()[:16]}:{types.hexdigest()[:16]}:{everything.hexdigest()}"
+    return _TENSORS_HASHED.setdefault(key, _OF_TENSORS + name)
 
 
 def trained_on(adapter: Mapping[str, Any]) -> frozenset[str]:
@@ -107,11 +112,20 @@ def names_of(model: Mapping[str, Any]) -> frozenset[str]:
 def belong(wanted: Collection[str], known: Collection[str], tensors: Callable[[], str]) -> bool:
     """Whether an adapter trained on weights called `wanted` fits a model called `known`; True where nothing tells.
 
-    A model without a name is known by its tensors, but an adapter from a checkpoint says nothing of those.
+    A model without a name is known by its tensors. Two of somebody else's files with the same vectors (norms, biases)
+    in different types may be one model quantized twice, so the adapter fits; in the same types they are two models.
     """
-    if not known and any(name.startswith(_OF_TENSORS) for name in wanted):
-        known = {tensors()}
-    return not wanted or not known or not set(wanted).isdisjoint(known)
+    if not known:
+        of_files = [name for name in wanted if name.startswith(_OF_TENSORS)]
+        return not of_files or any(_may_be_one(name, tensors()) for name in of_files)
+    return not wanted or not set(wanted).isdisjoint(known)
+
+
+def _may_be_one(left: str, right: str) -> bool:
+    (vectors, types, _), (theirs, their_types, _) = (
+        name.removeprefix(_OF_TENSORS).split(":") for name in (left, right)
+    )
+    return left == right or (vectors == theirs and types != their_types)
 
 
 def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> Identity:
@@ -133,7 +147,7 @@ def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> I
 
 def short(fingerprint: str) -> str:
     """The beginning of a fingerprint, enough to tell two apart."""
-    return fingerprint.removeprefix(_OF_TENSORS)[:12]
+    return fingerprint.rpartition(":")[2][:12]
 
 
 def text_of(metadata: Mapping[str, Any], key: str) -> str | None:

@@ -81,6 +81,10 @@ def test_a_file_of_somebody_elses_is_known_by_its_tensors(tmp_path: Path) -> Non
     quantize_file(foreign, tmp_path / "quantized.gguf", "q8_0")
     for model in (foreign, tmp_path / "ours.gguf", tmp_path / "quantized.gguf"):
         assert vet_adapter("a", tmp_path / "a.gguf", vet_base(model)).name == "a"
+    sibling = tmp_path / "sibling.gguf"  # the same model quantized by somebody who says nothing of where it is from
+    sibling.write_bytes((tmp_path / "quantized.gguf").read_bytes().replace(b"slm.", b"xlm."))
+    assert vet_base(sibling).fingerprint is None
+    assert vet_adapter("a", tmp_path / "a.gguf", vet_base(sibling)).name == "a"
     assert base_beside(tmp_path / "a.gguf") != other
     with pytest.raises(MismatchError, match="other weights"):
         vet_adapter("a", tmp_path / "a.gguf", vet_base(other))
