@@ -1,4 +1,4 @@
-"""The configuration file and SLM_* variables: every spelling of an option works, and nothing is dropped without a word."""
+"""The configuration file and SLM_* variables: every spelling of an option works, nothing is dropped in silence."""
 
 from __future__ import annotations
 
