@@ -17,8 +17,8 @@ from typing import Any
 from rag.embed import Embedder
 from rag.index import Generation, source_matches
 from rag.retrieve import Leg, Weights, search
-from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
+from slm.text_file import read_text
 
 _DEPTH, _CHUNKS = 10, 60
 
@@ -36,13 +36,8 @@ class Question:
 
 def read_questions(path: Path | str) -> list[Question]:
     """Read a questions file (JSON Lines). Raises MissingFileError, DamagedFileError with the line's number."""
-    path = require_file(path)
     questions: list[Question] = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"'{path}' is not UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # JSON may hold other line separators
         if not line.strip():
             continue
         try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from slm.console import note
 from slm.decode import Decoded, decode
 from slm.errors import DamagedFileError, InputError, MissingFileError
+from slm.text_file import unix_lines
 
 _JUDGED_BYTES = 1 << 13  # of earlier lines, which help to tell the encoding of a short one
 
@@ -23,7 +24,7 @@ def read_stdin() -> str:
         raw = sys.stdin.buffer.read()
     except OSError as error:
         raise _closed(error) from error
-    return _text(raw).text
+    return unix_lines(_text(raw).text)
 
 
 def stdin_lines() -> Iterator[str]:
