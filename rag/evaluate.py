@@ -45,7 +45,7 @@ def read_questions(path: Path | str) -> list[Question]:
             answerable = bool(row.get("answerable", True))
             names, facts = tuple(row.get("relevant", ())), tuple(row.get("answer", ()))
             question = Question(str(row["question"]), str(row["lang"]), names, answerable, facts)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFileError(
                 f"'{path}', line {number} is no question: {error}",
                 hint='A line is {"question": ..., "lang": "en", "relevant": ["page.md"], "answerable": true}.',

@@ -195,7 +195,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise MissingFileError(f"'{folder}' has no {MANIFEST}: it is not complete, or not one of ours")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"'{path}' is not readable JSON: {error}") from error
     if not isinstance(manifest, dict):
         raise DamagedFileError(f"'{path}' is not a JSON object")

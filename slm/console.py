@@ -256,7 +256,7 @@ def _of_the_system(error: OSError) -> tuple[str, str]:
     if not isinstance(error.filename, (str, bytes)):
         return reason, ""
     path = Path(os.fsdecode(error.filename))
-    return f"'{path}': {reason}", elsewhere(path)
+    return f"'{shorten(str(path), 300)}': {reason}", elsewhere(path)
 
 
 def shorten(text: str, longest: int) -> str:

@@ -11,8 +11,12 @@ from convert.quality.sample_text import read_texts
 from rag.evaluate import read_questions
 from serve.cli_guard import policy_of
 from serve.server.guard import Limits
+from slm.artifacts import read_manifest
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.text_file import read_text, text_lines
+from train.adapter import check_adapter
+from train.checkpoint import read_config
+from train.scratch.model import _read_settings
 from train.text_windows import pieces
 from train.tokenizer.learn import read_parallel
 
@@ -80,3 +84,20 @@ def test_a_key_file_of_another_editor_has_the_same_keys(tmp_path: Path, encoding
         read_timeout=limits.read_s, keep_alive=1, access_log=False,
     )  # fmt: skip
     assert policy.keys.single() == "secret-key"
+
+
+_DEEP = "[" * 100_000
+
+
+def test_json_of_endless_depth_is_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_model.safetensors").touch()
+    for name in ("config.json", "manifest.json", "questions.jsonl", "adapter/adapter_config.json"):
+        (tmp_path / name).write_text(_DEEP)
+    for read, path in (
+        (read_manifest, tmp_path), (read_config, tmp_path), (read_questions, tmp_path / "questions.jsonl"),
+        (lambda folder: check_adapter(tmp_path, folder), tmp_path / "adapter"),
+        (_read_settings, tmp_path / "config.json"),
+    ):  # fmt: skip
+        with pytest.raises(DamagedFileError):
+            read(path)
