@@ -96,7 +96,7 @@ def test_json_of_endless_depth_is_a_damaged_file(tmp_path: Path) -> None:
         (tmp_path / name).write_text(_DEEP)
     for read, path in (
         (read_manifest, tmp_path), (read_config, tmp_path), (read_questions, tmp_path / "questions.jsonl"),
-        (lambda folder: check_adapter(tmp_path, folder), tmp_path / "adapter"),
+        (lambda folder: check_adapter(folder, tmp_path), tmp_path / "adapter"),
         (_read_settings, tmp_path / "config.json"),
     ):  # fmt: skip
         with pytest.raises(DamagedFileError):
