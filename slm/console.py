@@ -195,6 +195,7 @@ def _called(command: click.Command, argv: list[str]) -> int:
     if instruction := os.environ.get(variable):
         from click.shell_completion import shell_complete
 
+        sys.stdout = sys.__stdout__  # completions are written as bytes
         return shell_complete(command, {}, program, variable, instruction)
     with command.make_context(program, list(argv)) as context:
         code = command.invoke(context)

@@ -26,9 +26,9 @@ class _Text(io.TextIOWrapper):
     def buffer(self) -> Any:
         raise AttributeError("buffer")
 
-    def write(self, text: str | bytes) -> int:
+    def write(self, text: str) -> int:
         try:
-            return super().write(text if isinstance(text, str) else text.decode())  # click's completion writes bytes
+            return super().write(text)
         except OSError as error:
             self.failure = error
             raise
@@ -44,7 +44,7 @@ class _Text(io.TextIOWrapper):
 class _Messages(_Text):
     """stderr: a message that cannot be written is no reason to end what it reports on."""
 
-    def write(self, text: str | bytes) -> int:
+    def write(self, text: str) -> int:
         with suppress(OSError):
             return super().write(text)
         return len(text)

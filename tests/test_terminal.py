@@ -142,6 +142,16 @@ def test_json_loses_nothing_where_the_terminal_lacks_a_character() -> None:
     assert b"printed as" not in done.stderr
 
 
+def test_the_shells_completion_is_written() -> None:
+    complete = f'import sys; sys.path.insert(0, "{ROOT}"); sys.argv = ["slm"]; import slm_cli; slm_cli.main()'
+    for environment in ({}, {"PYTHONIOENCODING": "ascii"}):
+        done = shell(
+            f'"{sys.executable}" -c \'{complete}\'',
+            _SLM_COMPLETE="bash_complete", COMP_WORDS="slm tra", COMP_CWORD="1", **environment,
+        )  # fmt: skip
+        assert done.stdout == b"plain,train\n" and done.stderr == b""
+
+
 def test_the_c_locale_takes_and_shows_japanese() -> None:
     for environment in ({"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
         assert shell("slm route 会議室はどこですか", **environment).stdout.startswith(b"ja\t")
