@@ -7,7 +7,6 @@ A room's `cli` module is imported only when one of its commands is named or list
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -163,20 +162,16 @@ def _open_retriever(index: str) -> Iterator[Retriever]:
 
 
 def _config_defaults() -> dict[str, Any]:
-    """Defaults from the user's TOML file: top-level tables are commands, `[train.sft]` a command in a group."""
+    """The user's own defaults. They are checked as a whole, so that a slip is told before the command it is for."""
+    import os
+
+    from slm.config import defaults_of, read_config, settle_environment
     from slm.paths import config_file
 
+    for complaint in settle_environment(cli):
+        note(f"warning: {complaint}")
     path = config_file()
-    if not path.exists():
-        return {}
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"'{path}' is not valid TOML: {error}") from error
+    return defaults_of(read_config(path, named=bool(os.environ.get("SLM_CONFIG"))), cli, path)
 
 
 @click.group(cls=LazyGroup, modules=BENCHES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -212,6 +207,9 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
     set_verbosity(quiet=quiet, debug=debug)
     if ctx.default_map is None:
         ctx.default_map = _config_defaults()
+        set_verbosity(
+            quiet=quiet or ctx.default_map.get("quiet", False), debug=debug or ctx.default_map.get("debug", False)
+        )
     if ctx.obj is None:
         ctx.obj = Joints(_open_engine, _open_retriever, _checkpoint_of, _gguf_of, _adapter_gguf_of)
 

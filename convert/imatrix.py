@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from convert.ggml_nodes import Node, is_float32, matrix_products, values
 from convert.imatrix_file import ImportanceMatrix, write_imatrix
-from slm.artifacts import require_file
 from slm.console import progress
 from slm.errors import DamagedFileError, EngineError, InputError, UnknownNameError
 from slm.gguf_reader import read_gguf
 from slm.llama import library, open_context, open_model, tokenize
+from slm.text_file import read_text
 
 _FEWEST_ROWS = 16  # llama-imatrix ignores products of fewer tokens
 _BATCH = 256  # tokens at a time; the logits of Gemma's vocabulary take 1 MB a token
@@ -174,7 +174,7 @@ def collect_imatrix(
         raise InputError(f"'{gguf}' is not a model", hint="Give the f16, f32 or q8_0 file that will be quantized.")
     if context < _FEWEST_ROWS:
         raise InputError(f"a context of {context} tokens is too short", hint=f"At least {_FEWEST_ROWS}; usual is 512.")
-    read = {lang: [_read(path) for path in paths] for lang, paths in texts.items()}
+    read = {lang: [read_text(path) for path in paths] for lang, paths in texts.items()}
     collected: dict[str, Collector] = {}
     by_language: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
@@ -197,13 +197,6 @@ def collect_imatrix(
     datasets = tuple(f"{lang}={path.name}" for lang, paths in texts.items() for path in map(Path, paths))
     write_imatrix(out, ImportanceMatrix(sums, counts, datasets, total, context))
     return {"file": str(out), "weights": len(sums), "chunks": total, "context": context, "by_language": by_language}
-
-
-def _read(path: Path) -> str:
-    try:
-        return require_file(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{path}' is not UTF-8 text", hint="Convert it, for example with iconv.") from error
 
 
 def _chunks(model: Any, lang: str, texts: Sequence[str], context: int, most: int | None) -> list[list[int]]:

@@ -29,6 +29,7 @@ from slm.errors import DamagedFileError, InputError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
 from slm.identity import gguf_fingerprint, identity_of
 from slm.prompt import TEMPLATES, named_template, template_name_for
+from slm.text_file import read_text
 
 DTYPES = {"f32": "F32", "bf16": "BF16"}
 _PIECE_ELEMENTS = 1 << 22  # 16 MB of float32 at a time
@@ -115,7 +116,7 @@ def _template(asked: str | None, vocabulary: Vocabulary) -> tuple[str | None, st
     """(template text, its name). A name is given only to a named template."""
     if asked is not None:
         if asked not in TEMPLATES and Path(asked).is_file():
-            return Path(asked).read_text(encoding="utf-8"), None
+            return read_text(asked), None
         return named_template(asked), asked
     if vocabulary.chat_template:
         return vocabulary.chat_template, None

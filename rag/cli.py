@@ -11,6 +11,7 @@ from rag.cli_evaluate import HELP as _HELP
 from rag.cli_evaluate import JSON as _JSON
 from rag.cli_evaluate import evaluate, named_files
 from rag.cli_read import read
+from slm.arguments import TEXT, TextCommand
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ def add(index: str, paths: tuple[Path, ...], embedder: str | None, as_json: bool
     )
 
 
-@rag.command(context_settings=_HELP)
+@rag.command(cls=TextCommand, context_settings=_HELP)
 @click.argument("index")
-@click.argument("query")
+@click.argument("query", type=TEXT)
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many passages.")
 @_JSON
 def search(index: str, query: str, k: int, as_json: bool) -> None:
@@ -115,9 +116,9 @@ def search(index: str, query: str, k: int, as_json: bool) -> None:
         click.echo("   " + visible(passage.text).replace("\n", "\n   ") + "\n")
 
 
-@rag.command(context_settings=_HELP)
+@rag.command(cls=TextCommand, context_settings=_HELP)
 @click.argument("index")
-@click.argument("question")
+@click.argument("question", type=TEXT)
 @click.option("--model", required=True, help="GGUF file, catalog name or checkpoint folder.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")

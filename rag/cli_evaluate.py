@@ -49,9 +49,9 @@ def evaluate(
     from rag.evaluate import evaluate as evaluate_retrieval
     from rag.evaluate import read_questions
     from rag.evaluate_answers import evaluate_answers
-    from slm.console import emit_json, note, progress
+    from slm.console import emit_json, progress
 
-    asked = read_questions(questions, note)
+    asked = read_questions(questions)
     files = named_files(adapters)
     gguf = joints.gguf_of(model) if model else None
     with open_retriever(index) as retriever:

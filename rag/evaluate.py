@@ -17,9 +17,8 @@ from typing import Any
 from rag.embed import Embedder
 from rag.index import Generation, source_matches
 from rag.retrieve import Leg, Weights, search
-from slm.artifacts import require_file
-from slm.decode import decode
 from slm.errors import DamagedFileError, InputError
+from slm.text_file import read_text
 
 _DEPTH, _CHUNKS = 10, 60
 
@@ -35,20 +34,10 @@ class Question:
     answer: tuple[str, ...] = ()
 
 
-def read_questions(path: Path | str, on_note: Callable[[str], None] = lambda _: None) -> list[Question]:
-    """Read a questions file (JSON Lines, in any encoding); `on_note` is told what of it is not certain.
-
-    Raises MissingFileError, DamagedFileError with the line's number.
-    """
-    path = require_file(path)
+def read_questions(path: Path | str) -> list[Question]:
+    """Read a questions file (JSON Lines). Raises MissingFileError, DamagedFileError with the line's number."""
     questions: list[Question] = []
-    try:
-        decoded = decode(path.read_bytes())
-    except DamagedFileError as error:
-        raise DamagedFileError(f"'{path}' holds no questions: {error.what}") from error
-    if decoded.note:
-        on_note(f"{path}: {decoded.note}")
-    for number, line in enumerate(decoded.text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # JSON may hold other line separators
         if not line.strip():
             continue
         try:
@@ -56,7 +45,7 @@ def read_questions(path: Path | str, on_note: Callable[[str], None] = lambda _: 
             answerable = bool(row.get("answerable", True))
             names, facts = tuple(row.get("relevant", ())), tuple(row.get("answer", ()))
             question = Question(str(row["question"]), str(row["lang"]), names, answerable, facts)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFileError(
                 f"'{path}', line {number} is no question: {error}",
                 hint='A line is {"question": ..., "lang": "en", "relevant": ["page.md"], "answerable": true}.',

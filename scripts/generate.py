@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
+from slm.arguments import TEXT, ListsCommand
 from slm.console import run
 from train.cli import generation_options
 
@@ -18,10 +19,10 @@ from train.cli import generation_options
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 
 
-@click.command(context_settings=_SETTINGS)
+@click.command(cls=ListsCommand, context_settings=_SETTINGS)
 @click.option("--base", "--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Adapter folder.")
-@click.option("--prompt", "-p", required=True, help="The text to continue, or the question.")
+@click.option("--prompt", "-p", required=True, type=TEXT, help="The text to continue, or the question.")
 @click.option("--chat/--no-chat", default=None, help="Ask as a user's turn [default: if there is a chat template].")
 @generation_options
 def main(base: Path, adapter: Path | None, prompt: str, chat: bool | None, **values: Any) -> None:

@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
+from slm.arguments import ListsCommand
 from slm.console import run
 from train.cli import show_merge
 
@@ -14,7 +15,7 @@ from train.cli import show_merge
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 
 
-@click.command(context_settings=_SETTINGS)
+@click.command(cls=ListsCommand, context_settings=_SETTINGS)
 @click.option("--base", "--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
 @click.option("--adapter", "--adapter_path", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
               help="Adapter folder; several are added up.")  # fmt: skip

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
+from slm.arguments import TEXT, ListsCommand
 from slm.console import note, run
 from train.cli import generation_options
 from train.cli_options import named_files
@@ -19,10 +20,10 @@ from train.cli_options import named_files
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 
 
-@click.command(context_settings=_SETTINGS)
+@click.command(cls=ListsCommand, context_settings=_SETTINGS)
 @click.option("--base", "--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
-@click.option("--prompt", "--text", "-p", required=True, help="The text to continue, or the question.")
-@click.option("--adapters", "--adapter", required=True, multiple=True, metavar="NAME=FOLDER", help="Repeatable.")
+@click.option("--prompt", "--text", "-p", required=True, type=TEXT, help="The text to continue, or the question.")
+@click.option("--adapters", "--adapter", required=True, multiple=True, metavar="NAME=FOLDER", help="One or several.")
 @click.option("--default", help="Adapter for a text whose language is undecided [default: the first].")
 @click.option("--chat/--no-chat", default=None, help="Ask as a user's turn [default: if there is a chat template].")
 @generation_options
@@ -33,7 +34,7 @@ def main(
 
     \b
     Example:
-      python scripts/router.py --base DIR --adapters en=adapters/en_lora --adapters ja=adapters/ja_lora \\
+      python scripts/router.py --base DIR --adapters en=adapters/en_lora ja=adapters/ja_lora \\
         --prompt "会議の案内文を書いてください"
     """
     from train.generate import GenerateOptions, open_generator, route

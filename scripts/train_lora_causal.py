@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
+from slm.arguments import ListsCommand
 from slm.console import run
 from train.cli import report, run_training, training_options
 
@@ -18,7 +19,7 @@ from train.cli import report, run_training, training_options
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 
 
-@click.command(context_settings=_SETTINGS)
+@click.command(cls=ListsCommand, context_settings=_SETTINGS)
 @click.option("--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder of the base.")
 @click.option("--train_file", required=True, multiple=True, type=click.Path(path_type=Path), help="Repeatable.")
 @click.option("--output_dir", required=True, type=click.Path(path_type=Path), help="Adapter folder to write.")

@@ -19,6 +19,7 @@ from serve.server.api.answers import timings
 from slm.console import note
 from slm.errors import SlmError
 from slm.joints import Finish, Grounded, Message, Retriever, SamplingOptions
+from slm.piped import is_terminal, stdin_lines
 
 HELP = """\
 /adapter NAME    answer with an adapter, with `auto` (by language) or with `base`; alone: show them
@@ -46,7 +47,7 @@ class Chat:
     def run(self) -> None:
         """Talk until the input ends, /exit, Ctrl-D, or Ctrl-C twice at an empty line."""
         self._reset()
-        read = _terminal_reader(self._prompt) if sys.stdin.isatty() else _pipe_reader()
+        read = _terminal_reader(self._prompt) if is_terminal() else _pipe_reader()
         interrupted = False
         while True:
             try:
@@ -76,7 +77,7 @@ class Chat:
             else:
                 self._ask(text)
         except SlmError as error:
-            if not sys.stdin.isatty():
+            if not is_terminal():
                 raise  # a script has to notice
             click.secho(f"error: {error}", fg="red", err=True)
 
@@ -122,7 +123,7 @@ class Chat:
                 if grounded:
                     answer += _written(grounded.citations.end())
         except KeyboardInterrupt:
-            if not sys.stdin.isatty():
+            if not is_terminal():
                 raise
         finally:
             if answer:
@@ -170,11 +171,13 @@ def _dim(text: str) -> None:
 
 
 def _pipe_reader() -> Callable[[], str]:
+    lines = stdin_lines()
+
     def read() -> str:
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
 
     return read
 

@@ -12,9 +12,11 @@ import click
 
 from serve.child.batch import LONGEST_DRAFT
 from serve.cli_guard import guard_options, policy_of
+from slm.arguments import TEXT, TextCommand
 from slm.console import emit_json, note
 from slm.errors import InputError
 from slm.joints import Finish, Joints, Message, SamplingOptions, pass_joints
+from slm.piped import is_terminal, read_stdin
 
 if TYPE_CHECKING:
     import socket
@@ -101,10 +103,10 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 @click.argument("model")
 @_adapters
 @_which
-@click.option("-p", "--prompt", help="The question; without it stdin is read.")
-@click.option("--system", default="", help="A system message before the question.")
+@click.option("-p", "--prompt", type=TEXT, help="The question; without it stdin is read.")
+@click.option("--system", type=TEXT, default="", help="A system message before the question.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without a chat template.")
-@click.option("--stop", multiple=True, help="Text that ends the answer; may be given several times.")
+@click.option("--stop", type=TEXT, multiple=True, help="Text that ends the answer; may be given several times.")
 @_threads
 @_context
 @_sampling
@@ -122,9 +124,9 @@ def generate(
       slm generate gemma-3-270m --adapter en=en.gguf --adapter ja=ja.gguf -p "有給休暇は何日ですか。"
     """
     if prompt is None:
-        if sys.stdin.isatty():
+        if is_terminal():
             raise click.UsageError("give a prompt with -p, or pipe one in")
-        prompt = sys.stdin.read()
+        prompt = read_stdin()
     if not prompt.strip():
         raise InputError("the prompt is empty")
     with ExitStack() as stack:
@@ -170,7 +172,7 @@ def _print_answer(events: Any, as_json: bool) -> None:
 @_adapters
 @_which
 @click.option("--rag", "index", metavar="INDEX", help="Answer from this index, with citations.")
-@click.option("--system", default="", help="A system message for the whole conversation.")
+@click.option("--system", type=TEXT, default="", help="A system message for the whole conversation.")
 @_threads
 @_context
 @_sampling
@@ -321,8 +323,8 @@ def _run(app: Any, listeners: list[socket.socket], policy: Policy) -> None:
     uvicorn.Server(server_config(app, policy.limits)).run(sockets=listeners)
 
 
-@click.command(context_settings=_HELP)
-@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.command(cls=TextCommand, context_settings=_HELP)
+@click.argument("texts", nargs=-1, required=True, type=TEXT, metavar="TEXT...")
 @click.option("--adapter", "names", multiple=True, metavar="NAME", help="Adapters to choose among. [default: en, ja]")
 @click.option("--default", metavar="NAME", help="Adapter for text that does not decide; else the base.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with a row for each text.")

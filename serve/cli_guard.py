@@ -13,7 +13,8 @@ import click
 
 from serve.server.guard import LOOPBACK_NAMES, MAX_ANSWERS, Keys, Limits, Policy, host_name, keys_of_text
 from slm.console import note
-from slm.errors import InputError, MissingFileError
+from slm.decode import decode
+from slm.errors import DamagedFileError, InputError, MissingFileError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -155,11 +156,14 @@ def _key_of_env(name: str) -> tuple[str, ...]:
 
 def _keys_of_file(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        found = decode(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingFileError(f"there is no key file '{path}'") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the key file '{path}' cannot be read", found=type(error).__name__) from error
+    except (OSError, DamagedFileError) as error:
+        reason = error.what if isinstance(error, DamagedFileError) else error.strerror or type(error).__name__
+        raise InputError(f"the key file '{path}' cannot be read", found=reason) from error
+    if found.note:  # a key that is guessed at is none
+        raise InputError(f"the key file '{path}' cannot be read", found=found.note)
     if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         note(f"warning: other users may read the keys in '{path}'; close it with: chmod 600 {path}")
-    return keys_of_text(text, str(path))
+    return keys_of_text(found.text, str(path))

@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import DamagedFileError, InputError, MissingFileError, ResourceError
+from slm.paths import elsewhere
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Before anything is written also: a file where a folder is needed, nowhere at all, a name that no file can have.
+_NO_PLACE = (*_REFUSED, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG)
 
 
 def require_file(path: Path | str, *, hint: str = "") -> Path:
@@ -86,8 +90,11 @@ def _fsync(path: Path) -> None:
 def new_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; it takes the final name only when the block ends well."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise _disk_error(error, path, _NO_PLACE) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -112,8 +119,11 @@ def new_folder(path: Path | str, kind: str) -> Iterator[tuple[Path, dict[str, An
     """
     path = Path(path)
     require_replaceable(path, kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise _disk_error(error, path, _NO_PLACE) from error
     manifest: dict[str, Any] = {"kind": kind}
     try:
         yield temporary, manifest
@@ -166,14 +176,15 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _disk_error(error: OSError, path: Path) -> Exception:
+def _disk_error(error: OSError, path: Path, refused: tuple[int, ...] = _REFUSED) -> Exception:
     if is_disk_full(error):
         return ResourceError(
             f"no disk space left while writing '{path}'",
             hint="Nothing was left behind; free some space and run it again.",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ResourceError(f"cannot write '{path}': {error.strerror}", hint="Choose another output with -o.")
+    if error.errno in refused:
+        hint = elsewhere(path.absolute()) or "Choose another output with -o."
+        return ResourceError(f"cannot write '{path}': {error.strerror}", hint=hint)
     return error
 
 
@@ -184,7 +195,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise MissingFileError(f"'{folder}' has no {MANIFEST}: it is not complete, or not one of ours")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"'{path}' is not readable JSON: {error}") from error
     if not isinstance(manifest, dict):
         raise DamagedFileError(f"'{path}' is not a JSON object")

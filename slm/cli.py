@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from slm.piped import is_terminal
+
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -29,7 +31,7 @@ def pull(name: str, source: str | None, accept_license: bool) -> None:
     """
     from slm.fetch import pull as pull_model
 
-    ask = _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
+    ask = _ask if is_terminal() and sys.stderr.isatty() else None
     click.echo(pull_model(name, source, accept_license, ask))
 
 

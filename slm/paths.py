@@ -23,3 +23,13 @@ def home() -> Path:
 def models_dir() -> Path:
     """The folder with one sub-folder for each pulled model."""
     return home() / "models"
+
+
+def elsewhere(path: Path) -> str:
+    """How to choose another place for a file that is kept where the program chose; "" for one the user named."""
+    here = home().absolute()
+    if path.is_absolute() and (path.is_relative_to(here) or (here.is_relative_to(path) and not path.exists())):
+        return "Models and other data are kept there; SLM_HOME=FOLDER chooses another place."
+    if path.is_absolute() and path.is_relative_to(config_file().absolute()):
+        return "SLM_CONFIG=FILE names another configuration file."
+    return ""

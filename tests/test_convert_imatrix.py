@@ -235,9 +235,9 @@ def test_texts_and_models_that_cannot_serve_are_refused(
         collect_imatrix(models["llama"], {"ja": [texts["ja"]]}, out, context=512)
     with pytest.raises(MissingFileError):
         collect_imatrix(models["llama"], {"ja": [tmp_path / "absent.txt"]}, out)
-    (tmp_path / "sjis.txt").write_bytes("日本語".encode("shift_jis"))
-    with pytest.raises(InputError, match="not UTF-8"):
-        collect_imatrix(models["llama"], {"ja": [tmp_path / "sjis.txt"]}, out)
+    (tmp_path / "binary.txt").write_bytes(bytes(range(16)) * 40)
+    with pytest.raises(InputError, match=r"binary\.txt.*binary, not text"):
+        collect_imatrix(models["llama"], {"ja": [tmp_path / "binary.txt"]}, out)
     with pytest.raises(InputError, match="too short"):
         collect_imatrix(models["llama"], {"ja": [texts["ja"]]}, out, context=4)
     write_imatrix(tmp_path / "not-a-model.gguf", ImportanceMatrix(

@@ -31,7 +31,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
         refuse_pointer(adapter / name)
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"'{adapter / 'adapter_config.json'}' is not readable JSON: {error}") from error
     if isinstance(config, dict) and str(config.get("init_lora_weights")).startswith("pissa_niter"):
         raise UnsupportedError(

@@ -79,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     check_checkpoint(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"'{path}' is not readable JSON: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise DamagedFileError(f"'{path}' names no model_type")
@@ -154,7 +154,7 @@ def load_tokenizer(folder: Path) -> Any:
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise MissingFileError(
                 f"no tokenizer can be loaded from '{folder}': {_first_line(error)}", hint=_WEIGHTS_HINT
             ) from error

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from slm.artifacts import require_file
-from slm.errors import DamagedFileError, InputError
+from slm.errors import InputError
+from slm.text_file import text_lines
 
 # Characters that are in memory at a time. A piece ends where a line does, so few texts are split elsewhere than whole.
 _PIECE = 1 << 18
@@ -30,30 +31,35 @@ class Window:
 
 
 def pieces(path: Path, size: int = _PIECE) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces of about `size` characters, without white space at its beginning and end.
+    """The text of a file in pieces of about `size` characters, without white space at its beginning and end.
 
     A piece ends at the last line break before the limit, and the white space behind it begins the next one. Raises
-    DamagedFileError when the file is not UTF-8, InputError when it holds nothing.
+    DamagedFileError when the file is no text, InputError when it holds nothing.
     """
     rest, found = "", False
-    with require_file(path).open(encoding="utf-8-sig") as file:
-        while True:
-            try:
-                more = file.read(size)
-            except UnicodeDecodeError as error:
-                raise DamagedFileError(f"'{path}' is not UTF-8 text") from error
-            rest += more
-            if not found:
-                rest = rest.lstrip()
-            cut = rest.rfind("\n") if more else len(rest)
-            text = rest[: cut if cut > 0 else len(rest)].rstrip()
-            if text and (more == "" or len(rest) >= size):
-                yield text
-                rest, found = rest[len(text) :], True
-            if not more:
-                break
+    for more in chain(_parts(path, size), [""]):
+        rest += more
+        if not found:
+            rest = rest.lstrip()
+        cut = rest.rfind("\n") if more else len(rest)
+        text = rest[: cut if cut > 0 else len(rest)].rstrip()
+        if text and (more == "" or len(rest) >= size):
+            yield text
+            rest, found = rest[len(text) :], True
     if not found:
         raise InputError(f"'{path}' is empty: there is nothing to measure")
+
+
+def _parts(path: Path, size: int) -> Iterator[str]:
+    """The text in parts of about `size` characters."""
+    part = ""
+    for line in text_lines(path):
+        part += line
+        if len(part) >= size:
+            yield part
+            part = ""
+    if part:
+        yield part
 
 
 def windows(parts: Iterable[list[int]], bos: list[int], context: int, stride: int = 0) -> Iterator[Window]:

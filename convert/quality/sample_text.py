@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from slm.artifacts import require_file
-from slm.errors import DamagedFileError, InputError
+from slm.errors import InputError
+from slm.text_file import read_text
 
 LANGUAGES = ("en", "ja")
 
@@ -27,16 +27,13 @@ def sample_texts() -> dict[str, str]:
 def read_texts(paths: Mapping[str, Path] | None) -> dict[str, str]:
     """{language: text} of the user's files, or the package's own when there are none.
 
-    Raises MissingFileError, DamagedFileError (not UTF-8) or InputError (no text).
+    Raises MissingFileError, DamagedFileError (not text) or InputError (no text).
     """
     if not paths:
         return sample_texts()
     texts = {}
     for lang, path in paths.items():
-        try:
-            text = require_file(path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DamagedFileError(f"'{path}' is not UTF-8 text") from error
+        text = read_text(path)
         if not text.strip():
             raise InputError(f"'{path}' has no text")
         texts[lang] = text

@@ -56,7 +56,7 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
     assert path is not None  # the options have been checked
     try:
         settings = json.loads(require_file(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"'{path}' is not readable JSON: {error}") from error
     if not isinstance(settings, dict) or settings.get("model_type", "llama") != "llama":
         raise InputError(f"'{path}' must be a JSON object with the settings of a llama model")

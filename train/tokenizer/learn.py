@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import require_file
 from slm.console import note, progress
-from slm.errors import DamagedFileError, InputError
+from slm.errors import InputError
 from slm.prompt import named_template
+from slm.text_file import read_text
 from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
 from train.tokenizer.corpus import Files, Passage, is_held_out, passages
 
@@ -111,10 +111,7 @@ def read_parallel(files: Files) -> dict[str, list[str]]:
     """{language: lines} of files that are translations of each other. Raises InputError, DamagedFileError."""
     lines: dict[str, list[str]] = {}
     for lang, (path,) in files.items():
-        try:
-            lines[lang] = require_file(path).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DamagedFileError(f"'{path}' is not UTF-8 text") from error
+        lines[lang] = read_text(path).splitlines()
     counts = {lang: len(side) for lang, side in lines.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise InputError(
