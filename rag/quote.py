@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rag.document import one_line, visible
+from rag.document import is_table_rule, one_line, visible
 from rag.embed import Embedder
 from slm.joints import Passage
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 _ITEM = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s+")
-_RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$")
 
 
 def sentences_of(text: str) -> list[str]:
@@ -23,10 +22,10 @@ def sentences_of(text: str) -> list[str]:
     lines = text.split("\n")
     columns: list[str] = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if "|" in line and _RULE.match(following):
+        if "|" in line and is_table_rule(following):
             columns = _cells(line)
         elif columns and "|" in line:
-            if not _RULE.match(line):
+            if not is_table_rule(line):
                 sentences.append(_row(columns, _cells(line)))
         else:
             columns = []
