@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag.embed import Embedder
-from rag.index import Generation
+from rag.generation import Generation
 from rag.lexical import HAS_PAIRS
 from slm.errors import InputError
 from slm.language import detect

@@ -79,10 +79,12 @@ def _files_below(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[
         yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
-def read_files(paths: Sequence[Path | str], on_file: Callable[[int], None] = lambda _: None) -> Reading:
+def read_files(
+    paths: Sequence[Path | str], on_file: Callable[[int], None] = lambda _: None, *, none_ok: bool = False
+) -> Reading:
     """Read everything below the paths. `on_file` is told how many files are done.
 
-    Raises MissingFileError for a path that is not there, InputError when no document at all came out.
+    Raises MissingFileError for a path that is not there, InputError when no document at all came out (unless none_ok).
     """
     reading = Reading()
 
@@ -98,15 +100,20 @@ def read_files(paths: Sequence[Path | str], on_file: Callable[[int], None] = lam
         except OSError as error:
             reading.skipped.append(Skipped(path, error.strerror or str(error)))
         on_file(number)
-    if not reading.documents:
-        named = ", ".join(str(path) for path in paths)
-        reasons = "; ".join(f"{skipped.path.name}: {skipped.reason}" for skipped in reading.skipped[:5])
-        raise InputError(
-            f"no document was found in {named}",
-            found=reasons or "no files",
-            hint=f"Files that are read: {', '.join((*MARKDOWN, *HTML, *TEXT))}.",
-        )
+    if not reading.documents and not none_ok:
+        raise nothing_read(paths, reading)
     return reading
+
+
+def nothing_read(paths: Sequence[Path | str], reading: Reading) -> InputError:
+    """The error for paths that gave no document at all, with the reasons."""
+    named = ", ".join(str(path) for path in paths)
+    reasons = "; ".join(f"{skipped.path.name}: {skipped.reason}" for skipped in reading.skipped[:5])
+    return InputError(
+        f"no document was found in {named}",
+        found=reasons or "no files",
+        hint=f"Files that are read: {', '.join((*MARKDOWN, *HTML, *TEXT))}.",
+    )
 
 
 def read_file(path: Path) -> Document:
