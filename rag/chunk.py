@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rag.document import Document, is_table_rule
 
@@ -87,7 +88,7 @@ def chunk_document(document: Document, limit: int, measure: Callable[[str], int]
         # A heading alone still says something; it stands for the text it does not have.
         text = section.text or (section.headings[-1] if section.headings else "")
         fits = _fits(context, limit, measure)
-        for piece in _gather(_blocks(text), "\n\n", fits, lambda block, fits=fits: _tear(block, limit, fits)):
+        for piece in _gather(_blocks(text), "\n\n", fits, partial(_tear, limit=limit, fits=fits)):
             chunks.append(Chunk(document.title, section.headings, piece, document.source, document.lang, len(chunks)))
     return chunks
 
@@ -143,7 +144,7 @@ def _gather(parts: Sequence[str], joint: str, fits: Fits, cut: Callable[[str], I
         def joined(count: int, start: list[str] = start, number: int = number) -> str:
             return joint.join([*start, *parts[number : number + count]])
 
-        count = _longest(len(parts) - number, lambda count, joined=joined: fits(joined(count)), guess)
+        count = _longest(len(parts) - number, joined, fits, guess)
         if count:
             current, number, guess = joined(count), number + count, count
         elif not current:
@@ -163,8 +164,11 @@ def _pieces(text: str, limit: int, fits: Fits) -> Iterator[str]:
     """Cut a text between words, at last between characters; every piece has at least one, whatever its size."""
     start, guess = 0, limit * _GUESSED_CHARACTERS_A_UNIT
     while start < len(text):
-        count = _longest(len(text) - start, lambda count, start=start: fits(text[start : start + count]), guess)
-        guess = count = max(1, count)
+
+        def first(count: int, start: int = start) -> str:
+            return text[start : start + count]
+
+        guess = count = max(1, _longest(len(text) - start, first, fits, guess))
         end = start + count
         if end < len(text):
             space = max(text.rfind(" ", start + 1, end), text.rfind("、", start + 1, end))
@@ -173,15 +177,15 @@ def _pieces(text: str, limit: int, fits: Fits) -> Iterator[str]:
         start = end
 
 
-def _longest(most: int, fits: Callable[[int], bool], guess: int) -> int:
-    """About the greatest count from 0 to `most` that fits (exactly, below 32), asking in growing steps from a guess.
+def _longest(most: int, piece: Callable[[int], str], fits: Fits, guess: int) -> int:
+    """About the greatest count from 0 to `most` whose piece fits (exactly, below 32), in growing steps from a guess.
 
-    Never one that does not fit; fits(count) must hold below a count for which it holds.
+    Never one that does not fit; what is cut off a piece that fits must leave one that fits.
     """
     low, high = 0, most + 1
     count, step = min(max(1, guess), most), 1 + guess // 8
     while high - low > (1 if high > most else 1 + low // 32):
-        low, high = (count, high) if fits(count) else (low, count)
+        low, high = (count, high) if fits(piece(count)) else (low, count)
         if high > most:
             count = min(most, low + step)
         elif low == 0:

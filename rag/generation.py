@@ -203,5 +203,6 @@ def write_vectors(store: Any, file: IO[bytes]) -> None:
     """Write a FAISS index. Python does the writing: FAISS itself closes a file on a full disk without a word."""
     import faiss
 
-    faiss.write_index(store, faiss.PyCallbackIOWriter(file.write))
+    writer: Any = faiss.PyCallbackIOWriter  # type: ignore[attr-defined]  # its stubs are short of it
+    faiss.write_index(store, writer(file.write))
     file.flush()

@@ -27,6 +27,7 @@ from rag.generation import open_generation as open_generation
 from rag.gone import Seen, confirm_removal, departed
 from rag.names import CURRENT, composed, documents_named, is_index
 from rag.names import index_path as index_path
+from rag.variants import comparable
 from slm.artifacts import new_file, remove_leftovers
 from slm.errors import InputError, MismatchError, ResourceError
 
@@ -187,7 +188,7 @@ def _embedded(
     """The chunks of documents and their vectors, (chunks, dimension)."""
     limit = min(CHUNK_TOKENS, embedder.identity.max_tokens)
     chunks = [chunk for document in documents for chunk in chunk_document(document, limit, embedder.count_tokens)]
-    texts = indexed_texts(chunks, limit, embedder.count_tokens)
+    texts = [comparable(text) for text in indexed_texts(chunks, limit, embedder.count_tokens)]
     vectors = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]

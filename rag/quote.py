@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rag.document import is_table_rule, one_line, visible
 from rag.embed import Embedder
+from rag.variants import comparable
 from slm.joints import Passage
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
@@ -56,7 +57,7 @@ def quotes_of(question: str, passages: Sequence[Passage], embedder: Embedder) ->
     Nearness is the cosine of the embedder's vectors; a sentence is embedded under its title and heading.
     """
     parts = [sentences_of(visible(passage.text)) for passage in passages]
-    texts = [f"{p.place}\n{s}" for p, own in zip(passages, parts, strict=True) for s in own]
-    scores = iter((embedder.passages(texts) @ embedder.queries([question])[0]).tolist() if texts else [])
+    texts = [comparable(f"{p.place}\n{s}") for p, own in zip(passages, parts, strict=True) for s in own]
+    scores = iter((embedder.passages(texts) @ embedder.queries([comparable(question)])[0]).tolist() if texts else [])
     ranked = [[(next(scores), sentence) for sentence in own] for own in parts]
     return [one_line(max(own, key=lambda pair: pair[0])[1]) if own else "" for own in ranked]

@@ -109,7 +109,7 @@ def test_documents_are_removed_by_the_end_of_their_path_and_unknown_ones_refused
     with pytest.raises(UnknownNameError, match="/d/en/a"):
         remove_documents(tmp_path / "i", ["ja/a.md", "nothing.md"])
     assert len(open_generation(tmp_path / "i").chunks) == 3
-    with pytest.raises(InputError, match="names 2 .*nothing was removed.*/d/en/a.md, /d/ja/a.md.*--all"):
+    with pytest.raises(InputError, match=r"names 2 .*nothing was removed.*/d/en/a.md, /d/ja/a.md.*--all"):
         remove_documents(tmp_path / "i", ["a.md"])
     assert len(open_generation(tmp_path / "i").chunks) == 3
     assert remove_documents(tmp_path / "i", ["a.md"], every=True) == ["/d/en/a.md", "/d/ja/a.md"]
