@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from rag.document import visible
 from rag.lexical import terms_of
-from rag.marks import Mark, Marks, without_marks
+from rag.marks import Mark, Marks
 from slm.joints import Passage
 
 NOT_FOUND = {"en": "I could not find this in the documents", "ja": "資料には見つかりませんでした"}
@@ -27,7 +27,7 @@ _NUMBER_WEIGHT = 3.0
 # What a model makes up as the number of a passage is small; [404] and [2024] are text.
 _MADE_UP = 20
 # As much of an answer as a sentence may be long.
-_LOOK_BACK = 2000
+_LOOK_BACK = 600
 # A number gives way to a passage that holds so much more of the sentence, and at least so much of it.
 _CLEARLY_MORE, _ENOUGH, _NO_DOUBT = 0.15, 0.35, 0.6
 
@@ -45,7 +45,7 @@ class Support:
 
     def of(self, sentence: str) -> list[float]:
         """The support of each passage, 0 to 1, in order; zeros for a sentence without words."""
-        terms = dict.fromkeys(terms_of(without_marks(sentence)))
+        terms = dict.fromkeys(terms_of(sentence))
         weights = {term: self._weight(term) for term in terms}
         whole = sum(weights.values()) or 1.0
         return [sum(weight for term, weight in weights.items() if term in held) / whole for held in self._terms]
@@ -65,7 +65,9 @@ class Citations:
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self._passages, self._support = tuple(passages), Support(passages)
-        self._held, self._text, self._marks = "", "", Marks()
+        self._held, self._marks = "", Marks()
+        # What was written, and the same without citations.
+        self._text, self._bare = "", ""
         self._cited: dict[int, None] = {}
 
     def feed(self, piece: str) -> str:
@@ -82,7 +84,7 @@ class Citations:
         self._held = ""
         if self._cited or refuses(self._text) or not self._passages or self._marks.in_code:
             return rest
-        support = self._support.of(self._text)
+        support = self._support.of(self._bare)
         best = max(range(len(support)), key=support.__getitem__)
         others = [value for number, value in enumerate(support) if number != best]
         if support[best] < _NO_DOUBT or support[best] < max(others, default=0.0) + _CLEARLY_MORE:
@@ -102,6 +104,8 @@ class Citations:
     def _written(self, parts: Iterable[str | Mark]) -> str:
         written = ""
         for part in parts:
+            if isinstance(part, str):
+                self._bare += part
             shown = part if isinstance(part, str) else self._shown(part)
             self._text += shown
             written += shown
@@ -109,28 +113,29 @@ class Citations:
 
     def _shown(self, mark: Mark) -> str:
         shown = ""
+        sentence = _sentence(self._bare[-_LOOK_BACK:])
+        support = self._support.of(sentence)
         for text, numbers in mark.brackets:
             if all(1 <= number <= len(self._passages) for number in numbers):
-                checked = self._checked(_sentence((self._text + mark.blank + shown)[-_LOOK_BACK:]), numbers)
+                checked = [] if refuses(sentence) else _checked(support, numbers)
                 self._cited.update(dict.fromkeys(checked))
                 shown += "".join(f"[{number}]" for number in checked)
             elif len(numbers) > 1 or numbers[0] > _MADE_UP or not mark.closed:
                 shown += text
         return mark.blank + shown if shown else ""
 
-    def _checked(self, sentence: str, numbers: Sequence[int]) -> list[int]:
-        if refuses(sentence):
-            return []
-        support = self._support.of(sentence)
-        best = max(range(len(support)), key=support.__getitem__)
-        named = max(support[number - 1] for number in numbers)
-        doubted = support[best] >= max(_ENOUGH, named + _CLEARLY_MORE)
-        return [best + 1] if doubted else list(dict.fromkeys(numbers))
+
+def _checked(support: Sequence[float], numbers: Sequence[int]) -> list[int]:
+    """The numbers of a citation, or the passage that holds clearly more of its sentence."""
+    best = max(range(len(support)), key=support.__getitem__)
+    named = max(support[number - 1] for number in numbers)
+    doubted = support[best] >= max(_ENOUGH, named + _CLEARLY_MORE)
+    return [best + 1] if doubted else list(dict.fromkeys(numbers))
 
 
 def _sentence(text: str) -> str:
-    """What a citation after `text` stands for: its last sentence, whose full stop may come before the citation."""
-    bare = without_marks(text).rstrip()
+    """What a citation after a text without citations stands for: its last sentence, be its full stop there or not."""
+    bare = text.rstrip()
     ends = [m.end() for m in _SENTENCE_END.finditer(bare) if m.end() < len(bare)]
     return bare[ends[-1] :] if ends else bare
 

@@ -47,7 +47,8 @@ class Marks:
     """Splits a text, given in pieces, into text that stays as it is and marks. Where it is cut makes no difference."""
 
     def __init__(self) -> None:
-        self._held, self._before, self._fence, self._at_start = "", "", "", True
+        self._held, self._at = "", 0  # what is not done begins at _at
+        self._before, self._fence, self._at_start = "", "", True
 
     @property
     def in_code(self) -> bool:
@@ -56,76 +57,74 @@ class Marks:
 
     def split(self, piece: str, *, final: bool = False) -> Iterator[str | Mark]:
         """What of the text up to here is certain; with `final` all of it."""
-        self._held += piece
-        while self._held:
-            taken = self._code_line(final) if self._fence or self._at_start else None
-            step = taken if taken is not None else self._inline(final)
-            if step is None:
+        self._held, self._at = self._held[self._at :] + piece, 0
+        while self._at < len(self._held):
+            taken = self._code_line(final) if self._fence or self._at_start else -1
+            found: str | Mark | None = None
+            if taken < 0:
+                taken, found = self._inline(final)
+            if taken == 0:
                 return
-            length, found = step
-            if length == 0:
-                return
-            whole = self._held[:length]
-            self._held = self._held[length:]
-            self._before = (self._before + whole)[-_LOOK_BACK:]
+            whole = self._held[self._at : self._at + taken]
+            self._at += taken
+            self._before = (self._before + whole[-_LOOK_BACK:])[-_LOOK_BACK:]
             self._at_start = whole.endswith("\n")
-            yield from found
+            yield found or whole
 
-    def _code_line(self, final: bool) -> tuple[int, list[str | Mark]] | None:
-        """A line that opens a fence or stands in one; (0, []) when more is needed, None when it is neither."""
-        line, newline, _ = self._held.partition("\n")
-        whole = bool(newline) or final
+    def _code_line(self, final: bool) -> int:
+        """The length of a line that opens a fence or stands in one; 0 when more is needed, -1 when it is neither."""
+        newline = self._held.find("\n", self._at)
+        line = self._held[self._at : newline if newline >= 0 else len(self._held)]
+        whole = newline >= 0 or final
         if self._fence:
-            if self._at_start:
-                if not whole and _MAY_CLOSE.fullmatch(line):
-                    return 0, []
-                closing = _MAY_CLOSE.fullmatch(line)
-                if closing and closing[1].startswith(self._fence):
-                    self._fence = ""
+            closing = _MAY_CLOSE.fullmatch(line) if self._at_start else None
+            if closing and not whole:
+                return 0
+            if closing and closing[1].startswith(self._fence):
+                self._fence = ""
         else:
             if not whole and _MAY_OPEN.fullmatch(line):
-                return 0, []
+                return 0
             opening = _OPENS.match(line)
             if not opening:
-                return None
+                return -1
             self._fence = opening[1]
-        return len(line + newline), [line + newline]
+        return len(line) + (newline >= 0)
 
-    def _inline(self, final: bool) -> tuple[int, list[str | Mark]] | None:
-        """The text up to the next sign, or that sign; None when more is needed."""
-        held = self._held
-        special = _SPECIAL.search(held)
+    def _inline(self, final: bool) -> tuple[int, str | Mark | None]:
+        """The length of the text up to the next sign or of that sign, and the mark it is; 0 when more is needed."""
+        held, at = self._held, self._at
+        special = _SPECIAL.search(held, at)
         if special is None or (final and special[0] == " "):
-            return len(held), [held]
-        if special.start() > 0:
-            return special.start(), [held[: special.start()]]
+            return len(held) - at, None
+        if special.start() > at:
+            return special.start() - at, None
         sign = special[0]
         if sign == "\n":
-            return 1, [sign]
+            return 1, None
         if sign == " ":
-            return None
+            return 0, None
         if sign.startswith("`"):
-            return self._code_span(len(sign), final)
-        run = _RUN.match(held)
-        after = held[run.end() : run.end() + 1] if run else ""
-        if not final and (_PARTIAL.match(held) or (run and not after)):
-            return None
+            return self._code_span(len(sign), final), None
+        run = _RUN.match(held, at)
+        following = held[run.end() : run.end() + 1] if run else ""
+        if not final and (_PARTIAL.match(held, at) or (run and not following)):
+            return 0, None
         if run is None:
-            return len(sign), [sign]
-        return run.end(), [_mark(self._before, run[0], after)]
+            return len(sign), None
+        return run.end() - at, _mark(self._before, run[0], following)
 
-    def _code_span(self, ticks: int, final: bool) -> tuple[int, list[str | Mark]] | None:
-        held = self._held
-        if ticks == len(held) and not final:
-            return None
-        newline = held.find("\n")
-        line = held if newline < 0 else held[:newline]
-        closing = re.compile(rf"(?<!`)`{{{ticks}}}(?!`)").search(line, ticks)
+    def _code_span(self, ticks: int, final: bool) -> int:
+        """The length of inline code, or of the ticks that open none on their line; 0 when more is needed."""
+        held, start = self._held, self._at + ticks
+        if start == len(held) and not final:
+            return 0
+        newline = held.find("\n", start)
+        end = newline if newline >= 0 else len(held)
+        closing = re.compile(rf"(?<!`)`{{{ticks}}}(?!`)").search(held, start, end)
         if closing and (closing.end() < len(held) or final):
-            return closing.end(), [line[: closing.end()]]
-        if newline < 0 and not final:
-            return None
-        return ticks, [held[:ticks]]
+            return closing.end() - self._at
+        return ticks if newline >= 0 or final else 0
 
 
 def _mark(before: str, run: str, following: str) -> str | Mark:
