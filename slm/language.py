@@ -63,7 +63,8 @@ def detect(text: str, among: Collection[str] = ("en", "ja")) -> Guess:
     if any(map(str.isalpha, unquoted)):  # what a text is about may be quoted in any language
         prose = unquoted
     scripts = Counter(_script(letter) for letter in prose if letter.isalpha())
-    names, rest = [], []
+    names: list[str] = []
+    rest: list[str] = []
     for word in prose.split():
         (names if _is_code_word(word) else rest).append(word)
     words = _LATIN_WORD.findall(" ".join(rest))
