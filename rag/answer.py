@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from rag.cite import NOT_FOUND, Citations
 from rag.document import one_line, visible
 from rag.embed import Embedder, open_embedder
-from rag.index import Generation, check_embedder, index_path, open_generation
+from rag.generation import Generation, open_generation
+from rag.index import check_embedder
+from rag.names import index_path
 from rag.quote import quotes_of
 from rag.retrieve import search
 from slm.errors import InputError
@@ -58,7 +60,7 @@ def defused(text: str) -> str:
 
 def passage_head(passage: Passage) -> str:
     """Page title > heading, in one line."""
-    return " > ".join(part for part in (one_line(passage.title), one_line(passage.heading)) if part)
+    return one_line(passage.place)
 
 
 def fit_passages(passages: Sequence[Passage], budget: float = PASSAGE_BUDGET) -> list[Passage]:

@@ -1,23 +1,29 @@
 """Cuts documents into chunks that fit an embedder, along headings, paragraphs and sentences.
 
 It knows nothing of embedders: `measure` tells the size of a text in whatever unit the limit has. No text is
-lost, none is repeated except the header row of a table that had to be torn.
+lost, none is repeated except the header row of a table that had to be torn. The work grows with the length of the
+text and not faster: no more is measured at once than may be a chunk, and where it ends is guessed from the last one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from rag.document import Document
+from rag.document import Document, is_table_rule
 
 # A sentence ends after 。！？ and their closing brackets, or after . ! ? before white space; a line end ends it too.
 _SENTENCE = re.compile(r".*?(?:[。！？][」』）)】\"”]*|[.!?][\"')\]”’]*(?=\s)|\n|\Z)\s*", re.DOTALL)
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-_TABLE_RULE = re.compile(r"^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$")
 # Headings longer than this share of the limit are shortened in what is embedded, so that text has room.
 _HEADING_SHARE = 0.4
+# No chunk has more characters than this for each unit of the limit: blanks may cost nothing, and yet fill a prompt.
+_CHARACTERS_A_UNIT = 16
+_GUESSED_CHARACTERS_A_UNIT = 2
+
+Fits = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,29 @@ def indexed_text(chunk: Chunk, limit: int, measure: Callable[[str], int]) -> str
     return _context(chunk.title, chunk.headings, limit, measure) + chunk.text
 
 
+def indexed_texts(chunks: Iterable[Chunk], limit: int, measure: Callable[[str], int]) -> list[str]:
+    """`indexed_text` of each chunk; a context line that several in a row share is measured once."""
+    texts: list[str] = []
+    last: tuple[str, tuple[str, ...]] | None = None
+    context = ""
+    for chunk in chunks:
+        if last != (chunk.title, chunk.headings):
+            last = (chunk.title, chunk.headings)
+            context = _context(chunk.title, chunk.headings, limit, measure)
+        texts.append(context + chunk.text)
+    return texts
+
+
 def _context(title: str, headings: tuple[str, ...], limit: int, measure: Callable[[str], int]) -> str:
     line = context_line(title, headings)
     room = int(limit * _HEADING_SHARE)
-    return next(_pieces(line, room, measure)).rstrip() + "\n" if line else ""
+    return next(_pieces(line, room, _fits("", room, measure))).rstrip() + "\n" if line else ""
+
+
+def _fits(context: str, limit: int, measure: Callable[[str], int]) -> Fits:
+    """Whether a text fits into the limit under its context line; one that is far too long is not measured at all."""
+    most = limit * _CHARACTERS_A_UNIT
+    return lambda text: len(text) <= most and measure(context + text) <= limit
 
 
 def chunk_document(document: Document, limit: int, measure: Callable[[str], int]) -> list[Chunk]:
@@ -62,11 +87,8 @@ def chunk_document(document: Document, limit: int, measure: Callable[[str], int]
         context = _context(document.title, section.headings, limit, measure)
         # A heading alone still says something; it stands for the text it does not have.
         text = section.text or (section.headings[-1] if section.headings else "")
-
-        def size(piece: str, context: str = context) -> int:
-            return measure(context + piece)
-
-        for piece in _pack(_blocks(text), limit, size):
+        fits = _fits(context, limit, measure)
+        for piece in _gather(_blocks(text), "\n\n", fits, partial(_tear, limit=limit, fits=fits)):
             chunks.append(Chunk(document.title, section.headings, piece, document.source, document.lang, len(chunks)))
     return chunks
 
@@ -92,68 +114,83 @@ def _blocks(text: str) -> list[str]:
     return ["\n".join(lines) for lines in blocks if any(line.strip() for line in lines)]
 
 
-def _pack(blocks: list[str], limit: int, size: Callable[[str], int]) -> Iterator[str]:
-    """Join neighbouring blocks while they fit; a block that does not fit alone is torn at its best places."""
-    current = ""
-    for block in blocks:
-        joined = f"{current}\n\n{block}" if current else block
-        if size(joined) <= limit:
-            current = joined
-            continue
-        if current:
-            yield current
-            current = ""
-        if size(block) <= limit:
-            current = block
-            continue
-        *whole, current = _tear(block, limit, size)
-        yield from whole
-    if current:
-        yield current
+def _tear(block: str, limit: int, fits: Fits) -> Iterator[str]:
+    """Cut a block at its best places: code at line ends, a table between rows, text after sentences."""
 
+    def cut(part: str) -> Iterator[str]:
+        return _pieces(part, limit, fits)
 
-def _tear(block: str, limit: int, size: Callable[[str], int]) -> list[str]:
     lines = block.split("\n")
     if _FENCE.match(block):
-        return list(_gather([line + "\n" for line in lines], limit, size))
-    if len(lines) > 2 and "|" in lines[0] and _TABLE_RULE.match(lines[1]):
+        return _gather([line + "\n" for line in lines], "", fits, cut)
+    if len(lines) > 2 and "|" in lines[0] and is_table_rule(lines[1]):
         header = "\n".join(lines[:2]) + "\n"
-        if size(header) <= limit // 2:
-            rows = _gather([line + "\n" for line in lines[2:]], limit, lambda text: size(header + text))
-            return [header + piece for piece in rows]
-    return list(_gather([match.group() for match in _SENTENCE.finditer(block) if match.group()], limit, size))
+        if fits(header * 2):
+
+            def below(text: str) -> bool:
+                return fits(header + text)
+
+            rows = _gather([line + "\n" for line in lines[2:]], "", below, lambda row: _pieces(row, limit, below))
+            return (header + piece for piece in rows)
+    return _gather([match.group() for match in _SENTENCE.finditer(block) if match.group()], "", fits, cut)
 
 
-def _gather(parts: list[str], limit: int, size: Callable[[str], int]) -> Iterator[str]:
-    """Join parts while they fit; a part that does not fit alone is cut between words, at last between characters."""
-    current = ""
-    for part in parts:
-        if size(current + part) <= limit:
-            current += part
-            continue
-        if current.strip():
-            yield current.rstrip()
-        current = part
-        if size(part) > limit:
-            *whole, current = _pieces(part, limit, size)
+def _gather(parts: Sequence[str], joint: str, fits: Fits, cut: Callable[[str], Iterator[str]]) -> Iterator[str]:
+    """Join neighbouring parts while they fit; one that does not fit alone is cut, its last piece joined to the next."""
+    current, number, guess = "", 0, 1
+    while number < len(parts):
+        start = [current] if current else []
+
+        def joined(count: int, start: list[str] = start, number: int = number) -> str:
+            return joint.join([*start, *parts[number : number + count]])
+
+        count = _longest(len(parts) - number, joined, fits, guess)
+        if count:
+            current, number, guess = joined(count), number + count, count
+        elif not current:
+            *whole, current = cut(parts[number])
+            number += 1
             yield from (piece.rstrip() for piece in whole if piece.strip())
+            continue
+        if number < len(parts):
+            if current.strip():
+                yield current.rstrip()
+            current = ""
     if current.strip():
         yield current.rstrip()
 
 
-def _pieces(text: str, limit: int, size: Callable[[str], int]) -> Iterator[str]:
-    """Cut a text without sentence ends; every piece has at least one character, whatever its size."""
-    while text and size(text) > limit:
-        low, high = 1, len(text) - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if size(text[:middle]) <= limit:
-                low = middle
-            else:
-                high = middle - 1
-        space = max(text.rfind(" ", 1, low), text.rfind("、", 1, low))
-        cut = space + 1 if space > low // 2 else low
-        yield text[:cut]
-        text = text[cut:]
-    if text:
-        yield text
+def _pieces(text: str, limit: int, fits: Fits) -> Iterator[str]:
+    """Cut a text between words, at last between characters; every piece has at least one, whatever its size."""
+    start, guess = 0, limit * _GUESSED_CHARACTERS_A_UNIT
+    while start < len(text):
+
+        def first(count: int, start: int = start) -> str:
+            return text[start : start + count]
+
+        guess = count = max(1, _longest(len(text) - start, first, fits, guess))
+        end = start + count
+        if end < len(text):
+            space = max(text.rfind(" ", start + 1, end), text.rfind("、", start + 1, end))
+            end = space + 1 if space - start > count // 2 else end
+        yield text[start:end]
+        start = end
+
+
+def _longest(most: int, piece: Callable[[int], str], fits: Fits, guess: int) -> int:
+    """About the greatest count from 0 to `most` whose piece fits (exactly, below 32), in growing steps from a guess.
+
+    Never one that does not fit; what is cut off a piece that fits must leave one that fits.
+    """
+    low, high = 0, most + 1
+    count, step = min(max(1, guess), most), 1 + guess // 8
+    while high - low > (1 if high > most else 1 + low // 32):
+        low, high = (count, high) if fits(piece(count)) else (low, count)
+        if high > most:
+            count = min(most, low + step)
+        elif low == 0:
+            count = max(1, high - step)
+        else:
+            count = (low + high) // 2
+        step *= 2
+    return low

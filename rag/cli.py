@@ -41,52 +41,79 @@ rag.add_command(read)
 @click.argument("index")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--embedder", help="Embedder for a new index [default: multilingual-e5-small].")
+@click.option("--fresh", is_flag=True, help="Make the index anew from these paths alone, also when it is damaged.")
+@click.option("--yes", is_flag=True, help="Forget documents that are gone even if that is most of a folder.")
 @_JSON
-def add(index: str, paths: tuple[Path, ...], embedder: str | None, as_json: bool) -> None:
+def add(index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, yes: bool, as_json: bool) -> None:
     """Add Markdown, HTML and text files, or folders of them; a changed file replaces its old text.
+
+    A folder that is added again loses the documents whose files are gone or empty. A file that cannot be read this
+    time keeps its old text.
 
     \b
     Example:
       slm rag add handbook data/handbook/en data/handbook/ja
+      slm rag add handbook data/handbook --fresh
     """
     from rag.embed import DEFAULT_EMBEDDER, open_embedder
-    from rag.index import CURRENT, add_documents, index_path, open_generation
-    from rag.sources.files import find_files, read_files
-    from slm.console import emit_json, note, progress
+    from rag.gone import departed
+    from rag.index import add_documents, index_path, open_generation
+    from rag.look import require_paths, seen
+    from rag.names import is_index
+    from rag.sources.files import find_files, nothing_read, read_files
+    from slm.console import emit_json, progress
     from slm.errors import MismatchError
 
     where = index_path(index)
-    made_with = None
-    if (where / CURRENT).exists():
-        made_with = str(open_generation(where).manifest["embedder"]["name"])
-        if embedder not in (None, made_with):
-            raise MismatchError(f"the index '{index}' was made with the embedder '{made_with}', not '{embedder}'")
+    generation = open_generation(where) if is_index(where) and not fresh else None
+    made_with = str(generation.manifest["embedder"]["name"]) if generation else None
+    if made_with and embedder not in (None, made_with):
+        raise MismatchError(f"the index '{index}' was made with the embedder '{made_with}', not '{embedder}'")
+    known = generation.documents if generation else {}
+    require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
-        reading = read_files(paths, done)
-    for skipped in reading.skipped[:_NAMED_FILES]:
-        note(f"skipped {_shown(str(skipped.path))}: {skipped.reason}")
-    if len(reading.skipped) > _NAMED_FILES:
-        note(f"skipped {len(reading.skipped) - _NAMED_FILES} more files; --json names them all")
-    for noted in reading.notes[:_NAMED_FILES]:
-        note(f"{_shown(noted.source)}: {noted.text}")
-    if len(reading.notes) > _NAMED_FILES:
-        note(f"... and notes on {len(reading.notes) - _NAMED_FILES} more files; --json names them all")
+        reading = read_files(paths, done, none_ok=True)
+    looked = seen(paths, reading)
+    if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
+        raise nothing_read(paths, reading)
+    _note_some([f"skipped {_shown(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
+    _note_some([f"{_shown(noted.source)}: {noted.text}" for noted in reading.notes])
     embed = open_embedder(embedder or made_with or DEFAULT_EMBEDDER)
     with progress("embedding", total=100, unit="%") as done:
-        change = add_documents(where, reading.documents, embed, lambda n, total: done(100 * n / total))
+        change = add_documents(
+            where, reading.documents, embed, lambda n, total: done(100 * n / total),
+            seen=looked, fresh=fresh, sure=yes,
+        )  # fmt: skip
+    _note_some([f"removed {_shown(source)}: {reason}" for source, reason in change.gone.items()])
+    _note_some([f"kept the old text of {_shown(source)}: {reason}" for source, reason in change.kept.items()])
     result = {
         "index": str(where), "embedder": embed.identity.name, "added": change.added, "replaced": change.replaced,
-        "unchanged": change.unchanged, "chunks": change.chunks,
+        "unchanged": change.unchanged, "moved": change.moved, "chunks": change.chunks,
+        "removed": [{"source": source, "reason": reason} for source, reason in change.gone.items()],
+        "kept": [{"source": source, "reason": reason} for source, reason in change.kept.items()],
         "skipped": [{"path": str(s.path), "reason": s.reason} for s in reading.skipped],
         "notes": [{"source": n.source, "note": n.text} for n in reading.notes],
     }  # fmt: skip
     if as_json:
         emit_json(result)
         return
+    also = "".join(
+        f", {count} {what}" for count, what in ((change.moved, "moved"), (len(change.gone), "removed")) if count
+    )
     click.echo(
-        f"{change.added} documents added, {change.replaced} replaced, {change.unchanged} unchanged, "
+        f"{change.added} documents added, {change.replaced} replaced, {change.unchanged} unchanged{also}, "
         f"{len(reading.skipped)} files skipped; the index '{index}' holds {change.chunks} chunks"
     )
+
+
+def _note_some(lines: list[str]) -> None:
+    """Notes on stderr, of many the first ones."""
+    from slm.console import note
+
+    for line in lines[:_NAMED_FILES]:
+        note(line)
+    if len(lines) > _NAMED_FILES:
+        note(f"... and {len(lines) - _NAMED_FILES} more like these; --json names them all")
 
 
 @rag.command(cls=TextCommand, context_settings=_HELP)
@@ -189,17 +216,21 @@ def ask(
 @rag.command(context_settings=_HELP)
 @click.argument("index")
 @click.argument("documents", nargs=-1, required=True, metavar="DOC...")
-def remove(index: str, documents: tuple[str, ...]) -> None:
-    """Remove documents, named by their path or its end.
+@click.option("--all", "every", is_flag=True, help="Remove all documents that a name fits, not only a single one.")
+def remove(index: str, documents: tuple[str, ...], every: bool) -> None:
+    """Remove documents, named by their path or its end, or by a folder with all that is below it.
 
     \b
     Example:
       slm rag remove handbook ja/03-overtime.md
+      slm rag remove handbook data/handbook/ja
     """
     from rag.index import index_path, remove_documents
 
-    for source in remove_documents(index_path(index), documents):
+    removed = remove_documents(index_path(index), documents, every=every)
+    for source in removed:
         click.echo(f"removed {_shown(source)}")
+    click.echo(f"{len(removed)} documents removed")
 
 
 @rag.command(context_settings=_HELP)

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-_ATX = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$")
+_ATX = re.compile(r"^ {0,3}(#{1,6})[ \t]")
+_TABLE_CELL = re.compile(r":?-+:?")
 _SETEXT = re.compile(r"^ {0,3}(=+|-{2,})[ \t]*$")
 # Invisible characters that can hide text or reorder it on screen: zero-width space, marks and overrides of writing
 # direction, invisible operators, byte order marks, tag characters; and control characters but tab and newline.
@@ -42,6 +43,13 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """A title or heading for display: visible characters, white space joined."""
     return " ".join(visible(text).split())
+
+
+def is_table_rule(line: str) -> bool:
+    """Whether a line is the rule under a table's header: |---|:-:|."""
+    return all(
+        _TABLE_CELL.fullmatch(cell.strip()) for cell in line.strip().removeprefix("|").removesuffix("|").split("|")
+    )
 
 
 def sections_of(markdown: str) -> list[Section]:
@@ -84,7 +92,12 @@ def _heading(line: str, before: list[str]) -> tuple[int, str] | None:
     """(level, text) when the line is a heading; takes a setext heading's text off the lines before."""
     atx = _ATX.match(line)
     if atx:
-        return (len(atx.group(1)), atx.group(2)) if atx.group(2).strip() else None
+        text = line[atx.end() :].strip(" \t")
+        closed = text.rstrip("#")
+        # Closing #s are none of the heading; those that stand on a word (C#) are.
+        if closed != text and (not closed or closed[-1] in " \t"):
+            text = closed.rstrip(" \t")
+        return (len(atx.group(1)), text) if text.strip() else None
     setext = _SETEXT.match(line)
     previous = before[-1] if before else ""
     alone = len(before) < 2 or not before[-2].strip()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rag.embed import Embedder
-from rag.index import Generation, source_matches
+from rag.generation import Generation
+from rag.names import source_matches
 from rag.retrieve import Leg, Weights, search
 from slm.errors import DamagedFileError, InputError
 from slm.text_file import read_text

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rag.cite import refuses, without_citations
+from rag.cite import refuses
 from rag.evaluate import Question, rank_of_first
+from rag.marks import without_marks
 from slm.joints import Message, Retriever
 
 
@@ -33,7 +34,7 @@ class Answered:
 
 def says(answer: str, facts: Sequence[str]) -> bool:
     """Whether one of the facts stands in the answer, not as a part of a longer number or Latin word."""
-    text = without_citations(answer)
+    text = without_marks(answer)
     return any(re.search(rf"(?<![0-9A-Za-z]){re.escape(fact)}(?![0-9A-Za-z])", text) for fact in facts)
 
 

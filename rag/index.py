@@ -1,4 +1,4 @@
-"""An index on disk: chunks, their vectors (FAISS) and their words (BM25), in generations.
+"""Changes an index: documents in, documents out. Each change is a new generation (rag.generation).
 
 INDEX/CURRENT names the generation folder in use. A change writes a new generation beside it and then replaces
 CURRENT in one step, so that a crash leaves the old generation in use. It knows nothing of ranking or prompts.
@@ -9,134 +9,58 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rag.chunk import Chunk, chunk_document, context_line, indexed_text
+from rag.chunk import Chunk, chunk_document, indexed_texts
 from rag.document import Document
 from rag.embed import Embedder, Vectors
-from rag.lexical import Bm25, build_bm25, load_bm25
-from slm.artifacts import new_file, new_folder, read_manifest
-from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, ResourceError, UnknownNameError
-from slm.paths import home
+from rag.generation import Generation, write_generation
+from rag.generation import open_generation as open_generation
+from rag.gone import Seen, confirm_removal, departed
+from rag.names import CURRENT, composed, documents_named, is_index
+from rag.names import index_path as index_path
+from rag.variants import comparable
+from slm.artifacts import new_file, remove_leftovers
+from slm.errors import InputError, MismatchError, ResourceError
 
-CURRENT, CHUNKS, VECTORS = "CURRENT", "chunks.jsonl", "vectors.faiss"
-KIND = "index generation"
 # Chunks are short so that three of them fit into a small model's prompt beside the question.
 CHUNK_TOKENS = 240
 _BATCH, _LOCK = 16, ".lock"
-_EXACT = "IDMap2,Flat"
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One generation in memory. Row r of the chunks has the FAISS id ids[r] and the row r in the lexical index."""
-
-    folder: Path
-    manifest: dict[str, Any]
-    chunks: tuple[Chunk, ...]
-    ids: tuple[int, ...]
-    vectors: Any
-    lexical: Bm25
-
-    @property
-    def documents(self) -> dict[str, dict[str, Any]]:
-        """By source: title, lang, sha256 of the content, number of chunks."""
-        documents: dict[str, dict[str, Any]] = self.manifest["documents"]
-        return documents
-
-    def dense_top(self, vector: Vectors, count: int) -> list[tuple[int, float]]:
-        """The nearest (row, inner product) pairs of one query vector (dimension,), nearest first."""
-        if not self.chunks:
-            return []
-        scores, found = self.vectors.search(vector.reshape(1, -1), min(count, len(self.chunks)))
-        row_of = {id_: row for row, id_ in enumerate(self.ids)}
-        return [(row_of[int(i)], float(s)) for i, s in zip(found[0], scores[0], strict=True) if int(i) in row_of]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What an update did, in numbers of documents, and the chunks now in the index."""
+    """What an update did, in numbers of documents, and the chunks now in the index.
+
+    gone: sources that were removed, kept: sources that keep their old text; both with the reason. moved: documents
+    that only changed their place.
+    """
 
     added: int
     replaced: int
     unchanged: int
     chunks: int
+    moved: int = 0
+    gone: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
-def index_path(index: str) -> Path:
-    """The folder of an index: a path when it has a separator or exists, else a name under the data folder."""
-    path = Path(index)
-    if os.sep in index or "/" in index or path.exists():
-        return path
-    if not re.fullmatch(r"[\w][\w.-]*", index):
-        raise InputError(f"'{index}' is no name for an index", hint="Use letters, digits, '-', '_' and '.'.")
-    return home() / "indexes" / index
+@dataclass(frozen=True)
+class _Update:
+    """What the next generation gets: documents to embed, documents to carry over under a new source, and the table."""
 
-
-def known_indexes() -> list[str]:
-    """The names of the indexes under the data folder."""
-    folder = home() / "indexes"
-    return sorted(path.parent.name for path in folder.glob(f"*/{CURRENT}")) if folder.is_dir() else []
-
-
-def open_generation(path: Path) -> Generation:
-    """Load the current generation. Raises UnknownNameError (no such index) or DamagedFileError."""
-    for attempt in range(3):
-        folder = _current_folder(path)
-        if folder is None:
-            raise UnknownNameError("index", path.name, known_indexes(), hint="Make one with: slm rag add INDEX PATH...")
-        try:
-            return _load(folder)
-        except MissingFileError:
-            # A writer may have replaced the generation between the two reads.
-            if attempt == 2 or _current_folder(path) == folder:
-                raise
-    raise AssertionError("not reached")
-
-
-def _current_folder(path: Path) -> Path | None:
-    try:
-        name = (path / CURRENT).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not re.fullmatch(r"gen-\d+", name):
-        raise DamagedFileError(f"'{path / CURRENT}' does not name a generation", found=name[:40])
-    return path / name
-
-
-def _load(folder: Path) -> Generation:
-    import faiss
-
-    manifest = read_manifest(folder)
-    damaged = f"the index generation '{folder}' is damaged"
-    hint = "Make the index again with: slm rag add INDEX PATH..."
-    try:
-        chunks, ids = [], []
-        with (folder / CHUNKS).open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                ids.append(int(row.pop("id")))
-                chunks.append(Chunk(**{**row, "headings": tuple(row["headings"])}))
-        vectors = faiss.read_index(str(folder / VECTORS))
-        lexical = load_bm25(folder)
-        counts = (len(chunks), int(vectors.ntotal), lexical.size, int(manifest["chunks"]))
-        dimension = int(manifest["embedder"]["dimension"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
-        raise DamagedFileError(f"{damaged}: {error}", hint=hint) from error
-    if len(set(counts)) != 1 or vectors.d != dimension:
-        raise DamagedFileError(f"{damaged}: its parts do not have the same number of chunks", hint=hint)
-    return Generation(folder, manifest, tuple(chunks), tuple(ids), vectors, lexical)
+    embed: Sequence[Document]
+    carry: Mapping[str, Document]
+    drop: Collection[str]
+    table: dict[str, dict[str, Any]]
 
 
 def check_embedder(generation: Generation, embedder: Embedder) -> None:
@@ -181,77 +105,113 @@ def add_documents(
     documents: Sequence[Document],
     embedder: Embedder,
     on_chunks: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    seen: Seen | None = None,
+    fresh: bool = False,
+    sure: bool = False,
 ) -> Change:
     """Put documents into an index, making it when it is not there; one with a known source replaces the old one.
 
-    on_chunks is told (chunks embedded, chunks to embed). Raises InputError (no documents), MismatchError (another
-    embedder) or ResourceError (another process is changing the index).
+    on_chunks is told (chunks embedded, chunks to embed). seen: what was looked through, so that documents that are no
+    longer there go (`rag.gone`); sure: even if that is most of them. fresh: whatever was in the index is forgotten.
+    Raises InputError (no documents, too many are gone), MismatchError (another embedder), DamagedFileError, or
+    ResourceError (no space, no memory, another process is changing the index).
     """
-    if not documents:
+    if not documents and not (seen and is_index(path)):
         raise InputError("there are no documents to add")
-    if not (path / CURRENT).exists():
+    if not is_index(path):
         _check_new(path)
-    with _exclusive(path):
-        return _add(path, documents, embedder, on_chunks)
+    with _exclusive(path), _memory(path):
+        base = open_generation(path) if is_index(path) and not fresh else None
+        if base is not None:
+            check_embedder(base, embedder)
+        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), sure=sure)
 
 
 def _add(
-    path: Path, documents: Sequence[Document], embedder: Embedder, on_chunks: Callable[[int, int], None]
+    path: Path,
+    base: Generation | None,
+    documents: Sequence[Document],
+    embedder: Embedder,
+    on_chunks: Callable[[int, int], None],
+    seen: Seen,
+    *,
+    sure: bool,
 ) -> Change:
-    base = open_generation(path) if (path / CURRENT).exists() else None
-    if base is not None:
-        check_embedder(base, embedder)
     known = base.documents if base else {}
-    incoming = {document.source: document for document in documents}
+    incoming = {composed(document.source): document for document in documents}
+    left = departed(known, seen, os.path.exists)
     digests = {source: _digest(document) for source, document in incoming.items()}
-    changed = {s: d for s, d in incoming.items() if s not in known or known[s]["sha256"] != digests[s]}
-    replaced = sum(source in known for source in changed)
-    if not changed and base is not None:
-        return Change(0, 0, len(incoming), len(base.chunks))
+    texts = {source: _digest(replace(document, source="")) for source, document in incoming.items()}
+    named = {composed(source): source for source in known}
+    changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
+    # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
+    homeless = {known[source].get("text_sha256"): source for source in left.gone}
+    carry = {}
+    for source, document in changed.items():
+        old = named.get(source) if source in named else homeless.get(texts[source])
+        if old is not None and known[old].get("text_sha256") == texts[source] and old not in carry:
+            carry[old] = document
+    if not sure:
+        confirm_removal(known, left.gone, carry, seen)
+    table = {source: dict(entry) for source, entry in known.items()}
+    drop = {*left.gone, *(named[source] for source in changed if source in named)}
+    for source in drop:
+        del table[source]
+    for source, document in incoming.items():
+        place = document.source if source in changed else named[source]
+        came_by = set(known[named[source]].get("roots", ())) if source in named else set()
+        table[place] = {
+            "title": document.title, "lang": document.lang, "sha256": digests[source], "text_sha256": texts[source],
+            "roots": sorted(came_by | set(seen.files.get(source, ()))),
+        }  # fmt: skip
+    embed = [document for document in changed.values() if document not in carry.values()]
+    update = _Update(embed, carry, drop, table)
+    if base is not None and not changed and not left.gone and _without_counts(known) == _without_counts(table):
+        chunks = len(base.chunks)
+    else:
+        chunks = _write(path, base, update, _embedded(update.embed, embedder, on_chunks), embedder.identity.as_dict())
+    replaced = sum(source in named for source in changed)
+    moved = sum(old in left.gone for old in carry)
+    gone = {source: why for source, why in left.gone.items() if source not in carry}
+    unchanged = len(incoming) - len(changed)
+    return Change(len(changed) - replaced - moved, replaced, unchanged, chunks, moved, gone, left.kept)
+
+
+def _without_counts(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {source: {k: v for k, v in entry.items() if k != "chunks"} for source, entry in documents.items()}
+
+
+def _embedded(
+    documents: Sequence[Document], embedder: Embedder, on_chunks: Callable[[int, int], None]
+) -> tuple[list[Chunk], Vectors]:
+    """The chunks of documents and their vectors, (chunks, dimension)."""
     limit = min(CHUNK_TOKENS, embedder.identity.max_tokens)
-    fresh = [chunk for d in changed.values() for chunk in chunk_document(d, limit, embedder.count_tokens)]
-    texts = [indexed_text(chunk, limit, embedder.count_tokens) for chunk in fresh]
-    vectors = np.empty((len(fresh), embedder.identity.dimension), dtype=np.float32)
+    chunks = [chunk for document in documents for chunk in chunk_document(document, limit, embedder.count_tokens)]
+    texts = [comparable(text) for text in indexed_texts(chunks, limit, embedder.count_tokens)]
+    vectors = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
         vectors[start : start + len(batch)] = embedder.passages(batch)
         on_chunks(start + len(batch), len(texts))
-    table = {source: dict(entry) for source, entry in known.items()}
-    for source, document in changed.items():
-        table[source] = {"title": document.title, "lang": document.lang, "sha256": digests[source]}
-    identity = embedder.identity.as_dict()
-    chunks = _write(path, base, drop=set(changed), fresh=fresh, vectors=vectors, table=table, embedder=identity)
-    return Change(len(changed) - replaced, replaced, len(incoming) - len(changed), chunks)
+    return chunks, vectors
 
 
-def remove_documents(path: Path, names: Sequence[str]) -> list[str]:
-    """Remove documents by source or by the end of it (`ja/03-leave.md`); the removed sources.
+def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -> list[str]:
+    """Remove documents by source, by the end of it (`ja/03-leave.md`) or by a folder; the removed sources.
 
-    Raises UnknownNameError when a name fits nothing, in which case nothing is removed.
+    Raises UnknownNameError when a name fits nothing and InputError when it fits several (unless `every`), in which
+    case nothing is removed.
     """
     open_generation(path)
-    with _exclusive(path):
-        return _remove(path, names)
-
-
-def _remove(path: Path, names: Sequence[str]) -> list[str]:
-    base = open_generation(path)
-    gone: set[str] = set()
-    for name in names:
-        fitting = [source for source in base.documents if source_matches(source, name)]
-        if not fitting:
-            raise UnknownNameError("document", name, sorted(base.documents)[:10], hint="See: slm rag status INDEX")
-        gone.update(fitting)
-    table = {source: entry for source, entry in base.documents.items() if source not in gone}
-    empty = np.empty((0, int(base.manifest["embedder"]["dimension"])), dtype=np.float32)
-    _write(path, base, drop=gone, fresh=[], vectors=empty, table=table, embedder=base.manifest["embedder"])
-    return sorted(gone)
-
-
-def source_matches(source: str, name: str) -> bool:
-    """Whether a document's source is `name` or ends with it at a path boundary."""
-    name = name.removeprefix("./")
-    return source == name or source.endswith("/" + name.lstrip("/"))
+    with _exclusive(path), _memory(path):
+        base = open_generation(path)
+        gone = {source for name in names for source in documents_named(base.documents, name, every=every)}
+        table = {source: dict(entry) for source, entry in base.documents.items() if source not in gone}
+        identity = base.manifest["embedder"]
+        nothing = np.empty((0, int(identity["dimension"])), dtype=np.float32)
+        _write(path, base, _Update([], {}, gone, table), ([], nothing), identity)
+        return sorted(gone)
 
 
 def _check_new(path: Path) -> None:
@@ -261,48 +221,47 @@ def _check_new(path: Path) -> None:
         raise InputError(f"'{path}' already holds something that is not an index", hint="Choose another name.")
 
 
+@contextmanager
+def _memory(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(
+            f"not enough memory to change the index '{path}'; it was not changed",
+            hint="Close other programs, or make several smaller indexes.",
+        ) from error
+
+
 def _write(
-    path: Path,
-    base: Generation | None,
-    *,
-    drop: set[str],
-    fresh: Sequence[Chunk],
-    vectors: Vectors,
-    table: dict[str, dict[str, Any]],
-    embedder: dict[str, Any],
+    path: Path, base: Generation | None, update: _Update, fresh: tuple[Sequence[Chunk], Vectors], identity: Any
 ) -> int:
-    """Write the next generation (the old one without the dropped sources, and the fresh chunks) and make it current.
-
-    Returns its number of chunks.
-    """
-    import faiss
-
-    kept = [(i, c) for i, c in zip(base.ids, base.chunks, strict=True) if c.source not in drop] if base else []
+    """Write the next generation and make it current; its number of chunks."""
+    old = list(zip(base.ids, base.chunks, strict=True)) if base else []
+    kept = [
+        (id_, replace(chunk, source=update.carry[chunk.source].source) if chunk.source in update.carry else chunk)
+        for id_, chunk in old
+        if chunk.source not in update.drop or chunk.source in update.carry
+    ]
     first = int(base.manifest["next_id"]) if base else 0
-    rows = [*kept, *enumerate(fresh, start=first)]
-    store = faiss.index_factory(int(embedder["dimension"]), _EXACT, faiss.METRIC_INNER_PRODUCT)
-    if base is not None:
-        old: npt.NDArray[np.int64] = np.asarray([i for i, _ in kept], dtype=np.int64)
-        if len(old):
-            store.add_with_ids(np.stack([base.vectors.reconstruct(int(i)) for i in old]), old)
-    if len(fresh):
-        store.add_with_ids(vectors, np.arange(first, first + len(fresh), dtype=np.int64))
-    for entry in table.values():
+    added = list(range(first, first + len(fresh[0])))
+    rows = [*kept, *zip(added, fresh[0], strict=True)]
+    for entry in update.table.values():
         entry["chunks"] = 0
     for _, chunk in rows:
-        table[chunk.source]["chunks"] += 1
-    number = int(base.folder.name.removeprefix("gen-")) + 1 if base else 1
+        update.table[chunk.source]["chunks"] += 1
+    vectors = [base.vectors.reconstruct(int(id_)) for id_, _ in kept] if base else []
+    kept_vectors = np.stack(vectors) if vectors else np.empty((0, int(identity["dimension"])), dtype=np.float32)
+    # Beside the generation in use, and beside all others when it is not known which one that is.
+    used = [base.folder.name] if base else [folder.name for folder in path.glob("gen-*")]
+    number = 1 + max((int(name[4:]) for name in used if name[4:].isdecimal()), default=0)
     folder = path / f"gen-{number}"
-    limit = min(CHUNK_TOKENS, int(embedder["max_tokens"]))
-    with new_folder(folder, KIND) as (temporary, manifest):
-        with (temporary / CHUNKS).open("w", encoding="utf-8") as file:
-            for id_, chunk in rows:
-                file.write(json.dumps({"id": id_, **asdict(chunk)}, ensure_ascii=False) + "\n")
-        faiss.write_index(store, str(temporary / VECTORS))
-        build_bm25([f"{context_line(c.title, c.headings)}\n{c.text}" for _, c in rows]).save(temporary)
-        manifest.update(
-            embedder=embedder, chunk_tokens=limit, chunks=len(rows), next_id=first + len(fresh), documents=table
-        )
+    remove_leftovers(folder)
+    remove_leftovers(path / CURRENT)
+    manifest = {
+        "embedder": identity, "chunk_tokens": min(CHUNK_TOKENS, int(identity["max_tokens"])), "chunks": len(rows),
+        "next_id": first + len(added), "documents": update.table,
+    }  # fmt: skip
+    write_generation(folder, rows, ([id_ for id_, _ in kept], kept_vectors), (added, fresh[1]), manifest)
     with new_file(path / CURRENT) as pointer:
         pointer.write_text(folder.name + "\n", encoding="utf-8")
     for other in path.glob("gen-*"):

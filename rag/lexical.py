@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rag.variants import comparable, folded, years_of
 from slm.errors import DamagedFileError
 
 _K1, _B = 1.2, 0.75
@@ -28,13 +28,13 @@ ARRAYS, TERMS = "lexical.npz", "terms.json"
 
 
 def terms_of(text: str) -> list[str]:
-    """The index terms of a text after NFKC and lower-casing, in order.
+    """The index terms of a text in one form of its characters (`rag.variants`) and in lower case, in order.
 
     A run of Japanese gives its overlapping character pairs, or its single character; "don't" is one word, and
-    a possessive 's is dropped.
+    a possessive 's is dropped. A year is a term of its own in Western reckoning, however it is written.
     """
-    terms: list[str] = []
-    for run in _RUNS.findall(unicodedata.normalize("NFKC", text).lower()):
+    terms = [f"{year}年" for year in years_of(comparable(text))]
+    for run in _RUNS.findall(folded(text).lower()):
         if not HAS_PAIRS.match(run):
             terms.append(re.sub(r"['’]s$", "", run))
         elif len(run) == 1:

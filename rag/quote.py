@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rag.document import one_line, visible
+from rag.document import is_table_rule, one_line, visible
 from rag.embed import Embedder
+from rag.variants import comparable
 from slm.joints import Passage
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 _ITEM = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s+")
-_RULE = re.compile(r"^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$")
 
 
 def sentences_of(text: str) -> list[str]:
@@ -23,10 +23,10 @@ def sentences_of(text: str) -> list[str]:
     lines = text.split("\n")
     columns: list[str] = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if "|" in line and _RULE.match(following):
+        if "|" in line and is_table_rule(following):
             columns = _cells(line)
         elif columns and "|" in line:
-            if not _RULE.match(line):
+            if not is_table_rule(line):
                 sentences.append(_row(columns, _cells(line)))
         else:
             columns = []
@@ -57,7 +57,7 @@ def quotes_of(question: str, passages: Sequence[Passage], embedder: Embedder) ->
     Nearness is the cosine of the embedder's vectors; a sentence is embedded under its title and heading.
     """
     parts = [sentences_of(visible(passage.text)) for passage in passages]
-    texts = [f"{p.title} > {p.heading}\n{s}" for p, own in zip(passages, parts, strict=True) for s in own]
-    scores = iter((embedder.passages(texts) @ embedder.queries([question])[0]).tolist() if texts else [])
+    texts = [comparable(f"{p.place}\n{s}") for p, own in zip(passages, parts, strict=True) for s in own]
+    scores = iter((embedder.passages(texts) @ embedder.queries([comparable(question)])[0]).tolist() if texts else [])
     ranked = [[(next(scores), sentence) for sentence in own] for own in parts]
     return [one_line(max(own, key=lambda pair: pair[0])[1]) if own else "" for own in ranked]

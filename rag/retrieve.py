@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag.embed import Embedder
-from rag.index import Generation
+from rag.generation import Generation
 from rag.lexical import HAS_PAIRS
+from rag.variants import comparable
 from slm.errors import InputError
 from slm.language import detect
 
@@ -75,7 +76,7 @@ def search(
         raise InputError("the index holds no documents", hint="Add some with: slm rag add INDEX PATH...")
     weights = weights or Weights()
     depth = max(_DEPTH, k)
-    dense = generation.dense_top(embedder.queries([query])[0], depth) if leg != "lexical" else []
+    dense = generation.dense_top(embedder.queries([comparable(query)])[0], depth) if leg != "lexical" else []
     lexical = generation.lexical.top(query, depth) if leg != "dense" else []
     if leg != "fused":
         return [Hit(row, score) for row, score in (dense or lexical)[:k]]

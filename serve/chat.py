@@ -150,7 +150,7 @@ def _list_passages(grounded: Grounded) -> None:
         note("  The answer cites no passage. It was given these:")
     for number, (passage, quote) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), 1):
         if not cited or number in cited:
-            note(f"  [{number}] {passage.title} > {passage.heading}  {passage.source}\n      “{quote}”")
+            note(f"  [{number}] {passage.place}  {passage.source}\n      “{quote}”")
 
 
 def _figures(adapter: str | None, reason: str, finish: Finish | None, first_s: float) -> str:

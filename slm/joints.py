@@ -44,6 +44,11 @@ class Passage:
     source: str
     score: float
 
+    @property
+    def place(self) -> str:
+        """Title > heading, without a mark for the one that is empty."""
+        return " > ".join(part for part in (self.title, self.heading) if part.strip())
+
 
 @dataclass(frozen=True)
 class SamplingOptions:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from slm.normal_form import nfkc
+
 # Languages by the script they are written in, as Unicode names its letters; Latin is written by all others.
 _LANGUAGES = {
     "HIRAGANA": ("ja",), "KATAKANA": ("ja",), "HANGUL": ("ko",), "CYRILLIC": ("ru", "uk", "bg", "sr", "mk", "be", "kk"),
@@ -24,11 +26,15 @@ _LANGUAGES = {
 _NOT_LATIN = {"zh", *(code for codes in _LANGUAGES.values() for code in codes)}
 # Asked about a longer text in Latin letters, to tell one in a language that nobody asks for.
 _COMMON_LATIN = ("en", "fr", "de", "es", "it", "pt", "nl", "pl", "sv", "tr", "vi", "id", "cs", "ro")
-_NOT_PROSE = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+|\S+@\S+", re.DOTALL)
-_QUOTED = re.compile(r"「[^」]*」|『[^』]*』")
+# The part of an address before its @ is bounded (64 characters, RFC 5321), or a text without blanks would be read
+# through again from each of its characters.
+_NOT_PROSE = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+|[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]+", re.DOTALL)
+_QUOTED = re.compile(r"「[^「」]*」|『[^『』]*』")
 _LATIN_WORD = re.compile(r"[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’]*")
 # API, PDF, WH-1000XM5, 0x80070005, snake_case: names that every language writes so.
-_CODE_WORD = re.compile(r"[A-Z]{1,5}s?|[\w.+/-]*[\d_][\w.+/-]*", re.ASCII)
+_SHORT_NAME = re.compile(r"[A-Z]{1,5}s?")
+_CODE_LETTERS = re.compile(r"[\w.+/-]+", re.ASCII)
+_CODE_SIGN = re.compile(r"[\d_]", re.ASCII)
 _PLAIN_RUN = re.compile(r"\b[a-z]{2,}(?:\s+[a-z]{2,}){2,}\b")
 # English words that hold a sentence together, without those that are words of other languages too (me, no, was).
 _GRAMMAR_WORDS = frozenset(re.findall(r"\w+", """
@@ -52,13 +58,16 @@ class Guess:
 
 def detect(text: str, among: Collection[str] = ("en", "ja")) -> Guess:
     """Guess the language of `text` out of `among`. Code, URLs and addresses do not count as prose."""
-    prose = unicodedata.normalize("NFKC", _NOT_PROSE.sub(" ", text))
+    prose = nfkc(_NOT_PROSE.sub(" ", text))
     unquoted = _QUOTED.sub(" ", prose)
     if any(map(str.isalpha, unquoted)):  # what a text is about may be quoted in any language
         prose = unquoted
     scripts = Counter(_script(letter) for letter in prose if letter.isalpha())
-    names = [word for word in prose.split() if _CODE_WORD.fullmatch(word.strip(".,:;!?()"))]
-    words = _LATIN_WORD.findall(_without(prose, names))
+    names: list[str] = []
+    rest: list[str] = []
+    for word in prose.split():
+        (names if _is_code_word(word) else rest).append(word)
+    words = _LATIN_WORD.findall(" ".join(rest))
     latin = len(words) * _WORD_WEIGHT + len(names) * _NAME_WEIGHT * any(_script(c) == "LATIN" for w in names for c in w)
     weights = {script: float(count) for script, count in scripts.items() if script not in ("LATIN", "CJK")}
     if scripts["CJK"]:
@@ -87,8 +96,12 @@ def detect(text: str, among: Collection[str] = ("en", "ja")) -> Guess:
 
 def is_name_only(text: str) -> bool:
     """Whether a text is nothing but what every language writes alike: OK, PDF, a number, a part's code."""
-    words = [word.strip(".,:;!?()") for word in unicodedata.normalize("NFKC", text).split()]
-    return all(_CODE_WORD.fullmatch(word) or not any(map(str.isalpha, word)) for word in words)
+    return all(_is_code_word(word) or not any(map(str.isalpha, word)) for word in nfkc(text).split())
+
+
+def _is_code_word(word: str) -> bool:
+    bare = word.strip(".,:;!?()")
+    return bool(_SHORT_NAME.fullmatch(bare) or (_CODE_LETTERS.fullmatch(bare) and _CODE_SIGN.search(bare)))
 
 
 def _japanese_together(weights: dict[str, float], prose: str, among: Collection[str]) -> dict[str, float]:
@@ -135,12 +148,6 @@ def _named(code: str, confidence: float, reason: str, among: Collection[str]) ->
     if code in among:
         return Guess(code, confidence, reason)
     return Guess(None, confidence, f"{reason}: it looks like '{code}', which is not among {', '.join(sorted(among))}")
-
-
-def _without(prose: str, names: list[str]) -> str:
-    for name in names:
-        prose = prose.replace(name, " ", 1)
-    return prose
 
 
 def _fits(text: str, encoding: str) -> bool:

@@ -127,3 +127,11 @@ def test_the_size_of_the_pieces_does_not_change_an_answer(answer: str, size: int
     assert "\x1b" not in streamed[0]
     if "\x1b" not in answer:
         assert streamed == cited_text(answer, HOTELS, len(answer) or 1)
+
+
+def test_a_passage_without_a_heading_is_shown_by_its_title_alone() -> None:
+    assert passage("x", "Canteen", "").place == "Canteen" and passage("x", "", "Hours").place == "Hours"
+    assert passage("x", "Canteen", "Hours").place == "Canteen > Hours"
+    embedder = PairEmbedder()
+    quotes_of("When?", [passage("At noon.", "Canteen", "")], embedder)
+    assert embedder.embedded == ["Canteen\nAt noon."]

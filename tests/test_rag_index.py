@@ -14,7 +14,7 @@ from rag.chunk import Chunk
 from rag.index import Generation, add_documents, check_embedder, index_path, open_generation, remove_documents
 from rag.lexical import build_bm25, load_bm25, terms_of
 from rag.retrieve import search
-from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, ResourceError, UnknownNameError
+from slm.errors import DamagedFileError, InputError, MismatchError, ResourceError, UnknownNameError
 from tests.tiny_rag import PairEmbedder, own_home, page
 
 __all__ = ["own_home"]  # a fixture
@@ -109,7 +109,10 @@ def test_documents_are_removed_by_the_end_of_their_path_and_unknown_ones_refused
     with pytest.raises(UnknownNameError, match="/d/en/a"):
         remove_documents(tmp_path / "i", ["ja/a.md", "nothing.md"])
     assert len(open_generation(tmp_path / "i").chunks) == 3
-    assert remove_documents(tmp_path / "i", ["a.md"]) == ["/d/en/a.md", "/d/ja/a.md"]
+    with pytest.raises(InputError, match=r"names 2 .*nothing was removed.*/d/en/a.md, /d/ja/a.md.*--all"):
+        remove_documents(tmp_path / "i", ["a.md"])
+    assert len(open_generation(tmp_path / "i").chunks) == 3
+    assert remove_documents(tmp_path / "i", ["a.md"], every=True) == ["/d/en/a.md", "/d/ja/a.md"]
     generation = open_generation(tmp_path / "i")
     assert list(generation.documents) == ["/d/ja/ba.md"]
     remove_documents(tmp_path / "i", ["ba.md"])
@@ -154,18 +157,6 @@ def test_another_embedder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError):
         check_embedder(open_generation(tmp_path / "i"), other)
     assert list(open_generation(tmp_path / "i").documents) == ["a.md"]
-
-
-@pytest.mark.parametrize("name", ["chunks.jsonl", "vectors.faiss", "lexical.npz", "terms.json", "manifest.json"])
-def test_a_damaged_or_missing_part_is_one_clear_error(tmp_path: Path, name: str) -> None:
-    add_documents(tmp_path / "i", [page("a.md", "apples"), page("b.md", "pears")], PairEmbedder())
-    file = tmp_path / "i" / "gen-1" / name
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(DamagedFileError):
-        open_generation(tmp_path / "i")
-    file.unlink()
-    with pytest.raises((DamagedFileError, MissingFileError)):
-        open_generation(tmp_path / "i")
 
 
 def test_index_names_live_in_the_data_folder_and_paths_where_they_say(tmp_path: Path, own_home: Path) -> None:

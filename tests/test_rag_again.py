@@ -1,0 +1,174 @@
+"""A folder that is added again: what is gone stops answering, what could not be read does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rag.cli import rag
+from rag.gone import Seen, confirm_removal, departed
+from rag.index import add_documents, index_path, open_generation
+from slm.errors import InputError, MissingFileError
+from slm.joints import Joints
+from tests.tiny_rag import PairEmbedder, own_home, page
+
+__all__ = ["own_home"]  # a fixture
+
+TEXTS = {"a.md": "The canteen closes at 13:40.", "b.md": "The gym code is 8812.", "sub/c.md": "Bikes stand behind."}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in TEXTS.items():
+        file = tmp_path / "docs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"# {name}\n\n{text}\n")
+    return tmp_path / "docs"
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(rag, list(args), obj=Joints())
+
+
+def added(*paths: Path, options: tuple[str, ...] = ()) -> dict[str, Any]:
+    result = run("add", "i", *map(str, paths), "--json", *options)
+    assert result.exit_code == 0, result.exception or result.output
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def held() -> list[str]:
+    return sorted("/".join(Path(source).parts[-2:]) for source in open_generation(index_path("i")).documents)
+
+
+def test_a_deleted_file_stops_answering_and_the_run_says_so(folder: Path) -> None:
+    added(folder)
+    (folder / "b.md").unlink()
+    again = run("add", "i", str(folder))
+    assert "b.md: it is no longer there" in again.stderr and "1 removed" in again.stdout
+    assert held() == ["docs/a.md", "sub/c.md"]
+    assert "8812" not in run("search", "i", "gym code").stdout
+
+
+@pytest.mark.parametrize("text", ["", " \n", "<!-- nothing any more -->", "---\ntitle: x\n---\n"])
+def test_an_emptied_file_stops_answering(folder: Path, text: str) -> None:
+    added(folder)
+    (folder / "b.md").write_text(text)
+    report = added(folder)
+    assert [Path(row["source"]).name for row in report["removed"]] == ["b.md"]
+    assert held() == ["docs/a.md", "sub/c.md"]
+
+
+def test_a_file_that_cannot_be_read_this_time_keeps_its_old_text_and_the_run_says_so(folder: Path) -> None:
+    added(folder)
+    (folder / "b.md").write_bytes(b"\0\1\2" * 50)
+    again = run("add", "i", str(folder))
+    assert "kept the old text of" in again.stderr and "binary" in again.stderr
+    assert held() == ["docs/a.md", "docs/b.md", "sub/c.md"]
+    assert "8812" in run("search", "i", "gym code").stdout
+
+
+def test_a_moved_file_is_not_embedded_again_and_answers_from_its_new_place(folder: Path) -> None:
+    added(folder)
+    (folder / "b.md").rename(folder / "sub" / "gym.md")
+    report = added(folder)
+    assert (report["moved"], report["added"], report["removed"]) == (1, 0, [])
+    assert held() == ["docs/a.md", "sub/c.md", "sub/gym.md"]
+    assert "sub/gym.md" in run("search", "i", "gym code", "-k", "1").stdout
+
+
+def test_an_empty_folder_removes_nothing_until_it_is_confirmed(folder: Path) -> None:
+    added(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    refusal = run("add", "i", str(folder)).exception
+    assert isinstance(refusal, InputError) and "3 of the 3" in refusal.what and "--yes" in refusal.hint
+    assert len(held()) == 3
+    assert len(added(folder, options=("--yes",))["removed"]) == 3 and held() == []
+
+
+def test_a_path_that_is_not_there_names_what_the_index_still_holds_of_it(folder: Path) -> None:
+    added(folder)
+    for path, count in ((folder / "b.md", 1), (folder / "sub", 1), (folder, 3)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        missing = run("add", "i", str(path)).exception
+        assert isinstance(missing, MissingFileError) and f"{count} documents" in missing.found
+        assert f"slm rag remove i {path}" in missing.hint
+    assert run("remove", "i", str(folder)).exit_code == 0 and held() == []
+
+
+def test_other_folders_and_single_files_of_the_index_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "d.md").write_text("Cats sleep in the attic.")
+    added(folder, other)
+    (other / "d.md").unlink()
+    (folder / "b.md").unlink()
+    added(folder / "sub")
+    assert held() == ["docs/a.md", "docs/b.md", "other/d.md", "sub/c.md"]
+    added(folder)
+    assert held() == ["docs/a.md", "other/d.md", "sub/c.md"]
+
+
+def test_a_file_that_came_by_two_folders_goes_with_either(folder: Path) -> None:
+    added(folder, folder / "sub")
+    (folder / "sub" / "c.md").unlink()
+    (folder / "sub" / "e.md").write_text("Something new.")
+    added(folder / "sub")
+    assert held() == ["docs/a.md", "docs/b.md", "sub/e.md"]
+
+
+def test_a_folder_that_is_a_link_to_another_place_now_answers_from_there_alone(folder: Path, tmp_path: Path) -> None:
+    old, new, link = tmp_path / "v1", tmp_path / "v2", tmp_path / "current"
+    shutil.copytree(folder, old)
+    shutil.copytree(folder, new)
+    (new / "b.md").unlink()
+    link.symlink_to(old)
+    added(link)
+    link.unlink()
+    link.symlink_to(new)
+    added(link)
+    assert held() == ["sub/c.md", "v2/a.md"]
+
+
+def test_a_hidden_file_that_was_added_by_name_stays(folder: Path) -> None:
+    (folder / ".notes.md").write_text("A note of my own.")
+    added(folder, folder / ".notes.md")
+    added(folder)
+    assert "docs/.notes.md" in held()
+
+
+def test_an_index_that_does_not_know_where_its_documents_came_from_loses_only_files_that_are_not_there() -> None:
+    seen = Seen({"/d": ["/d"]}, {"/d/a.md": ["/d"]})
+    documents: dict[str, dict[str, Any]] = {"/d/a.md": {}, "/d/b.md": {}, "/d/.c.md": {}, "/e/f.md": {}}
+    left = departed(documents, seen, lambda source: source == "/d/.c.md")
+    assert dict(left.gone) == {"/d/b.md": "it is no longer there"} and not left.kept
+
+
+def test_documents_below_a_folder_that_cannot_be_listed_keep_their_text() -> None:
+    seen = Seen({"/d": ["/d"]}, {}, {"/d/private": "Permission denied"})
+    documents: dict[str, dict[str, Any]] = {"/d/private/a.md": {"roots": ["/d"]}, "/d/privately.md": {"roots": ["/d"]}}
+    left = departed(documents, seen, lambda source: False)
+    assert dict(left.kept) == {"/d/private/a.md": "Permission denied"} and list(left.gone) == ["/d/privately.md"]
+
+
+def test_most_of_many_documents_do_not_go_unasked_but_a_few_of_few_do() -> None:
+    documents: dict[str, dict[str, Any]] = {f"/d/{n}.md": {"roots": ["/d"]} for n in range(40)}
+    rest = {"/d/39.md": ["/d"]}
+    gone = dict.fromkeys(list(documents)[:25], "")
+    with pytest.raises(InputError, match="25 of the 40"):
+        confirm_removal(documents, gone, [], Seen({"/d": ["/d"]}, rest))
+    confirm_removal(documents, gone, list(gone)[:10], Seen({"/d": ["/d"]}, rest))
+    confirm_removal(documents, dict(list(gone.items())[:19]), [], Seen({"/d": ["/d"]}, rest))
+
+
+def test_an_unchanged_folder_writes_nothing(tmp_path: Path) -> None:
+    seen = Seen({"/d": ["/d"]}, {"/d/a.md": ["/d"]})
+    for _ in range(2):
+        add_documents(tmp_path / "i", [page("/d/a.md", "apples")], PairEmbedder(), seen=seen)
+    assert [p.name for p in (tmp_path / "i").glob("gen-*")] == ["gen-1"]

@@ -1,0 +1,170 @@
+"""An index that is damaged, full disks, and the command that makes an index anew."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import shlex
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from rag.cli import rag
+from rag.generation import FORMAT, write_vectors
+from rag.index import add_documents, index_path, open_generation, remove_documents
+from rag.retrieve import search
+from slm.errors import DamagedFileError, ResourceError, UnsupportedError
+from slm.joints import Joints
+from tests.tiny_rag import PairEmbedder, own_home, page
+
+__all__ = ["own_home"]  # a fixture
+
+PARTS = ["chunks.jsonl", "vectors.faiss", "lexical.npz", "terms.json", "manifest.json", "CURRENT"]
+HARM = ["missing", "empty", "half", "random", "one byte"]
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(rag, list(args), obj=Joints())
+
+
+def harm(file: Path, how: str) -> None:
+    raw = file.read_bytes()
+    if how == "missing":
+        file.unlink()
+    elif how == "one byte":
+        at = len(raw) // 2
+        file.write_bytes(raw[:at] + bytes([raw[at] ^ 0x80]) + raw[at + 1 :])
+    else:
+        noise = random.Random(len(raw)).randbytes(len(raw))
+        file.write_bytes({"empty": b"", "half": raw[: len(raw) // 2], "random": noise}[how])
+
+
+@pytest.mark.parametrize("how", HARM)
+@pytest.mark.parametrize("name", PARTS)
+def test_damage_to_any_part_is_one_clear_error_that_names_the_command(tmp_path: Path, name: str, how: str) -> None:
+    path = tmp_path / "i"
+    add_documents(path, [page("a.md", "apples"), page("b.md", "pears")], PairEmbedder())
+    harm(path / name if name == "CURRENT" else path / "gen-1" / name, how)
+    command = rf"is damaged: .*slm rag add {path} PATH\.\.\. --fresh"
+    with pytest.raises(DamagedFileError, match=command):
+        open_generation(path)
+    with pytest.raises(DamagedFileError, match=command):
+        add_documents(path, [page("c.md", "figs")], PairEmbedder())
+    with pytest.raises(DamagedFileError, match=command):
+        remove_documents(path, ["a.md"])
+    change = add_documents(path, [page("c.md", "figs")], PairEmbedder(), fresh=True)
+    assert (change.added, change.chunks) == (1, 1)
+    assert [chunk.text for chunk in open_generation(path).chunks] == ["figs"]
+    assert len(list(path.glob("gen-*"))) == 1
+
+
+def test_the_hinted_command_makes_a_damaged_index_anew_from_where_it_came(tmp_path: Path) -> None:
+    folder = tmp_path / "hand book"
+    folder.mkdir()
+    (folder / "a.md").write_text("# Canteen\n\nThe canteen closes at 13:40.\n")
+    assert run("add", "handbook", str(folder)).exit_code == 0
+    harm(index_path("handbook") / "gen-1" / "vectors.faiss", "half")
+    error = run("search", "handbook", "canteen").exception
+    assert isinstance(error, DamagedFileError)
+    command = shlex.split(error.hint.partition("slm rag ")[2])
+    assert command == ["add", "handbook", folder.as_posix(), "--fresh"]
+    assert run(*command).exit_code == 0
+    assert "13:40" in run("search", "handbook", "canteen").stdout
+
+
+def test_making_an_index_anew_forgets_what_it_held_and_may_change_the_embedder(tmp_path: Path) -> None:
+    add_documents(tmp_path / "i", [page("a.md", "apples")], PairEmbedder())
+    other = PairEmbedder("others", 32)
+    add_documents(tmp_path / "i", [page("b.md", "pears")], other, fresh=True)
+    generation = open_generation(tmp_path / "i")
+    assert list(generation.documents) == ["b.md"] and generation.manifest["embedder"]["name"] == "others"
+
+
+def test_a_full_disk_while_vectors_are_written_is_an_error_of_the_system() -> None:
+    store = faiss.index_factory(8, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
+    store.add_with_ids(np.ones((1000, 8), dtype=np.float32), np.arange(1000))
+    with pytest.raises(OSError) as full, Path("/dev/full").open("wb") as file:
+        write_vectors(store, file)
+    assert full.value.errno == errno.ENOSPC
+
+
+def test_a_full_disk_or_memory_leaves_the_old_generation_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, embedder = tmp_path / "i", PairEmbedder()
+    add_documents(path, [page("a.md", "apples")], embedder)
+
+    def full(store: Any, writer: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def exhausted(store: Any, writer: Any) -> None:
+        raise MemoryError
+
+    for fault, said in ((full, "no disk space left"), (exhausted, "not enough memory")):
+        with monkeypatch.context() as patch:
+            patch.setattr(faiss, "write_index", fault)
+            with pytest.raises(ResourceError, match=said):
+                add_documents(path, [page("b.md", "pears")], embedder)
+        assert sorted(p.name for p in path.iterdir()) == [".lock", "CURRENT", "gen-1"]
+        assert list(open_generation(path).documents) == ["a.md"]
+
+
+def as_format_1(path: Path) -> Path:
+    """Rewrite an index as the first release left it: no format, checksums or roots."""
+    file = path / "gen-1" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["format"], manifest["files"]
+    for entry in manifest["documents"].values():
+        del entry["text_sha256"], entry["roots"]
+    file.write_text(json.dumps(manifest))
+    return file
+
+
+def test_an_index_of_the_first_release_opens_and_goes_on(tmp_path: Path) -> None:
+    path, embedder = tmp_path / "i", PairEmbedder()
+    add_documents(path, [page("a.md", "髙橋さんの席", lang="ja"), page("b.md", "pears")], embedder)
+    as_format_1(path)
+    embedder.embedded.clear()
+    generation = open_generation(path)
+    assert generation.chunks[search(generation, embedder, "高橋", 1, "lexical")[0].row].source == "a.md"
+    change = add_documents(path, [page("b.md", "pears"), page("c.md", "figs")], embedder)
+    assert (change.added, change.unchanged, len(embedder.embedded)) == (1, 1, 1)
+    assert open_generation(path).manifest["format"] == FORMAT
+
+
+@pytest.mark.parametrize("name", ["chunks.jsonl", "vectors.faiss", "manifest.json"])
+@pytest.mark.parametrize("how", ["missing", "empty", "half", "random"])
+def test_damage_to_an_index_of_the_first_release_is_found_too(tmp_path: Path, name: str, how: str) -> None:
+    add_documents(tmp_path / "i", [page("a.md", "apples"), page("b.md", "pears")], PairEmbedder())
+    as_format_1(tmp_path / "i")
+    harm(tmp_path / "i" / "gen-1" / name, how)
+    with pytest.raises(DamagedFileError, match="--fresh"):
+        open_generation(tmp_path / "i")
+
+
+def test_an_index_of_a_newer_format_is_refused_by_its_format(tmp_path: Path) -> None:
+    add_documents(tmp_path / "i", [page("a.md", "apples")], PairEmbedder())
+    file = tmp_path / "i" / "gen-1" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": FORMAT + 1}))
+    with pytest.raises(UnsupportedError, match=rf"newer version.*format {FORMAT + 1}.*--fresh"):
+        open_generation(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"documents": []}, {"documents": {"a.md": 3}}, {"embedder": {}}, {"chunks": "x"}, {"next_id": None},
+        {"format": "2"}, {"kind": "run"}, {"files": {}},
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_json_but_no_manifest_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    add_documents(tmp_path / "i", [page("a.md", "apples")], PairEmbedder())
+    file = tmp_path / "i" / "gen-1" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(DamagedFileError, match="--fresh"):
+        open_generation(tmp_path / "i")
