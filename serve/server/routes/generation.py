@@ -14,9 +14,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from serve.engine import Engine, Sink, Ticket
+from serve.prompting import Opening
 from serve.router import Route
 from serve.server.api.answers import Answer, Choice
-from serve.server.api.forms import form_of
+from serve.server.api.forms import Form, form_of
 from serve.server.api.requests import ChatRequest, CompletionRequest, Generation, LoraScale
 from serve.server.metrics import Metrics
 from serve.server.runs import Begin, respond
@@ -33,6 +34,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
         form = await asyncio.to_thread(form_of, body)
         sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
         messages = body.conversation()
+        opening = Opening(body.add_generation_prompt is not False, body.continues, body.template_variables)
         lora = _lora(engine, body.lora)
         way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
         grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
@@ -48,6 +50,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
                     adapter=way.adapter,
                     lora=lora,
                     tools=form.tools,
+                    opening=opening,
                     sampling=options,
                     fit=body.limit is None,
                 )
@@ -57,13 +60,14 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
         choices = [Choice(n, chat=True, grounded=grounded, calls=form.calls) for n in range(body.n)]
         begins = [metrics.measured(begin(n), way.adapter) for n in range(body.n)]
         return await respond(
-            request, begins, _answer(engine, way, chat=True), choices, stream=body.stream,
+            request, begins, _answer(engine, way, form, chat=True), choices, stream=body.stream,
             with_usage=_wants_usage(body), headers=_route_headers(way), grounded=grounded,
         )  # fmt: skip
 
     @router.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest) -> Response:
-        sampling = body.sampling(logprobs=body.logprobs)
+        form = await asyncio.to_thread(form_of, body)
+        sampling = body.sampling(grammar=form.grammar, logprobs=body.logprobs)
         prompts = body.prompts
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         lora = _lora(engine, body.lora)
@@ -83,15 +87,18 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
         begins = [metrics.measured(begin(p, n), way.adapter) for p in prompts for n in range(body.n)]
         choices = [Choice(index, chat=False) for index in range(len(begins))]
         return await respond(
-            request, begins, _answer(engine, way, chat=False), choices, stream=body.stream,
+            request, begins, _answer(engine, way, form, chat=False), choices, stream=body.stream,
             with_usage=_wants_usage(body), prompts=len(prompts), headers=_route_headers(way),
         )  # fmt: skip
 
     return router
 
 
-def _answer(engine: Engine, way: Route, *, chat: bool) -> Answer:
-    return Answer(chat=chat, model=way.adapter or engine.base.name, adapter=way.adapter, reason=way.reason)
+def _answer(engine: Engine, way: Route, form: Form, *, chat: bool) -> Answer:
+    model = way.adapter or engine.base.name
+    return Answer(
+        chat=chat, model=model, adapter=way.adapter, reason=way.reason, not_enforced=form.not_enforced
+    )  # fmt: skip
 
 
 def _wants_usage(body: Generation) -> bool:
@@ -102,8 +109,10 @@ def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: Ch
     """The last question with its passages."""
     if retriever is None:
         raise UnsupportedError("this server has no index", hint="Start it with --rag INDEX.")
-    if body.n > 1 or body.tools or body.logprobs or body.response_format.wanted is not None:
-        raise UnsupportedError("an answer from passages is one text with citations: no n, tools, logprobs or JSON")
+    if body.n > 1 or body.tools or body.logprobs or body.continues or body.wanted is not None:
+        raise UnsupportedError(
+            "an answer from passages is one text with citations: no n, tools, logprobs, form or continued message"
+        )
     return retriever.grounded(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
 
 
