@@ -1,6 +1,6 @@
 """The rule for fields of requests: each one is done, or cannot change the answer, or is refused by its name.
 
-`Form` is the base of everything a client sends. Null is as good as absent. It knows nothing of what the fields mean.
+`Fields` is the base of everything a client sends. Null is as good as absent. It knows nothing of what the fields mean.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ OFF: Off = {
 }  # fmt: skip
 
 
-class Form(BaseModel):
+class Fields(BaseModel):
     """Part of a request. harmless and off: further fields that it may carry, as `HARMLESS` and `OFF`."""
 
     model_config = ConfigDict(extra="ignore")  # `_understood` has refused what is not known

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from serve.server.api.fields import Form, Off, refused
+from serve.server.api.fields import Fields, Off, refused
 from slm.joints import Message
 
 # Parts that are text under another name; a refusal is what an earlier answer said.
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
-class TextPart(Form):
+class TextPart(Fields):
     """One part of a message's content; only text is read."""
 
     harmless = frozenset({"annotations", "logprobs", "cache_control", "prompt_cache_breakpoint"})
@@ -38,14 +38,14 @@ class TextPart(Form):
         return {**rest, "type": "text", "text": value[field]}
 
 
-class FunctionCall(Form):
+class FunctionCall(Fields):
     """A function that was called; the arguments are JSON in a string, or an object."""
 
     name: str
     arguments: str | dict[str, Any] = "{}"
 
 
-class ToolCall(Form):
+class ToolCall(Fields):
     """One call in an earlier answer."""
 
     harmless = frozenset({"index", "extra_content", "provider_specific_fields", "cache_control"})
@@ -67,7 +67,7 @@ class ToolCall(Form):
         return {"id": self.id, "type": "function", "function": function}
 
 
-class TurnOf(Form):
+class TurnOf(Fields):
     """One message of a conversation."""
 
     harmless = frozenset({"cache_control", "id", "annotations", "status", "phase", "metadata", "timestamp", "created"})

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from serve.server.api.fields import HARMLESS, Form, Off, refused
+from serve.server.api.fields import HARMLESS, Fields, Off, refused
 
 # OpenAI's bound (api reference of embeddings).
 MOST_INPUTS = 2048
@@ -43,7 +43,7 @@ def _check_tokens(tokens: list[Any], number: int | None = None) -> None:
         raise ValueError(reason) if number is None else refused(number, reason)
 
 
-class EmbeddingRequest(Form):
+class EmbeddingRequest(Fields):
     """POST /v1/embeddings, as OpenAI. Token ids are those of this model's vocabulary."""
 
     harmless = HARMLESS
@@ -64,7 +64,7 @@ class EmbeddingRequest(Form):
         return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
 
-class TokenizeRequest(Form):
+class TokenizeRequest(Fields):
     """POST /tokenize, as llama-server; markers like <|x|> are always one token here."""
 
     off: ClassVar[Off] = {"parse_special": (True,), "with_pieces": (False,)}
@@ -73,13 +73,13 @@ class TokenizeRequest(Form):
     add_special: bool = False
 
 
-class DetokenizeRequest(Form):
+class DetokenizeRequest(Fields):
     """POST /detokenize, as llama-server."""
 
     tokens: list[int]
 
 
-class LoadAdapter(Form):
+class LoadAdapter(Fields):
     """POST /lora-adapters."""
 
     name: str
@@ -87,7 +87,7 @@ class LoadAdapter(Form):
     scale: float = Field(1.0, ge=-10, le=10)
 
 
-class VllmLoad(Form):
+class VllmLoad(Fields):
     """POST /v1/load_lora_adapter, as vLLM."""
 
     harmless = frozenset({"lora_int_id", "base_model_name"})
@@ -97,7 +97,7 @@ class VllmLoad(Form):
     load_inplace: bool = False
 
 
-class VllmUnload(Form):
+class VllmUnload(Fields):
     """POST /v1/unload_lora_adapter, as vLLM."""
 
     harmless = frozenset({"lora_int_id"})

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from serve.server.api.fields import HARMLESS, OFF, Form, Off, one_name, refused
+from serve.server.api.fields import HARMLESS, OFF, Fields, Off, one_name, refused
 from serve.server.api.messages import TurnOf
 from serve.server.api.tools import Choice, Tool, checked_choice
 from serve.server.api.wanted import Shaped
@@ -23,7 +23,7 @@ from slm.joints import Message, SamplingOptions
 DEFAULT_MAX_TOKENS = 512
 
 
-class StreamOptions(Form):
+class StreamOptions(Fields):
     """stream_options of OpenAI."""
 
     harmless = frozenset({"include_obfuscation"})
@@ -32,7 +32,7 @@ class StreamOptions(Form):
     include_usage: bool = False
 
 
-class LoraScale(Form):
+class LoraScale(Fields):
     """One adapter of a request's own set, as llama-server: `id` as GET /lora-adapters lists it."""
 
     id: int = Field(ge=0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from serve.server.api.fields import Form
+from serve.server.api.fields import Fields
 
 CHOICES = ("none", "auto", "required")
 _FUNCTION_NAME = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
@@ -17,7 +17,7 @@ _FORMS = (
 )
 
 
-class Function(Form):
+class Function(Fields):
     """A function the model may call. parameters: the JSON schema of its arguments; without it there are none."""
 
     harmless = frozenset({"cache_control", "defer_loading"})
@@ -28,7 +28,7 @@ class Function(Form):
     strict: bool | None = None
 
 
-class Tool(Form):
+class Tool(Fields):
     """One entry of `tools`."""
 
     harmless = frozenset({"cache_control", "defer_loading"})
@@ -47,13 +47,13 @@ class Tool(Form):
         return value
 
 
-class NamedFunction(Form):
+class NamedFunction(Fields):
     """Which function."""
 
     name: str
 
 
-class NamedTool(Form):
+class NamedTool(Fields):
     """A tool_choice that names the function to call; the name may also stand beside the type."""
 
     type: Literal["function"] = "function"
@@ -66,14 +66,14 @@ class NamedTool(Form):
         return given
 
 
-class Allowed(Form):
+class Allowed(Fields):
     """The tools that may be called, out of those that are listed."""
 
     mode: Literal["auto", "required"]
     tools: list[NamedTool] = Field(min_length=1, max_length=128)
 
 
-class AllowedTools(Form):
+class AllowedTools(Fields):
     """A tool_choice that allows some of the tools."""
 
     type: Literal["allowed_tools"]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from serve.server.api.fields import Form, Off
+from serve.server.api.fields import Fields, Off
 from slm.errors import InputError
 
 Kind = Literal["json", "regex", "choice", "grammar"]
@@ -28,7 +28,7 @@ class Wanted:
     strict: bool = True
 
 
-class JsonSchema(Form):
+class JsonSchema(Fields):
     """json_schema of a response_format. strict: refuse a schema that cannot be followed to the letter."""
 
     harmless = frozenset({"description"})
@@ -38,7 +38,7 @@ class JsonSchema(Form):
     schema_: dict[str, Any] | bool = Field(default=True, alias="schema")
 
 
-class ResponseFormat(Form):
+class ResponseFormat(Fields):
     """What form the answer has; llama-server's `schema` beside json_object works too."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -58,7 +58,7 @@ class ResponseFormat(Form):
         return Wanted("json", asked.schema_, "response_format", strict=asked.strict)
 
 
-class StructuredOutputs(Form):
+class StructuredOutputs(Fields):
     """vLLM's structured_outputs: one of its fields."""
 
     off: ClassVar[Off] = {
@@ -88,7 +88,7 @@ class StructuredOutputs(Form):
         ]  # fmt: skip
 
 
-class Shaped(Form):
+class Shaped(Fields):
     """The fields that ask for a form of the answer."""
 
     response_format: ResponseFormat = ResponseFormat()
