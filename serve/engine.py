@@ -19,7 +19,7 @@ from typing import Any
 
 from serve.adapters import Adapter, Base, Registry, vet_adapter, vet_base
 from serve.child.batch import LONGEST_DRAFT
-from serve.prompting import Prompt, chat_prompt, plain_prompt
+from serve.prompting import Opening, Prompt, chat_prompt, plain_prompt
 from serve.router import Route, route
 from serve.supervisor import Answer, Call, Supervisor
 from serve.trial import Trials
@@ -126,16 +126,19 @@ class Engine:
         adapter: str | None = None,
         lora: Sequence[tuple[str, float]] | None = None,
         tools: Sequence[dict[str, Any]] = (),
+        opening: Opening = Opening(),  # noqa: B008 - frozen
         sampling: SamplingOptions,
         fit: bool = False,
     ) -> Ticket:
         """Start an answer; `sink` gets str (or Scored) pieces, at last one Finish or SlmError, on the reader's thread.
 
         lora: adapters with their scales for this request alone, instead of `adapter`. tools: as OpenAI describes them,
-        for the chat template.
+        for the chat template. opening: how the answer begins.
         """
         way = self.route(adapter, messages, lora=lora)
-        return self._begin(way, lora, lambda a: chat_prompt(self.base, a, messages, tools), sink, sampling, fit)
+        return self._begin(
+            way, lora, lambda a: chat_prompt(self.base, a, messages, tools, opening), sink, sampling, fit
+        )
 
     def begin_complete(
         self,
@@ -179,10 +182,10 @@ class Engine:
         """The text of token ids. Raises InputError for an id outside the vocabulary."""
         return str(self._child.call({"op": "detokenize", "tokens": list(tokens)})["text"])
 
-    def embed(self, text: str) -> tuple[list[float], int]:
-        """The text's embedding (mean of the base's last hidden states, or the model's own pooling; length 1) and
-        how many tokens it has. Raises ContextOverflowError."""
-        answer = self._child.call({"op": "embed", "text": text})
+    def embed(self, text: str | Sequence[int]) -> tuple[list[float], int]:
+        """The embedding of a text or of token ids (mean of the base's last hidden states, or the model's own pooling;
+        length 1) and how many tokens it has. Raises ContextOverflowError."""
+        answer = self._child.call({"op": "embed", "text": text if isinstance(text, str) else list(text)})
         return answer["embedding"], int(answer["tokens"])
 
     def tokens_of(self, messages: Sequence[Message], *, adapter: str | None = None) -> list[int]:

@@ -4,7 +4,8 @@ A template is a program from a stranger: the sandbox keeps it from the system, b
 filling the memory, and inside one process neither can be stopped. Templates of ours are rendered where they are.
 It knows nothing of tokens or of HTTP.
 
-In:  {"template", "messages", "tools", "bos_token", "eos_token"}   Out: {"text"} | {"error"}, a line of JSON each.
+In:  {"template", "messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "variables"}
+Out: {"text"} | {"error"}, a line of JSON each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from serve.process import ROOT, child_environment
@@ -38,14 +40,17 @@ def render_guarded(
     bos_token: str = "",
     eos_token: str = "",
     tools: Sequence[Mapping[str, Any]] = (),
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """As `slm.prompt.render`. Raises InputError also when the template runs too long or wants too much memory."""
-    if template in _OURS:
-        return render(template, messages, bos_token=bos_token, eos_token=eos_token, tools=tools)
-    order = {
-        "template": template, "messages": list(messages), "tools": list(tools), "bos_token": bos_token,
-        "eos_token": eos_token,
+    told: dict[str, Any] = {
+        "tools": list(tools), "bos_token": bos_token, "eos_token": eos_token, "variables": dict(variables),
+        "add_generation_prompt": add_generation_prompt,
     }  # fmt: skip
+    if template in _OURS:
+        return render(template, messages, **told)
+    order = {"template": template, "messages": list(messages), **told}
     return _renderer.render(order)
 
 

@@ -27,11 +27,13 @@ class Message(Turn, total=False):
 
     tool_calls (of an assistant): {"id", "type": "function", "function": {"name", "arguments": mapping}} each.
     tool_call_id and name (of a tool): which call this is the result of, and of which function.
+    reasoning_content (of an assistant): what was thought before the answer; few templates show it.
     """
 
     tool_calls: list[dict[str, Any]]
     tool_call_id: str
     name: str
+    reasoning_content: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class SamplingOptions:
 
     logit_bias: (token id, added to its logit). logprobs: report every token's log-probability with so many
     alternatives (None: do not). grammar: what the answer must match, as llguidance's JSON text ("": free).
+    repeat_last_n: how many tokens back repeat_penalty looks (-1: all). stop_tokens: ids that end the answer besides
+    the model's own; ignore_eos: those do not end it; min_tokens: before so many nothing of both ends it.
     """
 
     max_tokens: int = 256
@@ -71,6 +75,10 @@ class SamplingOptions:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     grammar: str = ""
+    repeat_last_n: int = 64
+    stop_tokens: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True)

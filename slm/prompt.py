@@ -10,6 +10,7 @@ import datetime
 import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from slm.errors import InputError, UnknownNameError
@@ -40,6 +41,8 @@ TEMPLATES: dict[str, str] = {
     ),
 }  # fmt: skip
 _MARKERS = {"gemma": "<start_of_turn>", "chatml": "<|im_start|>"}
+# What `render` tells every template; strangers' variables do not replace it.
+_ARGUMENTS = frozenset({"messages", "tools", "bos_token", "eos_token", "add_generation_prompt"})
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -74,6 +77,19 @@ def knows_tools(template: str) -> bool:
     return _compiled(template)[1]
 
 
+def _check_variables(variables: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise InputError for what a template is not told from outside, or never looks at.
+
+    Off (false or null) is what a variable is that the template does not know, so that changes nothing.
+    """
+    for name, value in variables.items():
+        if name in _ARGUMENTS:
+            raise InputError(f"the chat template's '{name}' cannot be set as a variable")
+        if name not in known and value not in (None, False):
+            listed = ", ".join(sorted(set(known) - _ARGUMENTS)) or "none"
+            raise InputError(f"the model's chat template has no variable '{name}'; known: {listed}")
+
+
 def render(
     template: str,
     messages: Sequence[Message],
@@ -82,19 +98,22 @@ def render(
     eos_token: str = "",
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
 
-    Raises InputError when the template refuses it.
+    variables: what the template is told besides. Raises InputError when the template refuses it or has none of them.
     """
     import jinja2
 
     check_messages(messages)
     try:
-        compiled, speaks = _compiled(template)
+        compiled, speaks, known = _compiled(template)
+        _check_variables(variables, known)
         if not speaks and (tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)):
             messages, tools = as_plain_turns(messages, tools), ()
         text: str = compiled.render(
+            **variables,
             messages=[dict(m) for m in messages],
             tools=list(tools) or None,
             bos_token=bos_token,
@@ -107,8 +126,8 @@ def render(
 
 
 @lru_cache(maxsize=32)
-def _compiled(template: str) -> tuple[Any, bool]:
-    """The template, and whether it knows tools."""
+def _compiled(template: str) -> tuple[Any, bool, frozenset[str]]:
+    """The template, whether it knows tools, and which variables it looks at."""
     import jinja2
     from jinja2.meta import find_undeclared_variables
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -125,5 +144,5 @@ def _compiled(template: str) -> tuple[Any, bool]:
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     environment.filters["tojson"] = to_json
-    speaks = CALL_BEGIN in template and "tools" in find_undeclared_variables(environment.parse(template))
-    return environment.from_string(template), speaks
+    known = frozenset(find_undeclared_variables(environment.parse(template))) - environment.globals.keys()
+    return environment.from_string(template), CALL_BEGIN in template and "tools" in known, known

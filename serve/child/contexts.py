@@ -280,7 +280,7 @@ class HotContext:
         if self._draft and self.slots.can_drop:
             running.lookup = running.lookup or Lookup(running.request.prompt)
             running.lookup.append(token)
-        if token in self._vocabulary.eog:
+        if token in self._vocabulary.eog or token in running.request.options.stop_tokens:
             return Piece(id, running.text.flush(), None, self._end(slot, "stop"))
         running.generated += 1
         text = running.text.feed(self._vocabulary.piece(token))

@@ -10,6 +10,7 @@ of that: of an object's additional properties the same key may come twice, and a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serve.child.schema import Followed, follow
 from slm.errors import EngineError, InputError, UnsupportedError
 from slm.tools import CALL_BEGIN, CALL_END, call_head
 
@@ -26,12 +28,67 @@ _OPTIONS = {"whitespace_pattern": r"( |\n {0,16})", "whitespace_flexible": False
             "lenient": False, "item_separator": ",", "key_separator": ":"}  # fmt: skip
 # Where only one text can follow, the model still chooses how to cut it into tokens.
 _HEADER = '%llguidance {"no_forcing": true}'
+# A slash would end a regular expression of Lark, and so would the end of the line.
+_ESCAPE_OR_SLASH = re.compile(r"\\.|[/\n\r]", re.DOTALL)
+_SLASHES = {"/": r"\/", "\n": r"\n", "\r": r"\r"}
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def json_grammar(schema: Any) -> str:
-    """A grammar for the JSON texts that a schema (draft 2020-12) allows. Raises UnsupportedError with the reason."""
+    """A grammar for the JSON texts that a schema (draft 2020-12) allows.
+
+    Raises UnsupportedError with the keywords that cannot be followed and where they stand.
+    """
+    followed = followed_schema(schema)
+    if followed.left_out:
+        raise UnsupportedError(
+            f"this JSON schema cannot be followed: {', '.join(followed.left_out[:8])}",
+            hint="Leave that out, or do not ask for a strict answer.",
+        )
+    return _grammar_of(followed.schema)
+
+
+def followed_schema(schema: Any, *, rest: Any = True) -> Followed:
+    """The schema without the keywords that cannot be followed. rest: what stands for one of which nothing can."""
+    return follow(schema, _compiles, rest=rest)
+
+
+def _compiles(schema: Any) -> bool:
+    try:
+        _grammar_of(schema)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _grammar_of(schema: Any) -> str:
     return check(f"{_HEADER}\nstart: {_json(schema)}\n", "this JSON schema")
+
+
+def text_grammar(kind: str, value: Any) -> str:
+    """A grammar from a `regex`, a `choice` of texts, or a `grammar` (llama.cpp's GBNF, or llguidance's Lark).
+
+    Raises UnsupportedError with the reason, InputError for a choice that is none.
+    """
+    if kind == "choice":
+        if not (isinstance(value, list) and value and all(isinstance(text, str) and text for text in value)):
+            raise InputError("a choice is a list of texts, none of them empty")
+        return check(f"{_HEADER}\nstart: {' | '.join(map(_text, value))}\n", "this choice")
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"a {kind} is a text", found=type(value).__name__)
+    if kind == "regex":
+        body = _ESCAPE_OR_SLASH.sub(lambda found: found[0] if len(found[0]) > 1 else _SLASHES[found[0]], value)
+        return check(f"{_HEADER}\nstart: TEXT\nTEXT: /(?:{body})/\n", "this regular expression")
+    if "::=" not in value:
+        return check(f"{_HEADER}\n{value}\n", "this grammar")
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        return check(f"{_HEADER}\n{gbnf_to_lark(value)}\n", "this grammar")
+    except UnsupportedError:
+        raise
+    except Exception as error:  # what the package raises for an unknown rule is of no family
+        raise UnsupportedError("this grammar cannot be followed", found=" ".join(str(error).split())[:300]) from error
 
 
 def calls_grammar(functions: Mapping[str, Any], *, needed: bool, many: bool, otherwise: Any = None) -> str:
@@ -68,12 +125,15 @@ def check(lark: str, what: str) -> str:
     grammar = str(LLMatcher.grammar_from_lark(lark))
     refused = LLMatcher.validate_grammar(grammar)
     if refused and not refused.startswith("WARNING"):
-        reason = refused.split("\n   1 |")[0].partition("failed to compile JSON schema: ")
-        raise UnsupportedError(
-            f"{what} cannot be followed", found=" ".join((reason[2] or reason[0]).split())[:300],
-            hint="Leave out what the reason names; docs of llguidance list what is supported.",
-        )  # fmt: skip
+        raise UnsupportedError(f"{what} cannot be followed", found=_reason(refused))
     return grammar
+
+
+def _reason(refused: str) -> str:
+    """What llguidance says is wrong, without the lines of the grammar that it shows."""
+    lines = [line.strip() for line in refused.splitlines() if line.strip()]
+    said = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
+    return (said or [lines[0].rpartition("failed to compile JSON schema: ")[2]])[-1][:200]
 
 
 @dataclass(frozen=True)

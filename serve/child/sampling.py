@@ -26,8 +26,6 @@ Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.intp]
 Probabilities = npt.NDArray[np.float32]
 
-# How far back the repeat penalty looks, in tokens (llama.cpp's default for penalty_last_n).
-_PENALTY_WINDOW = 64
 # Below this a temperature leaves only the best token and those that tie with it; smaller ones would overflow.
 _COLDEST = 1e-6
 # Elements to a block in `largest`: few blocks to rank, and few elements in the blocks that are looked into.
@@ -78,19 +76,24 @@ class Sampler:
     """The choice of one request's tokens, one after another. Not thread-safe; another thread may take it over."""
 
     def __init__(self, options: SamplingOptions, prompt: Sequence[int], vocabulary: Vocabulary) -> None:
-        """Raises InputError when logit_bias names no token of the vocabulary, or the grammar cannot be followed."""
+        """Raises InputError when an option names no token of the vocabulary, or the grammar cannot be followed."""
         self._options = options
         self._vocabulary = vocabulary
         self._random = random.Random(options.seed)
-        self._recent = deque(prompt, maxlen=_PENALTY_WINDOW)
+        self._recent = deque(prompt, maxlen=options.repeat_last_n if options.repeat_last_n >= 0 else None)
         self._made: Counter[int] = Counter()
         self._bias = dict(options.logit_bias)
-        for token in self._bias:
-            if not 0 <= token < vocabulary.size:
-                raise InputError(f"logit_bias: {token} is no token id; the vocabulary has {vocabulary.size:,}")
+        for name, tokens in (("logit_bias", self._bias), ("stop_token_ids", options.stop_tokens)):
+            for token in tokens:
+                if not 0 <= token < vocabulary.size:
+                    raise InputError(f"{name}: {token} is no token id; the vocabulary has {vocabulary.size:,}")
+        self._picked = 0
+        self._eog = np.array(sorted(vocabulary.eog), np.intp)
+        self._ends = np.array(sorted(vocabulary.eog.union(options.stop_tokens)), np.intp)
         self._counts = options.presence_penalty != 0.0 or options.frequency_penalty != 0.0
         self._form = Constraint(vocabulary.grammar_tokenizer, options.grammar) if options.grammar else None
         self._changes = self._counts or options.repeat_penalty != 1.0 or bool(self._bias) or self._form is not None
+        self._changes = self._changes or options.ignore_eos or options.min_tokens > 0
         self._changed: Logits | None = None
 
     def pick(self, logits: Logits) -> Picked:
@@ -107,6 +110,7 @@ class Sampler:
             tokens, probabilities = self._filtered(adjusted)
             token = int(tokens[_draw(probabilities, self._random.random())])
         self._recent.append(token)
+        self._picked += 1
         if self._counts:
             self._made[token] += 1
         end = self._form is not None and token not in self._vocabulary.eog and self._form.accept(token)
@@ -138,6 +142,10 @@ class Sampler:
             changed[made] -= counts * options.frequency_penalty + options.presence_penalty
         if self._bias:
             changed[list(self._bias)] += np.array(list(self._bias.values()), np.float32)
+        if self._picked < options.min_tokens:
+            changed[self._ends] = -np.inf
+        elif options.ignore_eos:
+            changed[self._eog] = -np.inf
         if self._form is not None:
             self._form.forbid(changed)
         return changed

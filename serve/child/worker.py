@@ -7,7 +7,7 @@ In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "dra
       "identity", "cache_bytes", "cache_folder"}
      {"op": "load", "id", "content", "path"}   {"op": "unload", "id", "content"}   {"op": "stats", "id"}
      {"op": "tokenize", "id", "prompt", "add_special"}   {"op": "detokenize", "id", "tokens"}
-     {"op": "embed", "id", "text"}
+     {"op": "embed", "id", "text": text or token ids}
      {"op": "generate", "id", "prompt": text or token ids, "add_special", "lora": [[content, scale], ...], "fit",
       "sampling": {...}}
      {"op": "cancel", "id"}
@@ -180,8 +180,8 @@ class Worker:
                 self._replies.error(order["id"], error)
             self._replies.flush()
 
-    def _embedding(self, text: str) -> dict[str, Any]:
-        tokens = self._tokens(text, True)
+    def _embedding(self, text: str | list[Any]) -> dict[str, Any]:
+        tokens = self._tokens(text, True) if isinstance(text, str) else self._checked(text)
         if not tokens:
             raise InputError("the text to embed is empty")
         if len(tokens) > self._context:
@@ -235,7 +235,8 @@ class Worker:
 def options_of(fields: dict[str, Any]) -> SamplingOptions:
     """Sampling options from their JSON form."""
     bias = tuple((int(token), float(value)) for token, value in fields["logit_bias"])
-    return SamplingOptions(**{**fields, "stop": tuple(fields["stop"]), "logit_bias": bias})
+    tuples = {"stop": tuple(fields["stop"]), "stop_tokens": tuple(fields.get("stop_tokens", ())), "logit_bias": bias}
+    return SamplingOptions(**{**fields, **tuples})
 
 
 def _read(stdin: IO[str], orders: Orders) -> None:

@@ -115,13 +115,17 @@ class Choice:
 class Answer:
     """The objects around the choices of one request; `chat` chooses between OpenAI's two shapes."""
 
-    def __init__(self, *, chat: bool, model: str, adapter: str | None, reason: str) -> None:
+    def __init__(
+        self, *, chat: bool, model: str, adapter: str | None, reason: str, not_enforced: Sequence[str] = ()
+    ) -> None:
+        """not_enforced: what the request's schemas say and the answer was not held to."""
         self.chat = chat
+        loose = {"not_enforced": list(not_enforced)} if not_enforced else {}
         self._head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
             "created": int(time.time()),
             "model": model,
-            "slm": {"adapter": adapter, "route_reason": reason},
+            "slm": {"adapter": adapter, "route_reason": reason, **loose},
         }
 
     @property

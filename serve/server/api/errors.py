@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serve.server.api.places import first_fault
 from slm.errors import (
     ContextOverflowError,
     EngineDiedError,
@@ -64,12 +65,11 @@ def install_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        if first["type"] == "json_invalid":
-            message, param = f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None
-        else:
-            message, param = f"{where or 'body'}: {first['msg']}", where or None
+        errors = error.errors()
+        if errors[0]["type"] == "json_invalid":
+            message = f"the body is not valid JSON: {errors[0].get('ctx', {}).get('error', '')}"
+            return Json(plain_error(message, code="invalid_request"), 400)
+        message, param = first_fault(errors, error.body)
         return Json(plain_error(message, code="invalid_request", param=param), 400)
 
     @app.exception_handler(HTTPException)

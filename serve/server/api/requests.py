@@ -1,138 +1,100 @@
-"""What clients may send to generate text, as OpenAI writes it, with llama-server's further fields.
+"""What clients may send to generate text, as OpenAI writes it, with llama-server's and vLLM's further fields.
 
-What a client may send and we do not do is refused by name; what has no effect on the answer is ignored.
-It knows nothing of the engine or of how an answer is built.
+What a client may send and we do not do is refused by name (`serve.server.api.fields`); what has no effect on the
+answer is ignored. It knows nothing of the engine or of how an answer is built.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from serve.server.api.fields import HARMLESS, OFF, Fields, Off, one_name, refused
+from serve.server.api.messages import TurnOf
+from serve.server.api.tools import Choice, Tool, checked_choice
+from serve.server.api.wanted import Shaped
 from serve.server.guard import MAX_ANSWERS
-from slm.errors import InputError, UnsupportedError
+from slm.errors import InputError
 from slm.joints import Message, SamplingOptions
 
 # The answer's length when a request names none and the context has room for it.
 DEFAULT_MAX_TOKENS = 512
 
-_FUNCTION_NAME = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-_REFUSED = {"functions", "function_call", "suffix", "echo", "grammar", "json_schema", "audio", "prediction"}
 
-
-class TextPart(BaseModel):
-    """One part of a message's content; only text is understood."""
-
-    type: Literal["text"]
-    text: str
-
-
-class FunctionCall(BaseModel):
-    """A function that was called; the arguments are JSON in a string."""
-
-    name: str
-    arguments: str = "{}"
-
-
-class ToolCall(BaseModel):
-    """One call in an earlier answer."""
-
-    id: str = ""
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-    def plain(self) -> dict[str, Any]:
-        """For the chat template, which wants the arguments as a mapping."""
-        arguments: Any = self.function.arguments
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):  # shown to the model as it was written
-            parsed = None
-        function = {"name": self.function.name, "arguments": parsed if isinstance(parsed, dict) else arguments}
-        return {"id": self.id, "type": "function", "function": function}
-
-
-class TurnOf(BaseModel):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> TurnOf:
-        if self.content is None and not self.tool_calls:
-            raise ValueError("a message needs content, or tool_calls of an assistant")
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError("only an assistant's message has tool_calls")
-        return self
-
-    def plain(self) -> Message:
-        """Text only, with OpenAI's newer name for the system role understood."""
-        parts = self.content or ""
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        message = Message(role="system" if self.role == "developer" else self.role, content=text)
-        if self.tool_calls:
-            message["tool_calls"] = [call.plain() for call in self.tool_calls]
-        if self.role == "tool":
-            message["tool_call_id"] = self.tool_call_id or ""
-        if self.name:
-            message["name"] = self.name
-        return message
-
-
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """stream_options of OpenAI."""
+
+    harmless = frozenset({"include_obfuscation"})
+    off: ClassVar[Off] = {"continuous_usage_stats": (False,)}
 
     include_usage: bool = False
 
 
-class LoraScale(BaseModel):
+class LoraScale(Fields):
     """One adapter of a request's own set, as llama-server: `id` as GET /lora-adapters lists it."""
 
     id: int = Field(ge=0)
     scale: float = Field(ge=-10, le=10)
 
 
-class Generation(BaseModel):
+class Generation(Shaped):
     """What chat and completion requests share."""
 
-    model_config = ConfigDict(extra="allow")
+    harmless = HARMLESS
+    off = OFF
 
     model: str = "auto"
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    min_tokens: int = Field(0, ge=0)
+    ignore_eos: bool = False
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=64)
     temperature: float = Field(0.7, ge=0, le=5)
     top_p: float = Field(0.95, gt=0, le=1)
     top_k: int = Field(40, ge=0)
     min_p: float = Field(0.05, ge=0, le=1)
     repeat_penalty: float = Field(1.0, ge=0.1, le=10)
+    repeat_last_n: int = Field(64, ge=-1, description="How far back repeat_penalty looks; -1: at everything")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int = Field(1, ge=1, le=MAX_ANSWERS, strict=True)  # what --max-n allows is the guard's affair
+    best_of: int | None = None
     lora: list[LoraScale] | None = Field(None, max_length=64)
 
-    @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+    def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
+        one_name(given, "repeat_penalty", "repetition_penalty")
+        if given.get("n_predict") == -1:  # llama-server's word for no limit
+            del given["n_predict"]
+        one_name(given, "max_tokens", "n_predict")
+        if given.get("top_k") == -1:  # vLLM's word for all of them
+            given["top_k"] = 0
+        return given
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(value, list) and len(value) > 16:
+    def _few_stops(cls, value: Any) -> Any:
+        stops = value if isinstance(value, list) else [value]
+        if not all(isinstance(stop, str) for stop in stops):
+            raise ValueError("has to be a text or a list of texts")
+        if len(stops) > 16:
             raise ValueError("at most 16 stop strings")
         return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Generation:
+        if self.best_of is not None and self.best_of != self.n:
+            raise refused("best_of", "this server does not do it: all answers that are made are given")
+        if self.limit is not None and self.min_tokens > self.limit:
+            raise refused("min_tokens", f"an answer of at least {self.min_tokens} tokens is longer than max_tokens")
+        return self
 
     @property
     def limit(self) -> int | None:
@@ -145,21 +107,24 @@ class Generation(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def sampling(self, *, grammar: str = "", logprobs: int | None = None) -> SamplingOptions:
-        """The engine's options. Without a seed every request draws another one. Raises UnsupportedError."""
-        given = self.model_extra or {}
-        asked = sorted(name for name in _REFUSED if given.get(name))
-        if given.get("best_of", self.n) != self.n:
-            asked.append("best_of")
-        if asked:
-            raise UnsupportedError(f"this server does not do: {', '.join(asked)}", hint="Leave it out of the request.")
-        seed = random.getrandbits(32) if self.seed is None else self.seed
+        """The engine's options. Without a seed, or with -1, every request draws another one.
+
+        Raises InputError where an answer of a form is not to end where the form does.
+        """
+        if grammar and (self.ignore_eos or self.min_tokens):
+            raise InputError("ignore_eos and min_tokens do not go with an answer that has a form or may hold calls")
+        seed = random.getrandbits(32) if self.seed in (None, -1) else self.seed or 0
         return SamplingOptions(
-            max_tokens=self.limit or DEFAULT_MAX_TOKENS,
+            max_tokens=self.limit or max(DEFAULT_MAX_TOKENS, self.min_tokens),
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            stop_tokens=tuple(self.stop_token_ids),
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
             repeat_penalty=self.repeat_penalty,
+            repeat_last_n=self.repeat_last_n,
             seed=seed & (2**63 - 1),
             stop=self.stops,
             presence_penalty=self.presence_penalty,
@@ -170,73 +135,49 @@ class Generation(BaseModel):
         )
 
 
-class Function(BaseModel):
-    """A function the model may call. parameters: the JSON schema of its arguments; without it there are none."""
-
-    name: str = _FUNCTION_NAME
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(BaseModel):
-    """One entry of `tools`."""
-
-    type: Literal["function"]
-    function: Function
-
-
-class NamedFunction(BaseModel):
-    """Which function."""
-
-    name: str
-
-
-class NamedTool(BaseModel):
-    """A tool_choice that names the function to call."""
-
-    type: Literal["function"] = "function"
-    function: NamedFunction
-
-
-class JsonSchema(BaseModel):
-    """json_schema of a response_format; it is always followed, whether `strict` is set or not."""
-
-    name: str = ""
-    strict: bool | None = None
-    schema_: dict[str, Any] | bool = Field(default=True, alias="schema")
-
-
-class ResponseFormat(BaseModel):
-    """What form the answer has; llama-server's `schema` beside json_object works too."""
-
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    json_schema: JsonSchema | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-
-    @property
-    def wanted(self) -> Any:
-        """The JSON schema to follow, or None for free text. Raises InputError when a json_schema has none."""
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return self.schema_ or {"type": "object"}
-        if self.json_schema is None:
-            raise InputError("response_format of type json_schema needs the field json_schema")
-        return self.json_schema.schema_
-
-
 class ChatRequest(Generation):
     """POST /v1/chat/completions. `rag`: answer from the server's index, with citations."""
+
+    off: ClassVar[Off] = {**OFF, "add_special_tokens": (False,)}  # a template writes them itself
 
     messages: list[TurnOf]
     rag: bool = False
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     tools: list[Tool] = Field(default_factory=list, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    tool_choice: Annotated[Choice, BeforeValidator(checked_choice)] = "auto"
     parallel_tool_calls: bool = True
-    response_format: ResponseFormat = ResponseFormat()
+    add_generation_prompt: bool | None = Field(None, description="Default: unless the final message is continued")
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+    @model_validator(mode="after")
+    def _one_ending(self) -> ChatRequest:
+        if self.continues and self.add_generation_prompt:
+            reason = "it begins another answer, and continue_final_message goes on with the last one"
+            raise refused("add_generation_prompt", reason)
+        for number, turn in enumerate(self.messages[:-1]):
+            if turn.prefix:
+                raise refused("messages", f"only the last one can be continued, not number {number}")
+        if self.continues:
+            last = self.messages[-1] if self.messages else None
+            if last is None or last.role != "assistant" or last.tool_calls:
+                raise refused("continue_final_message", "the final message has to be a text of the assistant")
+        return self
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer goes on from the final message."""
+        return self.continue_final_message or bool(self.messages and self.messages[-1].prefix)
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is told beside the messages."""
+        given = dict(self.chat_template_kwargs)
+        if self.reasoning_effort == "none":  # off, in whichever word the template has for it
+            return {"enable_thinking": False, "thinking": False, **given}
+        return {"reasoning_effort": self.reasoning_effort, **given} if self.reasoning_effort else given
 
     def conversation(self) -> list[Message]:
         """The messages for the chat template; a tool's result gets the name of the function that was called."""
@@ -258,6 +199,8 @@ class ChatRequest(Generation):
 
 class CompletionRequest(Generation):
     """POST /v1/completions: one prompt or several, as text or as token ids."""
+
+    off: ClassVar[Off] = {**OFF, "add_special_tokens": (True,)}
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=20)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from serve.engine import Engine, Sink, Ticket
+from serve.prompting import Opening
 from serve.router import Route
 from serve.server.api.answers import Answer, Choice
 from serve.server.api.forms import Form, form_of
@@ -35,13 +36,17 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
         grounded = asked.grounded
         choices = [Choice(n, chat=True, grounded=grounded, calls=asked.form.calls) for n in range(body.n)]
         writer = ChatWriter(
-            answer_of(engine, asked.way, chat=True), choices, with_usage=_wants_usage(body), grounded=grounded
+            answer_of(engine, asked.way, asked.form, chat=True),
+            choices,
+            with_usage=_wants_usage(body),
+            grounded=grounded,
         )
         return await respond(request, asked.begins, writer, stream=body.stream, headers=route_headers(asked.way))
 
     @router.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest) -> Response:
-        sampling = body.sampling(logprobs=body.logprobs)
+        form = await asyncio.to_thread(form_of, body)
+        sampling = body.sampling(grammar=form.grammar, logprobs=body.logprobs)
         prompts = body.prompts
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         lora = _lora(engine, body.lora)
@@ -61,7 +66,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
         begins = [metrics.measured(begin(p, n), way.adapter) for p in prompts for n in range(body.n)]
         choices = [Choice(index, chat=False) for index in range(len(begins))]
         writer = ChatWriter(
-            answer_of(engine, way, chat=False), choices, with_usage=_wants_usage(body), prompts=len(prompts)
+            answer_of(engine, way, form, chat=False), choices, with_usage=_wants_usage(body), prompts=len(prompts)
         )
         return await respond(request, begins, writer, stream=body.stream, headers=route_headers(way))
 
@@ -83,6 +88,7 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
     form = await asyncio.to_thread(form_of, body)
     sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
     messages = body.conversation()
+    opening = Opening(body.add_generation_prompt is not False, body.continues, body.template_variables)
     lora = _lora(engine, body.lora)
     way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
     grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
@@ -98,6 +104,7 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
                 adapter=way.adapter,
                 lora=lora,
                 tools=form.tools,
+                opening=opening,
                 sampling=options,
                 fit=body.limit is None,
             )
@@ -107,9 +114,12 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
     return Planned(form, way, grounded, [metrics.measured(begin(n), way.adapter) for n in range(body.n)])
 
 
-def answer_of(engine: Engine, way: Route, *, chat: bool) -> Answer:
+def answer_of(engine: Engine, way: Route, form: Form, *, chat: bool) -> Answer:
     """The objects around a request's choices."""
-    return Answer(chat=chat, model=way.adapter or engine.base.name, adapter=way.adapter, reason=way.reason)
+    model = way.adapter or engine.base.name
+    return Answer(
+        chat=chat, model=model, adapter=way.adapter, reason=way.reason, not_enforced=form.not_enforced
+    )  # fmt: skip
 
 
 def _wants_usage(body: Generation) -> bool:
@@ -120,8 +130,10 @@ def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: Ch
     """The last question with its passages."""
     if retriever is None:
         raise UnsupportedError("this server has no index", hint="Start it with --rag INDEX.")
-    if body.n > 1 or body.tools or body.logprobs or body.response_format.wanted is not None:
-        raise UnsupportedError("an answer from passages is one text with citations: no n, tools, logprobs or JSON")
+    if body.n > 1 or body.tools or body.logprobs or body.continues or body.wanted is not None:
+        raise UnsupportedError(
+            "an answer from passages is one text with citations: no n, tools, logprobs, form or continued message"
+        )
     return retriever.grounded(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
 
 

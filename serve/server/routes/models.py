@@ -18,7 +18,9 @@ from slm import __version__
 from slm.errors import InputError, UnknownNameError, UnsupportedError
 from slm.joints import SamplingOptions
 
-_MOST_TEXTS = 256
+_FOREIGN_TOKENS = (
+    "Token ids have to be of this model's vocabulary; send texts (LangChain: check_embedding_ctx_length=False)."
+)
 
 
 def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
@@ -56,14 +58,16 @@ def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
     def embeddings(body: EmbeddingRequest) -> JSONResponse:
         if body.model not in ("base", "auto", engine.base.name):
             raise UnknownNameError("embedding model", body.model, ["base", engine.base.name])
-        if not 1 <= len(body.texts) <= _MOST_TEXTS:
-            raise InputError(f"input has to be 1 to {_MOST_TEXTS} texts", found=str(len(body.texts)))
-        if not all(body.texts):
-            raise InputError("a text to embed is empty")
-        done = [engine.embed(text) for text in body.texts]
-        size = len(done[0][0])
-        if body.dimensions not in (None, size):
-            raise UnsupportedError(f"embeddings of this model have {size} dimensions", found=str(body.dimensions))
+        done: list[tuple[list[float], int]] = []
+        for number, one in enumerate(body.inputs):
+            try:
+                done.append(engine.embed(one))
+            except InputError as error:
+                hint = "" if isinstance(one, str) else _FOREIGN_TOKENS
+                raise InputError(f"input[{number}]: {error.what}", found=error.found, hint=hint) from error
+            size = len(done[0][0])
+            if body.dimensions not in (None, size):
+                raise UnsupportedError(f"dimensions: this model's embeddings have {size}", found=str(body.dimensions))
         tokens = sum(count for _, count in done)
         return Json({
             "object": "list",

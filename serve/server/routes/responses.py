@@ -26,7 +26,7 @@ def responses_routes(engine: Engine, metrics: Metrics) -> APIRouter:
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         chat = body.chat()
         asked = await planned(engine, None, metrics, chat)
-        head = {**body.echoed(chat), **answer_of(engine, asked.way, chat=True).about}
+        head = {**body.echoed(chat), **answer_of(engine, asked.way, asked.form, chat=True).about}
         writer = ResponsesWriter(head, Choice(0, chat=True, calls=asked.form.calls))
         return await respond(request, asked.begins, writer, stream=body.stream, headers=route_headers(asked.way))
 

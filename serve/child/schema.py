@@ -1,0 +1,199 @@
+"""A JSON schema without what no grammar can follow, and the names of what was left out.
+
+A schema is tried as it is; only where llguidance refuses it, its parts are tried one by one, so that whatever it
+does not support today or any more is found by trying and not by a list. It knows nothing of requests or of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from slm.errors import InputError
+
+# Where a schema holds others (draft 2020-12, with the older `definitions`, `additionalItems` and lists of `items`).
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf", "items")
+_SINGLE = ("items", "additionalItems", "additionalProperties")
+_DEFINITIONS = ("$defs", "definitions")
+_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+# Narrowed by what stands beside them, so they are tried after it.
+_LAST = ("required", "additionalProperties", "minProperties", "maxProperties")
+_NOTES = ("title", "description", "default", "examples", "example", "$comment", "$schema")
+# So many different parts are tried of one schema at most: about a second.
+_MOST_TRIALS = 1000
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A schema that can be followed. left_out: "'keyword' at '/json/pointer'" for each part that is not in it."""
+
+    schema: Any
+    left_out: tuple[str, ...] = ()
+
+
+def follow(schema: Any, compiles: Callable[[Any], bool], *, rest: Any = True) -> Followed:
+    """The schema, or as much of it as `compiles`. rest: what stands for it where nothing of it does."""
+    if compiles(schema):
+        return Followed(schema)
+    try:
+        repair = _Repair(schema, compiles)
+        loosened = repair.node(schema, "")
+        if compiles(loosened):
+            return Followed(loosened, tuple(dict.fromkeys(repair.left_out)))
+    except (RecursionError, _TooLarge):
+        pass
+    return Followed(rest, ("the whole schema",))
+
+
+def arguments_of(tool: str, parameters: Any) -> dict[str, Any]:
+    """The schema of a function's arguments, which are an object whatever else it says. None: there are none.
+
+    Raises InputError when it describes something else.
+    """
+    if parameters is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    named = parameters.get("type")
+    types = named if isinstance(named, list) else [named]
+    if "object" not in types and any(kind in _TYPES for kind in types):
+        found = json.dumps(named, ensure_ascii=False)[:100]
+        raise InputError(f"the parameters of the tool '{tool}' have to be an object", found=f"type {found}")
+    return {"type": "object", **{key: value for key, value in parameters.items() if key != "type"}}
+
+
+class _TooLarge(Exception):
+    """Too many parts to try them all."""
+
+
+class _Repair:
+    """One schema's repair: the root, for its references, and what was left out so far."""
+
+    def __init__(self, root: Any, compiles: Callable[[Any], bool]) -> None:
+        self.left_out: list[str] = []
+        self._root = root
+        self._tried: dict[str, bool] = {}
+        self._anchors = set(_anchors(root))
+        self._accepts = compiles
+
+    def node(self, schema: Any, path: str) -> Any:
+        """This part of the schema as far as it can be followed."""
+        if self._follows(schema) and not (path == "" and any(key in schema for key in _DEFINITIONS)):
+            return schema
+        if not isinstance(schema, Mapping):  # false, or no schema at all
+            self.left_out.append(f"{json.dumps(schema)[:40]} at '{path or '/'}'")
+            return True
+        whole = {key: self._inside(key, value, f"{path}/{_escaped(key)}") for key, value in schema.items()}
+        kept: dict[str, Any] = {}
+        for key in sorted(whole, key=lambda key: (key != "type", key in _LAST)):
+            if self._follows({**kept, key: whole[key]}):
+                kept[key] = whole[key]
+            elif key == "oneOf" and "anyOf" not in whole and self._follows({**kept, "anyOf": whole[key]}):
+                kept["anyOf"] = whole[key]
+                self._leave(key, schema, path)
+            else:
+                self._leave(key, schema, path)
+        missing = set(schema.get("patternProperties") or ()) - set(kept.get("patternProperties") or ())
+        if missing and kept.get("additionalProperties", True) is not True:
+            del kept["additionalProperties"]  # it would forbid the names of the pattern that was left out
+        return {key: kept[key] for key in (*schema, "anyOf") if key in kept}  # in the schema's own order
+
+    def _inside(self, key: str, value: Any, path: str) -> Any:
+        """A keyword's value with the schemas in it repaired."""
+        if key in _MAPS and isinstance(value, Mapping):
+            return {
+                name: self._part(part, f"{path}/{_escaped(name)}")
+                for name, part in value.items()
+                if key != "patternProperties" or self._names(name, path)
+            }
+        if key in _LISTS and isinstance(value, list):
+            return [self._part(part, f"{path}/{number}") for number, part in enumerate(value)]
+        return self._part(value, path) if key in _SINGLE else value
+
+    def _part(self, value: Any, path: str) -> Any:
+        return self.node(value, path) if isinstance(value, Mapping) else value
+
+    def _names(self, pattern: str, path: str) -> bool:
+        if self._follows({"type": "object", "patternProperties": {pattern: True}}):
+            return True
+        self.left_out.append(f"'{pattern}' at '{path}'")
+        return False
+
+    def _leave(self, key: str, schema: Mapping[str, Any], path: str) -> None:
+        if not _says_nothing(key, schema):
+            self.left_out.append(f"'{key}' at '{path or '/'}'")
+
+    def _follows(self, schema: Any) -> bool:
+        """Whether a part compiles, apart from what its sound references lead to."""
+        bare = self._bare(schema)
+        text = json.dumps(bare)
+        if text not in self._tried:
+            if len(self._tried) >= _MOST_TRIALS:
+                raise _TooLarge
+            self._tried[text] = self._accepts(bare)
+        return self._tried[text]
+
+    def _bare(self, value: Any) -> Any:
+        """The part without sound references, definitions and notes: what is left is often the same as elsewhere."""
+        if isinstance(value, list):
+            return [self._bare(part) for part in value]
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            key: self._bare(part)
+            for key, part in value.items()
+            if not (key == "$ref" and self._leads_somewhere(part))
+            and not (key in _DEFINITIONS and isinstance(part, Mapping))
+            and not (key in _NOTES and not isinstance(part, Mapping))
+        }
+
+    def _leads_somewhere(self, reference: Any) -> bool:
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            return False
+        if not reference.startswith("#/"):
+            return reference == "#" or reference[1:] in self._anchors
+        place = self._root
+        for step in unquote(reference[2:]).split("/"):
+            name = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(place, Mapping) and name in place:
+                place = place[name]
+            elif isinstance(place, list) and name.isdigit() and int(name) < len(place):
+                place = place[int(name)]
+            else:
+                return False
+        return isinstance(place, Mapping | bool)
+
+
+def _anchors(value: Any) -> Iterator[str]:
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _anchors(part)
+    if isinstance(value, Mapping) and isinstance(value.get("$anchor"), str):
+        yield value["$anchor"]
+
+
+def _says_nothing(key: str, schema: Mapping[str, Any]) -> bool:
+    """Whether leaving out a keyword allows no more than the schema does."""
+    value = schema[key]
+    if key == "format":  # an annotation since draft 2019-09
+        return True
+    if key in ("$dynamicAnchor", "$recursiveAnchor"):
+        return True
+    if key == "if":
+        return "then" not in schema and "else" not in schema
+    if key in ("then", "else"):
+        return "if" not in schema
+    if key in ("minContains", "maxContains"):
+        return "contains" not in schema
+    if key == "uniqueItems":
+        return value is False
+    if key == "not":
+        return value is False
+    if key in ("unevaluatedProperties", "unevaluatedItems", "propertyNames"):
+        return value is True or value == {}
+    return key in ("dependentRequired", "dependentSchemas", "dependencies") and not value
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")

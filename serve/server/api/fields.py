@@ -1,0 +1,103 @@
+"""The rule for fields of requests: each one is done, or cannot change the answer, or is refused by its name.
+
+`Fields` is the base of everything a client sends. Null is as good as absent. It knows nothing of what the fields mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+Off = Mapping[str, tuple[Any, ...]]
+
+# What cannot change an answer: labels, hints about caches and speed, and knobs of a method that stays off.
+HARMLESS = frozenset({
+    # OpenAI (api reference of chat/completions)
+    "metadata", "user", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "prompt_cache_options", "prediction",
+    # vLLM (vllm/entrypoints/openai/*/protocol.py)
+    "priority", "request_id", "session_id", "guided_decoding_backend", "truncation_side",
+    # llama-server (llama.cpp, tools/server/README.md)
+    "cache_prompt", "id_slot", "n_keep", "n_discard", "timings_per_token", "return_progress", "mirostat_tau",
+    "mirostat_eta", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "xtc_threshold",
+    "dynatemp_exponent", "speculative.n_max", "speculative.n_min", "speculative.p_min", "backend_sampling",
+    # LM Studio, Ollama
+    "ttl", "draft_model", "keep_alive",
+})  # fmt: skip
+
+# What is not done here, with the values that ask for nothing; clients send those by default.
+OFF: Off = {
+    "audio": (), "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],),
+    "verbosity": ("medium",), "web_search_options": (), "moderation": (), "suffix": ("",), "echo": (False,),
+    "use_beam_search": (False,), "length_penalty": (1,), "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "truncate_prompt_tokens": (),
+    "prompt_logprobs": (), "allowed_token_ids": ([],), "bad_words": ([],), "documents": ([],), "chat_template": (),
+    "mm_processor_kwargs": ({},), "media_io_kwargs": ({},), "logits_processors": ([],), "cache_salt": (),
+    "return_tokens_as_token_ids": (False,), "return_token_ids": (False,), "include_reasoning": (True,),
+    "thinking_token_budget": (), "repetition_detection": (), "logprob_token_ids": ([],), "structural_tag": (),
+    "kv_transfer_params": (), "vllm_xargs": ({},), "guided_whitespace_pattern": (), "watermarking": (False,),
+    "return_prompt_text": (False,), "return_token_offsets": (False,),
+    "typical_p": (1,), "tfs_z": (1,), "mirostat": (0,), "dynatemp_range": (0,), "xtc_probability": (0,),
+    "dry_multiplier": (0,), "top_n_sigma": (-1, 0), "top_a": (0,), "n_indent": (0,), "min_keep": (0, 1),
+    "t_max_predict_ms": (0, -1), "samplers": (), "n_probs": (0,), "post_sampling_probs": (False,),
+    "return_tokens": (False,), "response_fields": ([],), "reasoning_format": ("none",), "reasoning_budget": (-1,),
+    "thinking_forced_open": (False,), "parse_tool_calls": (True,), "grammar_lazy": (False,), "grammar_triggers": ([],),
+    "preserved_tokens": ([],), "options": ({},), "format": ("",), "think": (False,), "raw": (False,),
+    "extra_body": ({},),
+}  # fmt: skip
+
+
+class Fields(BaseModel):
+    """Part of a request. harmless and off: further fields that it may carry, as `HARMLESS` and `OFF`."""
+
+    model_config = ConfigDict(extra="ignore")  # `_understood` has refused what is not known
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    off: ClassVar[Off] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _understood(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        given = cls.renamed({name: part for name, part in value.items() if part is not None})
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name in list(given):
+            if name in known:
+                continue
+            if name not in cls.harmless and not asks_nothing(given[name], cls.off.get(name, ())):
+                raise refused(name, "this server does not do it" if name in cls.off else _unknown(name, known))
+            del given[name]
+        return given
+
+    @classmethod
+    def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The fields by the names that they have here. May raise ValueError."""
+        return given
+
+
+def asks_nothing(value: Any, nothing: tuple[Any, ...]) -> bool:
+    """Whether a value is one of those; a truth value is no number."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in nothing)
+
+
+def refused(field: str | int, reason: str) -> PydanticCustomError:
+    """The error for one field of a form, which is named as its place."""
+    return PydanticCustomError("refused_field", "{reason}", {"field": field, "reason": reason})
+
+
+def one_name(given: dict[str, Any], name: str, *others: str) -> None:
+    """Move the value of another spelling to `name`. Raises an error when two of them differ."""
+    for other in others:
+        if other in given:
+            value = given.pop(other)
+            if given.setdefault(name, value) != value:
+                raise refused(other, f"it is another name of '{name}', which has another value")
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return "this field is unknown" + (f". Did you mean '{near[0]}'?" if near else ". Leave it out of the request.")

@@ -1,0 +1,373 @@
+"""Every field of a request is done, cannot change the answer, or is refused by its name and place."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import numpy as np
+import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_params
+
+from serve.child.sampling import Sampler, Vocabulary
+from serve.server.api.fields import HARMLESS, OFF
+from serve.server.api.models import EmbeddingRequest
+from serve.server.api.requests import ChatRequest, CompletionRequest
+from slm.joints import Message, SamplingOptions
+from tests.served import HELLO, Served, error_of, served
+from tests.tiny_gguf import letter, write_adapter
+
+__all__ = ["served"]  # a fixture
+
+THINKS = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% if enable_thinking is defined and not enable_thinking %}"
+    "(no thoughts){% endif %}{% if reasoning_effort %}({{ reasoning_effort }}){% endif %}{% endif %}"
+)
+
+
+def text_of(reply: Any) -> str:
+    assert reply.status_code == 200, reply.text
+    choice = reply.json()["choices"][0]
+    return str(choice["message"]["content"] if "message" in choice else choice["text"])
+
+
+def tokens_of(reply: Any) -> int:
+    assert reply.status_code == 200, reply.text
+    return int(reply.json()["usage"]["prompt_tokens"])
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------
+
+
+def test_every_field_of_openais_client_is_known() -> None:
+    sent = {
+        ChatRequest: chat_params.CompletionCreateParamsBase,
+        CompletionRequest: completion_create_params.CompletionCreateParamsBase,
+        EmbeddingRequest: embedding_create_params.EmbeddingCreateParams,
+    }
+    for form, params in sent.items():
+        fields = {field.alias or name for name, field in form.model_fields.items()}
+        unknown = params.__annotations__.keys() - fields - form.harmless - form.off.keys()
+        assert not unknown, (form, unknown)
+
+
+@pytest.mark.parametrize("field", sorted(OFF))
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_what_is_not_done_is_refused_by_name_and_its_neutral_values_are_not(
+    served: Served, field: str, path: str
+) -> None:
+    body = {"model": "en", "max_tokens": 1, **({"messages": HELLO} if "chat" in path else {"prompt": "On"})}
+    reply = served.post(path, {**body, field: {"what": 3.5}})
+    assert reply.status_code == 400 and error_of(reply)["param"] == field
+    assert error_of(reply)["message"] == f"{field}: this server does not do it"
+    for nothing in (None, *OFF[field]):
+        assert served.post(path, {**body, field: nothing}).status_code == 200, nothing
+
+
+def test_labels_and_hints_change_nothing(served: Served) -> None:
+    plain = text_of(served.chat("Hello", model="en"))
+    for field in HARMLESS:
+        assert text_of(served.chat("Hello", model="en", **{field: {"a": 1}})) == plain
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO}),
+        ("/v1/completions", {"prompt": "On"}),
+        ("/v1/embeddings", {"input": "On"}),
+        ("/tokenize", {"content": "On"}),
+        ("/detokenize", {"tokens": [5]}),
+        ("/lora-adapters", {"name": "x", "path": "y"}),
+        ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "y"}),
+        ("/v1/unload_lora_adapter", {"lora_name": "x"}),
+    ],
+)
+def test_no_path_ignores_a_field_that_it_does_not_know(served: Served, path: str, body: dict[str, Any]) -> None:
+    reply = served.post(path, {**body, "temprature_日": 1})
+    assert reply.status_code == 400
+    assert error_of(reply)["message"].startswith("temprature_日: this field is unknown")
+
+
+def test_a_slip_of_the_pen_is_told_what_was_meant(served: Served) -> None:
+    for given, meant in {"temprature": "temperature", "max_token": "max_tokens", "top-p": "top_p"}.items():
+        message = error_of(served.chat("Hello", **{given: 1}))["message"]
+        assert message == f"{given}: this field is unknown. Did you mean '{meant}'?"
+
+
+def _call(**fields: Any) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": "f", **fields}}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "x", "wieght": 1}]}, "messages[0].wieght: this field is unknown"),
+        ({"response_format": {"type": "text", "schma": 1}}, "response_format.schma: this field is unknown"),
+        ({"stream_options": {"usage": True}}, "stream_options.usage: this field is unknown"),
+        ({"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats: this server"),
+        ({"tools": _call(parametrs={})}, "tools[0].function.parametrs: this field is unknown. Did you mean 'param"),
+        ({"structured_outputs": {"foo": 1}}, "structured_outputs.foo: this field is unknown"),
+        ({"lora": [{"id": 0, "scale": 1, "name": "x"}]}, "lora[0].name: this field is unknown"),
+    ],
+)
+def test_the_rule_holds_inside_as_well(served: Served, fields: dict[str, Any], message: str) -> None:
+    reply = served.chat("Hello", **fields)
+    assert reply.status_code == 400 and error_of(reply)["message"].startswith(message), reply.text
+
+
+# --- places and words -------------------------------------------------------------------------------------------
+
+
+def content(*parts: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": list(parts)}]}
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+TEXT = {"type": "text", "text": "What is it?"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (content(TEXT, IMAGE), "messages[1].content[1]: only text parts are read, this one is 'image_url'"),
+        (content({"type": "input_audio"}), "messages[1].content[0]: only text parts are read, this one is 'input_a"),
+        (content({"type": "file", "file": {}}), "messages[1].content[0]: only text parts are read, this one is 'file'"),
+        (content({"text": "x"}), "messages[1].content[0]: only text parts are read, this one is of no type"),
+        (content({"type": "text"}), "messages[1].content[0]: a part of type 'text' has its text in the field 'text'"),
+        (content("x"), "messages[1].content[0]: a part is an object"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content: the content of a message is a text or"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role: 'robot' is not one of 'system', "),
+        ({"messages": [{"content": "x"}]}, "messages[0].role: is missing"),
+        ({"messages": ["x"]}, "messages[0]: has to be an object, not 'x'"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0]: a message of the role 'user' needs content"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role: 'function' is a former role"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]: only functions can be called here, this tool is of type 'web"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools[0]: name, description and parameters stand in"),
+        ({"tool_choice": "any", "tools": _call()}, "tool_choice: is 'none', 'auto', 'required', {"),
+        ({"tool_choice": {"type": "any"}, "tools": _call()}, "tool_choice: is 'none', 'auto', 'required', {"),
+        ({"tool_choice": {"type": "function"}, "tools": _call()}, "tool_choice.function: is missing"),
+        ({"tool_choice": {"function": {"name": 3}}, "tools": _call()}, "tool_choice.function.name: has to be a text"),
+        ({"stop": 5}, "stop: has to be a text or a list of texts"),
+        ({"temperature": "hot"}, "temperature: has to be a valid number, not 'hot'"),
+        ({"response_format": "json"}, "response_format: has to be an object, not 'json'"),
+        ({"n": "2"}, "n: has to be a valid integer, not '2'"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_place_and_what_stands_there(served: Served, fields: dict[str, Any], message: str) -> None:
+    reply = served.chat("Hello", **fields)
+    assert reply.status_code == 400
+    error = error_of(reply)
+    assert error["message"].startswith(message), error
+    assert error["param"] == message.partition(":")[0]
+
+
+def test_no_union_shows_its_branches(served: Served) -> None:
+    bad: list[Any] = [["a", 5], [[1], ["x"]], {"a": 1}, 5, [None], [[[1]]], True]
+    for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input")):
+        for value in bad:
+            reply = served.post(path, {"model": "base", field: value})
+            message = error_of(reply)["message"]
+            assert reply.status_code == 400 and message.startswith(field), message
+            assert not any(word in message for word in ("str", "list[", "union", "Input should")), message
+    assert error_of(served.post("/v1/completions", {"prompt": [[1], ["x"]]}))["param"] == "prompt[1][0]"
+
+
+def test_messages_as_clients_send_earlier_answers_back_are_read(served: Served) -> None:
+    dumped = {"content": "Hi.", "refusal": None, "annotations": [], "audio": None, "function_call": None,
+              "tool_calls": None, "reasoning_content": None}  # fmt: skip
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    histories: list[list[dict[str, Any]]] = [
+        [{"role": "assistant", **dumped}],
+        [{"role": "assistant", "content": None, "refusal": "No."}],
+        [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}],
+        [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "1"}],
+        [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}],
+        [{"role": "assistant", "content": [{"type": "output_text", "text": "Hi.", "annotations": []}]}],
+        [{"role": "user", "content": [{**TEXT, "cache_control": {"type": "ephemeral"}}]}],
+    ]  # fmt: skip
+    alone = tokens_of(served.chat("Hello", model="en"))
+    for turns in histories:
+        reply = served.chat("", model="en", messages=[*HELLO, *turns, *HELLO])
+        assert tokens_of(reply) > alone + 10
+    said = [served.chat("", model="en", messages=[*HELLO, *turns, *HELLO]) for turns in histories[1:3]]
+    assert tokens_of(said[0]) == tokens_of(said[1])
+
+
+# --- what is done -----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_goes_on_from_the_final_message(served: Served) -> None:
+    whole = text_of(served.chat("Hello", model="en", max_tokens=12))
+    begun = [*HELLO, {"role": "assistant", "content": whole[:5]}]
+    for fields in (
+        {"messages": begun, "continue_final_message": True, "add_generation_prompt": False},
+        {"messages": [*HELLO, {**begun[-1], "prefix": True}]},
+        {"messages": [*HELLO, {**begun[-1], "partial": True}]},
+    ):
+        assert text_of(served.chat("", model="en", max_tokens=7, **fields)) == whole[5:]
+    closed = served.chat("", model="en", max_tokens=7, messages=begun)
+    assert tokens_of(closed) > tokens_of(
+        served.chat("", model="en", max_tokens=7, messages=begun, continue_final_message=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "x"}], "continue_final_message": True,
+          "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"messages": [{"role": "user", "content": "x", "prefix": True}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "content": "x", "prefix": True}, *HELLO]}, "messages"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_continued_says_so(served: Served, fields: dict[str, Any], place: str) -> None:
+    reply = served.chat("Hello", model="en", **fields)
+    assert reply.status_code == 400 and error_of(reply)["param"] == place
+
+
+def test_the_words_that_begin_an_answer_may_be_left_out(served: Served) -> None:
+    with_words = tokens_of(served.chat("Hello", model="en"))
+    assert tokens_of(served.chat("Hello", model="en", add_generation_prompt=True)) == with_words
+    assert tokens_of(served.chat("Hello", model="en", add_generation_prompt=False)) < with_words
+
+
+def test_a_template_is_told_its_variables_and_no_others(served: Served) -> None:
+    served.engine.load_adapter("thinks", write_adapter(served.folder / "thinks.gguf", template=THINKS))
+    try:
+        plain = tokens_of(served.chat("Hello", model="thinks"))
+        off = served.chat("Hello", model="thinks", chat_template_kwargs={"enable_thinking": False})
+        assert tokens_of(off) == plain + len("(no thoughts)")
+        assert tokens_of(served.chat("Hello", model="thinks", reasoning_effort="none")) == tokens_of(off)
+        assert tokens_of(served.chat("Hello", model="thinks", reasoning_effort="high")) == plain + len("(high)")
+        unknown = served.chat("Hello", model="thinks", chat_template_kwargs={"custom": "日本"})
+        assert unknown.status_code == 400
+        assert "has no variable 'custom'; known: enable_thinking, reasoning_effort" in error_of(unknown)["message"]
+    finally:
+        served.engine.unload_adapter("thinks")
+    for variables in ({"enable_thinking": False}, {"enable_thinking": None}):  # as it is without thoughts
+        assert served.chat("Hello", model="en", chat_template_kwargs=variables).status_code == 200
+    for variables in ({"enable_thinking": True}, {"messages": []}, {"bos_token": "x"}, {"range": 1}):
+        reply = served.chat("Hello", model="en", chat_template_kwargs=variables)
+        assert reply.status_code == 400 and next(iter(variables)) in error_of(reply)["message"]
+    assert served.chat("Hello", model="en", reasoning_effort="high").status_code == 400
+
+
+def test_other_spellings_mean_the_same(served: Served) -> None:
+    for one, other in (
+        ({"repeat_penalty": 2.0}, {"repetition_penalty": 2.0}),
+        ({"max_tokens": 5}, {"n_predict": 5, "max_tokens": None}),
+        ({"top_k": 0, "temperature": 1, "seed": 1}, {"top_k": -1, "temperature": 1, "seed": 1}),
+    ):
+        assert text_of(served.chat("Hello", model="en", **one)) == text_of(served.chat("Hello", model="en", **other))
+    reply = served.chat("Hello", repeat_penalty=2, repetition_penalty=1.5)
+    assert reply.status_code == 400 and error_of(reply)["param"] == "repetition_penalty"
+
+
+@pytest.mark.parametrize(("back", "picked"), [(0, [5, 5, 5]), (1, [5, 6, 5]), (64, [5, 6, 7]), (-1, [6, 7, 5])])
+def test_the_repeat_penalty_looks_as_far_back_as_it_is_told(back: int, picked: list[int]) -> None:
+    logits = np.array([0, 0, 0, 0, 0, 10, 9, 8], np.float32)
+    vocabulary = Vocabulary(8, frozenset({2}), lambda token, special: b"x")
+    options = SamplingOptions(repeat_penalty=1.5, repeat_last_n=back)
+    sampler = Sampler(options, [5] + [0] * 100, vocabulary)
+    assert [sampler.pick(logits).token for _ in picked] == picked
+
+
+EOS = 2
+
+
+def test_an_answer_ends_where_the_request_says(served: Served) -> None:
+    ends = {"model": "en", "logit_bias": {str(EOS): 100}, "max_tokens": 9}
+
+    def made(**fields: Any) -> tuple[int, str]:
+        body = served.chat("Hello", **{**ends, **fields}).json()
+        return body["usage"]["completion_tokens"], body["choices"][0]["finish_reason"]
+
+    assert made() == (0, "stop")
+    assert made(ignore_eos=True) == (9, "length")
+    assert made(min_tokens=4) == (4, "stop")
+    whole = text_of(served.chat("Hello", model="en", max_tokens=9))
+    stopped = served.chat("Hello", model="en", max_tokens=9, stop_token_ids=[letter(whole[3])])
+    assert text_of(stopped) == whole[: whole.index(whole[3])]
+    assert stopped.json()["choices"][0]["finish_reason"] == "stop"
+    late = served.chat("Hello", model="en", max_tokens=9, stop_token_ids=[letter(whole[3])], min_tokens=9)
+    assert whole[3] not in text_of(late) and len(text_of(late)) == 9
+    for bad in ({"min_tokens": 10}, {"stop_token_ids": [10**6]}, {"ignore_eos": True, "guided_choice": ["a"]}):
+        assert served.chat("Hello", **ends, **bad).status_code == 400, bad
+
+
+def test_a_seed_of_minus_one_is_none(served: Served) -> None:
+    said = {text_of(served.chat("Hello", model="en", temperature=2, seed=-1, max_tokens=20)) for _ in range(4)}
+    assert len(said) > 1
+
+
+FORMS: list[tuple[dict[str, Any], Any]] = [
+    ({"guided_choice": ["yes", "a/b \"c\"", "日本"]}, {"enum": ["yes", "a/b \"c\"", "日本"]}),
+    ({"guided_regex": "[ab]{2}/[0-9]"}, {"pattern": "^[ab]{2}/[0-9]$"}),
+    ({"guided_regex": r"^x\/(y|z)$"}, {"enum": ["x/y", "x/z"]}),
+    ({"guided_grammar": 'root ::= "up" | "down"'}, {"enum": ["up", "down"]}),
+    ({"guided_grammar": 'start: "up" | "down"'}, {"enum": ["up", "down"]}),
+    ({"grammar": 'root ::= [x-z] [0-9]'}, {"pattern": "^[x-z][0-9]$"}),
+    ({"structured_outputs": {"choice": ["left"]}}, {"const": "left"}),
+    ({"structured_outputs": {"regex": "a|bc"}}, {"enum": ["a", "bc"]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "schema"), FORMS)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_text_has_the_form_that_was_asked_for(served: Served, fields: Any, schema: Any, path: str) -> None:
+    body = {"model": "en", **({"messages": HELLO} if "chat" in path else {"prompt": "On"})}
+    for seed in range(3):
+        reply = served.post(path, {**body, "max_tokens": 30, "temperature": 2, "seed": seed, **fields})
+        assert reply.json()["choices"][0]["finish_reason"] == "stop"
+        jsonschema_rs.validate(schema, text_of(reply))
+
+
+BOOLEANS = {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guided_json": BOOLEANS}, {"guided_json": json.dumps(BOOLEANS)}, {"structured_outputs": {"json": BOOLEANS}},
+        {"json_schema": BOOLEANS},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": BOOLEANS}}},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_json_has_the_form_that_was_asked_for_by_any_name(served: Served, fields: dict[str, Any], path: str) -> None:
+    body = {"model": "en", **({"messages": HELLO} if "chat" in path else {"prompt": "On"})}
+    reply = served.post(path, {**body, "max_tokens": 60, "temperature": 2, "seed": 4, **fields})
+    assert reply.json()["choices"][0]["finish_reason"] == "stop"
+    jsonschema_rs.validate(BOOLEANS, json.loads(text_of(reply)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"guided_choice": ["a"], "guided_regex": "b"}, "guided_regex and guided_choice"),
+        ({"guided_choice": []}, "guided_choice: a choice is a list of texts"),
+        ({"guided_choice": [""]}, "guided_choice: a choice is a list of texts"),
+        ({"guided_regex": "(?=a)b"}, "guided_regex: this regular expression cannot be followed (found: look-around"),
+        ({"guided_regex": ""}, "guided_regex: a regex is a text"),
+        ({"guided_json": "{x"}, "guided_json is no JSON"),
+        ({"guided_json": {"not": {"type": "null"}}}, "guided_json: this JSON schema cannot be followed: 'not' at '/'"),
+        ({"grammar": 'root ::= "a" b'}, "grammar: this grammar cannot be followed"),
+        ({"grammar": "root ::= (((((" }, "grammar: this grammar cannot be followed"),
+        ({"guided_choice": ["a"], "stop": "a"}, "stop strings do not go with"),
+        ({"guided_regex": "a", "tools": _call()}, "guided_regex does not go with tools"),
+    ],
+)  # fmt: skip
+def test_a_form_that_cannot_be_had_says_why(served: Served, fields: dict[str, Any], reason: str) -> None:
+    reply = served.chat("Hello", model="en", **fields)
+    assert reply.status_code == 400 and reason in error_of(reply)["message"], reply.text
+    assert "%llguidance" not in reply.text and "start:" not in reply.text
+
+
+def test_a_turn_of_the_conversation_is_what_the_engine_reads() -> None:
+    turns = ChatRequest.model_validate({"messages": [{"role": "assistant", "content": "x", "reasoning": "hm"}]})
+    assert turns.conversation() == [Message(role="assistant", content="x", reasoning_content="hm")]

@@ -1,0 +1,250 @@
+"""JSON schemas with what no grammar can follow: a tool's is loosened and told, a strict format's is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.child.grammar import followed_schema, json_grammar
+from serve.child.schema import arguments_of
+from slm.errors import InputError, UnsupportedError
+from tests.served import HELLO, Served, error_of, served
+
+__all__ = ["served"]  # a fixture
+
+S: dict[str, Any] = {"type": "string"}
+# keyword: a value of it that says something
+REFUSED: dict[str, Any] = {
+    "uniqueItems": True, "not": {"const": 1}, "contains": S, "propertyNames": {"pattern": "^a"},
+    "dependentRequired": {"a": ["b"]}, "dependentSchemas": {"a": {"required": ["b"]}}, "dependencies": {"a": ["b"]},
+    "unevaluatedProperties": False, "unevaluatedItems": False, "$dynamicRef": "#x", "$recursiveRef": "#",
+    "$ref": "https://example.com/a.json", "pattern": "(?=a)b", "multipleOf": 0, "type": "String", "maxLength": "3",
+}  # fmt: skip
+
+
+def tool(name: str, parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def asked(served: Served, *tools: Any, **fields: Any) -> Any:
+    body = {"model": "en", "messages": HELLO, "tools": list(tools), "max_tokens": 300, "temperature": 2, "seed": 3}
+    return served.post("/v1/chat/completions", {**body, **fields})
+
+
+def calls_of(reply: Any) -> list[dict[str, Any]]:
+    assert reply.status_code == 200, reply.text
+    choice = reply.json()["choices"][0]
+    if choice["finish_reason"] == "length":
+        return []
+    return [json.loads(call["function"]["arguments"]) for call in choice["message"]["tool_calls"]]
+
+
+# --- what is left out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keyword", REFUSED)
+def test_one_keyword_is_left_out_and_named_by_its_place(keyword: str) -> None:
+    inner = {"maxItems": 2, keyword: REFUSED[keyword]}
+    schema = {"type": "object", "properties": {"a/b": {"type": "array", "items": inner}, "c": S}, "required": ["c"]}
+    followed = followed_schema(schema)
+    assert followed.left_out == (f"'{keyword}' at '/properties/a~1b/items'",)
+    good = {"type": "object", "properties": {"a/b": {"type": "array", "items": {"maxItems": 2}}, "c": S}}
+    assert followed.schema == {**good, "required": ["c"]}
+    with pytest.raises(UnsupportedError, match="cannot be followed: '") as error:
+        json_grammar(schema)
+    assert followed.left_out[0] in str(error.value) and "%" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "left_out"),
+    [
+        ({"anyOf": [S, {"not": S}]}, ["'not' at '/anyOf/1'"]),
+        ({"allOf": [{"if": S, "then": {"maxLength": 2}, "else": False}]},
+         ["'if' at '/allOf/0'", "'then' at '/allOf/0'", "'else' at '/allOf/0'"]),
+        ({"$defs": {"a": {"items": {"$ref": "#/$defs/b"}}, "b": {"not": S}}, "$ref": "#/$defs/a"},
+         ["'not' at '/$defs/b'"]),
+        ({"definitions": {"a": {"uniqueItems": True, "items": {"$ref": "#/definitions/a"}}}, "$ref": "#/definitions/a"},
+         ["'uniqueItems' at '/definitions/a'"]),
+        ({"properties": {"a": {"$ref": "#/$defs/gone"}}}, ["'$ref' at '/properties/a'"]),
+        ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, ["'oneOf' at '/'"]),
+        ({"patternProperties": {"(?=a)": S, "^b": S}, "additionalProperties": False},
+         ["'(?=a)' at '/patternProperties'"]),
+        ({"type": "object", "properties": {"a": S}, "minProperties": 1}, ["'minProperties' at '/'"]),
+        ({"type": "object", "properties": {"a": False}, "required": ["a"]}, ["'required' at '/'"]),
+        ({"allOf": [{"type": "string"}, {"type": "integer"}]}, ["'allOf' at '/'"]),
+        ({"prefixItems": [S, {"contains": S}], "minItems": 2}, ["'contains' at '/prefixItems/1'"]),
+    ],
+)  # fmt: skip
+def test_every_corner_of_a_schema_is_mended(schema: Any, left_out: list[str]) -> None:
+    followed = followed_schema(schema)
+    assert list(followed.left_out) == left_out
+    json_grammar(followed.schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "binary"}, {"type": "string", "format": "日本"}, {"format": "uri-reference"},
+        {"if": {"const": 1}}, {"then": {"const": 1}}, {"minContains": 2}, {"uniqueItems": False}, {"not": False},
+        {"$dynamicAnchor": "x"}, {"unevaluatedProperties": {}}, {"propertyNames": True}, {"dependentRequired": {}},
+        {"type": "string", "deprecated": True, "x-order": 1, "nullable": True, "discriminator": {}},
+    ],
+)  # fmt: skip
+def test_what_says_nothing_is_no_reason_to_refuse(schema: Any) -> None:
+    json_grammar({"type": "object", "properties": {"a": schema}})
+    assert followed_schema({"properties": {"a": schema}}).left_out == ()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text("abc", max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+_KEYWORDS: dict[str, Any] = {
+    "type": st.sampled_from(["string", "object", "array", "integer"]), "enum": st.lists(VALUES, max_size=3),
+    "uniqueItems": st.booleans(), "minProperties": st.integers(0, 2), "required": st.just(["a"]),
+    "pattern": st.sampled_from(["^a", "(?!b)", "\\bc"]), "maximum": st.integers(0, 5), "minimum": st.integers(0, 5),
+}  # fmt: skip
+
+
+def _schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    nested = {
+        "not": inner, "if": inner, "then": inner, "contains": inner, "items": inner, "propertyNames": inner,
+        "additionalProperties": inner, "anyOf": st.lists(inner, min_size=1, max_size=2),
+        "oneOf": st.lists(inner, min_size=1, max_size=2), "allOf": st.lists(inner, min_size=1, max_size=2),
+        "properties": st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
+        "patternProperties": st.dictionaries(st.sampled_from(["^a", "(?=b)"]), inner, max_size=2),
+    }  # fmt: skip
+    return st.fixed_dictionaries({}, optional={**_KEYWORDS, **nested})
+
+
+SCHEMAS = st.recursive(st.fixed_dictionaries({}, optional=_KEYWORDS), _schemas, max_leaves=4)
+
+
+@settings(deadline=None, max_examples=120)
+@given(schema=SCHEMAS, value=VALUES)
+def test_whatever_a_schema_allows_is_allowed_without_what_was_left_out(schema: Any, value: Any) -> None:
+    followed = followed_schema(schema)
+    json_grammar(followed.schema)
+    if jsonschema_rs.is_valid(schema, value):
+        jsonschema_rs.validate(followed.schema, value)
+    if not followed.left_out and not jsonschema_rs.is_valid(schema, value):
+        assert not jsonschema_rs.is_valid(followed.schema, value)
+
+
+def test_a_large_schema_is_mended_in_a_moment_and_a_huge_one_is_let_go() -> None:
+    def large(count: int) -> dict[str, Any]:
+        fields = {f"q{n}": {"type": "string", "description": str(n), "not": {"const": "x"}} for n in range(20)}
+        return {"properties": {f"p{n}": {"properties": fields, "minItems": n} for n in range(count)}}
+
+    followed = followed_schema(large(10))
+    assert len(followed.left_out) == 200 and set(followed.schema) == {"properties"}
+    assert followed_schema(large(2000), rest={"type": "object"}).schema == {"type": "object"}
+
+
+# --- tools ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keyword", REFUSED)
+def test_one_keyword_of_one_tool_never_fails_the_chat(served: Served, keyword: str) -> None:
+    bad = tool("bad", {"type": "object", "properties": {"a": {keyword: REFUSED[keyword]}}})
+    good = tool("good", {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]})
+    body = asked(served, good, bad, max_tokens=3).json()
+    assert body["slm"]["not_enforced"] == [f"tools[1] (bad): '{keyword}' at '/properties/a'"]
+    named = {"type": "function", "function": {"name": "good"}}
+    for arguments in calls_of(asked(served, good, bad, tool_choice=named)):
+        assert arguments["x"] == 1
+    assert "not_enforced" not in asked(served, good, max_tokens=3).json()["slm"]
+
+
+@pytest.mark.parametrize("keyword", ["binary", "password", "path", "uri-reference", "int64", "日本"])
+def test_an_unknown_format_is_an_annotation(served: Served, keyword: str) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "string", "format": keyword}}}
+    body = asked(served, tool("save", parameters), max_tokens=3).json()
+    assert "not_enforced" not in body["slm"]
+
+
+CLOSED: dict[str, Any] = {"properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        CLOSED, {**CLOSED, "type": None}, {**CLOSED, "type": ["object", "null"]}, {**CLOSED, "type": "OBJECT"},
+        {"$ref": "#/$defs/a", "$defs": {"a": CLOSED}}, {"anyOf": [CLOSED, {"type": "string"}]},
+        {"oneOf": [{"type": "null"}, {"type": "object", **CLOSED}]}, {"allOf": [CLOSED, {"if": {}, "then": {}}]},
+    ],
+)  # fmt: skip
+def test_arguments_are_an_object_whatever_the_parameters_leave_unsaid(served: Served, parameters: Any) -> None:
+    found = []
+    for seed in range(3):
+        found += calls_of(asked(served, tool("f", parameters), tool_choice="required", seed=seed))
+    assert found and all(arguments in ({"a": 1}, {"a": 2}) for arguments in found)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"type": "object"}, {"enum": [1]}, {"type": "object", "const": 3}])
+def test_parameters_that_say_nothing_of_use_are_any_object(served: Served, parameters: Any) -> None:
+    reply = asked(served, tool("f", parameters), tool_choice="required", max_tokens=60, logit_bias={})
+    text = reply.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
+    assert text.startswith("{")
+
+
+def test_no_parameters_are_none(served: Served) -> None:
+    assert calls_of(asked(served, {"type": "function", "function": {"name": "f"}}, tool_choice="required")) == [{}] or (
+        calls_of(asked(served, tool("f", None), tool_choice="required"))[0] == {}
+    )
+
+
+@pytest.mark.parametrize("kind", ["string", "array", ["string", "null"], "null"])
+def test_parameters_that_are_no_object_name_the_tool(served: Served, kind: Any) -> None:
+    reply = asked(served, tool("f", {"type": kind}))
+    assert reply.status_code == 400 and "the parameters of the tool 'f'" in error_of(reply)["message"]
+    with pytest.raises(InputError):
+        arguments_of("f", {"type": kind})
+
+
+def test_allowed_tools_are_the_only_ones_that_are_called(served: Served) -> None:
+    tools = [tool(name, {"type": "object", "properties": {}, "additionalProperties": False}) for name in "abc"]
+    names = [{"type": "function", "function": {"name": name}} for name in "bc"]
+    flat = [{"type": "function", "name": name} for name in "bc"]
+    choices: list[Any] = [
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": names}},
+        {"type": "allowed_tools", "mode": "required", "tools": flat},
+    ]
+    for choice in choices:
+        called = set()
+        for seed in range(6):
+            reply = asked(served, *tools, tool_choice=choice, seed=seed, parallel_tool_calls=False)
+            called |= {call["function"]["name"] for call in reply.json()["choices"][0]["message"]["tool_calls"]}
+        assert called and called <= {"b", "c"}
+    unknown = {"type": "allowed_tools", "mode": "auto", "tools": [{"name": "z"}]}
+    assert "'z', which is not among the tools" in error_of(asked(served, *tools, tool_choice=unknown))["message"]
+    flat_name = asked(served, *tools, tool_choice={"type": "function", "name": "a"})
+    assert flat_name.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "a"
+
+
+# --- formats ----------------------------------------------------------------------------------------------------
+
+
+def formatted(served: Served, schema: Any, **fields: Any) -> Any:
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **fields}}
+    return served.chat("Hello", model="en", response_format=asked, max_tokens=200, temperature=2, seed=1)
+
+
+def test_a_strict_format_is_refused_by_keyword_and_place_and_another_is_told(served: Served) -> None:
+    schema = {"type": "object", "properties": {"tags": {"type": "array", "items": {"enum": [1]}, "uniqueItems": True}},
+              "required": ["tags"], "additionalProperties": False}  # fmt: skip
+    strict = formatted(served, schema, strict=True)
+    assert strict.status_code == 400
+    message = error_of(strict)["message"]
+    assert message.startswith("response_format: this JSON schema cannot be followed: 'uniqueItems' at '/properties/tag")
+    assert not any(text in message for text in ("%json", "start:", "Unimplemented"))
+    loose = formatted(served, schema)
+    assert loose.json()["slm"]["not_enforced"] == ["response_format: 'uniqueItems' at '/properties/tags'"]
+    assert set(json.loads(loose.json()["choices"][0]["message"]["content"])) == {"tags"}
+    assert formatted(served, {"type": "object", "format": "zzz"}, strict=True).status_code == 200
