@@ -19,6 +19,7 @@ from slm.artifacts import sha256_file
 from slm.errors import DamagedFileError, InputError, MismatchError, SlmError, UnknownNameError, UnsupportedError
 from slm.gguf_reader import GgufFile, read_gguf
 from slm.prompt import template_name_for
+from slm.segments import marker_like
 
 RESERVED = ("auto", "base")
 # "en", "ja_lora", "fr-sft": a language code alone or with a suffix that names the method.
@@ -41,6 +42,7 @@ class Base:
     bos: str
     eos: str
     trained_context: int
+    marker_like: tuple[str, ...] = ()
 
     @cached_property
     def content(self) -> str:
@@ -85,6 +87,7 @@ def vet_base(path: Path) -> Base:
         bos=_token(file, tokens, "bos"),
         eos=_token(file, tokens, "eos"),
         trained_context=int(file.metadata.get(f"{architecture}.context_length", 0)),
+        marker_like=marker_like(tokens),
     )
 
 

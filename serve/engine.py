@@ -273,7 +273,7 @@ class Engine:
         """The model's special tokens as a fresh child names them; the same object while they are the same."""
         control, added = tuple(opened["control"]), tuple(opened["added"])
         same = (control, added) == (self._markers.control, self._markers.added)
-        return self._markers if same else Markers(control, added)
+        return self._markers if same else Markers(control, added, self.base.marker_like)
 
     def _chat_prompt(
         self, adapter: Adapter | None, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ from slm.joints import Message
 
 # What a model writes inside its own answer. They stay tokens in the assistant's turns, where templates look for them.
 ANSWER_MARKERS = ("<think>", "</think>", "[THINK]", "[/THINK]", "<tool_call>", "</tool_call>")
-# Written around calls and their results by `slm.tools`, for templates that do not speak of them.
-_TOOL_MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>")
+# What models and `slm.tools` write whether or not the template names it.
+_KNOWN = frozenset((*ANSWER_MARKERS, "<tool_response>", "</tool_response>", "<tools>", "</tools>"))
 _ANSWER_FIELDS = ("content", "reasoning_content", "reasoning")
 # Planes 15 and 16 of Unicode, which belong to nobody, from the end.
 _STAND_INS = range(0x10FFFD, 0xF0000, -1)
@@ -48,11 +48,13 @@ class Markers:
     """The texts of a vocabulary's special tokens.
 
     control: a tokenizer reads them as tokens only when it is told to. added: it reads them as tokens always
-    (llama.cpp's user-defined tokens, Hugging Face's added tokens that are not special).
+    (llama.cpp's user-defined tokens, Hugging Face's added tokens that are not special). pieces: ordinary tokens that
+    look like markers, as which unigram models keep their user-defined symbols.
     """
 
     control: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +65,15 @@ class Disguise:
     tools: list[dict[str, Any]]
     characters: dict[str, str]  # stand-in -> what it stands for
 
-    def undone(self, text: str) -> str:
-        """The text with its characters put back, also where a template wrote the stand-ins as JSON escapes."""
-        for stand_in, character in self.characters.items():
-            text = text.replace(stand_in, character).replace(_escaped(stand_in), character)
+    def unescaped(self, text: str) -> str:
+        """The text with the stand-ins that a template wrote as JSON escapes as characters."""
+        for stand_in in self.characters:
+            text = text.replace(_escaped(stand_in), stand_in)
         return text
+
+    def undone(self, text: str) -> str:
+        """The text with its characters put back."""
+        return self.unescaped(text).translate({ord(stand_in): c for stand_in, c in self.characters.items()})
 
 
 class Guard:
@@ -75,8 +81,11 @@ class Guard:
 
     def __init__(self, markers: Markers, template: str) -> None:
         # Added tokens may be plain words or runs of spaces: those are nobody's markers and are read as ever.
-        self._added = [text for text in markers.added if _is_marker(text, template)]
-        self._all = {text for text in markers.control if text.strip()}.union(self._added)
+        control = {text for text in markers.control if text.strip()}
+        added = {text for text in markers.added if _is_marker(text, template)} - control
+        pieces = {text for text in markers.pieces if _is_marker(text, template)} - control - added
+        self._tokens = control | added
+        self._all = self._tokens | pieces
         # Which character of a marker gets a stand-in; None for a marker that is a plain word.
         signs = {text: next((c for c in text if _is_sign(c)), None) for text in self._all}
         self._signs = frozenset(sign for sign in signs.values() if sign)
@@ -89,7 +98,7 @@ class Guard:
         for text in self._all:
             self._lengths.setdefault(text[0], set()).add(len(text))
         self._first = re.compile(f"[{re.escape(''.join(sorted(self._lengths)))}]" if self._lengths else "(?!)")
-        self._forged = _any_of(self._added)
+        self._parting = _any_of(added | pieces)
 
     def disguise(self, messages: Sequence[Message], tools: Tools = ()) -> Disguise | None:
         """The conversation in disguise, or None where nothing in it could be or become a part of a marker."""
@@ -110,9 +119,12 @@ class Guard:
         return Disguise(hidden, functions, {stand_in: character for character, stand_in in table.items()})
 
     def split(self, text: str) -> list[Segment]:
-        """The text cut at its markers, the longest first, as llama.cpp does it (llama-vocab.cpp, `st_partition`)."""
+        """The text cut at its special tokens, the longest first, as llama.cpp cuts it (`tokenizer_st_partition`)."""
+        return self._split(text, self._tokens)
+
+    def _split(self, text: str, markers: Set[str]) -> list[Segment]:
         pieces = [Segment(text, False)]
-        for marker in sorted(self._present(text), key=lambda m: (-len(m.encode()), m)):
+        for marker in sorted(self._present(text) & markers, key=lambda m: (-len(m.encode()), m)):
             found: list[Segment] = []
             for piece in pieces:
                 if piece.special or marker not in piece.text:
@@ -126,7 +138,7 @@ class Guard:
 
     def markers_in(self, text: str) -> list[str]:
         """The markers that a tokenizer would read as tokens, in order."""
-        return [piece.text for piece in self.split(text) if piece.special]
+        return [piece.text for piece in self._split(text, self._all) if piece.special]
 
     def segments(self, text: str, disguise: Disguise) -> list[Segment]:
         """A text rendered in disguise as segments: its markers as tokens, all else as it was written."""
@@ -135,15 +147,18 @@ class Guard:
             if piece.special:
                 found.append(piece)
             else:
-                found += [Segment(part, False) for part in self._parted(disguise.undone(piece.text))]
+                found += [Segment(part, False) for part in self._parted(piece.text, disguise)]
         return found
 
-    def _parted(self, text: str) -> Iterator[str]:
-        """Text cut behind the first character of each added token in it, which would be read as a token even so."""
-        start = 0
-        while match := self._forged.search(text, start):
-            yield text[start : match.start() + 1]
-            start = match.start() + 1
+    def _parted(self, disguised: str, disguise: Disguise) -> Iterator[str]:
+        """The text put back, cut behind the first character of what would be read as one token even so."""
+        disguised = disguise.unescaped(disguised)
+        text, start, at = disguise.undone(disguised), 0, 0
+        while match := self._parting.search(text, at):
+            at = match.start() + 1
+            if disguised[match.start() : match.end()] != match.group():  # otherwise the template wrote it
+                yield text[start:at]
+                start = at
         if start < len(text):
             yield text[start:]
 
@@ -231,6 +246,16 @@ def conversation(guard: Guard, messages: Sequence[Message], tools: Tools, render
     return guard.segments(disguised, disguise)
 
 
+def looks_like_marker(text: str) -> bool:
+    """Whether a token's text has the form of a marker: signs at both ends."""
+    return len(text) > 2 and _is_sign(text[0]) and _is_sign(text[-1])
+
+
+def marker_like(vocabulary: Iterable[str]) -> tuple[str, ...]:
+    """The tokens of a vocabulary that look like markers, whatever kind they are said to be."""
+    return tuple(t for t in vocabulary if t[:1] in ("<", "[") and t[-1:] in (">", "]") and looks_like_marker(t))
+
+
 def _is_sign(character: str) -> bool:
     return not character.isalnum() and not character.isspace()
 
@@ -238,12 +263,12 @@ def _is_sign(character: str) -> bool:
 def _is_marker(text: str, template: str) -> bool:
     """Whether an added token structures conversations: it looks so, and the template or `slm.tools` writes it."""
     bare = text.strip()
-    if len(bare) < 3 or not _is_sign(bare[0]) or not _is_sign(bare[-1]):
+    if not looks_like_marker(bare):
         return False
-    return text in template or text in _TOOL_MARKERS or bool(_BARRED.fullmatch(bare))
+    return text in template or text in _KNOWN or bool(_BARRED.fullmatch(bare))
 
 
-def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")
 
 

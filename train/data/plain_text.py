@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from slm.segments import Markers, Segment
+from slm.segments import Markers, Segment, marker_like
 
 
 def markers_of(tokenizer: Any) -> Markers:
-    """The texts of a tokenizer's added tokens."""
-    added = tokenizer.added_tokens_decoder.values()
-    control = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
-    return Markers(tuple(sorted(control)), tuple(sorted({str(token) for token in added} - control)))
+    """The texts of a tokenizer's special tokens, and of those that may be used like them."""
+    decoder = tokenizer.added_tokens_decoder.values()
+    control = {*tokenizer.all_special_tokens, *(str(token) for token in decoder if token.special)}
+    added = {str(token) for token in decoder} - control
+    return Markers(tuple(control), tuple(added), marker_like(tokenizer.get_vocab()))
 
 
 @contextmanager
