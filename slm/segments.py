@@ -86,6 +86,7 @@ class Guard:
         pieces = {text for text in markers.pieces if _is_marker(text, template)} - control - added
         self._tokens = control | added
         self._all = self._tokens | pieces
+        self._others = frozenset(text for text in markers.added if text.strip()) - self._all
         # Which character of a marker gets a stand-in; None for a marker that is a plain word.
         signs = {text: next((c for c in text if _is_sign(c)), None) for text in self._all}
         self._signs = frozenset(sign for sign in signs.values() if sign)
@@ -95,7 +96,7 @@ class Guard:
         self._longest = max(map(len, self._all), default=0)
         self._answer = _any_of([text for text in ANSWER_MARKERS if text in self._all])
         self._lengths: dict[str, set[int]] = {}
-        for text in self._all:
+        for text in self._all | self._others:
             self._lengths.setdefault(text[0], set()).add(len(text))
         self._first = re.compile(f"[{re.escape(''.join(sorted(self._lengths)))}]" if self._lengths else "(?!)")
         self._parting = _any_of(added | pieces)
@@ -147,7 +148,8 @@ class Guard:
             if piece.special:
                 found.append(piece)
             else:
-                found += [Segment(part, False) for part in self._parted(piece.text, disguise)]
+                for part in self._parted(piece.text, disguise):
+                    found += self._split(part, self._others)
         return found
 
     def _parted(self, disguised: str, disguise: Disguise) -> Iterator[str]:

@@ -24,13 +24,13 @@ def markers_of(model: Any, kinds: Mapping[int, int]) -> Markers:
     """The texts of a model's special tokens. kinds: what `special_kinds` says."""
     lib = library()
     vocab = lib.llama_model_get_vocab(model)
-    told = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
     control: list[str] = []
     added: list[str] = []
     for token, kind in kinds.items():
         # A text that is not UTF-8 never stands in a prompt.
         text = lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
-        (control if kind & told else added).append(text)
+        # Some are both: user-defined in the file, and a name that llama.cpp takes for an end of text (Gemma's "</s>").
+        (added if kind & lib.LLAMA_TOKEN_ATTR_USER_DEFINED else control).append(text)
     return Markers(tuple(control), tuple(added))
 
 
