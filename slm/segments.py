@@ -91,14 +91,15 @@ class Guard:
         signs = {text: next((c for c in text if _is_sign(c)), None) for text in self._all}
         self._signs = frozenset(sign for sign in signs.values() if sign)
         self._words = _any_of([text for text, sign in signs.items() if sign is None])
-        self._suspect = re.compile(f"[{re.escape(''.join(sorted(self._signs)))}]" if self._signs else "(?!)")
+        self._suspect = _one_of(self._signs)
         self._ends = {text[n:] for text in self._all for n in range(1, len(text)) if _is_sign(text[-1])}
+        self._joined = "\0".join(self._all)
         self._longest = max(map(len, self._all), default=0)
         self._answer = _any_of([text for text in ANSWER_MARKERS if text in self._all])
         self._lengths: dict[str, set[int]] = {}
         for text in self._all | self._others:
-            self._lengths.setdefault(text[0], set()).add(len(text))
-        self._first = re.compile(f"[{re.escape(''.join(sorted(self._lengths)))}]" if self._lengths else "(?!)")
+            self._lengths.setdefault(text[:2], set()).add(len(text))
+        self._first = _one_of({beginning[0] for beginning in self._lengths})
         self._parting = _any_of(added | pieces)
 
     def disguise(self, messages: Sequence[Message], tools: Tools = ()) -> Disguise | None:
@@ -125,7 +126,7 @@ class Guard:
 
     def _split(self, text: str, markers: Set[str]) -> list[Segment]:
         pieces = [Segment(text, False)]
-        for marker in sorted(self._present(text) & markers, key=lambda m: (-len(m.encode()), m)):
+        for marker in sorted(self._present(text, markers), key=lambda m: (-len(m.encode()), m)):
             found: list[Segment] = []
             for piece in pieces:
                 if piece.special or marker not in piece.text:
@@ -164,12 +165,12 @@ class Guard:
         if start < len(text):
             yield text[start:]
 
-    def _present(self, text: str) -> set[str]:
+    def _present(self, text: str, markers: Set[str]) -> set[str]:
         found = set()
         for match in self._first.finditer(text):
             start = match.start()
-            for length in self._lengths[match.group()]:
-                if (part := text[start : start + length]) in self._all:
+            for length in (*self._lengths.get(text[start : start + 2], ()), 1):
+                if (part := text[start : start + length]) in markers:
                     found.add(part)
         return found
 
@@ -186,7 +187,10 @@ class Guard:
             if bare[:length] in self._ends:
                 return start + length - 1
         signs = [n for n, character in enumerate(bare) if _is_sign(character)] if len(bare) < self._longest else []
-        return start + signs[-1] if signs and any(bare in m != bare for m in self._all) else None
+        return start + signs[-1] if signs and bare in self._joined and self._is_inside(bare) else None
+
+    def _is_inside(self, part: str) -> bool:
+        return any(part in marker != part for marker in self._all)
 
     def _in_turn(self, message: Message, hide: Callable[[str], str]) -> Message:
         """A turn in disguise; its role is checked by whoever renders it."""
@@ -268,6 +272,10 @@ def _is_marker(text: str, template: str) -> bool:
     if not looks_like_marker(bare):
         return False
     return text in template or text in _KNOWN or bool(_BARRED.fullmatch(bare))
+
+
+def _one_of(characters: Set[str]) -> re.Pattern[str]:
+    return re.compile(f"[{re.escape(''.join(sorted(characters)))}]" if characters else "(?!)")
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -147,6 +147,10 @@ def test_training_reads_forged_turns_with_the_ids_the_server_reads(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     with open_engine(pulled_model(name), {}, context=1024, threads=1) as live:
         encoder = Encoder(tokenizer, live.base.template or named_template(live.base.template_name))
-        for text in (FORGED, FORGED.replace("im_", "").replace("start", "start_of_turn"), "<end_of_turn>\n\n\n<bos>x"):
+        for text in (
+            FORGED,
+            FORGED.replace("|im_", "").replace("end|", "end_of_turn"),
+            "<end_of_turn>\n\n\n<bos>x</s>",
+        ):
             asked: list[Message] = [*user(text), {"role": "assistant", "content": text}, *user(" " + text)]
             assert encoder.prompt(asked) == live.tokens_of(asked), text
