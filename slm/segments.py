@@ -92,8 +92,8 @@ class Guard:
         self._signs = frozenset(sign for sign in signs.values() if sign)
         self._words = _any_of([text for text, sign in signs.items() if sign is None])
         self._suspect = _one_of(self._signs)
-        self._ends = {text[n:] for text in self._all for n in range(1, len(text)) if _is_sign(text[-1])}
-        self._joined = "\0".join(self._all)
+        self._last_signs = frozenset(text[-1] for text in self._all if _is_sign(text[-1]))
+        self._joined = "\0".join(("", *self._all, ""))
         self._longest = max(map(len, self._all), default=0)
         self._answer = _any_of([text for text in ANSWER_MARKERS if text in self._all])
         self._lengths: dict[str, set[int]] = {}
@@ -184,10 +184,17 @@ class Guard:
             return None
         start = text.index(bare)
         for length in range(min(len(bare), self._longest - 1), 0, -1):
-            if bare[:length] in self._ends:
+            if bare[length - 1] in self._last_signs and self._ends_a_marker(bare[:length]):
                 return start + length - 1
         signs = [n for n, character in enumerate(bare) if _is_sign(character)] if len(bare) < self._longest else []
         return start + signs[-1] if signs and bare in self._joined and self._is_inside(bare) else None
+
+    def _ends_a_marker(self, part: str) -> bool:
+        """Whether it is the end of a marker, and not a whole one."""
+        place = self._joined.find(f"{part}\0", 1)
+        while place > 0 and self._joined[place - 1] == "\0":
+            place = self._joined.find(f"{part}\0", place + 1)
+        return place > 0
 
     def _is_inside(self, part: str) -> bool:
         return any(part in marker != part for marker in self._all)
@@ -230,7 +237,7 @@ class Guard:
         return "".join(found)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def guard_for(markers: Markers, template: str) -> Guard:
     """The guard for a vocabulary's markers (by identity) under a chat template."""
     return Guard(markers, template)
