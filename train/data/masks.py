@@ -70,7 +70,6 @@ class _Answer(NamedTuple):
     """
 
     asked: str
-    whole: str
     answered: str
     border: int
     disguise: Disguise | None = None
@@ -209,25 +208,28 @@ class Encoder:
 
     def _answers(self, example: Example) -> list[_Answer]:
         turns = [n for n, m in enumerate(example.messages) if m["role"] == "assistant" and m["content"].strip()]
+        example, disguise = self._disguised(example, turns)
+        return [self._answer(example, turn, disguise) for turn in turns]
+
+    def _disguised(self, example: Example, turns: Sequence[int]) -> tuple[Example, Disguise | None]:
+        """The example as it is to be rendered: in disguise where its text would add markers up to one of the turns."""
         disguise = self._guard.disguise(example.messages)
-        if disguise is not None:
-            hidden = replace(example, messages=tuple(disguise.messages))
-            answers = [self._answer(hidden, turn, disguise) for turn in turns]
-            if any(self._adds_markers(example, turn, answer) for turn, answer in zip(turns, answers, strict=True)):
-                return answers
-        return [self._answer(example, turn) for turn in turns]
+        if disguise is None:
+            return example, None
+        hidden = replace(example, messages=tuple(disguise.messages))
+        same = self._markers(example, turns) == self._markers(hidden, turns)
+        return (example, None) if same else (hidden, disguise)
 
-    def _adds_markers(self, example: Example, turn: int, hidden: _Answer) -> bool:
-        """Whether a conversation up to an answer has markers that it has not in disguise."""
+    def _markers(self, example: Example, turns: Sequence[int]) -> list[list[str]]:
+        """The markers in what is rendered for each answer; none where the template refuses it."""
         try:
-            asked = self._render(example.messages[:turn], ask=True) if turn else ""
-            answered = self._render(example.messages[: turn + 1], ask=False)
-        except InputError:  # some templates refuse contents that name their markers
-            return True
-        found = self._guard.markers_in(asked), self._guard.markers_in(answered)
-        return found != (self._guard.markers_in(hidden.asked), self._guard.markers_in(hidden.whole))
+            texts = [self._render(example.messages[:turn], ask=True) for turn in turns if turn]
+            texts += [self._render(example.messages[: turn + 1], ask=False) for turn in turns]
+        except InputError:
+            return []
+        return [self._guard.markers_in(text) for text in texts]
 
-    def _answer(self, example: Example, turn: int, disguise: Disguise | None = None) -> _Answer:
+    def _answer(self, example: Example, turn: int, disguise: Disguise | None) -> _Answer:
         try:
             asked = self._render(example.messages[:turn], ask=True) if turn else ""
             answered = self._render(example.messages[: turn + 1], ask=False)
@@ -246,7 +248,7 @@ class Encoder:
                 found=repr(_undone(asked[max(0, border - 20) : border + 40], disguise)),
                 hint="Choose another template, for example: --template chatml",
             )
-        return _Answer(asked, answered, answered[: self._end(answered, border, content)], border, disguise)
+        return _Answer(asked, answered[: self._end(answered, border, content)], border, disguise)
 
     def _end(self, answered: str, border: int, content: str) -> int:
         """Where the marker that ends the answer ends, in characters; what stands behind it is never generated."""
