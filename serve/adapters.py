@@ -20,6 +20,7 @@ from slm.errors import DamagedFileError, InputError, MismatchError, SlmError, Un
 from slm.gguf_reader import GgufFile, read_gguf
 from slm.identity import FINGERPRINT, WEIGHTS, belong, short, tensors_hash, text_of, trained_on
 from slm.prompt import template_name_for
+from slm.segments import marker_like
 from slm.turn_end import END_TOKENS
 
 RESERVED = ("auto", "base")
@@ -44,6 +45,7 @@ class Base:
     bos: str
     eos: str
     trained_context: int
+    marker_like: tuple[str, ...] = ()
     ends: tuple[int, ...] = ()
 
     def is_base_of(self, adapter: GgufFile) -> bool:
@@ -101,6 +103,7 @@ def vet_base(path: Path) -> Base:
         eos=_token(file, tokens, "eos"),
         trained_context=int(file.metadata.get(f"{architecture}.context_length", 0)),
         ends=_ends(file.metadata.get(END_TOKENS), len(tokens)),
+        marker_like=marker_like(tokens),
     )
 
 

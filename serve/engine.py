@@ -26,10 +26,12 @@ from serve.trial import Trials
 from serve.vault import Vault
 from slm.errors import InputError, SlmError
 from slm.joints import Finish, Message, SamplingOptions, Scored, TokenScore
+from slm.segments import Markers
 
 Event = str | Scored | Finish | SlmError
 Sink = Callable[[Event], None]
 _GREEDY = SamplingOptions()
+_FROM_THE_START = Opening()
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Engine:
         self.default_adapter = default_adapter
         self.options = options
         self.context = 0
+        self._markers = Markers()
         self._registry = Registry(self.base)
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -126,7 +129,7 @@ class Engine:
         adapter: str | None = None,
         lora: Sequence[tuple[str, float]] | None = None,
         tools: Sequence[dict[str, Any]] = (),
-        opening: Opening = Opening(),  # noqa: B008 - frozen
+        opening: Opening = _FROM_THE_START,
         sampling: SamplingOptions,
         fit: bool = False,
     ) -> Ticket:
@@ -136,9 +139,7 @@ class Engine:
         for the chat template. opening: how the answer begins.
         """
         way = self.route(adapter, messages, lora=lora)
-        return self._begin(
-            way, lora, lambda a: chat_prompt(self.base, a, messages, tools, opening), sink, sampling, fit
-        )
+        return self._begin(way, lora, lambda a: self._chat_prompt(a, messages, tools, opening), sink, sampling, fit)
 
     def begin_complete(
         self,
@@ -175,8 +176,7 @@ class Engine:
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of a text; add_special: with BOS where the vocabulary has one. Markers like <|x|> are one token."""
-        answer = self._child.call({"op": "tokenize", "prompt": text, "add_special": add_special})
-        return [int(token) for token in answer["tokens"]]
+        return self._tokens(replace(plain_prompt(self.base, text), add_special=add_special))
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids. Raises InputError for an id outside the vocabulary."""
@@ -191,9 +191,7 @@ class Engine:
     def tokens_of(self, messages: Sequence[Message], *, adapter: str | None = None) -> list[int]:
         """The token ids the model would read for a conversation."""
         way = self.route(adapter, messages)
-        prompt = chat_prompt(self.base, self._named(way.adapter), messages)
-        assert isinstance(prompt.text, str)
-        return self.tokenize(prompt.text, add_special=prompt.add_special)
+        return self._tokens(self._chat_prompt(self._named(way.adapter), messages))
 
     # --- adapters -------------------------------------------------------------------------------------------------
 
@@ -273,8 +271,28 @@ class Engine:
             }
         )  # fmt: skip
         self.context = int(opened["context"])
+        self._markers = self._markers_of(opened)
         for adapter in self.adapters():
             call({"op": "load", "content": adapter.content, "path": str(adapter.file)})
+
+    def _markers_of(self, opened: Mapping[str, Any]) -> Markers:
+        """The model's special tokens as a fresh child names them; the same object while they are the same."""
+        control, added = tuple(opened["control"]), tuple(opened["added"])
+        same = (control, added) == (self._markers.control, self._markers.added)
+        return self._markers if same else Markers(control, added, self.base.marker_like)
+
+    def _chat_prompt(
+        self,
+        adapter: Adapter | None,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        opening: Opening = _FROM_THE_START,
+    ) -> Prompt:
+        return chat_prompt(self.base, adapter, messages, tools, opening, markers=self._markers)
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        answer = self._child.call({"op": "tokenize", "prompt": prompt.content, "add_special": prompt.add_special})
+        return [int(token) for token in answer["tokens"]]
 
     def _begin(
         self,
@@ -296,7 +314,7 @@ class Engine:
             scales = dict(lora or ())
             pairs = [(a.content, scales.get(a.name, a.scale)) for a in adapters]
             return {
-                "op": "generate", "prompt": prompt.text, "add_special": prompt.add_special, "fit": fit,
+                "op": "generate", "prompt": prompt.content, "add_special": prompt.add_special, "fit": fit,
                 "lora": pairs, "sampling": options,
             }  # fmt: skip
 
@@ -305,7 +323,7 @@ class Engine:
                 sink(event)
 
         harmless = {**options, "seed": 0}
-        fingerprint = hashlib.sha256(json.dumps([prompt.text, named, harmless]).encode()).hexdigest()
+        fingerprint = hashlib.sha256(json.dumps([prompt.content, named, harmless]).encode()).hexdigest()
         id = self._child.generate(order, take, fingerprint)
         return Ticket(way, lambda: self._child.cancel(id))
 

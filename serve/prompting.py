@@ -1,10 +1,12 @@
-"""From a conversation to the text the model reads: which chat template, and whether a BOS token is still missing.
+"""From a conversation to the segments the model reads: which chat template, and whether a BOS token is still missing.
 
-It knows nothing of tokens' ids, of the child process or of HTTP.
+Text of the conversation never becomes a control token (`slm.segments`); a plain prompt is read as it stands. It knows
+nothing of tokens' ids, of the child process or of HTTP.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 from serve.adapters import Adapter, Base
 from serve.prefill import cut, marked
 from serve.templates import render_guarded
+from slm.errors import InputError
 from slm.joints import Message
 from slm.prompt import named_template
+from slm.segments import Guard, Markers, Segment, Tools, conversation, guard_for
 
 # A template that marks turns with plain text has no end-of-turn token; the next turn's marker ends the answer.
 _TEXT_MARKERS = ("### Instruction:",)
@@ -21,9 +25,9 @@ _TEXT_MARKERS = ("### Instruction:",)
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text to tokenize (markers as tokens) or token ids, whether BOS is to be added to a text, and stop strings."""
+    """Segments to tokenize, or token ids; whether BOS is to be added to the segments; and stop strings."""
 
-    text: str | list[int]
+    content: tuple[Segment, ...] | list[int]
     add_special: bool
     stop: tuple[str, ...] = ()
 
@@ -44,31 +48,48 @@ def chat_prompt(
     base: Base,
     adapter: Adapter | None,
     messages: Sequence[Message],
-    tools: Sequence[dict[str, Any]] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
     opening: Opening = Opening(),
+    *,
+    markers: Markers,
 ) -> Prompt:
     """Render with the adapter's own template, else the base's, else the named one for its vocabulary.
 
-    tools: functions the model may call, as OpenAI describes them. Raises InputError where the template refuses it.
+    tools: functions the model may call, as OpenAI describes them. markers: the model's special tokens; only those that
+    the template itself writes become tokens. Raises InputError where the template refuses the conversation.
     """
     template = (adapter and adapter.template) or base.template or named_template(base.template_name)
+    guard = guard_for(markers, template)
+    _refuse_markers(guard, opening.variables)
     messages, mark = marked(messages) if opening.continues else (messages, "")
-    text = render_guarded(
-        template, messages, bos_token=base.bos, eos_token=base.eos, tools=tools, variables=opening.variables,
-        add_generation_prompt=opening.generation_prompt and not opening.continues,
-    )  # fmt: skip
-    if mark:
-        text = cut(text, mark)
-    return Prompt(text, needs_bos(base, text), tuple(marker for marker in _TEXT_MARKERS if marker in template))
+
+    def rendered(turns: Sequence[Message], functions: Tools) -> str:
+        text = render_guarded(
+            template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=opening.variables,
+            add_generation_prompt=opening.generation_prompt and not opening.continues,
+        )  # fmt: skip
+        return cut(text, mark) if mark else text
+
+    segments = conversation(guard, messages, tools, rendered)
+    return Prompt(tuple(segments), needs_bos(base, segments), tuple(m for m in _TEXT_MARKERS if m in template))
+
+
+def _refuse_markers(guard: Guard, variables: Mapping[str, Any]) -> None:
+    """Raise InputError for a template's variable that would write a control token."""
+    for name, value in variables.items():
+        if found := guard.markers_in(json.dumps(value, ensure_ascii=False)):
+            raise InputError(f"the template's variable '{name}' holds the control token {found[0]!r}")
 
 
 def plain_prompt(base: Base, text: str | Sequence[int]) -> Prompt:
-    """A text to be continued as it stands, or token ids, to which nothing is added."""
+    """A text to be continued as it stands, markers in it being tokens, or token ids, to which nothing is added."""
     if isinstance(text, str):
-        return Prompt(text, needs_bos(base, text))
+        segments = (Segment(text, True),)
+        return Prompt(segments, needs_bos(base, segments))
     return Prompt(list(text), False)
 
 
-def needs_bos(base: Base, text: str) -> bool:
-    """False when the text begins with BOS already: a second one is out of what the model was trained on."""
-    return not (base.bos and text.startswith(base.bos))
+def needs_bos(base: Base, segments: Sequence[Segment]) -> bool:
+    """False when the segments begin with BOS already: a second one is out of what the model was trained on."""
+    first = segments[0] if segments else Segment("", True)
+    return not (base.bos and first.special and first.text.startswith(base.bos))

@@ -110,6 +110,7 @@ def llama_cpp_python_launch(options: Options, config: Path, *, python: str, thre
 def limits(engine: str, options: Options) -> list[str]:
     """What the engine cannot do that ours can, and how an adapter is asked for; one line each."""
     lines = [f"{engine} does not route by language, load adapters while it runs, or answer from an index"]
+    lines.append("it reads the names of control tokens in any text as tokens, so a text can end its turn")
     names = [name for name, _ in options.adapters]
     if engine == LLAMA_CPP_PYTHON:
         lines.append("it answers one request at a time; the others wait")

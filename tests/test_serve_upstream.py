@@ -137,6 +137,7 @@ def test_what_an_engine_cannot_do_is_said() -> None:
     assert any("models: small, en, ja" in line for line in limits("llama-cpp-python", both))
     for engine in upstream.ENGINES:
         assert "does not route by language" in limits(engine, both)[0]
+        assert "control tokens" in limits(engine, both)[1]
 
 
 # --- the programs -----------------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.child.grammar import Constraint, Tokenizer, tokenizer_of
+from serve.child.prompt import markers_of, special_kinds
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions, TokenScore
-from slm.llama import library, token_reader, vocab_size
+from slm.llama import library, model_meta, token_reader, vocab_size
+from slm.segments import Markers
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.intp]
@@ -28,6 +30,7 @@ Probabilities = npt.NDArray[np.float32]
 
 # Below this a temperature leaves only the best token and those that tie with it; smaller ones would overflow.
 _COLDEST = 1e-6
+_NO_MARKERS = Markers()
 # Elements to a block in `largest`: few blocks to rank, and few elements in the blocks that are looked into.
 _BLOCK = 64
 
@@ -35,10 +38,13 @@ _BLOCK = 64
 class Vocabulary:
     """The tokens of one model: how many, the bytes of each (looked up once), and which of them end an answer."""
 
-    def __init__(self, size: int, eog: frozenset[int], read: Callable[[int, bool], bytes]) -> None:
+    def __init__(
+        self, size: int, eog: frozenset[int], read: Callable[[int, bool], bytes], markers: Markers = _NO_MARKERS
+    ) -> None:
         """read(token, special) gives a token's bytes; control tokens have some only when special is True."""
         self.size = size
         self.eog = eog
+        self.markers = markers
         self._read = lru_cache(maxsize=1 << 16)(read)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
@@ -59,8 +65,12 @@ def vocabulary_of(model: Any, ends: Collection[int] = ()) -> Vocabulary:
     """The vocabulary of an open model, which has to outlive it. ends: tokens that end an answer beside llama.cpp's."""
     lib, size = library(), vocab_size(model)
     vocab = lib.llama_model_get_vocab(model)
-    eog = frozenset(token for token in range(size) if lib.llama_vocab_is_eog(vocab, token)) | set(ends)
-    return Vocabulary(size, eog, token_reader(model))
+    kinds = special_kinds(model)
+    # llama.cpp makes control tokens of all that end an answer, except of those that the file names.
+    named = {model_meta(model, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")} - {None}
+    looked = {*kinds, *(int(token) for token in named if token and int(token) < size)}
+    eog = frozenset(token for token in looked if lib.llama_vocab_is_eog(vocab, token)) | set(ends)
+    return Vocabulary(size, eog, token_reader(model), markers_of(model, kinds))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ llama.cpp may abort this process; the parent (`serve.supervisor`) then starts an
 In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "draft", "ends": token ids,
       "identity", "cache_bytes", "cache_folder"}
      {"op": "load", "id", "content", "path"}   {"op": "unload", "id", "content"}   {"op": "stats", "id"}
-     {"op": "tokenize", "id", "prompt", "add_special"}   {"op": "detokenize", "id", "tokens"}
+     {"op": "tokenize", "id", "prompt": segments, "add_special"}   {"op": "detokenize", "id", "tokens"}
      {"op": "embed", "id", "text": text or token ids}
-     {"op": "generate", "id", "prompt": text or token ids, "add_special", "lora": [[content, scale], ...], "fit",
-      "sampling": {...}}
+     {"op": "generate", "id", "prompt": segments or token ids, "add_special", "lora": [[content, scale], ...], "fit",
+      "sampling": {...}}          segments: [[text, whether markers in it are tokens], ...] (`slm.segments`)
      {"op": "cancel", "id"}
 Out: {"id", "ok": {...}} | {"id", "begun": true} | {"id", "text"[, "score"]} | {"id", "finish": {...}}
      | {"id", "error": {"type", "what", "found", "hint"}}
@@ -30,12 +30,14 @@ from typing import IO, Any
 from serve.child.contexts import HotContext, Piece
 from serve.child.lanes import Lanes, key_of
 from serve.child.prefix_store import PrefixStore
+from serve.child.prompt import prompt_tokens, segments_of
 from serve.child.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.slots import Request
 from serve.child.team import Team
 from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.joints import SamplingOptions, TokenScore
-from slm.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes, tokenize
+from slm.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes
+from slm.segments import Segment
 
 Orders = queue.SimpleQueue[dict[str, Any]]
 # The interpreter gives a waiting thread its turn after this long; the default of 5 ms is half a token's time.
@@ -146,7 +148,10 @@ class Worker:
 
         cores, hot = int(order["threads"]) or physical_cores(), int(order["hot"])
         self._lanes = Lanes(open_context, self._replies, store, lanes=hot, cores=cores, parallel=parallel)
-        return {"context": self._context, "trained_context": trained}
+        markers = vocabulary.markers
+        return {
+            "context": self._context, "trained_context": trained, "control": markers.control, "added": markers.added
+        }  # fmt: skip
 
     def _do_load(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         path = Path(order["path"])
@@ -161,7 +166,7 @@ class Worker:
         return self._open_lanes.stats()
 
     def _do_tokenize(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
-        return {"tokens": self._tokens(order["prompt"], bool(order["add_special"]))}
+        return {"tokens": prompt_tokens(self._model, segments_of(order["prompt"]), bool(order["add_special"]))}
 
     def _do_detokenize(self, id: int, order: dict[str, Any]) -> dict[str, Any]:
         tokens = self._checked(order["tokens"])
@@ -181,7 +186,10 @@ class Worker:
             self._replies.flush()
 
     def _embedding(self, text: str | list[Any]) -> dict[str, Any]:
-        tokens = self._tokens(text, True) if isinstance(text, str) else self._checked(text)
+        if isinstance(text, str):
+            tokens = prompt_tokens(self._model, [Segment(text, False)], True)
+        else:
+            tokens = self._checked(text)
         if not tokens:
             raise InputError("the text to embed is empty")
         if len(tokens) > self._context:
@@ -196,7 +204,10 @@ class Worker:
 
     def _do_generate(self, id: int, order: dict[str, Any]) -> None:
         given = order["prompt"]
-        prompt = self._tokens(given, bool(order["add_special"])) if isinstance(given, str) else self._checked(given)
+        if given and isinstance(given[0], list):
+            prompt = prompt_tokens(self._model, segments_of(given), bool(order["add_special"]))
+        else:
+            prompt = self._checked(given)
         options = options_of(order["sampling"])
         room = self._context - len(prompt)
         if not prompt:
@@ -220,15 +231,6 @@ class Worker:
         for token in tokens:
             if not isinstance(token, int) or not 0 <= token < size:
                 raise InputError(f"{token!r} is no token id; the vocabulary has {size:,}")
-        return tokens
-
-    def _tokens(self, text: str, add_special: bool) -> list[int]:
-        tokens = tokenize(self._model, text, add_special=add_special, parse_special=True)
-        lib = library()
-        vocab = lib.llama_model_get_vocab(self._model)
-        # A vocabulary may ask for an end token too; a prompt that is to be continued must not have it.
-        if add_special and lib.llama_vocab_get_add_eos(vocab) and tokens and tokens[-1] == lib.llama_vocab_eos(vocab):
-            tokens.pop()
         return tokens
 
 

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 from slm.errors import InputError
 from slm.joints import Message
 from slm.prompt import TEMPLATES, named_template, render, template_name_for
+from slm.segments import Disguise, Segment, Tools, conversation, guard_for
 from train.data.examples import Example
+from train.data.plain_text import SegmentTokenizer, markers_of, special_texts_as_text
 
 IGNORE = -100  # the label of a token that is not learned, as PyTorch's cross-entropy has it
 # So many examples go to the tokenizer at once.
@@ -63,12 +65,14 @@ def end_of_turn_id(tokenizer: Any, template: str) -> int | None:
 class _Answer(NamedTuple):
     """A conversation up to an answer as text: as the answer is asked for, and with the answer up to its end marker.
 
-    `answered[border:]` is what the model has to write itself.
+    `answered[border:]` is what the model has to write itself. disguise: how it was rendered where contents
+    name markers.
     """
 
     asked: str
     answered: str
     border: int
+    disguise: Disguise | None = None
 
 
 class Encoder:
@@ -87,6 +91,8 @@ class Encoder:
         self.special = (set(tokenizer.all_special_ids) | set(added)) - {tokenizer.unk_token_id}
         names = {*tokenizer.all_special_tokens, *added.values()} - {tokenizer.unk_token}
         markers = "|".join(re.escape(text) for text in sorted(names, key=len, reverse=True) if text.strip()) or "(?!)"
+        self._guard = guard_for(markers_of(tokenizer), template)
+        self._segments = SegmentTokenizer(self._core)
         self._marker, self._only_markers = re.compile(markers), re.compile(rf"(?:\s|{markers})*")
 
     def ids(self, text: str) -> list[int]:
@@ -95,7 +101,11 @@ class Encoder:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids that ask for the next answer."""
-        return self.ids(self._render(messages, ask=True))
+
+        def asked(turns: Sequence[Message], _: Tools) -> str:
+            return self._render(turns, ask=True)
+
+        return self._with_bos(self._segments.ids(conversation(self._guard, messages, (), asked)))
 
     def encode(self, examples: Iterable[Example], max_length: int) -> Iterator[Encoded]:
         """Conversations with their answers as labels, plain texts with every token as a label, as they come."""
@@ -120,9 +130,8 @@ class Encoder:
         """
         for chunk in _chunks(examples, _CHUNK):
             answers = [self._answers(example) for example in chunk]
-            texts = list(
-                dict.fromkeys(t for talk in answers for a in talk for t in (a.answered[: a.border], a.answered))
-            )
+            plain = [answer for talk in answers for answer in talk if answer.disguise is None]
+            texts = list(dict.fromkeys(text for a in plain for text in (a.answered[: a.border], a.answered)))
             ids = dict(zip(texts, self._all_ids(texts), strict=True))
             for example, talk in zip(chunk, answers, strict=True):
                 yield from self._sequences(example, talk, ids)
@@ -164,16 +173,29 @@ class Encoder:
 
     def _tokenized(self, examples: Iterable[Example]) -> Iterator[tuple[Example, list[int]]]:
         for chunk in _chunks(examples, _CHUNK):
-            texts = [example.text if example.is_document else example.text + "\n" for example in chunk]
-            yield from zip(chunk, self._plain_ids(texts), strict=True)
+            for is_document, group in groupby(chunk, key=lambda example: example.is_document):
+                members = list(group)
+                if is_document:
+                    yield from zip(members, self._plain_ids([example.text for example in members]), strict=True)
+                    continue
+                with special_texts_as_text(self._core):
+                    rows = self._plain_ids([example.text + "\n" for example in members])
+                yield from zip(members, rows, strict=True)
 
     def _plain_ids(self, texts: list[str]) -> list[list[int]]:
         """What `tokenizer(texts, add_special_tokens=False).input_ids` is, in half the time."""
         return [encoding.ids for encoding in self._core.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _all_ids(self, texts: list[str]) -> list[list[int]]:
-        rows = self._plain_ids(texts)
-        return [ids if not self.bos or ids[:1] == self.bos else self.bos + ids for ids in rows]
+        return [self._with_bos(ids) for ids in self._plain_ids(texts)]
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        return ids if not self.bos or ids[:1] == self.bos else self.bos + ids
+
+    def _ids_of(self, text: str, disguise: Disguise | None) -> list[int]:
+        """Token ids of a rendered text, without a BOS of ours."""
+        segments = [Segment(text, True)] if disguise is None else self._guard.segments(text, disguise)
+        return self._segments.ids(segments)
 
     def _render(self, messages: Sequence[Message], *, ask: bool) -> str:
         return render(
@@ -186,9 +208,28 @@ class Encoder:
 
     def _answers(self, example: Example) -> list[_Answer]:
         turns = [n for n, m in enumerate(example.messages) if m["role"] == "assistant" and m["content"].strip()]
-        return [self._answer(example, turn) for turn in turns]
+        example, disguise = self._disguised(example, turns)
+        return [self._answer(example, turn, disguise) for turn in turns]
 
-    def _answer(self, example: Example, turn: int) -> _Answer:
+    def _disguised(self, example: Example, turns: Sequence[int]) -> tuple[Example, Disguise | None]:
+        """The example as it is to be rendered: in disguise where its text would add markers up to one of the turns."""
+        disguise = self._guard.disguise(example.messages)
+        if disguise is None:
+            return example, None
+        hidden = replace(example, messages=tuple(disguise.messages))
+        same = self._markers(example, turns) == self._markers(hidden, turns)
+        return (example, None) if same else (hidden, disguise)
+
+    def _markers(self, example: Example, turns: Sequence[int]) -> list[list[str]]:
+        """The markers in what is rendered for each answer; none where the template refuses it."""
+        try:
+            texts = [self._render(example.messages[:turn], ask=True) for turn in turns if turn]
+            texts += [self._render(example.messages[: turn + 1], ask=False) for turn in turns]
+        except InputError:
+            return []
+        return [self._guard.markers_in(text) for text in texts]
+
+    def _answer(self, example: Example, turn: int, disguise: Disguise | None) -> _Answer:
         try:
             asked = self._render(example.messages[:turn], ask=True) if turn else ""
             answered = self._render(example.messages[: turn + 1], ask=False)
@@ -204,10 +245,10 @@ class Encoder:
             raise InputError(
                 f"the chat template renders the question differently once it is answered, so the answer's"
                 f" tokens cannot be told apart ({example.where})",
-                found=repr(asked[max(0, border - 20) : border + 40]),
+                found=repr(_undone(asked[max(0, border - 20) : border + 40], disguise)),
                 hint="Choose another template, for example: --template chatml",
             )
-        return _Answer(asked, answered[: self._end(answered, border, content)], border)
+        return _Answer(asked, answered[: self._end(answered, border, content)], border, disguise)
 
     def _end(self, answered: str, border: int, content: str) -> int:
         """Where the marker that ends the answer ends, in characters; what stands behind it is never generated."""
@@ -245,27 +286,30 @@ class Encoder:
 
     def _span(self, example: Example, answer: _Answer, ids: dict[str, list[int]]) -> tuple[list[int], int]:
         """(ids up to the end of the answer, index of the first that is learned)."""
-        asked = answer.answered[: answer.border]
-        before, whole = ids[asked] if asked else list(self.bos), ids[answer.answered]
+        asked, answered, disguise = answer.answered[: answer.border], answer.answered, answer.disguise
+        if disguise is None:
+            before, whole = ids[asked] if asked else list(self.bos), ids[answered]
+        else:
+            before, whole = (self._with_bos(self._ids_of(text, disguise)) for text in (asked, answered))
         if whole[: len(before)] != before:  # a token reaches over the border: keep the prompt as it will be asked
-            whole = before + self._continuation(example, before, answer.answered[answer.border :], whole)
+            whole = before + self._continuation(example, before, answer, whole)
         return whole, len(before)
 
-    def _continuation(self, example: Example, before: list[int], rest: str, whole: list[int]) -> list[int]:
-        """Token ids of `rest` that read, behind `before`, as `whole` does.
+    def _continuation(self, example: Example, before: list[int], answer: _Answer, whole: list[int]) -> list[int]:
+        """Token ids of what the model writes that read, behind `before`, as `whole` does.
 
         Tokenizers that put a space before a text (SentencePiece's dummy prefix) would put one before the answer;
-        tokens of `rest` behind a line break have none.
+        tokens behind a line break have none.
         """
-        text = self._tokenizer.decode(whole)
+        text, rest = self._tokenizer.decode(whole), answer.answered[answer.border :]
         for lead in ("", "\n", "a"):
-            first, both = self._plain_ids([lead, lead + rest])
+            first, both = (self._ids_of(part, answer.disguise) for part in (lead, lead + rest))
             part = both[len(first) :]
             if both[: len(first)] == first and self._tokenizer.decode(before + part) == text:
                 return part
         raise InputError(
             f"the tokenizer merges the end of the question with the beginning of the answer ({example.where})",
-            found=repr(rest[:40]),
+            found=repr(_undone(rest[:40], answer.disguise)),
             hint="Choose a template that ends the question with a special token, for example: --template chatml",
         )
 
@@ -273,6 +317,10 @@ class Encoder:
         if labels[1:].count(IGNORE) == len(labels) - 1:
             raise InputError(f"{example.where}: no token of the answer is left to learn under this chat template")
         return Encoded(tuple(ids), tuple(labels), example)
+
+
+def _undone(text: str, disguise: Disguise | None) -> str:
+    return text if disguise is None else disguise.undone(text)
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

@@ -69,7 +69,8 @@ def pack(tokenizer: Any, passages: Iterable[Passage], fraction: float, seed: int
 def _encoded(tokenizer: Any, passages: Iterable[Passage]) -> Iterator[tuple[Passage, list[int]]]:
     rest = iter(passages)
     while some := list(islice(rest, _TOGETHER)):
-        ids = tokenizer([passage.text for passage in some], add_special_tokens=False).input_ids
+        texts = [passage.text for passage in some]
+        ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
         yield from zip(some, ids, strict=True)
 
 
