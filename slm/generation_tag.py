@@ -17,6 +17,12 @@ from jinja2.parser import Parser
 _NONCE = secrets.token_hex(8)
 _BEGIN, _END = f"\ue000{_NONCE}\ue001", f"\ue000{_NONCE}\ue002"
 _MARK = re.compile(f"\ue000{_NONCE}[\ue001\ue002]")
+_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+
+def has_tag(template: str) -> bool:
+    """Whether a template says itself what the model has to write."""
+    return _TAG.search(template) is not None
 
 
 class GenerationTag(Extension):

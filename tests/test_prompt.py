@@ -171,7 +171,7 @@ def test_what_stands_in_a_generation_tag_is_found_and_the_text_is_the_same() -> 
      "{% generation %}", "{{ messages.append(1) }}", "{{ {}['x'].y }}"],
 )  # fmt: skip
 def test_a_broken_template_is_an_error_with_its_reason(broken: str) -> None:
-    with pytest.raises(InputError, match=r"refuses this conversation: \w"):
+    with pytest.raises(InputError, match=r"refuses this conversation: \S"):
         render(broken, talk(("u", "Hi")))
 
 
