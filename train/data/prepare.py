@@ -75,7 +75,7 @@ class Reading:
         """The same examples, counted."""
         for example in stream:
             self.files[example.file] += 1
-            self.unused.update(set(example.unused))
+            self.unused.update([*dict.fromkeys(example.unused)])
             if example.messages and not example.answers:
                 self.silent.append(example)
             yield example
@@ -85,7 +85,9 @@ class Reading:
         if self.silent:
             note(f"{len(self.silent)} examples have no turn to learn, the first is {self.silent[0].where}")
         if self.unused:
-            listed = ", ".join(f"{name} {count}" for name, count in self.unused.most_common())
+            listed = ", ".join(
+                f"{name} {count}" for name, count in sorted(self.unused.items(), key=lambda item: (-item[1], item[0]))
+            )
             note(f"fields not used, and how many of {self.files.total()} examples have them: {listed}")
 
     def fits(self, item: Encoded) -> bool:
