@@ -1,0 +1,169 @@
+"""The decoder for text from elsewhere: every encoding that is still met, and a note wherever it is not certain."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from slm.decode import decode, open_text
+from slm.errors import DamagedFileError
+
+ROSTER = (
+    "ID,NAME,DEPT,EXT\n1,佐藤健一,総務部,4101\n2,高橋花子,人事部,4102\n3,マリア・ロペス,営業部,4103\n"
+    "4,鈴木健太,情報システム部,4177\n"
+)
+NOTICE = "会議室の清掃は毎週木曜日の朝八時に行います。机の上を片付けておいてください。"
+DATA = Path(__file__).parent.parent / "data"
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "euc_jp", "iso2022_jp", "utf-8", "utf-8-sig", "utf-16", "utf-16-le",
+                                      "utf-16-be", "utf-32"])  # fmt: skip
+@pytest.mark.parametrize("text", [ROSTER, NOTICE, NOTICE * 400], ids=["roster", "notice", "long"])
+def test_japanese_is_read_in_every_encoding_with_or_without_hiragana(text: str, encoding: str) -> None:
+    decoded = decode(text.encode(encoding))
+    assert (decoded.text, decoded.note) == (text, "")
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "euc_jp"])
+def test_short_texts_of_the_data_are_read_in_both_japanese_encodings(encoding: str) -> None:
+    """Sentences of ja.txt cut to 12, 20 and 40 bytes, as one line of a roster or a note might be."""
+    sentences = [s for s in re.split(r"(?<=。)|\n", (DATA / "ja.txt").read_text(encoding="utf-8")) if len(s) > 5]
+    wrong = 0
+    for sentence in sentences:
+        for size in (6, 10, 20):
+            text = sentence[:size]
+            raw = text.encode(encoding, "ignore")
+            if not raw.isascii():
+                wrong += decode(raw).text != raw.decode(encoding)
+    assert wrong <= len(sentences) * 3 // 500
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "euc_jp"])
+@pytest.mark.parametrize("text", ["髙橋", "ネットワーク設定", "東京都千代田区", "防災備蓄品一覧", "ﾏﾘｱ･ﾛﾍﾟｽ 営業部"])
+def test_a_few_words_in_kanji_or_katakana_are_read(text: str, encoding: str) -> None:
+    raw = text.encode(encoding, "ignore")
+    assert decode(raw).text == raw.decode(encoding)
+
+
+def test_the_vendors_characters_are_read_in_all_three_japanese_encodings() -> None:
+    assert decode("①番倉庫は㈱髙島商会の担当".encode("cp932")).text == "①番倉庫は㈱髙島商会の担当"
+    assert decode(b"\xad\xa1" + "番倉庫の担当は".encode("euc_jp") + b"\xad\xea\xfc\xe2").text == "①番倉庫の担当は㈱髙"
+    assert decode(b"\x1b$B-!HV\x1b(B, \x1b(I1\x1b(B\r\n").text == "①番, ｱ\r\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Travel policy – Zürich office\n\nDon’t forget the café receipts.", "5 €", "Le reçu: “déjà vu”", "20 °C ± 3",
+     "Größe und Maße", "¿Dónde está la señora Muñoz?", "På kontoret", "São Paulo à noite"],
+)  # fmt: skip
+def test_western_letters_and_marks_are_read_as_windows_1252(text: str) -> None:
+    decoded = decode(text.encode("cp1252"))
+    assert (decoded.text, decoded.encoding) == (text, "Windows-1252")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("gb18030", "会议室的钥匙放在前台，请下班后交还。"), ("cp949", "회의실 열쇠는 안내 데스크에 있습니다."),
+     ("big5", "會議室的鑰匙放在櫃檯，請下班後交還。"), ("cp1251", "Сотрудники могут работать из дома."),
+     ("koi8_r", "Сотрудники могут работать из дома."), ("cp1250", "Příliš žluťoučký kůň pije"),
+     ("cp1253", "Τα κλειδιά είναι στη ρεσεψιόν.")],
+)  # fmt: skip
+def test_other_languages_encodings_are_read(encoding: str, text: str) -> None:
+    assert decode(text.encode(encoding)).text == text
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\x81", b"\x9f", b"\xc3\x28"])
+@pytest.mark.parametrize("text", ["日本語の文章です。" * 800, "The gate code changes. " * 800 + "Zürich 東京 café"])
+def test_one_bad_byte_in_utf8_becomes_a_replacement_and_a_note(text: str, bad: bytes) -> None:
+    raw = text.encode()
+    decoded = decode(raw + bad + b" end\n")
+    assert decoded.encoding == "UTF-8" and decoded.text.startswith(text) and decoded.text.endswith(" end\n")
+    assert decoded.text.count("\ufffd") == 1 and "1 byte sequence is no character" in decoded.note
+
+
+def test_a_bad_byte_in_english_is_damage_and_an_accented_letter_is_not() -> None:
+    english = "Visitors park on level B2. %s The gate code changes.\n" * 1
+    damaged = decode((english % "\xff").encode("latin1"))
+    assert damaged.text == english % "\ufffd" and "U+FFFD" in damaged.note
+    assert decode((english % "café").encode("latin1")).text == english % "café"
+
+
+def test_a_bad_byte_far_along_one_line_is_found() -> None:
+    decoded = decode(b"word " * 4000 + b"\xff tail")
+    assert decoded.text.endswith("\ufffd tail") and decoded.encoding == "UTF-8"
+
+
+def test_what_is_not_certain_has_a_note_that_names_the_encodings() -> None:
+    decoded = decode("東京".encode("euc_jp"))
+    assert decoded.text == "東京" and "not certain" in decoded.note and "EUC-JP" in decoded.note
+
+
+@pytest.mark.parametrize("label", ["x-sjis", "Shift_JIS", "windows-31j", "SHIFT-JIS", "ms_kanji", " 'sjis' "])
+def test_names_that_browsers_know_are_believed_where_the_bytes_agree(label: str) -> None:
+    decoded = decode("東京".encode("cp932"), declared=label)
+    assert (decoded.text, decoded.note) == ("東京", "")
+
+
+def test_a_wrong_declaration_is_not_believed() -> None:
+    assert decode(NOTICE.encode(), declared="Shift_JIS").text == NOTICE
+    euc = decode(ROSTER.encode("euc_jp"), declared="shift_jis")
+    assert euc.text == ROSTER and "declares the encoding shift_jis" in euc.note
+    assert decode("Größe".encode("cp1252"), declared="no-such-charset").text == "Größe"
+    assert decode(NOTICE.encode("cp932"), declared="utf-8").text == NOTICE
+    assert decode("źródło".encode("iso8859-2"), declared="ISO-8859-2").text == "źródło"
+
+
+@pytest.mark.parametrize("raw", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1", bytes(range(256)) * 20, b"\0" * 50])
+def test_what_is_no_text_is_refused(raw: bytes) -> None:
+    with pytest.raises(DamagedFileError, match="binary"):
+        decode(raw)
+
+
+def test_colours_of_a_terminal_and_one_zero_byte_do_not_change_the_encoding() -> None:
+    assert decode(b"\x1b[31mred\x1b[0m").text == "\x1b[31mred\x1b[0m"
+    assert decode(b"word " * 500 + b"\0" + b" word").encoding == "UTF-8"
+
+
+def test_decoding_is_linear_in_the_size_of_junk() -> None:
+    random.seed(3)
+    for unit in (b"a\xe9", b"\x1b$B", b"\xad\xa1", b"\x81", b"x" * 99 + b"\xe9", random.randbytes(97)):
+        times = []
+        for size in (50_000, 400_000):
+            start = time.process_time()
+            with contextlib.suppress(DamagedFileError):
+                decode(unit * (size // len(unit)))
+            times.append(time.process_time() - start)
+        assert times[1] < 0.5 + 30 * times[0], unit
+
+
+# Streams
+
+
+def test_a_stream_finds_an_encoding_that_shows_late_and_counts_bad_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "late.txt"
+    path.write_bytes(b"plain\r\n" * 300_000 + (NOTICE + "\n").encode("cp932") * 3 + b"\xff\n")
+    with open_text(path) as stream:
+        lines = list(stream)
+        assert lines[0] == "plain\n" and lines[-2] == NOTICE + "\n" and lines[-1] == "\ufffd\n"
+        assert stream.encoding == "Shift_JIS (CP932)" and "1 byte sequence" in stream.note
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "euc_jp", "iso2022_jp", "cp932"])
+def test_a_stream_gives_the_lines_that_were_written(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes(ROSTER.encode(encoding))
+    with open_text(path) as stream:
+        assert "".join(stream) == ROSTER and stream.note == ""
+
+
+def test_a_replacement_character_that_the_file_holds_itself_is_no_fault_of_a_stream(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("known \ufffd here\n" * 3, encoding="utf-8")
+    with open_text(path) as stream:
+        assert len(list(stream)) == 3 and stream.note == ""
+    assert decode(path.read_bytes()).note == ""
