@@ -15,6 +15,7 @@ from typing import Any
 from slm import language
 from slm.errors import DamagedFileError, InputError
 from slm.joints import Message
+from train.data.kinds import refuse_other_kinds
 from train.data.lines import json_objects, looks_like_json_objects, text_lines
 from train.data.records import Record, conversation_record, text_record
 
@@ -79,6 +80,7 @@ def read_conversations(files: Sequence[Path], *, lang: str | None = None) -> Ite
     only that language. Raises DamagedFileError with file and line, or InputError when there is nothing to read.
     """
     for file in files:
+        refuse_other_kinds(file)
         if file.suffix not in (*JSONL, *PLAIN_TEXT) and not file.is_dir():
             raise InputError(
                 f"'{file}' is neither JSONL ({', '.join(JSONL)}) nor plain text ({', '.join(PLAIN_TEXT)})",

@@ -72,7 +72,7 @@ def conversation_record(values: dict[str, Any], where: str) -> Record:
     elif "text" in values:
         return text_record(values, where)
     else:
-        raise row.fault("it is in no known format", found=_names(values), hint=f"Known: {_KNOWN}.")
+        raise row.fault("it is in no known format", found=_names(values), hint=_way_out(values))
     row.take("text")
     turns.begin_with(row.take("system", "system_prompt"))
     messages = turns.messages
@@ -207,6 +207,17 @@ def _refuse(row: Row) -> None:
             "the question has choices, which would be lost",
             hint="Write them into the question, and the answer in words.",
         )
+
+
+def _way_out(values: dict[str, Any]) -> str:
+    """What to do with a row in no known format: it may be the wrapping of a whole file."""
+    inside = [
+        name for name, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    if inside:
+        listed = ", ".join(f'"{name}"' for name in inside)
+        return f"Its examples seem to be in {listed}: jq -c '.{inside[0]}[]' FILE > examples.jsonl"
+    return f"Known: {_KNOWN}."
 
 
 def _names(values: dict[str, Any]) -> str:
