@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from slm.artifacts import require_file
 from slm.checkpoint_files import refuse_pointer
+from slm.empty_tensors import refuse_empty
 from slm.errors import DamagedFileError, UnsupportedError
 
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -91,6 +92,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     for name, info in header.items():
         if name != "__metadata__":
             entries[name] = _entry(path, name, info, 8 + length, size)
+    refuse_empty(path, {name: entry.shape for name, entry in entries.items()})
     return entries
 
 
@@ -106,7 +108,7 @@ def _entry(path: Path, name: str, info: Any, base: int, size: int) -> Entry:
     elements = 1
     for extent in shape:
         elements *= extent
-    if end - begin != elements * _SIZES[dtype] or base + end > size or elements == 0:
+    if end - begin != elements * _SIZES[dtype] or base + end > size:
         raise DamagedFileError(
             f"the tensor '{name[:80]}' of '{path}' does not fit into the file",
             found=f"shape {shape}, bytes {begin:,} to {end:,} of {size - base:,}",

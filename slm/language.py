@@ -44,6 +44,13 @@ _GRAMMAR_WORDS = frozenset(re.findall(r"\w+", """
 # A Latin word weighs as much as this many kana or kanji (a Japanese word is about two characters); a name, less.
 _WORD_WEIGHT, _NAME_WEIGHT = 2.0, 0.5
 _ENOUGH_WORDS = 5
+_ISO_639_1 = frozenset(re.findall(r"\w+", """
+    aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el
+    en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu
+    ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na
+    nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so
+    sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
+"""))  # fmt: skip
 _STATISTICS_SURE = 0.95
 
 
@@ -54,6 +61,12 @@ class Guess:
     language: str | None
     confidence: float
     reason: str
+
+
+def is_code(text: str) -> bool:
+    """Whether a text is a language code: ISO 639-1, or three letters of ISO 639-3, with or without a region."""
+    head = re.split("[-_]", text.lower(), maxsplit=1)[0]
+    return head in _ISO_639_1 or bool(re.fullmatch("[a-z]{3}", head))
 
 
 def detect(text: str, among: Collection[str] = ("en", "ja")) -> Guess:

@@ -15,6 +15,7 @@ from typing import Any
 
 from slm.errors import InputError, UnknownNameError
 from slm.joints import Message
+from slm.system_text import write_all
 from slm.tools import CALL_BEGIN, as_plain_turns
 
 # Turn markers as published with each model family; written out anew in the smallest form that renders the same.
@@ -24,22 +25,28 @@ TEMPLATES: dict[str, str] = {
         " + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
-    "gemma": (
-        "{{ bos_token }}{% set ns = namespace(system='') %}{% for message in messages %}"
-        "{% if message['role'] == 'system' %}{% set ns.system = message['content'] | trim + '\n\n' %}{% else %}"
-        "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' }}"
-        "{% if message['role'] == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}"
-        "{{ message['content'] | trim + '<end_of_turn>\n' }}{% endif %}{% endfor %}"
+    "gemma": (  # no system turn: its text stands in the user's, and the user's turns that follow one another are one
+        "{{ bos_token }}{% set ns = namespace(role='', text=false) %}{% for message in messages %}"
+        "{% set role = 'model' if message['role'] == 'assistant' else 'user' %}"
+        "{% set text = message['content'] | trim %}"
+        "{% if role != ns.role or role == 'model' %}{{ '<end_of_turn>\n' if ns.role else '' }}"
+        "{{ '<start_of_turn>' + role + '\n' }}{% set ns.text = false %}{% endif %}"
+        "{{ ('\n\n' if ns.text and text else '') + text }}"
+        "{% set ns.role = role %}{% set ns.text = (ns.text or text) %}{% endfor %}{{ '<end_of_turn>\n' }}"
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
     ),
     "alpaca": (
         "{% for message in messages %}"
         "{% if message['role'] == 'system' %}{{ message['content'] | trim + '\n\n' }}"
-        "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] | trim + '\n\n' }}"
-        "{% else %}{{ '### Response:\n' + message['content'] | trim + eos_token + '\n\n' }}{% endif %}{% endfor %}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ '### Response:\n' + message['content'] | trim + eos_token + '\n\n' }}"
+        "{% else %}{{ '### Instruction:\n' + message['content'] | trim + '\n\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
     ),
 }  # fmt: skip
+_OURS = frozenset(TEMPLATES.values())  # no system text is lost in them
+# What a template's own mistakes raise: a division, an attribute of nothing, macros that call one another for ever.
+_FAULTS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 _MARKERS = {"gemma": "<start_of_turn>", "chatml": "<|im_start|>"}
 # What `render` tells every template; strangers' variables do not replace it.
 _ARGUMENTS = frozenset({"messages", "tools", "bos_token", "eos_token", "add_generation_prompt"})
@@ -99,35 +106,55 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
     variables: Mapping[str, Any] = MappingProxyType({}),
+    marked: bool = False,
 ) -> str:
     """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
 
-    variables: what the template is told besides. Raises InputError when the template refuses it or has none of them.
+    variables: what the template is told besides. Every system text is in it (`slm.system_text`). marked: with marks
+    around what the template's `{% generation %}` holds, for `slm.generation_tag.taken_out`. Raises InputError when the
+    template refuses it or has none of the variables.
     """
     import jinja2
 
     check_messages(messages)
+
+    def written(turns: Sequence[Message]) -> str:
+        try:
+            text: str = compiled.render(
+                **variables,
+                messages=[dict(m) for m in turns],
+                tools=list(tools) or None,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                add_generation_prompt=add_generation_prompt,
+            )
+            return text
+        except (jinja2.TemplateError, *_FAULTS) as error:
+            raise _refused(error) from error
+
     try:
-        compiled, speaks, known = _compiled(template)
-        _check_variables(variables, known)
-        if not speaks and (tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)):
-            messages, tools = as_plain_turns(messages, tools), ()
-        text: str = compiled.render(
-            **variables,
-            messages=[dict(m) for m in messages],
-            tools=list(tools) or None,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            add_generation_prompt=add_generation_prompt,
-        )
-        return text
-    except (jinja2.TemplateError, TypeError, KeyError, OverflowError, ValueError) as error:
-        raise InputError(f"the model's chat template refuses this conversation: {error}") from error
+        compiled, speaks, known = _compiled(template, marked)
+    except jinja2.TemplateError as error:
+        raise _refused(error) from error
+    _check_variables(variables, known)
+    if not speaks and (tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)):
+        messages, tools = as_plain_turns(messages, tools), ()
+    if template in _OURS:
+        return written(messages)
+    told = json.dumps(dict(variables), sort_keys=True, default=str)
+    return write_all(messages, written, (template, add_generation_prompt, bool(tools), told))
+
+
+def _refused(error: Exception) -> InputError:
+    return InputError(f"the model's chat template refuses this conversation: {error}")
 
 
 @lru_cache(maxsize=32)
-def _compiled(template: str) -> tuple[Any, bool, frozenset[str]]:
-    """The template, whether it knows tools, and which variables it looks at."""
+def _compiled(template: str, marked: bool = False) -> tuple[Any, bool, frozenset[str]]:
+    """The template, whether it knows tools, and which variables it looks at.
+
+    marked: with marks around what `{% generation %}` holds.
+    """
     import jinja2
     from jinja2.meta import find_undeclared_variables
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -138,8 +165,11 @@ def _compiled(template: str) -> tuple[Any, bool, frozenset[str]]:
     def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
+    from slm.generation_tag import GenerationTag, MarkedGenerationTag
+
+    tag = MarkedGenerationTag if marked else GenerationTag
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", tag]
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)

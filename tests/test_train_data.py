@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm.errors import DamagedFileError, InputError, MissingFileError
+from slm.errors import DamagedFileError, InputError, MissingFileError, UnsupportedError
 from tests.tiny_training import conversations, write_jsonl
 from train.data.examples import read_conversations, read_texts
-from train.data.lines import json_objects, likely_encoding, text_lines
+from train.data.lines import json_objects, text_lines
 
 ROOT = Path(__file__).parent.parent
 GOOD = json.dumps(conversations(1)[0])
@@ -55,10 +56,66 @@ def test_conversations_are_refused_as_running_text_with_the_command_that_takes_t
     for read in (read_texts, read_conversations):
         with pytest.raises(InputError, match=r"holds JSON objects.*\.jsonl"):
             list(read([renamed]))
-    table = tmp_path / "t.csv"
-    table.write_text("question,answer\n")
-    with pytest.raises(InputError, match="neither JSONL"):
+
+
+@pytest.mark.parametrize(("name", "by"), [("t.csv", ","), ("t.TSV", "\t")])
+def test_a_table_is_named_with_a_command_that_makes_jsonl_of_it(name: str, by: str, tmp_path: Path) -> None:
+    table = tmp_path / name
+    table.write_text(f'question{by}answer\nWhere?{by}"Here, ""there""."\n')
+    with pytest.raises(InputError, match=r"is a table") as caught:
         list(read_conversations([table]))
+    command = caught.value.hint.removeprefix("Write it as JSONL: ")
+    subprocess.run(command, shell=True, check=True, env=os.environ | {"PYTHONUTF8": "1"})
+    (example,) = read_conversations([tmp_path / "t.jsonl"])
+    assert [m["content"] for m in example.messages] == ["Where?", 'Here, "there".']
+
+
+@pytest.mark.parametrize("kind", ["folder", "dict", "parquet", "arrow", "hub"])
+def test_what_the_datasets_library_wrote_is_named_with_a_command_that_works(kind: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(conversations(3))
+    path = tmp_path / "saved"
+    if kind == "folder":
+        table.save_to_disk(path)
+    elif kind == "dict":
+        datasets.DatasetDict({"train": table}).save_to_disk(path)
+    elif kind == "hub":
+        (path / "data").mkdir(parents=True)
+        table.to_parquet(path / "data" / "train-00000-of-00001.parquet")
+    elif kind == "parquet":
+        path = tmp_path / "named.jsonl"
+        table.to_parquet(path)
+    else:
+        table.save_to_disk(path)
+        path = next(path.glob("*.arrow")).rename(tmp_path / "named.json")
+    for read in (read_conversations, read_texts):
+        with pytest.raises(InputError, match=r"datasets library|Parquet|Arrow") as caught:
+            list(read([path]))
+    command = caught.value.hint.removeprefix("Write it as JSONL: ").removesuffix(" (after: pip install datasets)")
+    subprocess.run(command, shell=True, check=True, capture_output=True, env=os.environ | {"HF_HOME": str(tmp_path)})
+    made = tmp_path / f"{path.stem}-examples.jsonl"
+    assert [e.messages[0]["content"] for e in read_conversations([made])] == [f"Where is desk {n}?" for n in range(3)]
+
+
+def test_objects_over_several_lines_are_read_with_the_lines_they_begin_on(tmp_path: Path) -> None:
+    records = conversations(3)
+    path = tmp_path / "pretty.jsonl"
+    path.write_text("\n\n".join(json.dumps(record, indent=2) for record in records), encoding="utf-8")
+    pairs = list(json_objects(path))
+    assert [value for _, value in pairs] == records
+    lines = path.read_text().splitlines()
+    assert [lines[line - 1] for line, _ in pairs] == ["{"] * 3
+    path.write_text(json.dumps(records[0], indent=2) + "\n{\n 'a': 1}\n")
+    with pytest.raises(DamagedFileError, match=r"line 15, column \d+ is not JSON"):
+        list(json_objects(path))
+
+
+def test_one_object_around_the_examples_is_named_with_the_field_that_holds_them(tmp_path: Path) -> None:
+    for indent in (None, 2):
+        path = tmp_path / "one.json"
+        path.write_text(json.dumps({"version": "1.0", "data": conversations(2)}, indent=indent))
+        with pytest.raises(DamagedFileError, match=r'seem to be in "data": jq -c \'\.data\[\]\''):
+            list(read_conversations([path]))
 
 
 def test_a_file_that_is_one_json_list_is_read_with_the_lines_of_its_items(tmp_path: Path) -> None:
@@ -127,35 +184,34 @@ def test_broken_json_is_shown_with_its_column(tmp_path: Path) -> None:
         list(read_conversations([path]))
 
 
-@pytest.mark.parametrize(
-    ("encoding", "text", "command"),
-    [
-        ("cp932", JAPANESE, "iconv -f CP932 -t UTF-8"),
-        ("euc_jp", JAPANESE, "iconv -f EUC-JP"),
-        ("iso2022_jp", JAPANESE, "iconv -f ISO-2022-JP"),
-        ("utf-16", JAPANESE, "iconv -f UTF-16 "),
-        ("utf-16-le", "plain text " * 9, "iconv -f UTF-16LE"),
-        ("utf-16-be", "plain text " * 9, "iconv -f UTF-16BE"),
-        ("utf-32", "text", "iconv -f UTF-32"),
-        ("latin-1", "Le café était fermé à Noël. " * 3, "iconv -f WINDOWS-1252"),
-    ],
-)
-def test_another_encoding_is_named_with_the_command_that_converts_it(
-    encoding: str, text: str, command: str, tmp_path: Path
-) -> None:
+LATIN = "Le café était fermé à Noël, dit-elle. Où est passé l'été ? "
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp932", "euc_jp",
+                                      "iso2022_jp"])  # fmt: skip
+@pytest.mark.parametrize("first", ["", "plain\n" * 9])
+def test_a_file_in_another_encoding_is_read(encoding: str, first: str, tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
-    path.write_bytes(("ascii first\n" if encoding in ("cp932", "latin-1") else "").encode() + text.encode(encoding))
-    with pytest.raises(DamagedFileError, match="is not UTF-8 text; it looks like") as caught:
-        list(text_lines(path))
-    assert command in str(caught.value)
-    if command.endswith("-t UTF-8"):
-        shell = caught.value.hint.removeprefix("Convert it: ")
-        subprocess.run(shell, shell=True, check=True)
-        assert (tmp_path / "t-utf8.txt").read_text(encoding="utf-8") == "ascii first\n" + text
+    path.write_bytes((first + JAPANESE).encode(encoding))
+    assert [text for _, text in text_lines(path)] == (first + JAPANESE).splitlines()
+    record = tmp_path / "t.jsonl"
+    line = json.dumps({"prompt": "会議室はどこですか。", "completion": "二階にあります。"}, ensure_ascii=False)
+    record.write_bytes((line + "\r\n" + line + "\r\n").encode(encoding))
+    assert [e.messages[1]["content"] for e in read_conversations([record])] == ["二階にあります。"] * 2
 
 
-def test_no_encoding_is_named_for_noise() -> None:
-    assert likely_encoding(bytes(range(128, 256)) * 3) is None
+def test_western_text_without_a_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes((LATIN * 3).encode("latin-1"))
+    assert next(text_lines(path)) == (1, (LATIN * 3).strip())
+
+
+def test_a_bad_byte_among_much_text_is_noted_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes((JAPANESE * 40).encode() + b"here: \xff\n")
+    for _ in range(2):
+        assert list(text_lines(path))[-1] == (81, "here: \ufffd")
+    assert capsys.readouterr().err.count("t.txt', line 81 holds bytes that are not UTF-8") == 1
 
 
 def test_what_is_no_text_is_refused_with_the_command_that_unpacks_it(tmp_path: Path) -> None:
@@ -167,10 +223,11 @@ def test_what_is_no_text_is_refused_with_the_command_that_unpacks_it(tmp_path: P
         list(text_lines(packed))
     table = tmp_path / "t.parquet"
     table.write_bytes(b"PAR1" + bytes(40))
-    with pytest.raises(DamagedFileError, match="Parquet"):
+    with pytest.raises(UnsupportedError, match="Parquet"):
         list(text_lines(table))
+    (tmp_path / "mixed").mkdir()
     with pytest.raises(InputError, match=r"is a folder.*\*\.jsonl"):
-        list(read_conversations([tmp_path]))
+        list(read_conversations([tmp_path / "mixed"]))
     with pytest.raises(InputError, match="regular file"):
         list(read_texts([Path("/dev/null")]))
 

@@ -63,6 +63,39 @@ STOCK = (  # the shape of stock templates: content trimmed, a blank after the he
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
 )
 
+_TAGGED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}BEFORE{% generation %}INSIDE{% endgeneration %}BEHIND"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _tagged(before: str, inside: str, behind: str) -> str:
+    return _TAGGED.replace("BEFORE", before).replace("INSIDE", inside).replace("BEHIND", behind)
+
+
+_HEADER = "{{ '<|im_start|>assistant\n' }}"
+# Templates with {% generation %}, and what is learned of Hi, Hello, ?, Yes.
+TAGGED_TEMPLATES = {
+    "with the end": (
+        _tagged(_HEADER, "{{ m.content + '<|im_end|>' }}", "{{ '\n' }}"), ["Hello<|im_end|>", "Yes.<|im_end|>"]
+    ),
+    "without the end": (_tagged(_HEADER, "{{ m.content }}", "{{ '<|im_end|>\n' }}"), ["Hello", "Yes."]),
+    "with the header": (
+        _tagged("", _HEADER + "{{ m.content + '<|im_end|>' }}", "{{ '\n' }}"), ["Hello<|im_end|>", "Yes.<|im_end|>"]
+    ),
+    "behind an empty thought": (
+        _tagged(_HEADER + "{{ '<think>\n\n</think>\n\n' }}", "{{ m.content + '<|im_end|>' }}", "{{ '\n' }}"),
+        ["Hello<|im_end|>", "Yes.<|im_end|>"],
+    ),
+    "the last answer only": (
+        _tagged(_HEADER, "{{ m.content + '<|im_end|>' }}", "{{ '\n' }}").replace(
+            "{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' and loop.last %}"
+        ),
+        ["Hello<|im_end|>", "Yes.<|im_end|>"],
+    ),
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def instruct(tmp_path_factory: pytest.TempPathFactory) -> Path:

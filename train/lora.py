@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class TrainResult:
     dropped_examples: int
     run: RunFigures
     total_seconds: float
+    unused_fields: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values; losses in nats per token."""
@@ -72,6 +73,7 @@ class TrainResult:
             "by_language": {lang: asdict(figures) for lang, figures in self.by_language.items()},
             "dropped_examples": self.dropped_examples,
             "total_seconds": self.total_seconds,
+            "unused_fields": self.unused_fields,
         }
         return values
 
@@ -186,8 +188,9 @@ def _result(
         for lang, (nats, tokens) in before.items()
     }
     return TrainResult(
-        options.output, by_language, loss_of(before), loss_of(after), prepared.dropped, run, round(seconds, 2)
-    )
+        options.output, by_language, loss_of(before), loss_of(after), prepared.dropped, run, round(seconds, 2),
+        prepared.unused_fields,
+    )  # fmt: skip
 
 
 def _write(

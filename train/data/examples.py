@@ -6,7 +6,8 @@ It knows nothing of tokenizers, templates or models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,34 @@ from typing import Any
 from slm import language
 from slm.errors import DamagedFileError, InputError
 from slm.joints import Message
+from train.data.kinds import refuse_other_kinds
 from train.data.lines import json_objects, looks_like_json_objects, text_lines
+from train.data.records import Record, conversation_record, text_record
 
 JSONL = (".jsonl", ".ndjson", ".json")
 PLAIN_TEXT = (".txt", ".text", ".md")
-# The names of roles in ShareGPT files -> ours.
-_ROLES = {
-    "system": "system", "human": "user", "user": "user",
-    "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
-}  # fmt: skip
-_KNOWN = "messages, conversations (ShareGPT), instruction/output (alpaca), prompt/completion, text"
 # So many characters say which language a text is in.
 _LANGUAGE_SAMPLE = 2000
+
+Parse = Callable[[dict[str, Any], str], Record]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation (`messages`) or a plain text (`text`), its language code, and where it stands."""
+    """A conversation (`messages`) or a plain text (`text`), its language code, and where it stands.
+
+    tools: the functions that may be called. skipped: numbers from 0 of the assistant's turns that are not learned.
+    unused: fields of its row that mean nothing here.
+    """
 
     file: Path
     line: int
     lang: str
     messages: tuple[Message, ...] = ()
     text: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    skipped: frozenset[int] = frozenset()
+    unused: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -47,11 +53,23 @@ class Example:
         """Whether it is a whole text, and not one line of a plain file."""
         return self.file.suffix in JSONL
 
+    @property
+    def answers(self) -> list[int]:
+        """Numbers from 0 of the turns that are learned: the assistant's that say or call something."""
+        return [
+            number
+            for number, message in enumerate(self.messages)
+            if message["role"] == "assistant" and number not in self.skipped
+            and (message["content"].strip() or message.get("tool_calls"))
+        ]  # fmt: skip
+
     def key(self, seed: int) -> int:
         """A 64-bit hash of what it says, other for each seed."""
         digest = hashlib.blake2b(self.text.encode(), digest_size=8, key=seed.to_bytes(8, "little"))
         for message in self.messages:
             digest.update(f"\0{message['role']}\0{message['content']}".encode())
+            if calls := message.get("tool_calls"):
+                digest.update(json.dumps(calls, sort_keys=True).encode())
         return int.from_bytes(digest.digest(), "little")
 
 
@@ -62,12 +80,13 @@ def read_conversations(files: Sequence[Path], *, lang: str | None = None) -> Ite
     only that language. Raises DamagedFileError with file and line, or InputError when there is nothing to read.
     """
     for file in files:
+        refuse_other_kinds(file)
         if file.suffix not in (*JSONL, *PLAIN_TEXT) and not file.is_dir():
             raise InputError(
                 f"'{file}' is neither JSONL ({', '.join(JSONL)}) nor plain text ({', '.join(PLAIN_TEXT)})",
                 hint="Instruction data are one JSON object a line; rename the file if it is one of them.",
             )
-    return _kept(files, lang, _example_of)
+    return _kept(files, lang, conversation_record)
 
 
 def read_texts(files: Sequence[Path], *, lang: str | None = None) -> Iterator[Example]:
@@ -75,10 +94,10 @@ def read_texts(files: Sequence[Path], *, lang: str | None = None) -> Iterator[Ex
 
     Raises DamagedFileError with file and line, or InputError when there is nothing to read.
     """
-    return _kept(files, lang, _text_example)
+    return _kept(files, lang, text_record)
 
 
-def _kept(files: Sequence[Path], lang: str | None, parse: Any) -> Iterator[Example]:
+def _kept(files: Sequence[Path], lang: str | None, parse: Parse) -> Iterator[Example]:
     """The examples of all files in the wanted language."""
     twice = {str(file) for file in files if list(files).count(file) > 1}
     if twice:
@@ -103,25 +122,34 @@ def _kept(files: Sequence[Path], lang: str | None, parse: Any) -> Iterator[Examp
         raise InputError(f"no example in {names} has the language '{lang}'", found=", ".join(sorted(others)))
 
 
-def _examples(file: Path, lang: str | None, parse: Any) -> Iterator[Example]:
+def _examples(file: Path, lang: str | None, parse: Parse) -> Iterator[Example]:
     if file.suffix in JSONL:
-        for line, record in json_objects(file):
-            messages, text = parse(record, file, line)
-            whole = text or "\n".join(message["content"] for message in messages)
-            try:
-                whole.encode()
-            except UnicodeEncodeError as error:
-                raise DamagedFileError(
-                    f"'{file}', line {line} holds half a character: a \\u escape without its other half",
-                    found=ascii(whole[max(0, error.start - 10) : error.start + 10]),
-                ) from error
-            yield Example(file, line, _language(record, whole, lang, file, line), messages, text)
+        for line, values in json_objects(file):
+            record = parse(values, f"'{file}', line {line}")
+            whole = record.text or "\n".join(message["content"] for message in record.messages)
+            _require_whole_characters(whole, record, file, line)
+            found, unused = _language(values, whole, lang, file, line), record.unused
+            if "lang" in unused and found == values["lang"]:
+                unused = tuple(name for name in unused if name != "lang")
+            yield Example(file, line, found, record.messages, record.text, record.tools, record.skipped, unused)
         return
     if looks_like_json_objects(file):
         raise InputError(f"'{file}' holds JSON objects, not plain text", hint="Rename it to .jsonl.")
     found = lang or language.detect(_beginning(file)).language or "und"
     for line, text in text_lines(file):
         yield Example(file, line, found, text=text)
+
+
+def _require_whole_characters(text: str, record: Record, file: Path, line: int) -> None:
+    calls = [message["tool_calls"] for message in record.messages if "tool_calls" in message]
+    whole = text + (json.dumps([calls, record.tools], ensure_ascii=False) if calls or record.tools else "")
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise DamagedFileError(
+            f"'{file}', line {line} holds half a character: a \\u escape without its other half",
+            found=ascii(whole[max(0, error.start - 10) : error.start + 10]),
+        ) from error
 
 
 def _beginning(file: Path) -> str:
@@ -133,93 +161,15 @@ def _beginning(file: Path) -> str:
     return sample
 
 
-def _language(record: dict[str, Any], text: str, wanted: str | None, file: Path, line: int) -> str:
-    """The line's own "lang", else the one asked for, else the detected one ("und" where undecided)."""
-    given = record.get("lang")
+def _language(values: dict[str, Any], text: str, wanted: str | None, file: Path, line: int) -> str:
+    """The line's own "lang", else the one asked for, else the detected one ("und" where undecided).
+
+    Files of code say "python" there, which is no language that anybody speaks: that is not used.
+    """
+    given = values.get("lang")
     if given is not None:
         if not isinstance(given, str) or not given:
             raise DamagedFileError(f'\'{file}\', line {line}: "lang" must be a language code such as "en"')
-        return given
+        if given == wanted or language.is_code(given):
+            return given
     return wanted or language.detect(text[:_LANGUAGE_SAMPLE]).language or "und"
-
-
-def _text_of(record: dict[str, Any], key: str, file: Path, line: int) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        raise DamagedFileError(f"'{file}', line {line}: \"{key}\" must be text (is {type(value).__name__})")
-    return value
-
-
-def _text_example(record: dict[str, Any], file: Path, line: int) -> tuple[tuple[Message, ...], str]:
-    if "text" in record:
-        text = _text_of(record, "text", file, line)
-    elif "prompt" in record:
-        text = _text_of(record, "prompt", file, line) + _text_of(record, "completion", file, line)
-    else:
-        raise DamagedFileError(
-            f'\'{file}\', line {line} has neither "text" nor "prompt" and "completion"',
-            found=", ".join(sorted(record)) or "an empty object",
-            hint="For conversations use: slm train sft",
-        )
-    if not text.strip():
-        raise DamagedFileError(f"'{file}', line {line} has an empty text")
-    return (), text
-
-
-def _example_of(record: dict[str, Any], file: Path, line: int) -> tuple[tuple[Message, ...], str]:
-    """(messages, "") of a conversation or ((), text). alpaca's files have a "text" beside the turns; turns win."""
-    if "messages" in record:
-        messages = _turns(record, "messages", file, line)
-    elif "conversations" in record:
-        messages = _turns(record, "conversations", file, line)
-    elif "instruction" in record:
-        question = _text_of(record, "instruction", file, line)
-        if record.get("input"):
-            question += "\n\n" + _text_of(record, "input", file, line)
-        messages = [_turn("user", question), _turn("assistant", _text_of(record, "output", file, line))]
-    elif isinstance(record.get("prompt"), list):  # TRL's conversational form
-        messages = _turns(record, "prompt", file, line) + _turns(record, "completion", file, line)
-    elif "prompt" in record:
-        messages = [
-            _turn("user", _text_of(record, "prompt", file, line)),
-            _turn("assistant", _text_of(record, "completion", file, line)),
-        ]
-    elif "text" in record:
-        return _text_example(record, file, line)
-    else:
-        raise DamagedFileError(
-            f"'{file}', line {line} is in no known format",
-            found=", ".join(sorted(record)) or "an empty object",
-            hint=f"Known: {_KNOWN}.",
-        )
-    if record.get("system") and messages[0]["role"] != "system":
-        messages.insert(0, _turn("system", _text_of(record, "system", file, line)))
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        raise DamagedFileError(f"'{file}', line {line} has no answer of the assistant to learn from")
-    return tuple(messages), ""
-
-
-def _turn(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def _turns(record: dict[str, Any], name: str, file: Path, line: int) -> list[Message]:
-    """A list of turns with "role" and "content", or ShareGPT's "from" and "value"."""
-    value = record.get(name)
-    if not isinstance(value, list) or not value:
-        raise DamagedFileError(f"'{file}', line {line}: \"{name}\" must be a list of turns")
-    turns = []
-    for number, turn in enumerate(value, start=1):
-        if not isinstance(turn, dict):
-            raise DamagedFileError(f"'{file}', line {line}: turn {number} is not an object")
-        role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
-        role = _ROLES.get(str(turn.get(role_key)))
-        if role is None:
-            raise DamagedFileError(
-                f"'{file}', line {line}: turn {number} has the \"{role_key}\" {turn.get(role_key)!r}",
-                hint=f"Known: {', '.join(_ROLES)}.",
-            )
-        if not isinstance(turn.get(text_key), str):
-            raise DamagedFileError(f"'{file}', line {line}: turn {number} has no text in \"{text_key}\"")
-        turns.append(_turn(role, turn[text_key]))
-    return turns

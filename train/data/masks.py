@@ -1,22 +1,25 @@
 """Turns examples into token ids and labels: which tokens are learned is computed here, for any chat template.
 
 An answer's tokens are found by rendering the conversation with and without it, so a template needs no
-special marks. It knows nothing of files, models or training.
+special marks; where it has them (`{% generation %}`), they say what is learned. It knows nothing of files, models
+or training.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from slm.errors import InputError
+from slm.generation_tag import has_tag, taken_out
 from slm.joints import Message
 from slm.prompt import TEMPLATES, named_template, render, template_name_for
 from slm.segments import Disguise, Segment, Tools, conversation, guard_for
+from slm.tools import as_plain_turns
 from train.data.examples import Example
 from train.data.plain_text import SegmentTokenizer, markers_of, special_texts_as_text
 
@@ -51,10 +54,10 @@ def choose_template(tokenizer: Any, name: str | None) -> tuple[str, str | None]:
     return named_template(suggested), suggested
 
 
-def end_of_turn_id(tokenizer: Any, template: str) -> int | None:
-    """The special token that a chat template puts behind an answer, or None."""
+def end_of_turn_id(tokenizer: Any, template: str, *, use_tag: bool = False) -> int | None:
+    """The special token that a chat template puts behind an answer, or None. use_tag: the one that is learned."""
     turns: tuple[Message, ...] = ({"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": "42."})
-    encoder = Encoder(tokenizer, template)
+    encoder = Encoder(tokenizer, template, use_tag=use_tag)
     try:
         (encoded,) = encoder.conversation(Example(Path(), 0, "en", messages=turns))
     except InputError:
@@ -78,9 +81,11 @@ class _Answer(NamedTuple):
 class Encoder:
     """Text to token ids as the model sees them when it answers: BOS once if the tokenizer adds it, never EOS."""
 
-    def __init__(self, tokenizer: Any, template: str = "") -> None:
+    def __init__(self, tokenizer: Any, template: str = "", *, use_tag: bool = True) -> None:
+        """use_tag: what is learned of an answer is what the template's `{% generation %}` holds, where it has one."""
         self._tokenizer = tokenizer
         self._template = template
+        self._tagged = use_tag and has_tag(template)
         self._core = tokenizer.backend_tokenizer
         self._core.no_truncation()  # as transformers calls it; a tokenizer.json may say otherwise
         self._core.no_padding()
@@ -197,45 +202,56 @@ class Encoder:
         segments = [Segment(text, True)] if disguise is None else self._guard.segments(text, disguise)
         return self._segments.ids(segments)
 
-    def _render(self, messages: Sequence[Message], *, ask: bool) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, ask: bool) -> str:
+        """The text, with the tag's marks in an answer where it is used."""
         return render(
             self._template,
             messages,
             bos_token=self._tokenizer.bos_token or "",
             eos_token=self._tokenizer.eos_token or "",
             add_generation_prompt=ask,
+            tools=tools,
+            marked=self._tagged and not ask,
         )
 
     def _answers(self, example: Example) -> list[_Answer]:
-        turns = [n for n, m in enumerate(example.messages) if m["role"] == "assistant" and m["content"].strip()]
-        example, disguise = self._disguised(example, turns)
-        return [self._answer(example, turn, disguise) for turn in turns]
+        example, disguise = self._disguised(example)
+        found = [self._answer(example, turn, disguise) for turn in example.answers]
+        answers = [answer._replace(disguise=disguise) for answer in found if answer is not None]
+        if found and not answers:
+            raise _nothing_left(example)
+        return answers
 
-    def _disguised(self, example: Example, turns: Sequence[int]) -> tuple[Example, Disguise | None]:
+    def _disguised(self, example: Example) -> tuple[Example, Disguise | None]:
         """The example as it is to be rendered: in disguise where its text would add markers up to one of the turns."""
-        disguise = self._guard.disguise(example.messages)
+        disguise = self._guard.disguise(example.messages, example.tools)
         if disguise is None:
             return example, None
-        hidden = replace(example, messages=tuple(disguise.messages))
-        same = self._markers(example, turns) == self._markers(hidden, turns)
+        hidden = replace(example, messages=tuple(disguise.messages), tools=tuple(disguise.tools))
+        same = self._markers(example) == self._markers(hidden)
         return (example, None) if same else (hidden, disguise)
 
-    def _markers(self, example: Example, turns: Sequence[int]) -> list[list[str]]:
+    def _markers(self, example: Example) -> list[list[str]]:
         """The markers in what is rendered for each answer; none where the template refuses it."""
+        messages, tools, turns = example.messages, example.tools, example.answers
         try:
-            texts = [self._render(example.messages[:turn], ask=True) for turn in turns if turn]
-            texts += [self._render(example.messages[: turn + 1], ask=False) for turn in turns]
+            texts = [self._render(messages[:turn], tools, ask=True) for turn in turns if turn]
+            texts += [self._render(messages[: turn + 1], tools, ask=False) for turn in turns]
         except InputError:
             return []
         return [self._guard.markers_in(text) for text in texts]
 
-    def _answer(self, example: Example, turn: int, disguise: Disguise | None) -> _Answer:
+    def _answer(self, example: Example, turn: int, disguise: Disguise | None) -> _Answer | None:
+        """None where the template's `{% generation %}` leaves the answer out."""
         try:
-            asked = self._render(example.messages[:turn], ask=True) if turn else ""
-            answered = self._render(example.messages[: turn + 1], ask=False)
+            asked = self._render(example.messages[:turn], example.tools, ask=True) if turn else ""
+            answered = self._render(example.messages[: turn + 1], example.tools, ask=False)
         except InputError as error:
             raise InputError(f"{example.where}: {error.what}", hint="Another template: --template chatml") from error
-        content = example.messages[turn]["content"]
+        if self._tagged:
+            return _tagged_answer(asked, answered)
+        (said,) = as_plain_turns(example.messages[turn : turn + 1], ())
+        content = said["content"]
         if not turn:  # no template renders the question that nobody asked
             border = self._last_words(answered, 0, content.strip())
             border = border if border >= 0 else max(0, answered.find(content.strip()))
@@ -274,6 +290,8 @@ class Encoder:
 
     def _sequences(self, example: Example, talk: list[_Answer], ids: dict[str, list[int]]) -> Iterator[Encoded]:
         spans = [self._span(example, answer, ids) for answer in talk]
+        if not spans:
+            return
         whole = spans[-1][0]
         if all(whole[: len(part)] == part for part, _ in spans):
             labels = [IGNORE] * len(whole)
@@ -315,12 +333,27 @@ class Encoder:
 
     def _encoded(self, ids: list[int], labels: list[int], example: Example) -> Encoded:
         if labels[1:].count(IGNORE) == len(labels) - 1:
-            raise InputError(f"{example.where}: no token of the answer is left to learn under this chat template")
+            raise _nothing_left(example)
         return Encoded(tuple(ids), tuple(labels), example)
 
 
 def _undone(text: str, disguise: Disguise | None) -> str:
     return text if disguise is None else disguise.undone(text)
+
+
+def _tagged_answer(asked: str, marked: str) -> _Answer | None:
+    """The answer as the template marks it: from what nobody asked for, to the end of the last mark."""
+    answered, spans = taken_out(marked)
+    known = len(asked) if answered.startswith(asked) else _common_length(asked, answered)
+    # A template that writes the question otherwise once it is answered has marked earlier answers behind `known` too.
+    own = [span for span in spans if span[1] > known] if answered.startswith(asked) else spans[-1:]
+    if not own:
+        return None
+    return _Answer(asked, answered[: own[-1][1]], max(own[0][0], known))
+
+
+def _nothing_left(example: Example) -> InputError:
+    return InputError(f"{example.where}: no token of the answer is left to learn under this chat template")
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

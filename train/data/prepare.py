@@ -36,6 +36,7 @@ class Prepared:
 
     weights: how often each sequence of `train` is seen an epoch, None where all are seen once.
     dropped_by_language: sequences left out because they are too long. examples_by_file: examples read from each file.
+    unused_fields: how often fields of the data were there that mean nothing here.
     """
 
     tokenizer: Any
@@ -46,6 +47,7 @@ class Prepared:
     weights: npt.NDArray[np.float64] | None
     dropped_by_language: dict[str, int]
     examples_by_file: dict[Path, int]
+    unused_fields: dict[str, int]
 
     @property
     def dropped(self) -> int:
@@ -54,11 +56,16 @@ class Prepared:
 
 
 @dataclass
-class _Reading:
-    """What is counted while the data go by: examples by file, sequences, and those that are too long."""
+class Reading:
+    """What is counted while the data go by.
+
+    Examples by file, fields without a meaning, examples without an answer to learn, sequences, and those too long.
+    """
 
     limit: int
     files: Counter[Path] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    silent: list[Example] = field(default_factory=list)
     long_by_language: Counter[str] = field(default_factory=Counter)
     sequences: int = 0
     first_long: list[tuple[Example, int]] = field(default_factory=list)
@@ -68,7 +75,20 @@ class _Reading:
         """The same examples, counted."""
         for example in stream:
             self.files[example.file] += 1
+            self.unused.update([*dict.fromkeys(example.unused)])
+            if example.messages and not example.answers:
+                self.silent.append(example)
             yield example
+
+    def tell(self) -> None:
+        """Note the examples and the fields that nothing is learned from."""
+        if self.silent:
+            note(f"{len(self.silent)} examples have no turn to learn, the first is {self.silent[0].where}")
+        if self.unused:
+            listed = ", ".join(
+                f"{name} {count}" for name, count in sorted(self.unused.items(), key=lambda item: (-item[1], item[0]))
+            )
+            note(f"fields not used, and how many of {self.files.total()} examples have them: {listed}")
 
     def fits(self, item: Encoded) -> bool:
         """Whether a sequence is within the limit; it is counted either way."""
@@ -106,6 +126,11 @@ def conversation_template(options: TrainOptions) -> tuple[Any, str, str | None]:
     tokenizer = load_tokenizer(options.base)
     template, name = choose_template(tokenizer, options.template)
     token = end_of_turn_id(tokenizer, template)
+    if token is not None and end_of_turn_id(tokenizer, template, use_tag=True) != token:
+        note(
+            "warning: the chat template's {% generation %} leaves out the token that ends an answer, so it is not"
+            " learned and answers may not end; another template: --template chatml"
+        )
     if token is None:
         note(
             "warning: this tokenizer knows no special token behind the chat template's answers, so a model may not"
@@ -125,12 +150,13 @@ def conversation_template(options: TrainOptions) -> tuple[Any, str, str | None]:
 def _prepare(
     options: TrainOptions, encoder: Encoder, tokenizer: Any, template: str | None, name: str | None, read: Any
 ) -> Prepared:
-    reading = _Reading(length_limit(options))
+    reading = Reading(length_limit(options))
     data = _encode(options, encoder, reading, read(options.data, lang=options.lang), "encoding")
     if options.eval_data:
         train = data
         held = _encode(options, encoder, reading, read(options.eval_data, lang=options.lang), "encoding held-out data")
     _report_long(reading, options)
+    reading.tell()
     if not options.eval_data:
         aside = held_out(data.keys, data.languages, options.eval_fraction)
         train, held = data.subset(~aside), data.subset(aside)
@@ -138,11 +164,11 @@ def _prepare(
     if any(weight != 1.0 for weight in options.weights):
         weights = train.weights(dict(zip(options.data, options.weights, strict=True)))
     long = dict(sorted(reading.long_by_language.items()))
-    return Prepared(tokenizer, template, name, train, held, weights, long, dict(reading.files))
+    return Prepared(tokenizer, template, name, train, held, weights, long, dict(reading.files), dict(reading.unused))
 
 
 def _encode(
-    options: TrainOptions, encoder: Encoder, reading: _Reading, examples: Iterable[Example], label: str
+    options: TrainOptions, encoder: Encoder, reading: Reading, examples: Iterable[Example], label: str
 ) -> TokenStore:
     writer = StoreWriter(near=options.output)
     with progress(label, unit="sequences") as show:
@@ -151,12 +177,16 @@ def _encode(
                 writer.append(item, item.example.key(options.seed))
                 show(len(writer))
     store = writer.store()
+    if not len(store) and not reading.sequences:
+        raise InputError(
+            "no example has a turn to learn", hint='Turns with "weight": 0 or "train": false are not learned.'
+        )
     if not len(store):
         raise InputError(f"every example is longer than --max-length {reading.limit} tokens")
     return store
 
 
-def _report_long(reading: _Reading, options: TrainOptions) -> None:
+def _report_long(reading: Reading, options: TrainOptions) -> None:
     count = reading.long_by_language.total()
     if not count:
         return

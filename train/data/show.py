@@ -8,14 +8,19 @@ from typing import Any
 from train.config import TrainOptions
 from train.data.examples import read_conversations
 from train.data.masks import Encoded, Encoder
-from train.data.prepare import conversation_template, length_limit
+from train.data.prepare import Reading, conversation_template, length_limit
 
 
 def show_masks(options: TrainOptions, count: int) -> list[str]:
-    """The first `count` sequences in rich's markup: learned tokens between ⟦ ⟧ and green, the others dim."""
+    """The first `count` sequences in rich's markup: learned tokens between ⟦ ⟧ and green, the others dim.
+
+    Notes what the examples that were read have beside it: fields that mean nothing here, none to learn.
+    """
     tokenizer, template, name = conversation_template(options)
     limit = length_limit(options)
-    stream = Encoder(tokenizer, template).encode(read_conversations(options.data, lang=options.lang), limit)
+    reading = Reading(limit)
+    examples = reading.examples(read_conversations(options.data, lang=options.lang))
+    stream = Encoder(tokenizer, template).encode(examples, limit)
     shown = []
     for item in islice(stream, count):
         head = f"{item.example.where} ({item.example.lang}): {item.supervised} of {len(item.ids)} tokens are learned"
@@ -24,6 +29,7 @@ def show_masks(options: TrainOptions, count: int) -> list[str]:
         if len(item.ids) > limit:
             head += f"; longer than --max-length {limit}"
         shown.append(f"[bold]{head}[/]\n{_marked(tokenizer, item)}")
+    reading.tell()
     return shown
 
 

@@ -1,0 +1,224 @@
+"""What one JSON object of training data says, in any of the usual formats. It knows nothing of files or templates.
+
+Formats: OpenAI's and TRL's "messages", ShareGPT's "conversations", alpaca's and Dolly's "instruction", prompt and
+completion, question and answer, "text". What is honoured and what is refused: `train.data.turns`, and here for a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from slm.joints import Message
+from train.data.row import Row, kind, parsed
+from train.data.turns import name_results, turn_of
+
+_KNOWN = "messages, conversations (ShareGPT), instruction/output (alpaca), prompt/completion, question/answer, text"
+# Fields of a question -> those of its answer, which go by any of these names.
+_QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+_ANSWERS = ("output", "completion", "response", "answer")
+_REFUSED = {
+    **dict.fromkeys(("images", "image", "audios", "audio", "videos", "video"), "Only text is learned."),
+    "documents": "Write the documents into the turns, as the model will be asked with them.",
+    "chat_template_kwargs": "Write the turns so that the template needs no options.",
+    **dict.fromkeys(("loss_mask", "train_on_inputs"), 'Mark the turns instead: "weight" 0 or 1.'),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation or a text. skipped: numbers from 0 of the assistant's turns that are not learned.
+
+    tools: the functions that may be called, as OpenAI describes them. unused: fields that mean nothing here.
+    """
+
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    skipped: frozenset[int] = frozenset()
+    unused: tuple[str, ...] = ()
+
+
+def text_record(values: dict[str, Any], where: str) -> Record:
+    """A running text: "text", or a prompt and its completion. Raises the errors of `conversation_record`."""
+    row = Row(values, where)
+    if "text" in values:
+        text = row.take_text("text")
+    elif "prompt" in values and not _is_preference(row):
+        text = row.take_text("prompt") + row.take_text("completion")
+    else:
+        raise row.fault(
+            'there is neither "text" nor "prompt" and "completion"',
+            found=_names(values),
+            hint="For conversations use: slm train sft",
+        )
+    if not text.strip():
+        raise row.fault("the text is empty")
+    return Record(text=text, unused=tuple(row.unused()))
+
+
+def conversation_record(values: dict[str, Any], where: str) -> Record:
+    """A conversation, or a text where there is only one. alpaca's files have a "text" beside the turns; turns win.
+
+    Raises DamagedFileError, or UnsupportedError for what is sound and cannot be learned so.
+    """
+    row = Row(values, where)
+    _refuse(row)
+    turns = _Turns(row)
+    if name := row.first("messages", "conversations", "conversation"):
+        turns.add_all(name)
+    elif (question := next((name for name in _QUESTIONS if row.has(name)), None)) and _answer_of(row, question):
+        _pair(row, turns, question, _answer_of(row, question))
+    elif "text" in values:
+        return text_record(values, where)
+    else:
+        raise row.fault("it is in no known format", found=_names(values), hint=_way_out(values))
+    row.take("text")
+    turns.begin_with(row.take("system", "system_prompt"))
+    messages = turns.messages
+    if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in messages):
+        raise row.fault("there is no answer of the assistant to learn from")
+    name_results(messages)
+    tools = tuple(_tools(row))
+    skipped = frozenset(
+        n for n, learned in enumerate(turns.learned) if not learned and messages[n]["role"] == "assistant"
+    )
+    return Record(tuple(messages), "", tools, skipped, (*row.unused(), *turns.unused))
+
+
+class _Turns:
+    """The turns of a row as they are read, whether each is learned, and their fields that mean nothing here."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self.messages: list[Message] = []
+        self.learned: list[bool] = []
+        self.unused: list[str] = []
+
+    def add(self, role: str, content: str, learned: bool = True) -> None:
+        self.messages.append(Message(role=role, content=content))
+        self.learned.append(learned)
+
+    def add_all(self, name: str) -> None:
+        """Every turn of the list in the field `name`."""
+        for number, turn in enumerate(self._row.take_list(name), start=1):
+            if not isinstance(turn, dict):
+                raise self._row.fault(f'turn {number} of "{name}" is {kind(turn)}, not an object')
+            one = Row(turn, f"{self._row.where}, turn {number}")
+            message, learned = turn_of(one)
+            self.messages.append(message)
+            self.learned.append(learned)
+            self.unused += [f"{name}[].{field}" for field in one.unused()]
+
+    def begin_with(self, system: Any) -> None:
+        """Put the row's own system text first, unless the turns begin with the same."""
+        if system is None:
+            return
+        if not isinstance(system, str):
+            raise self._row.fault(f'"system" must be text (is {kind(system)})')
+        if not self.messages or self.messages[0] != Message(role="system", content=system):
+            self.messages.insert(0, Message(role="system", content=system))
+            self.learned.insert(0, False)
+
+
+def _answer_of(row: Row, question: str) -> str:
+    """The field with the answer to the question in `question`; "" where there is none."""
+    return next((name for name in _ANSWERS if name in row.values), "")
+
+
+def _pair(row: Row, turns: _Turns, question: str, answer: str) -> None:
+    """A question and its answer, each a text, or turns as TRL writes them."""
+    if question == "prompt" and isinstance(row.values["prompt"], list):
+        turns.add_all("prompt")
+    else:
+        asked = row.take_text(question)
+        for name in ("input", "context"):  # what the question is about, as alpaca and Dolly call it
+            if name != question and row.has(name):
+                asked += "\n\n" + row.take_text(name)
+        _history(row, turns)
+        turns.add("user", asked)
+    if isinstance(row.values[answer], list):
+        turns.add_all(answer)
+    else:
+        turns.add("assistant", row.take_text(answer))
+
+
+def _history(row: Row, turns: _Turns) -> None:
+    """Earlier questions and answers, in pairs."""
+    for pair in row.take("history") or []:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise row.fault('"history" must be a list of pairs of texts, a question and its answer')
+        turns.add("user", pair[0])
+        turns.add("assistant", pair[1])
+
+
+def _tools(row: Row) -> list[dict[str, Any]]:
+    """The functions that may be called, in OpenAI's form, from "tools" or the older "functions", or JSON text."""
+    name = "tools" if row.has("tools") else "functions"
+    given = row.take("tools", "functions")
+    row.take("parallel_tool_calls")  # what the answer shows itself
+    if isinstance(given, str):
+        given = parsed(given)
+        if given in ([], {}):
+            return []
+        if given is None:
+            raise row.fault(f'"{name}" is not JSON', found=str(row.values[name])[:40])
+    tools = []
+    for tool in given if isinstance(given, list) else [] if given is None else [given]:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise row.fault(f'an entry of "{name}" has no name of a function', found=str(tool)[:60])
+        tools.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
+    return tools
+
+
+def _is_preference(row: Row) -> bool:
+    return "chosen" in row.values and "rejected" in row.values
+
+
+def _refuse(row: Row) -> None:
+    """Raise UnsupportedError for rows that are to be learned otherwise than answer by answer."""
+    if _is_preference(row):
+        fields = "prompt, completion: .chosen" if "prompt" in row.values else "messages: .chosen"
+        raise row.refusal(
+            "this is preference data (DPO: a chosen and a rejected answer), which is not learned here",
+            found=_names(row.values),
+            hint=f"To learn the chosen answers: jq -c '{{{fields}}}' FILE > chosen.jsonl",
+        )
+    if isinstance(row.values.get("label"), bool) and "completion" in row.values:
+        raise row.refusal(
+            "this is preference data (KTO: an answer and whether it is a good one), which is not learned here",
+            found=_names(row.values),
+            hint="To learn the good answers: jq -c 'select(.label) | del(.label)' FILE > good.jsonl",
+        )
+    if "input_ids" in row.values:
+        raise row.refusal("these are tokens, not text", found=_names(row.values), hint=f"Known: {_KNOWN}.")
+    if row.values.get("weight") not in (None, 1):
+        raise row.refusal(
+            f'the whole example has the "weight" {row.values["weight"]!r}',
+            hint='Files have weights (--weight), and turns ("weight" 0 or 1).',
+        )
+    row.take("weight")
+    for name, hint in _REFUSED.items():
+        if row.values.get(name):
+            raise row.refusal(f'"{name}" is not learned from', hint=hint)
+    if any(row.has(name) for name in ("choices", "options")) and row.first("messages", "conversations") is None:
+        raise row.refusal(
+            "the question has choices, which would be lost",
+            hint="Write them into the question, and the answer in words.",
+        )
+
+
+def _way_out(values: dict[str, Any]) -> str:
+    """What to do with a row in no known format: it may be the wrapping of a whole file."""
+    inside = [
+        name for name, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    if inside:
+        listed = ", ".join(f'"{name}"' for name in inside)
+        return f"Its examples seem to be in {listed}: jq -c '.{inside[0]}[]' FILE > examples.jsonl"
+    return f"Known: {_KNOWN}."
+
+
+def _names(values: dict[str, Any]) -> str:
+    return ", ".join(sorted(values)) or "an empty object"

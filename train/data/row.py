@@ -1,0 +1,77 @@
+"""A JSON object whose fields are taken one by one, so that what nobody took can be told. It knows no format."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from slm.errors import DamagedFileError, UnsupportedError
+
+_KINDS = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
+
+
+class Row:
+    """One object of a file. `where` begins every error: the file and line, and the turn where it is one.
+
+    A field that is null or empty is as good as absent: exports fill absent columns so.
+    """
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+        self._taken: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        """Whether the field says anything."""
+        return self.values.get(name) not in (None, "", [], {})
+
+    def first(self, *names: str) -> str | None:
+        """The first of the fields that is there, be it empty; None where none is."""
+        return next((name for name in names if name in self.values), None)
+
+    def take(self, *names: str) -> Any:
+        """The value of the first of the fields that says something, else None; all of them count as used."""
+        self._taken.update(names)
+        return next((self.values[name] for name in names if self.has(name)), None)
+
+    def take_text(self, name: str) -> str:
+        """The text of a field; raises DamagedFileError where it is none."""
+        self._taken.add(name)
+        value = self.values.get(name)
+        if not isinstance(value, str):
+            raise self.fault(f'"{name}" must be text (is {kind(value)})')
+        return value
+
+    def take_list(self, name: str) -> list[Any]:
+        """The items of a field that is a list, or text that holds one in JSON (tables have no other way)."""
+        self._taken.add(name)
+        value = self.values.get(name)
+        if isinstance(value, str):
+            value = parsed(value)
+        if not isinstance(value, list) or not value:
+            raise self.fault(f'"{name}" must be a list of turns')
+        return value
+
+    def unused(self) -> list[str]:
+        """The fields that say something and were not taken."""
+        return [name for name in self.values if name not in self._taken and self.has(name)]
+
+    def fault(self, what: str, *, found: str = "", hint: str = "") -> DamagedFileError:
+        """An error that names the place."""
+        return DamagedFileError(f"{self.where}: {what}", found=found, hint=hint)
+
+    def refusal(self, what: str, *, found: str = "", hint: str = "") -> UnsupportedError:
+        """An error for what is sound, but means something that is not done."""
+        return UnsupportedError(f"{self.where}: {what}", found=found, hint=hint)
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
+
+
+def parsed(text: str) -> Any:
+    """The JSON value of a text, or None."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

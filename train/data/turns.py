@@ -1,0 +1,172 @@
+"""One turn of training data, in OpenAI's, ShareGPT's or TRL's spelling -> a Message, and whether it is learned.
+
+What a turn says beside its text is honoured (calls of functions, their results, thoughts, weights), and what would
+change the meaning and is not done is refused by name. It knows nothing of files or templates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from slm.joints import Message
+from train.data.row import Row, kind, parsed
+
+# The names of roles -> ours. OpenAI's "developer" is its newer name for the system's role.
+ROLES = {
+    "system": "system", "developer": "system",
+    "human": "user", "user": "user",
+    "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "ai": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "tool_response": "tool",
+    "function_response": "tool", "tool_result": "tool",
+}  # fmt: skip
+_CALLS = ("function_call", "tool_call")  # roles whose text is a call in JSON
+# OpenAI's, axolotl's and ms-swift's names for whether a turn is learned.
+_LEARNED = ("weight", "train", "training", "loss")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "think")
+_REFUSED = {
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "only text is learned"),
+    "refusal": "write what the assistant says as its content",
+    **dict.fromkeys(
+        ("train_detail", "training_detail", "loss_mask", "mask", "loss_scale", "loss_weight"),
+        'a turn is learned as a whole or not at all: "weight" 0 or 1',
+    ),
+    "prefix": "an answer is learned whole",
+}
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def turn_of(row: Row) -> tuple[Message, bool]:
+    """(message, whether it is learned) of one turn. Raises DamagedFileError or UnsupportedError with the place."""
+    role_key = row.first("role", "from") or "role"
+    name = row.take(role_key)
+    role = ROLES.get(str(name).lower())
+    if role is None:
+        raise row.fault(f'the "{role_key}" is {name!r}', hint=f"Known: {', '.join(ROLES)}.")
+    for field, why in _REFUSED.items():
+        if row.values.get(field):
+            raise row.refusal(f'"{field}" of a turn is not learned from', hint=f"Take it out; {why}.")
+    text_key = row.first("content", "value", "text") or "content"
+    raw = row.take(text_key)
+    calls = _calls(row)
+    if str(name).lower() in _CALLS:
+        calls += _calls_of_text(row, raw)
+        raw = None
+    if raw is None and row.values.get(text_key) is None and not calls and role in ("system", "user"):
+        raise row.fault(f'there is no text in "{text_key}"', hint='Write "" for a turn that says nothing.')
+    content = _content(row, text_key, raw, role)
+    if calls and role != "assistant":
+        raise row.fault(f"a turn of the {role} calls a function; only the assistant's do")
+    if role == "assistant":
+        content = _with_thought(row, content)
+    message = Message(role=role, content=content)
+    if calls:
+        message["tool_calls"] = calls
+    if role == "tool":
+        message["tool_call_id"] = str(row.take("tool_call_id") or "")
+        if isinstance(called := row.take("name"), str):
+            message["name"] = called
+    return message, _is_learned(row, role)
+
+
+def name_results(messages: Sequence[Message]) -> None:
+    """Give each result of a call the name of the function that was called, where the turn itself has none."""
+    names: dict[str, str] = {}
+    last = ""
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            last = call["function"]["name"]
+            names[call["id"]] = last
+        if message["role"] == "tool" and not message.get("name"):
+            message["name"] = names.get(message.get("tool_call_id", ""), last)
+
+
+def _content(row: Row, key: str, value: Any, role: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    parts = isinstance(value, list) and all(isinstance(part, str | dict) for part in value)
+    typed = parts and any(isinstance(part, dict) and part.get("type") in _TEXT_PARTS for part in value)
+    if typed or (parts and role != "tool"):
+        return "".join(_part(row, part, number) for number, part in enumerate(value, start=1))
+    if role == "tool":  # a result as an object, not as its JSON
+        return json.dumps(value, ensure_ascii=False)
+    raise row.fault(f'"{key}" must be text (is {kind(value)})')
+
+
+def _part(row: Row, part: str | dict[str, Any], number: int) -> str:
+    if isinstance(part, str):
+        return part
+    name = part.get("type", "text" if "text" in part else None)
+    # datasets gives every part the fields of all, null where they are not its own.
+    if name not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+        raise row.refusal(f"part {number} of the content is {name!r}", hint="Only parts of type 'text' are learned.")
+    return str(part["text"])
+
+
+def _with_thought(row: Row, content: str) -> str:
+    """The answer with its thought before it, in the form that Qwen3's and DeepSeek's templates know."""
+    thought = row.take(*_THOUGHTS)
+    if thought is None:
+        return content
+    if not isinstance(thought, str):
+        raise row.fault(f"the thought must be text (is {kind(thought)})")
+    return content if "</think>" in content else f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+
+
+def _is_learned(row: Row, role: str) -> bool:
+    given = {name: row.values[name] for name in _LEARNED if row.values.get(name) is not None}
+    row.take(*_LEARNED)
+    for name, value in given.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise row.refusal(f'"{name}" is {value!r}', hint="A turn is learned (1, true) or not (0, false).")
+        if value and role != "assistant":
+            raise row.refusal(
+                f'"{name}" is {value!r} on a turn of the {role}', hint="Only the assistant's turns are learned."
+            )
+    return role == "assistant" and all(given.values())
+
+
+def _calls(row: Row) -> list[dict[str, Any]]:
+    """The calls in OpenAI's field, and in the one it had before ("function_call")."""
+    calls = row.take("tool_calls") or []
+    if isinstance(calls, str):
+        calls = parsed(calls)
+    old = row.take("function_call")
+    if not isinstance(calls, list):
+        raise row.fault(f'"tool_calls" must be a list (is {kind(calls)})')
+    return [_call(row, call) for call in ([*calls, old] if old is not None else calls)]
+
+
+def _calls_of_text(row: Row, text: Any) -> list[dict[str, Any]]:
+    value = parsed(text) if isinstance(text, str) else text
+    if not isinstance(value, dict | list) or not value:
+        raise row.fault(
+            "the call is not JSON", found=repr(text)[:40], hint='Form: {"name": "...", "arguments": {...}}.'
+        )
+    return [_call(row, call) for call in (value if isinstance(value, list) else [value])]
+
+
+def _call(row: Row, call: Any) -> dict[str, Any]:
+    """A call in OpenAI's form, with its arguments as a mapping where they are one."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if isinstance(function, str):  # Cohere's and older exports: {"function": "name", "arguments": ...}
+        function = {**call, "name": function}
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise row.fault("a call has no function's name", found=json.dumps(call, ensure_ascii=False)[:60])
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str):  # what is no object is shown to the model as it was written
+        value = parsed(arguments)
+        arguments = value if isinstance(value, dict) else arguments
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict | str):
+        raise row.fault(f"the arguments of a call of '{function['name']}' must be an object (is {kind(arguments)})")
+    return {
+        "id": str(call.get("id") or ""),
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
