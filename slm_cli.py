@@ -15,26 +15,26 @@ from typing import Any
 import click
 
 from slm import __version__
-from slm.console import note, run, set_verbosity
 from slm.errors import MismatchError, MissingFileError
 from slm.joints import Engine, Joints, Retriever
+from slm.terminal.console import note, run, set_verbosity
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
 COMMANDS = {
-    "doctor": "slm.doctor", "pull": "slm.cli", "models": "slm.cli", "rm": "slm.cli",
-    "convert": "convert.cli", "restore": "convert.cli", "quantize": "convert.cli_quantize",
-    "imatrix": "convert.cli_quantize",
-    "verify": "convert.cli_verify", "inspect": "convert.cli",
-    "train": "train.cli", "merge": "train.cli", "evaluate": "train.cli",
-    "generate": "serve.cli", "chat": "serve.cli", "serve": "serve.cli", "route": "serve.cli",
-    "rag": "rag.cli", "bench": "slm_cli:bench",
+    "doctor": "slm.doctor", "pull": "slm.models.commands", "models": "slm.models.commands", "rm": "slm.models.commands",
+    "convert": "convert.cli.convert", "restore": "convert.cli.convert", "quantize": "convert.cli.quantize",
+    "imatrix": "convert.cli.quantize",
+    "verify": "convert.cli.verify", "inspect": "convert.cli.convert",
+    "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.train",
+    "generate": "serve.cli.serve", "chat": "serve.cli.serve", "serve": "serve.cli.serve", "route": "serve.cli.serve",
+    "rag": "rag.cli.rag", "bench": "slm_cli:bench",
 }  # fmt: skip
 
 
 # The same for `slm bench ...`.
 BENCHES = {
-    "convert": "convert.cli_bench:bench_convert", "quant": "convert.cli_bench:bench_quant",
-    "serve": "serve.cli_bench:bench_serve", "train": "train.cli_bench:bench_train",
+    "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
+    "serve": "serve.cli.bench:bench_serve", "train": "train.cli.bench:bench_train",
 }  # fmt: skip
 
 
@@ -70,15 +70,15 @@ class LazyGroup(click.Group):
 
 def _checkpoint_of(model: str) -> Path:
     """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""
-    from slm.model_argument import model_argument
+    from slm.models.model_argument import model_argument
 
     path = model_argument(model)
     if path.is_dir():
         return path
+    from convert.output.version import converter_version
     from convert.restore import restore_checkpoint
-    from convert.version import converter_version
-    from slm import caches
     from slm.artifacts import sha256_file
+    from slm.models import caches
 
     folder = caches.checkpoint_folder(path.stem, sha256_file(path))
     if not caches.is_made_by(folder, converter_version()):
@@ -89,14 +89,14 @@ def _checkpoint_of(model: str) -> Path:
 
 def _gguf_of(model: str) -> Path:
     """A GGUF file for a file, a catalog name or a checkpoint folder; a checkpoint is converted once and kept."""
-    from slm.model_argument import model_argument
+    from slm.models.model_argument import model_argument
 
     path = model_argument(model)
     if path.is_file():
         return path
     from convert.model import convert_checkpoint
-    from convert.version import converter_version
-    from slm import caches
+    from convert.output.version import converter_version
+    from slm.models import caches
 
     source, converter = _content_of(path), converter_version()
     file = caches.export_file(path.resolve().name, source, converter, ".q8_0.gguf")
@@ -110,9 +110,9 @@ def _gguf_of(model: str) -> Path:
 def _content_of(checkpoint: Path) -> str:
     """A hash of all files of a checkpoint folder that shape what is made of it."""
     from slm.artifacts import sha256_file
-    from slm.caches import key_of
-    from slm.checkpoint_files import check_checkpoint, shaping_files
-    from slm.identity import identity_of
+    from slm.models.caches import key_of
+    from slm.weights.checkpoint_files import check_checkpoint, shaping_files
+    from slm.weights.identity import identity_of
 
     check_checkpoint(checkpoint)
     beside = [f"{file.relative_to(checkpoint)} {sha256_file(file)}" for file in shaping_files(checkpoint)]
@@ -121,13 +121,13 @@ def _content_of(checkpoint: Path) -> str:
 
 def _adapter_gguf_of(folder: Path, model: str) -> Path:
     """The adapter GGUF of a PEFT folder for that model; converted once for its content and for the model, and kept."""
-    from convert.adapter import WEIGHTS, convert_adapter
-    from convert.version import converter_version
-    from slm import caches
+    from convert.lora.adapter import WEIGHTS, convert_adapter
+    from convert.output.version import converter_version
     from slm.artifacts import sha256_file
-    from slm.checkpoint_files import shaping_files
-    from slm.gguf_reader import read_gguf
-    from slm.identity import gguf_fingerprint
+    from slm.models import caches
+    from slm.weights.checkpoint_files import shaping_files
+    from slm.weights.gguf_reader import read_gguf
+    from slm.weights.identity import gguf_fingerprint
 
     base, converter = gguf_fingerprint(read_gguf(_gguf_of(model))), converter_version()
     files = [*(path for path in (folder / WEIGHTS,) if path.exists()), *shaping_files(folder)]
@@ -148,14 +148,14 @@ def _adapter_gguf_of(folder: Path, model: str) -> Path:
 def _open_engine(
     model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
 ) -> AbstractContextManager[Engine]:
-    from serve.engine import open_engine
+    from serve.engine.engine import open_engine
 
     return open_engine(model, dict(adapters), threads=threads, context=context)
 
 
 @contextmanager
 def _open_retriever(index: str) -> Iterator[Retriever]:
-    from rag.answer import open_retriever
+    from rag.answer.prompt import open_retriever
 
     with open_retriever(index) as retriever:
         yield retriever
@@ -165,8 +165,8 @@ def _config_defaults() -> dict[str, Any]:
     """The user's own defaults. They are checked as a whole, so that a slip is told before the command it is for."""
     import os
 
-    from slm.config import defaults_of, read_config, settle_environment
     from slm.paths import config_file
+    from slm.terminal.config import defaults_of, read_config, settle_environment
 
     for complaint in settle_environment(cli):
         note(f"warning: {complaint}")

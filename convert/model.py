@@ -16,20 +16,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.families import Encoder
-from convert.pooling import pooling_metadata
-from convert.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
-from convert.vocabulary.ends import end_ids, ends_to_metadata
-from convert.vocabulary.proof import Source, compare_ids
-from convert.vocabulary.swallowing import name_for
-from convert.vocabulary.vocab_source import read_json, read_vocabulary
-from convert.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
-from slm.artifacts import new_file, require_space
-from slm.console import note, progress
+from convert.output.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
+from convert.quantize.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
+from convert.source.checkpoint import Checkpoint, read_checkpoint
+from convert.source.pooling import pooling_metadata
+from convert.vocabulary.base.proof import Source, compare_ids
+from convert.vocabulary.base.swallowing import name_for
+from convert.vocabulary.files.ends import end_ids, ends_to_metadata
+from convert.vocabulary.vocab_source import read_vocabulary
+from slm.artifacts import new_file, read_json, require_space
 from slm.errors import InputError, VerificationError
-from slm.identity import FINGERPRINT, WEIGHTS, Identity, identity_of
-from slm.llama import open_model
+from slm.native.llama import open_model
+from slm.terminal.console import note, progress
+from slm.weights.identity import FINGERPRINT, WEIGHTS, Identity, identity_of
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
 _NO_OPTIONS = Options()

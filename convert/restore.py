@@ -14,22 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.families import Family, family_of_gguf
-from convert.families.base import Rule, check_shapes
-from convert.malformed import load_fast_tokenizer, reading
-from convert.safetensors_file import SafetensorsWriter
-from convert.version import converter_version
-from convert.vet import vet_model
-from convert.vocabulary.ends import ends_from_metadata, template_end
+from convert.families.parts.base import Rule, check_shapes
+from convert.output.version import converter_version
+from convert.output.vet import vet_model
+from convert.source.malformed import load_fast_tokenizer, reading
+from convert.source.safetensors_file import SafetensorsWriter
+from convert.vocabulary.base.proof import MIXED_LINES, hf_encode, prove_equal, special_lines
+from convert.vocabulary.base.vocab import CONTROL, USER_DEFINED, Vocabulary, from_metadata
 from convert.vocabulary.fast_tokenizer import tokenizer_config, tokenizer_json
-from convert.vocabulary.proof import MIXED_LINES, hf_encode, prove_equal, special_lines
-from convert.vocabulary.vocab import CONTROL, USER_DEFINED, Vocabulary, from_metadata
+from convert.vocabulary.files.ends import ends_from_metadata, template_end
 from slm.artifacts import new_folder, require_space
-from slm.console import note, progress
+from slm.chat.prompt import TEMPLATES, named_template, template_name_for
 from slm.errors import DamagedFileError, InputError, UnsupportedError
-from slm.gguf_reader import GgufFile, read_gguf
-from slm.identity import gguf_fingerprint, identity_of
-from slm.prompt import TEMPLATES, named_template, template_name_for
-from slm.text_file import read_text
+from slm.terminal.console import note, progress
+from slm.terminal.text_file import read_text
+from slm.weights.gguf_reader import GgufFile, read_gguf
+from slm.weights.identity import gguf_fingerprint, identity_of
 
 DTYPES = {"f32": "F32", "bf16": "BF16"}
 _PIECE_ELEMENTS = 1 << 22  # 16 MB of float32 at a time

@@ -64,7 +64,7 @@ def build(base: str, work: Path) -> dict[str, Any]:
     headline("1. A base model, and a checkpoint to train from it")
     slm("pull", base, "--accept-license")
     slm("pull", "multilingual-e5-small")
-    from slm.catalog import model_path
+    from slm.models.catalog import model_path
 
     slm("restore", model_path(base), "-o", work / "checkpoint")
 
@@ -88,8 +88,8 @@ def build(base: str, work: Path) -> dict[str, Any]:
 
 def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
     """One engine, both adapters hot: a question in each language, then two about the handbook."""
-    from rag.answer import open_retriever, passage_head
-    from serve.engine import open_engine
+    from rag.answer.prompt import open_retriever, passage_head
+    from serve.engine.engine import open_engine
 
     figures = []
     adapters = {lang: work / f"{lang}.gguf" for lang in LANGUAGES}
@@ -116,7 +116,7 @@ def report(losses: dict[str, Any], figures: list[tuple[str, str, Finish]], files
     """The closing tables."""
     from rich.table import Table
 
-    from slm.gguf_reader import main_type, read_gguf
+    from slm.weights.gguf_reader import main_type, read_gguf
 
     out = console.out()
     table = Table("file", "MB", "kind", "tensor type")

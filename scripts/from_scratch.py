@@ -65,8 +65,8 @@ def named(option: str, corpus: Path, pattern: str) -> list[str | Path]:
 
 def teach_tokenizer(corpus: Path, work: Path, pictures: Path, beside: list[Path], vocabulary: int) -> None:
     """The tokenizer, its figures and its splits."""
-    from train.checkpoint import load_tokenizer
-    from train.pictures import draw_tokenizers, split_svg
+    from train.base import load_tokenizer
+    from train.run.pictures import draw_tokenizers, split_svg
 
     headline("1. A tokenizer for both languages")
     others = [word for folder in beside for word in ("--beside", folder)]
@@ -131,7 +131,7 @@ def main() -> None:
     pictures = (arguments.pictures or work / "pictures").resolve()
     for lang in LANGUAGES:
         require_file(corpus / f"{lang}.jsonl", hint="scripts/manuals.py makes a corpus of Debian's manuals.")
-    from train.pictures import draw_quantization, require_matplotlib
+    from train.run.pictures import draw_quantization, require_matplotlib
 
     require_matplotlib()
     beside = [folder.resolve() for folder in arguments.beside]

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
-from slm.arguments import TEXT, ListsCommand
-from slm.console import run
-from train.cli import generation_options
+from slm.terminal.arguments import TEXT, ListsCommand
+from slm.terminal.console import run
+from train.cli.train import generation_options
 
 # Every flag may be written with underscores or hyphens.
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
@@ -32,7 +32,7 @@ def main(base: Path, adapter: Path | None, prompt: str, chat: bool | None, **val
     Example:
       python scripts/generate.py --base DIR --adapter adapters/en_lora --prompt "Write a haiku about teamwork"
     """
-    from train.generate import GenerateOptions, open_generator
+    from train.adapter.sample import GenerateOptions, open_generator
 
     options = GenerateOptions(**values)
     for piece in open_generator(base, adapter).stream(prompt, options, chat=chat):

@@ -7,9 +7,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
-from slm.arguments import ListsCommand
-from slm.console import run
-from train.cli import show_merge
+from slm.terminal.arguments import ListsCommand
+from slm.terminal.console import run
+from train.cli.train import show_merge
 
 # Every flag may be written with underscores or hyphens.
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
@@ -29,7 +29,7 @@ def main(base: Path, adapters: tuple[Path, ...], weights: tuple[float, ...], out
     Example:
       python scripts/merge_lora.py --base DIR --adapter adapters/en_lora --output_dir exports/en_merged
     """
-    from train.merge import merge
+    from train.adapter.merge import merge
 
     made = merge(base, adapters, output_dir, weights)
     show_merge(made.output, made.size_bytes, made.parameters, made.fingerprint, as_json=as_json)

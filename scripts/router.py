@@ -1,6 +1,7 @@
 """Choose the adapter by the language of the prompt, then generate.
 
-A thin door: the work is in the `train` room and in `slm.language`. For GGUF models there is `slm generate -m auto`.
+A thin door: the work is in the `train` room and in `slm.text.language`. For GGUF models there is `slm generate -m
+auto`.
 """
 
 import sys
@@ -11,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
-from slm.arguments import TEXT, ListsCommand
-from slm.console import note, run
-from train.cli import generation_options
-from train.cli_options import named_files
+from slm.terminal.arguments import TEXT, ListsCommand
+from slm.terminal.console import note, run
+from train.cli.options import named_files
+from train.cli.train import generation_options
 
 # Every flag may be written with underscores or hyphens.
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
@@ -37,7 +38,7 @@ def main(
       python scripts/router.py --base DIR --adapters en=adapters/en_lora ja=adapters/ja_lora \\
         --prompt "会議の案内文を書いてください"
     """
-    from train.generate import GenerateOptions, open_generator, route
+    from train.adapter.sample import GenerateOptions, open_generator, route
 
     options = GenerateOptions(**values)
     chosen = route(prompt, named_files(adapters, "--adapters"), default)

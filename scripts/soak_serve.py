@@ -322,8 +322,8 @@ def main() -> None:
     named, only = values.pop("model"), values.pop("only")
     from rich.table import Table
 
-    from slm.catalog import model_path
-    from slm.console import out
+    from slm.models.catalog import model_path
+    from slm.terminal.console import out
 
     model = Path(named) if Path(named).exists() else model_path(named)
     rows = asyncio.run(soak(model, only, Sizes(**values)))

@@ -17,9 +17,10 @@ import httpx
 from serve.bench.adapters import write_random_adapter
 from serve.bench.load import Outcome, ask, new_client
 from serve.bench.peers import ours_launch
-from serve.bench.process import Server, family, free_port, memory_mb, running
+from serve.bench.process import Server, free_port, running
 from serve.bench.prompts import conversation
 from serve.upstream import Options
+from slm.native.process import children_of, status_mb
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ class Target:
 
     def engine_pid(self) -> int | None:
         """The process that holds the model: the largest one that the server has started."""
-        children = [(memory_mb(pid) or 0.0, pid) for pid in family(self.server.pid)[1:]]
+        children = [(status_mb(pid) or 0.0, pid) for pid in children_of(self.server.pid)]
         return max(children)[1] if children else None
 
     def memory(self) -> dict[str, float]:
         """Resident megabytes of the server and of its engine."""
         engine = self.engine_pid()
-        sizes = {"server": memory_mb(self.server.pid), "engine": memory_mb(engine) if engine else None}
+        sizes = {"server": status_mb(self.server.pid), "engine": status_mb(engine) if engine else None}
         return {name: size for name, size in sizes.items() if size is not None}
 
     async def restarts(self) -> int | None:

@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slm.errors import SlmError  # noqa: E402
-from train.adapter import check_adapter  # noqa: E402
-from train.checkpoints import whole_checkpoints  # noqa: E402
-from train.history import read_history  # noqa: E402
-from train.run_folder import folder_of  # noqa: E402
+from train.adapter.opened import check_adapter  # noqa: E402
+from train.run.folder import folder_of  # noqa: E402
+from train.run.history import read_history  # noqa: E402
+from train.run.saved_states import whole_checkpoints  # noqa: E402
 
 Row = tuple[str, str, str, bool]
 _WAIT_S = 0.002
@@ -157,7 +157,7 @@ def main() -> None:
     values = parser.parse_args()
     from rich.table import Table
 
-    from slm.console import out
+    from slm.terminal.console import out
 
     more = values.more or [
         "--lang",

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
-from slm.arguments import ListsCommand
-from slm.console import run
-from train.cli import report, run_training, training_options
+from slm.terminal.arguments import ListsCommand
+from slm.terminal.console import run
+from train.cli.train import report, run_training, training_options
 
 # Every flag may be written with underscores or hyphens.
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slm.console import note
 from slm.errors import InputError, MissingExtraError, MissingFileError, UnsupportedError
+from slm.terminal.console import note
 
 LLAMA_SERVER, LLAMA_CPP_PYTHON = "llama-server", "llama-cpp-python"
 ENGINES = (LLAMA_SERVER, LLAMA_CPP_PYTHON)
@@ -164,7 +164,7 @@ def prepared(engine: str, options: Options, binary: Path | None = None) -> Itera
         yield llama_server_launch(options, find_llama_server(binary))
         return
     check_llama_cpp_server()
-    from slm.llama import physical_cores
+    from slm.native.llama import physical_cores
 
     with tempfile.TemporaryDirectory(prefix="slm-upstream-") as folder:
         config = Path(folder) / "config.json"
@@ -189,7 +189,7 @@ def serve_upstream(engine: str, options: Options) -> int:
 
     SIGINT, SIGTERM and SIGHUP are passed on to it. Raises MissingFileError, MissingExtraError, InputError.
     """
-    from slm.gguf_reader import read_gguf
+    from slm.weights.gguf_reader import read_gguf
 
     for _, path in options.adapters:
         read_gguf(path)  # a file that is missing or damaged has a clearer error here

@@ -188,15 +188,20 @@ def _disk_error(error: OSError, path: Path, refused: tuple[int, ...] = _REFUSED)
     return error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises DamagedFileError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"'{path}' is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"'{path}' is not a JSON object")
+    return value
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an artifact folder. Raises MissingFileError (incomplete) or DamagedFileError."""
     path = folder / MANIFEST
     if not path.exists():
         raise MissingFileError(f"'{folder}' has no {MANIFEST}: it is not complete, or not one of ours")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"'{path}' is not readable JSON: {error}") from error
-    if not isinstance(manifest, dict):
-        raise DamagedFileError(f"'{path}' is not a JSON object")
-    return manifest
+    return read_json(path)

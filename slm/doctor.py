@@ -11,12 +11,14 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import click
 
-from slm import __version__, caches, console, paths
+from slm import __version__, paths
 from slm.errors import SlmError
+from slm.models import caches
+from slm.native.process import cpu_fields
+from slm.terminal import console
 
 _PACKAGES = {
     "llama-cpp-python": "", "gguf": "", "faiss-cpu": "", "fastapi": "",
@@ -50,12 +52,7 @@ class Check:
 
 def cpu_flags() -> list[str]:
     """Those instruction sets of this CPU that matter for inference and training (Linux only; empty elsewhere)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    line = next((entry for entry in text.splitlines() if entry.startswith(("flags", "Features"))), "")
-    present = set(line.partition(":")[2].split())
+    present = set(next(iter(cpu_fields("flags") + cpu_fields("Features")), "").split())
     return [flag for flag in _FLAGS if flag in present]
 
 
@@ -87,7 +84,7 @@ def _package_checks() -> list[Check]:
 
 
 def _llama_checks() -> list[Check]:
-    from slm.llama import has_our_kernels, library
+    from slm.native.llama import has_our_kernels, library
 
     try:
         library()
@@ -103,8 +100,8 @@ def _llama_checks() -> list[Check]:
 
 def examine() -> list[Check]:
     """Every check, in the order of the report."""
-    from slm import catalog
-    from slm.llama import physical_cores
+    from slm.models import catalog
+    from slm.native.llama import physical_cores
 
     checks = [
         Check("slm", True, __version__),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from slm.threads import settle_openmp
+from slm.native.threads import settle_openmp
 from tests.page_browser import Open, launched
 from tests.page_server import Script, listening
 
@@ -26,9 +26,9 @@ def pulled_model() -> Callable[[str], Path]:
     """The GGUF file or folder of a catalog model, pulled on first use (its licence terms are accepted by the run)."""
 
     def get(name: str) -> Path:
-        from slm.catalog import model_path
         from slm.errors import SlmError
-        from slm.fetch import pull
+        from slm.models.catalog import model_path
+        from slm.models.fetch import pull
 
         try:
             return model_path(name)

@@ -42,10 +42,10 @@ def _run_checkpoint(case: int, checkpoint: Path, name: str, work: Path) -> str:
 
 
 def _run_gguf(case: int, gguf: Path, work: Path) -> str:
-    from convert.inspect import inspect_gguf, list_tensors
-    from convert.quantize import quantize_file
+    from convert.publish.inspect import inspect_gguf, list_tensors
+    from convert.quality.verify import verify_model
+    from convert.quantize.quantize import quantize_file
     from convert.restore import restore_checkpoint
-    from convert.verify import verify_model
 
     how, data = damaged(gguf.read_bytes(), OF_GGUF, case)
     path, out = work / "m.gguf", work / "out"
@@ -83,13 +83,13 @@ def _outcome(action: Callable[[], object], out: Path) -> str:
 
 
 def main(folder: Path, scratch: Path, first: int, last: int) -> None:
-    from slm.console import set_verbosity
+    from slm.terminal.console import set_verbosity
 
     set_verbosity(quiet=True, debug=False)
     import gguf  # noqa: F401
     import tokenizers  # noqa: F401
 
-    from slm.llama import library
+    from slm.native.llama import library
 
     library()
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from serve.engine import Engine, open_engine
+from serve.engine.engine import Engine, open_engine
 from tests.tiny_gguf import write_adapter, write_model
 
 

@@ -17,7 +17,7 @@ import openai
 import pytest
 import uvicorn
 
-from serve.engine import Engine, Ticket, open_engine
+from serve.engine.engine import Engine, Ticket, open_engine
 from serve.server.app import create_app
 from serve.server.connection import server_config
 from serve.server.guard import Policy

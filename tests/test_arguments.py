@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from slm.arguments import TEXT, ListsCommand, TextCommand
+from slm.terminal.arguments import TEXT, ListsCommand, TextCommand
 
 ROOT = Path(__file__).parent.parent
 

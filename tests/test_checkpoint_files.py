@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convert.model import convert_checkpoint
-from slm.catalog import CATALOG
 from slm.errors import DamagedFileError, MissingFileError, SlmError, UnknownNameError, UnsupportedError
-from slm.model_argument import model_argument
-from train.checkpoint import load_tokenizer, read_config
+from slm.models.catalog import CATALOG
+from slm.models.model_argument import model_argument
+from train.base import load_tokenizer, read_config
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 538090408\n"
 NAME = "model.layers.0.mlp.down_proj.weight"
@@ -94,7 +94,7 @@ def test_a_pointer_of_git_lfs_is_named_as_one(name: str, content: str, tmp_path:
 
 
 def test_a_pointer_in_place_of_a_shard_or_of_a_gguf_file_is_named_as_one(tmp_path: Path) -> None:
-    from slm.gguf_reader import read_gguf
+    from slm.weights.gguf_reader import read_gguf
 
     folder = tiny.llama(tmp_path / "model")
     (folder / "model.safetensors").unlink()

@@ -12,7 +12,7 @@ import click
 import pytest
 
 import slm_cli
-from slm.config import defaults_of, read_config, settle_environment
+from slm.terminal.config import defaults_of, read_config, settle_environment
 
 ROOT = Path(__file__).parent.parent
 

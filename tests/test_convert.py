@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM
 
-from convert import cli_verify
-from convert.families.base import PlusOne, RopePermuted, Transposed
-from convert.inspect import inspect_gguf
+from convert.cli import verify as cli_verify
+from convert.families.parts.base import PlusOne, RopePermuted, Transposed
 from convert.model import convert_checkpoint
-from convert.quantize import quantize_file
-from convert.safetensors_file import to_bfloat16, to_float32
-from convert.verify import Bounds, verify_model
-from convert.vocabulary.charsmap import apply_charsmap, lower_casing, read_charsmap, write_charsmap
+from convert.publish.inspect import inspect_gguf
+from convert.quality.verify import Bounds, verify_model
+from convert.quantize.quantize import quantize_file
+from convert.source.safetensors_file import to_bfloat16, to_float32
+from convert.vocabulary.base.charsmap import apply_charsmap, lower_casing, read_charsmap, write_charsmap
 from convert.vocabulary.fast_tokenizer import pre_tokenizer_of
 from convert.vocabulary.vocab_source import pre_name
 from slm.errors import UnsupportedError, VerificationError
-from slm.gguf_reader import read_gguf
-from slm.identity import checkpoint_fingerprint
-from slm.llama import all_logits, open_context, open_model, tokenize
+from slm.native.llama import all_logits, open_context, open_model, tokenize
+from slm.weights.gguf_reader import read_gguf
+from slm.weights.identity import checkpoint_fingerprint
 from tests import tiny_checkpoints as tiny
 
 

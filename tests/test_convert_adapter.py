@@ -16,13 +16,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from convert.adapter import convert_adapter
+from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
-from convert.verify import verify_model
+from convert.quality.verify import verify_model
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, SlmError, UnsupportedError
-from slm.gguf_reader import read_gguf
-from slm.identity import checkpoint_fingerprint
-from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters, tokenize
+from slm.native.llama import all_logits, open_adapter, open_context, open_model, set_adapters, tokenize
+from slm.weights.gguf_reader import read_gguf
+from slm.weights.identity import checkpoint_fingerprint
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BASES = {"gpt2": tiny.gpt2, "llama": tiny.llama, "gemma3": tiny.gemma3}

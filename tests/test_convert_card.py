@@ -11,15 +11,15 @@ import tiny_checkpoints as tiny
 from click.testing import CliRunner
 from go_template import execute, modelfile_commands
 
-from convert import cli
-from convert.card import check_replaceable, source_facts, write_card
+from convert.cli import convert as cli
 from convert.model import convert_checkpoint
-from convert.modelfile import go_template, modelfile, stop_texts, turns_of_template
-from convert.turns import Turns, turns_of
+from convert.publish.card import check_replaceable, source_facts, write_card
+from convert.publish.modelfile import go_template, modelfile, stop_texts, turns_of_template
+from convert.publish.turns import Turns, turns_of
+from slm.chat.prompt import TEMPLATES, render
 from slm.errors import InputError, MissingFileError, UnsupportedError
-from slm.gguf_reader import read_gguf
 from slm.joints import Message
-from slm.prompt import TEMPLATES, render
+from slm.weights.gguf_reader import read_gguf
 from tests.tiny_gguf import write_adapter, write_model
 
 EOS = "</s>"

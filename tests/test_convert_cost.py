@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import convert.quality.plot as plot
-from convert import cli, cli_verify
-from convert.inspect import inspect_gguf, list_tensors
+from convert.cli import convert as cli
+from convert.cli import verify as cli_verify
 from convert.model import convert_checkpoint
+from convert.publish.inspect import inspect_gguf, list_tensors
 from convert.quality.bounds import Bound, parse_bound
 from convert.quality.cost import convert_measured
 from convert.quality.fit import choose, excesses, fit_checkpoint, nearest
@@ -26,7 +27,7 @@ from convert.quality.kld import NO_TARGET, Tally, pooled
 from convert.quality.report import markdown, report_of, report_paths, write_report
 from convert.quality.sample_text import LANGUAGES, read_texts, sample_texts
 from convert.quality.speed import machine, measure_speed
-from convert.verify import gguf_runner, measure, verify_model, windows
+from convert.quality.verify import gguf_runner, measure, verify_model, windows
 from slm.errors import (
     DamagedFileError,
     InputError,
@@ -284,7 +285,7 @@ def test_a_bound_that_nothing_meets_names_the_nearest_and_leaves_nothing(folder:
 
 
 def test_the_reference_is_the_checkpoints_own_precision(tmp_path: Path) -> None:
-    from convert.checkpoint import read_checkpoint
+    from convert.source.checkpoint import read_checkpoint
 
     for dtype, name in ((torch.float32, "f32"), (torch.float16, "f16"), (torch.bfloat16, "bf16")):
         assert read_checkpoint(tiny.llama(tmp_path / name, dtype=dtype)).own_type == name

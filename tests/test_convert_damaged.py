@@ -19,14 +19,14 @@ import pytest
 import tiny_checkpoints as tiny
 from damage import BINARY, OF_CHECKPOINT, TEXT, damaged
 
-from convert.finite import refuse_not_finite
 from convert.model import convert_checkpoint
-from convert.quantize import quantize_file
+from convert.output.finite import refuse_not_finite
+from convert.quality.verify import verify_model
+from convert.quantize.quantize import quantize_file
 from convert.restore import restore_checkpoint
-from convert.verify import verify_model
-from convert.vocabulary.charsmap import read_charsmap, write_charsmap
+from convert.vocabulary.base.charsmap import read_charsmap, write_charsmap
 from slm.errors import DamagedFileError
-from slm.gguf_reader import read_gguf
+from slm.weights.gguf_reader import read_gguf
 
 CASES, CHILDREN = 500, 2
 TESTS = Path(__file__).parent

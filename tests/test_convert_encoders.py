@@ -30,14 +30,14 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from convert.cli_verify import verify
+from convert.cli.verify import verify
 from convert.model import convert_checkpoint
-from convert.pooling import read_pooling
-from convert.verify_embeddings import verify_embedder
+from convert.quality.verify_embeddings import verify_embedder
+from convert.source.pooling import read_pooling
 from convert.vocabulary.vocab_source import read_vocabulary
 from slm.errors import DamagedFileError, InputError, SlmError, UnsupportedError
-from slm.gguf_reader import read_gguf
-from slm.llama import library, open_model, tokenize
+from slm.native.llama import library, open_model, tokenize
+from slm.weights.gguf_reader import read_gguf
 
 TEXTS = [
     "query: where is the invoice of the office?",

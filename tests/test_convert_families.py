@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from convert.families import family_of_config
-from convert.families.base import HeadsApart
+from convert.families.parts.base import HeadsApart
 from convert.model import convert_checkpoint
 from convert.restore import restore_checkpoint
-from convert.safetensors_file import read_header
+from convert.source.safetensors_file import read_header
 from slm.errors import DamagedFileError, SlmError, UnsupportedError
-from slm.gguf_reader import read_gguf
-from slm.llama import open_model, tokenize
+from slm.native.llama import open_model, tokenize
+from slm.weights.gguf_reader import read_gguf
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10_000.0}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}

@@ -14,13 +14,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 
-from convert.adapter import convert_adapter
+from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
-from convert.verify import verify_model
-from serve.adapters import vet_adapter, vet_base
+from convert.quality.verify import verify_model
+from serve.adapters.registry import vet_adapter, vet_base
 from slm.errors import DamagedFileError, MismatchError, UnsupportedError
-from slm.gguf_reader import read_gguf
-from train.merge import merge
+from slm.weights.gguf_reader import read_gguf
+from train.adapter.merge import merge
 
 Base = tuple[Path, Path]
 

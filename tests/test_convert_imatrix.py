@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from convert import imatrix as collecting
-from convert.cli_quantize import imatrix as imatrix_command
-from convert.ggml_nodes import Node, matrix_products
-from convert.imatrix import Collector, balanced, collect_imatrix, shares_of
-from convert.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
+from convert.cli.quantize import imatrix as imatrix_command
 from convert.model import convert_checkpoint
-from convert.quantize import Options, quantize_file
+from convert.quantize import imatrix as collecting
+from convert.quantize.ggml_nodes import Node, matrix_products
+from convert.quantize.imatrix import Collector, balanced, collect_imatrix, shares_of
+from convert.quantize.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
+from convert.quantize.quantize import Options, quantize_file
 from slm.errors import EngineError, InputError, MissingFileError, UnknownNameError
-from slm.gguf_reader import read_gguf
+from slm.weights.gguf_reader import read_gguf
 
 CONTEXT = 48
 _NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -251,8 +251,8 @@ def test_the_bench_compares_no_matrix_each_language_and_the_balance(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The peer here is a script that hands over our own matrix: only the call and the table are proven with it."""
-    from convert.cli_bench import bench_quant
-    from convert.quality import bench_quant as module
+    from convert.bench import quantization as module
+    from convert.cli.bench import bench_quant
 
     data = {lang: Path(__file__).parent.parent / "data" / f"{lang}.txt" for lang in ("en", "ja")}
     arguments = [str(models["llama"]), *(f"--text={lang}={path}" for lang, path in data.items())]

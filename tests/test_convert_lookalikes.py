@@ -17,7 +17,7 @@ from test_convert_encoders import TEXTS, embedding, pooled_by
 from test_convert_slow_tokenizers import LowerCased, SentencePieceBackend, by_sentencepiece
 
 from convert.model import convert_checkpoint
-from slm.gguf_reader import read_gguf
+from slm.weights.gguf_reader import read_gguf
 
 
 def tokenizer_of(folder: Path) -> Any:

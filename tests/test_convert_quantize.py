@@ -18,15 +18,15 @@ import tiny_checkpoints as tiny
 from click.testing import CliRunner
 from conftest import ROOT
 
-from convert.cli_quantize import quantize as quantize_command
-from convert.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
+from convert.cli.quantize import quantize as quantize_command
 from convert.model import convert_checkpoint
-from convert.quantize import Options, quantize_file, quantize_ladder
-from convert.quantize_types import NEEDS_IMATRIX
-from convert.writer import OutTensor, write_gguf
+from convert.output.writer import OutTensor, write_gguf
+from convert.quantize.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
+from convert.quantize.quantize import Options, quantize_file, quantize_ladder
+from convert.quantize.types import NEEDS_IMATRIX
 from slm.errors import DamagedFileError, EngineError, InputError, MismatchError, UnknownNameError
-from slm.gguf_reader import GgufFile, read_gguf
-from slm.llama import open_model
+from slm.native.llama import open_model
+from slm.weights.gguf_reader import GgufFile, read_gguf
 
 
 @pytest.fixture(scope="module")

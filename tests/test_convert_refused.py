@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from convert.model import convert_checkpoint
-from convert.quantize import quantize_file
-from convert.safetensors_file import read_header
+from convert.quantize.quantize import quantize_file
+from convert.source.safetensors_file import read_header
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnknownNameError, UnsupportedError
 from tests import tiny_checkpoints as tiny
 
@@ -121,7 +121,7 @@ def test_quantizing_refuses_what_it_should_not_quantize(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_quantization_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import convert.quantize as quantize
+    import convert.quantize.quantize as quantize
 
     [f32] = convert_checkpoint(tiny.llama(tmp_path / "tiny"), tmp_path / "f32.gguf", "f32")
 
@@ -137,7 +137,7 @@ def test_an_interrupted_quantization_leaves_nothing(tmp_path: Path, monkeypatch:
 
 _IN_A_CALLBACK = """
 import ctypes, os, signal, time, click
-from slm.console import run
+from slm.terminal.console import run
 
 @click.command()
 def command():

@@ -17,11 +17,11 @@ from test_convert_families import LINEAR, LONG, YARN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convert.model import convert_checkpoint
+from convert.quality.verify import verify_model
 from convert.restore import restore_checkpoint
-from convert.verify import verify_model
-from convert.vocabulary.proof import MIXED_LINES
+from convert.vocabulary.base.proof import MIXED_LINES
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnknownNameError, UnsupportedError
-from slm.gguf_reader import read_gguf
+from slm.weights.gguf_reader import read_gguf
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192, "rope_theta": 500_000.0}  # fmt: skip

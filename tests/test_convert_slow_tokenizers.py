@@ -13,7 +13,7 @@ import tiny_tokenizers as tt
 import transformers as tf
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from convert.vocabulary.proof import MIXED_LINES, special_lines
+from convert.vocabulary.base.proof import MIXED_LINES, special_lines
 from convert.vocabulary.vocab_source import read_vocabulary
 from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
 

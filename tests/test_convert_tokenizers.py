@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from convert.vocabulary.cut_down import cut_down
-from convert.vocabulary.pre_tokenizers import SPLITS, canonical, pre_name, pre_tokenizer_of
-from convert.vocabulary.proof import MIXED_LINES, Source, conversation, differences, prove_equal
+from convert.vocabulary.base.pre_tokenizers import SPLITS, canonical, pre_name, pre_tokenizer_of
+from convert.vocabulary.base.proof import MIXED_LINES, Source, conversation, differences, prove_equal
+from convert.vocabulary.files.cut_down import cut_down
 from convert.vocabulary.vocab_source import read_vocabulary
+from slm.chat.prompt import TEMPLATES, render
 from slm.errors import DamagedFileError, SlmError, UnsupportedError, VerificationError
-from slm.gguf_reader import read_gguf
-from slm.llama import token_bytes
-from slm.prompt import TEMPLATES, render
+from slm.native.llama import token_bytes
+from slm.weights.gguf_reader import read_gguf
 
 Encode = Callable[[str], list[int]]
 
@@ -383,7 +383,7 @@ def test_a_vocabulary_of_absurd_size_is_refused_before_memory_is_taken(tmp_path:
 
 
 def test_the_vocabulary_of_a_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    from convert.vocabulary.vocab import from_metadata
+    from convert.vocabulary.base.vocab import from_metadata
 
     folder = tt.sentencepiece(tmp_path / "x", **_PLAIN)
     written = read_vocabulary(folder, {}).vocabulary

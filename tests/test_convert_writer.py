@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from convert.bench import compare_files, find_peer, measure
-from convert.encode import encode
+from convert.bench.conversion import compare_files, find_peer, measure
 from convert.model import convert_checkpoint
-from convert.writer import Ledger, OutTensor, write_gguf
+from convert.output.encode import encode
+from convert.output.writer import Ledger, OutTensor, write_gguf
 from slm.errors import DamagedFileError, EngineError, InputError, MissingFileError, VerificationError
-from slm.gguf_reader import read_gguf
+from slm.weights.gguf_reader import read_gguf
 
 ROWS = arrays(np.float32, (3, 32), elements=st.floats(-65_000, 65_000, width=32))
 
@@ -108,11 +108,11 @@ def test_a_file_that_reads_back_differently_never_gets_its_name(
 _STREAM = """
 import json, resource, struct, sys
 from pathlib import Path
-from convert.checkpoint import Planned
-from convert.encode import encode
-from convert.families.base import Rule
-from convert.safetensors_file import read_header
-from convert.writer import OutTensor, write_gguf
+from convert.source.checkpoint import Planned
+from convert.output.encode import encode
+from convert.families.parts.base import Rule
+from convert.source.safetensors_file import read_header
+from convert.output.writer import OutTensor, write_gguf
 import numpy as np
 source, target = map(Path, sys.argv[1:])
 shape = (65536, 1024)

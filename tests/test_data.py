@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slm.language import detect
+from slm.text.language import detect
 
 DATA = Path(__file__).parent.parent / "data"
 HEADERS = {

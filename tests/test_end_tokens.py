@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 from convert.model import convert_checkpoint
 from convert.restore import restore_checkpoint
-from serve.adapters import vet_base
-from serve.child.sampling import vocabulary_of
-from slm.llama import open_model
-from slm.turn_end import turn_end
+from serve.adapters.registry import vet_base
+from serve.child.choice.sampling import vocabulary_of
+from slm.chat.turn_end import turn_end
+from slm.native.llama import open_model
 
 NAMES = ["<|reply_end|>", "<|stop_a|>", "<|stop_b|>", "<|stop_c|>"]
 

@@ -63,6 +63,58 @@ def test_no_circle_of_imports() -> None:
     assert done == names
 
 
+FOLDERS = sorted({parent for path in FILES for parent in path.parents if parent != ROOT and ROOT in parent.parents})
+MOST_THINGS = 12
+
+
+def things(folder: Path) -> list[Path]:
+    """The files and folders that somebody finds who opens a folder."""
+    return [
+        entry for entry in sorted(folder.iterdir())
+        if entry.name not in ("__init__.py", "__pycache__") and (entry.is_dir() or entry.suffix == ".py")
+    ]  # fmt: skip
+
+
+def owner(folder: Path, module: str) -> Path | None:
+    """The thing in `folder` that a module of ours is, or is part of."""
+    inside = module.removeprefix(module_name(folder / "__init__.py") + ".")
+    if inside == module:
+        return None
+    name = inside.split(".")[0]
+    return folder / name if (folder / name).is_dir() else folder / f"{name}.py"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(ROOT).as_posix())
+def test_things_in_a_folder_import_each_other_one_way(folder: Path) -> None:
+    names = {module_name(path) for path in FILES}
+    inside = things(folder)
+    uses: dict[Path, set[Path]] = {}
+    for thing in inside:
+        files = thing.rglob("*.py") if thing.is_dir() else [thing]
+        targets = {name for file in files for name in imports(file) if name in names}
+        uses[thing] = {other for name in targets if (other := owner(folder, name)) in inside} - {thing}
+    while uses:
+        ground = [thing for thing, others in uses.items() if not others & uses.keys()]
+        assert ground, {thing.name: [other.name for other in others & uses.keys()] for thing, others in uses.items()}
+        for thing in ground:
+            del uses[thing]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(ROOT).as_posix())
+def test_a_folder_holds_no_more_than_one_can_see_at_once(folder: Path) -> None:
+    assert len(things(folder)) <= MOST_THINGS, [thing.name for thing in things(folder)]
+
+
+@pytest.mark.parametrize("room", [GROUND, *ROOMS])
+def test_no_two_names_of_a_room_differ_by_a_plural_or_a_prefix_alone(room: str) -> None:
+    stems = {path.stem for path in (ROOT / room).rglob("*.py")} - {"__init__"}
+    alike = {
+        (one, two) for one in stems for two in stems
+        if one != two and (two == f"{one}s" or two.endswith(f"_{one}"))
+    }  # fmt: skip
+    assert alike == set()
+
+
 def test_help_of_every_command_imports_nothing_heavy() -> None:
     code = """
 import json, sys

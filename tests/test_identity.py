@@ -14,16 +14,16 @@ from tiny_gguf import write_model
 from transformers import AutoModelForCausalLM
 
 import slm_cli
-from convert.adapter import convert_adapter
-from convert.card import base_beside
+from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
-from convert.quantize import quantize_file
+from convert.publish.card import base_beside
+from convert.quantize.quantize import quantize_file
 from convert.restore import restore_checkpoint
-from serve.adapters import vet_adapter, vet_base
-from slm import caches
+from serve.adapters.registry import vet_adapter, vet_base
 from slm.errors import DamagedFileError, MismatchError
-from slm.gguf_reader import read_gguf
-from slm.identity import checkpoint_fingerprint, identity_of
+from slm.models import caches
+from slm.weights.gguf_reader import read_gguf
+from slm.weights.identity import checkpoint_fingerprint, identity_of
 
 TYPES = ["f32", "f16", "q8_0", "q4_k_m"]
 

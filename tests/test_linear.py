@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from rag.answer import defused
-from rag.chunk import chunk_document, indexed_texts
-from rag.cite import Citations
+from rag.answer.cite import Citations
+from rag.answer.marks import without_marks
+from rag.answer.prompt import defused
+from rag.answer.quote import sentences_of
 from rag.document import Document, Section, is_table_rule, one_line, sections_of, visible
-from rag.lexical import terms_of
-from rag.marks import without_marks
-from rag.quote import sentences_of
-from rag.variants import comparable
-from slm.language import detect, is_name_only
-from slm.normal_form import nfkc
+from rag.index.chunk import chunk_document, indexed_texts
+from rag.index.lexical import terms_of
+from rag.index.variants import comparable
+from slm.text.language import detect, is_name_only
+from slm.text.normal_form import nfkc
 from tests.tiny_rag import passage
 
 # Each is repeated: what regular expressions begin to read, and then have to give up.

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm.chat.generation_tag import taken_out
+from slm.chat.prompt import TEMPLATES, render
+from slm.chat.system_text import fold
 from slm.errors import InputError
-from slm.generation_tag import taken_out
 from slm.joints import Message
-from slm.prompt import TEMPLATES, render
-from slm.system_text import fold
 
 TOOL = {"type": "function", "function": {"name": "save_page", "parameters": {"type": "object", "properties": {}}}}
 # As templates of real families treat system texts: the first is kept, later ones are dropped (Llama 2, gpt-oss), the

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.cli import rag
-from rag.gone import Seen, confirm_removal, departed
-from rag.index import add_documents, index_path, open_generation
+from rag.cli.rag import rag
+from rag.index.gone import Seen, confirm_removal, departed
+from rag.index.names import index_path
+from rag.index.store import open_generation
+from rag.index.update import add_documents
 from slm.errors import InputError, MissingFileError
 from slm.joints import Joints
 from tests.tiny_rag import PairEmbedder, own_home, page

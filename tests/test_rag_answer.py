@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.answer import defused, fit_passages, grounded_messages
-from rag.cite import Citations
-from rag.quote import quotes_of, sentences_of
+from rag.answer.cite import Citations
+from rag.answer.prompt import defused, fit_passages, grounded_messages
+from rag.answer.quote import quotes_of, sentences_of
 from slm.joints import Passage
 from tests.tiny_rag import PairEmbedder, passage
 

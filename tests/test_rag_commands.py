@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.answer import open_retriever
-from rag.cli import rag
-from rag.evaluate_answers import says
+from rag.answer.prompt import open_retriever
+from rag.cli.rag import rag
+from rag.evaluate.answers import says
 from slm.errors import InputError, MismatchError, MissingFileError, UnknownNameError
 from slm.joints import Finish, Joints, Message, SamplingOptions
 from tests.tiny_rag import handbook, own_home

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.cli import rag
-from rag.generation import FORMAT, write_vectors
-from rag.index import add_documents, index_path, open_generation, remove_documents
-from rag.retrieve import search
+from rag.cli.rag import rag
+from rag.index.names import index_path
+from rag.index.retrieve import search
+from rag.index.store import FORMAT, open_generation, write_vectors
+from rag.index.update import add_documents, remove_documents
 from slm.errors import DamagedFileError, ResourceError, UnsupportedError
 from slm.joints import Joints
 from tests.tiny_rag import PairEmbedder, own_home, page

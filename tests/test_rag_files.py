@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rag.cli import rag
-from rag.evaluate import read_questions
+from rag.cli.rag import rag
+from rag.evaluate.retrieval import read_questions
 from rag.sources.files import find_files, read_files
 from slm.errors import DamagedFileError, InputError
 

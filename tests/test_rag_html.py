@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rag.document import Document
-from rag.sources.html import declared_charset, html_document, read_html
+from rag.sources.html.page import declared_charset, html_document, read_html
 from rag.sources.reader import markdown_of
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rag import index as index_module
-from rag.chunk import Chunk
-from rag.index import Generation, add_documents, check_embedder, index_path, open_generation, remove_documents
-from rag.lexical import build_bm25, load_bm25, terms_of
-from rag.retrieve import search
+from rag.index import update as index_module
+from rag.index.chunk import Chunk
+from rag.index.lexical import build_bm25, load_bm25, terms_of
+from rag.index.names import index_path
+from rag.index.retrieve import search
+from rag.index.store import Generation, open_generation
+from rag.index.update import add_documents, check_embedder, remove_documents
 from slm.errors import DamagedFileError, InputError, MismatchError, ResourceError, UnknownNameError
 from tests.tiny_rag import PairEmbedder, own_home, page
 

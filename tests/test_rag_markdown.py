@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.sources.front_matter import split_front_matter
-from rag.sources.markdown import markdown_document, plain_markdown
-from rag.sources.markdown_scan import scan
+from rag.sources.markdown.front_matter import split_front_matter
+from rag.sources.markdown.page import markdown_document, plain_markdown
+from rag.sources.markdown.scan import scan
 
 
 @pytest.mark.parametrize(

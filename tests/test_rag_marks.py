@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rag.cite import Citations
-from rag.evaluate_answers import says
-from rag.marks import Mark, Marks, without_marks
+from rag.answer.cite import Citations
+from rag.answer.marks import Mark, Marks, without_marks
+from rag.evaluate.answers import says
 from tests.tiny_rag import passage
 
 THREE = [passage("alpha"), passage("beta"), passage("gamma")]

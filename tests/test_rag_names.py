@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rag.index import add_documents, index_path, open_generation, remove_documents
-from rag.names import documents_named, known_indexes, source_matches
+from rag.index.names import documents_named, index_path, known_indexes, source_matches
+from rag.index.store import open_generation
+from rag.index.update import add_documents, remove_documents
 from slm.errors import InputError, UnknownNameError
 from tests.tiny_rag import PairEmbedder, own_home, page
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.chunk import chunk_document, indexed_text
 from rag.document import Document, Section, sections_of, visible
+from rag.index.chunk import chunk_document, indexed_text
 from rag.sources.files import Skipped, read_file, read_files
-from rag.sources.html import html_document
-from rag.sources.markdown import markdown_document
+from rag.sources.html.page import html_document
+from rag.sources.markdown.page import markdown_document
 from slm.errors import InputError, MissingFileError, UnsupportedError
 from tests.tiny_rag import handbook
 

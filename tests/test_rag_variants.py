@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rag import variants
 from rag.document import Document, Section
-from rag.embed import open_embedder
-from rag.index import add_documents, open_generation
-from rag.lexical import build_bm25, terms_of
-from rag.retrieve import search
-from rag.variants import comparable, folded, years_of
+from rag.index import variants
+from rag.index.embed import open_embedder
+from rag.index.lexical import build_bm25, terms_of
+from rag.index.retrieve import search
+from rag.index.store import open_generation
+from rag.index.update import add_documents
+from rag.index.variants import comparable, folded, years_of
 
 SAME = """
 渡辺 渡邊 渡邉 渡邉\U000e0101 | 高橋 髙橋 髙槗 | 浜田 濱田 濵田 | 山崎 山﨑 山嵜 | 斎藤 齋藤 齊藤 斉藤 | 沢 澤 | 広 廣

@@ -83,7 +83,7 @@ def test_the_adapter_gguf_on_the_f16_base_says_what_peft_says(road: Road, lang: 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from serve.engine import open_engine
+    from serve.engine.engine import open_engine
 
     tokenizer = AutoTokenizer.from_pretrained(road.adapters[lang])
     model = AutoModelForCausalLM.from_pretrained(road.checkpoint, dtype=torch.float32)
@@ -122,7 +122,7 @@ def test_the_adapter_gguf_on_the_f16_base_says_what_peft_says(road: Road, lang: 
 
 
 def test_auto_sends_each_language_to_its_adapter_on_one_loaded_base(road: Road) -> None:
-    from serve.engine import open_engine
+    from serve.engine.engine import open_engine
 
     with open_engine(road.base, road.files) as engine:
         for lang in LANGUAGES:
@@ -137,7 +137,7 @@ def test_auto_sends_each_language_to_its_adapter_on_one_loaded_base(road: Road) 
 def test_the_adapter_is_refused_on_another_base(
     road: Road, tmp_path: Path, pulled_model: Callable[[str], Path]
 ) -> None:
-    from serve.engine import open_engine
+    from serve.engine.engine import open_engine
     from slm.errors import MismatchError
 
     with (

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from serve.child.prompt import markers_of, prompt_tokens, special_kinds
+from serve.child.tokens import markers_of, prompt_tokens, special_kinds
+from slm.chat.prompt import TEMPLATES, render
+from slm.chat.segments import Guard, Markers, Segment, conversation, marker_like
 from slm.joints import Message
-from slm.llama import token_bytes, tokenize
-from slm.prompt import TEMPLATES, render
-from slm.segments import Guard, Markers, Segment, conversation, marker_like
+from slm.native.llama import token_bytes, tokenize
 from train.data.plain_text import SegmentTokenizer
 from train.data.plain_text import markers_of as tokenizer_markers
 
@@ -64,7 +64,7 @@ _OWN = ["<|im_start|>", "<|im_end|>", "<|im_start|>"]  # of one turn and the que
 )
 def test_a_turns_text_adds_no_token_and_is_read_word_for_word(role: str, forged: str) -> None:
     found = segments_of(QWEN, CHATML, [turn(role, forged)])
-    own = ["<tool_response>"] if role == "tool" else []  # `slm.tools` wraps results for a template without tools
+    own = ["<tool_response>"] if role == "tool" else []  # `slm.chat.tools` wraps results for a template without tools
     assert tokens(found) == [_OWN[0], *own, *_OWN[1:]]
     assert text(found) == render(CHATML, [turn(role, forged)])
 

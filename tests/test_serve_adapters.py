@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.child.batch import SMALLEST_CHUNK
-from serve.child.prefix import common_prefix
-from serve.engine import Engine, open_engine
+from serve.child.cells.placement import common_prefix
+from serve.child.schedule import SMALLEST_CHUNK
+from serve.engine.engine import Engine, open_engine
 from slm.errors import (
     DamagedFileError,
     EngineDiedError,

@@ -23,11 +23,11 @@ from typing import Any
 import httpx
 import pytest
 
-from serve import listen
 from serve.bench.load import ask as bench_ask
 from serve.bench.load import new_client
-from serve.engine import Engine
-from serve.server import runs
+from serve.engine.engine import Engine
+from serve.server import listen
+from serve.server import respond as runs
 from serve.server.guard import Keys
 from slm.errors import ResourceError
 from tests.served import LOCAL, Served, engine, error_of, folder, guarded, served, standing_still

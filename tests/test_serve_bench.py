@@ -18,21 +18,22 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve import cli_bench
-from serve.adapters import vet_adapter, vet_base
+from serve.adapters.registry import vet_adapter, vet_base
 from serve.bench.adapters import write_random_adapter
 from serve.bench.load import Outcome, ask, closed_loop, quantile, tokens_per_second
 from serve.bench.peers import contenders, end_tokens
-from serve.bench.process import family, memory_mb, peak_rss_mb, running
+from serve.bench.process import peak_rss_mb, running
 from serve.bench.prompts import conversation, long_conversation, next_turn
 from serve.bench.report import failures, median_of_rounds, ratios, table_rows
 from serve.bench.run import bench_serving
 from serve.bench.scenarios import Plan, summary
-from serve.engine import open_engine
+from serve.cli import bench as cli_bench
+from serve.engine.engine import open_engine
 from serve.upstream import Launch, Options
 from slm.errors import EngineError, InputError, MissingFileError
 from slm.joints import Finish, Joints, SamplingOptions
-from slm.threads import settle_openmp, without_settling
+from slm.native.process import children_of, status_mb
+from slm.native.threads import settle_openmp, without_settling
 from tests.tiny_gguf import EOS, LAYERS, TOKENS, write_adapter, write_model
 
 BODY = {"messages": [], "max_tokens": 5}
@@ -264,14 +265,14 @@ def test_a_peer_runs_with_the_users_environment_not_with_our_settings(monkeypatc
 def test_memory_is_that_of_the_whole_family() -> None:
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as parent:
-        while len(family(parent.pid)) < 2:
+        while not children_of(parent.pid):
             assert parent.poll() is None
-        child = family(parent.pid)[1]
-        whole, one = peak_rss_mb(parent.pid), memory_mb(child)
+        child = children_of(parent.pid)[0]
+        whole, one = peak_rss_mb(parent.pid), status_mb(child)
         assert whole is not None and one is not None and whole > one > 1
         assert parent.stdin is not None
         parent.stdin.close()
-    assert memory_mb(child) is None
+    assert status_mb(child) is None
 
 
 def test_only_a_peer_that_was_named_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.engine import open_engine
+from serve.engine.engine import open_engine
 from serve.server.app import create_app
 from serve.server.guard import Keys, Policy
 from tests.page_browser import Open, answered, send

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.child import batch
+from serve.child import schedule
+from serve.child.cells.store import PrefixStore
+from serve.child.choice.lookup import GRAM, Lookup
+from serve.child.choice.sampling import Sampler, vocabulary_of
 from serve.child.contexts import HotContext, Piece
-from serve.child.lookup import GRAM, Lookup
-from serve.child.prefix_store import PrefixStore
-from serve.child.sampling import Sampler, vocabulary_of
 from serve.child.slots import Request
-from serve.engine import open_engine
+from serve.engine.engine import open_engine
 from slm.joints import SamplingOptions
-from slm.llama import open_model
+from slm.native.llama import open_model
 from tests.tiny_engine import Files, Oracle, ask, files, oracle
 from tests.tiny_gguf import letter
 
@@ -67,37 +67,37 @@ def test_how_likely_a_draft_is_right_is_learnt_from_the_sequence() -> None:
         for token in (100 + n, 1, 2):
             misled.append(token)
     assert misled.draft(1) and misled.chances(1)[0] < 0.2
-    assert batch.with_drafts([batch.Work(0, 0, chances=misled.chances(7))]) == {0: 1}, "no more is tried"
+    assert schedule.with_drafts([schedule.Work(0, 0, chances=misled.chances(7))]) == {0: 1}, "no more is tried"
 
 
 # --- when it is worth its rows -----------------------------------------------------------------------------------
 
 
-def _answering(*chances: Sequence[float]) -> list[batch.Work]:
-    return [batch.Work(slot, 0, chances=one) for slot, one in enumerate(chances)]
+def _answering(*chances: Sequence[float]) -> list[schedule.Work]:
+    return [schedule.Work(slot, 0, chances=one) for slot, one in enumerate(chances)]
 
 
 def test_the_likeliest_drafts_are_taken_as_long_as_a_step_gains_by_them() -> None:
     sure, unsure = [0.95**n for n in range(1, 8)], [0.2**n for n in range(1, 8)]
-    assert batch.plan_step(_answering(unsure), chunk=64) == {0: 1}
-    assert batch.plan_step(_answering(sure), chunk=64) == {0: 8}
-    plan = batch.plan_step(_answering(sure, unsure, (), sure), chunk=64)
+    assert schedule.plan_step(_answering(unsure), chunk=64) == {0: 1}
+    assert schedule.plan_step(_answering(sure), chunk=64) == {0: 8}
+    plan = schedule.plan_step(_answering(sure, unsure, (), sure), chunk=64)
     assert plan[1] == plan[2] == 1 and min(plan[0], plan[3]) > 1
-    assert batch.plan_step([*_answering(sure), batch.Work(1, 40)], chunk=64) == {0: 8, 1: 40}
+    assert schedule.plan_step([*_answering(sure), schedule.Work(1, 40)], chunk=64) == {0: 8, 1: 40}
 
 
-@given(st.lists(st.lists(st.floats(0, 1), max_size=batch.LONGEST_DRAFT), max_size=16))
+@given(st.lists(st.lists(st.floats(0, 1), max_size=schedule.LONGEST_DRAFT), max_size=16))
 def test_no_other_number_of_drafted_tokens_gains_more_for_its_cost(shares: list[list[float]]) -> None:
     chances = [sorted(one, reverse=True) for one in shares]
-    plan = batch.with_drafts(_answering(*chances))
+    plan = schedule.with_drafts(_answering(*chances))
     assert all(1 <= plan[slot] <= 1 + len(one) for slot, one in enumerate(chances))
     drafted = sum(plan.values()) - len(plan)
-    likeliest = sorted((chance for one in chances for chance in one), reverse=True)[: batch.MOST_DRAFTED]
+    likeliest = sorted((chance for one in chances for chance in one), reverse=True)[: schedule.MOST_DRAFTED]
     assert drafted <= len(likeliest)
     if plan:
-        gains = [(len(plan) + sum(likeliest[:n])) / batch.cost_of(len(plan) + n) for n in range(len(likeliest) + 1)]
+        gains = [(len(plan) + sum(likeliest[:n])) / schedule.cost_of(len(plan) + n) for n in range(len(likeliest) + 1)]
         taken = sum(chance for slot, one in enumerate(chances) for chance in one[: plan[slot] - 1])
-        assert (len(plan) + taken) / batch.cost_of(len(plan) + drafted) == pytest.approx(max(gains))
+        assert (len(plan) + taken) / schedule.cost_of(len(plan) + drafted) == pytest.approx(max(gains))
 
 
 # --- that no answer changes --------------------------------------------------------------------------------------

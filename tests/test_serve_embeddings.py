@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.server.api.models import EmbeddingRequest
+from serve.server.api.answer.models import EmbeddingRequest
 from tests.served import Served, error_of, served
 
 __all__ = ["served"]  # a fixture

@@ -11,10 +11,10 @@ import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_params
 
-from serve.child.sampling import Sampler, Vocabulary
-from serve.server.api.fields import HARMLESS, OFF
-from serve.server.api.models import EmbeddingRequest
-from serve.server.api.requests import ChatRequest, CompletionRequest
+from serve.child.choice.sampling import Sampler, Vocabulary
+from serve.server.api.answer.models import EmbeddingRequest
+from serve.server.api.request.bodies import ChatRequest, CompletionRequest
+from serve.server.api.request.fields import HARMLESS, OFF
 from slm.joints import Message, SamplingOptions
 from tests.served import HELLO, Served, error_of, served
 from tests.tiny_gguf import letter, write_adapter

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.child.grammar import calls_grammar, json_grammar
-from serve.child.sampling import Sampler, Vocabulary, vocabulary_of
-from serve.server.api.calls import CallStream
-from serve.text import TextStream
+from serve.child.choice.grammar import calls_grammar, json_grammar
+from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
+from serve.child.text import TextStream
+from serve.server.api.answer.calls import CallStream
 from slm.errors import InputError, UnsupportedError
 from slm.joints import SamplingOptions
-from slm.llama import open_model, tokenize
+from slm.native.llama import open_model, tokenize
 from tests.tiny_gguf import BYTES, EOS, LETTERS, MARKERS, SPECIAL, write_model
 
 NAMES = st.text("abcxyz_日", min_size=1, max_size=4)
@@ -56,7 +56,7 @@ def tiny() -> Vocabulary:
     """The vocabulary of tests/tiny_gguf.py: bytes twice over, as SentencePiece with byte tokens has them."""
     text = [bytes([n]) for n in range(256)] + [b" " if letter == "▁" else letter.encode() for letter in LETTERS]
     count = len(SPECIAL) + len(BYTES) + len(LETTERS) + len(MARKERS)
-    text[0xC0] = b""  # as slm.llama.token_bytes has it
+    text[0xC0] = b""  # as slm.native.llama.token_bytes has it
     plain = dict(enumerate(text, len(SPECIAL)))
     return Vocabulary(count, frozenset({EOS, count - 1}), lambda t, special: plain.get(t, b"<x>" if special else b""))
 

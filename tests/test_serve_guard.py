@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from serve.cli_guard import Origin, Size, guard_options, policy_of
+from serve.cli.guard import Origin, Size, guard_options, policy_of
 from serve.server.guard import Limits, Policy
 from serve.server.metrics import Metrics
 from serve.server.middleware import Guard

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from serve.adapters import vet_adapter
-from serve.child.prefix_store import SMALLEST
-from serve.engine import Engine, Event, open_engine
-from serve.trial import Trials
-from serve.watch import WatchedFolder, watching
+from serve.adapters.registry import vet_adapter
+from serve.adapters.watch import WatchedFolder, watching
+from serve.child.cells.store import SMALLEST
+from serve.engine.engine import Engine, Event, open_engine
+from serve.engine.trial import Trials
 from slm.errors import DamagedFileError, EngineDiedError, EngineError, InputError, UnknownNameError, UnsupportedError
 from slm.joints import Finish, Message, SamplingOptions, Scored
 from tests.tiny_engine import Files, Oracle, ask, make_files, user

@@ -21,9 +21,9 @@ import openai
 import pytest
 from click.testing import CliRunner
 
-from rag.cite import Citations
-from serve import cli
-from serve.engine import open_engine
+from rag.answer.cite import Citations
+from serve.cli import serve as cli
+from serve.engine.engine import open_engine
 from serve.server.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
 from slm.joints import Grounded, Joints, Message, Passage
@@ -334,7 +334,7 @@ def test_route_explains_itself() -> None:
 
 
 def test_serve_starts_says_where_and_stops_on_ctrl_c(served: Served) -> None:
-    code = "from pathlib import Path; from serve.cli import serve; from slm.joints import Joints; "
+    code = "from pathlib import Path; from serve.cli.serve import serve; from slm.joints import Joints; "
     code += (
         f"serve.main([{str(served.folder / 'tiny.gguf')!r}, '--port', '0', '--threads', '1'], obj=Joints(gguf_of=Path))"
     )

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from convert.vocabulary.base.vocab import from_metadata
 from convert.vocabulary.fast_tokenizer import tokenizer_config, tokenizer_json
-from convert.vocabulary.vocab import from_metadata
-from rag.answer import grounded_messages
-from serve.engine import Engine, open_engine
-from slm.gguf_reader import read_gguf
+from rag.answer.prompt import grounded_messages
+from serve.engine.engine import Engine, open_engine
+from slm.chat.prompt import named_template
 from slm.joints import Message, Passage, SamplingOptions
-from slm.prompt import named_template
+from slm.weights.gguf_reader import read_gguf
 from tests.served import Served, served  # noqa: F401
 from tests.tiny_engine import user
 from tests.tiny_gguf import BOS, TOKENS, write_adapter, write_model

@@ -15,11 +15,12 @@ import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.engine import Sink, Ticket, open_engine
-from serve.router import Route
-from serve.server.metrics import Metrics, resident_bytes
+from serve.engine.engine import Sink, Ticket, open_engine
+from serve.engine.router import Route
+from serve.server.metrics import Metrics
 from slm.errors import ContextOverflowError, EngineDiedError, InputError
 from slm.joints import Finish
+from slm.native.process import resident_bytes
 from tests.served import FakeEngine, Served, running
 from tests.tiny_gguf import write_adapter, write_model
 

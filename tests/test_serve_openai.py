@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from serve.engine import open_engine
+from serve.engine.engine import open_engine
 from tests.served import HELLO, Served, error_of, running, served
 from tests.tiny_gguf import BOS, letter, write_adapter, write_model
 

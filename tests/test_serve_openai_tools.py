@@ -10,9 +10,9 @@ import jsonschema_rs
 import pytest
 from pydantic import BaseModel
 
-from serve.server.api.calls import CallStream
-from slm.prompt import render
-from slm.tools import call_text
+from serve.server.api.answer.calls import CallStream
+from slm.chat.prompt import render
+from slm.chat.tools import call_text
 from tests.served import HELLO, Served, error_of, served
 from tests.tiny_gguf import letter
 

@@ -9,49 +9,54 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.child import batch, prefix
+from serve.child import schedule
+from serve.child.cells import placement
+from serve.child.cells.store import SMALLEST, PrefixStore
 from serve.child.lanes import contents_of, key_of
-from serve.child.prefix_store import SMALLEST, PrefixStore
-from serve.supervisor import Blame
+from serve.engine.supervisor import Blame
 
 # --- tokens of a step -------------------------------------------------------------------------------------------
 
 
 def test_a_step_serves_every_answer_then_the_oldest_prompt_a_little_and_the_shortest_most() -> None:
-    work = [batch.Work(0, 0, 1), batch.Work(1, 900, 2), batch.Work(2, 20, 3), batch.Work(3, 0, 4)]
-    assert batch.plan_step(work, chunk=256) == {0: 1, 3: 1, 1: 64 + 172, 2: 20}
-    crowded = [batch.Work(0, 900, 1), batch.Work(1, 300, 2), batch.Work(2, 100, 3)]  # of which 96 are the chunk's
-    assert batch.plan_step(crowded, chunk=128) == {0: 32, 2: 100}
-    assert batch.plan_step([batch.Work(0, 500)], chunk=64) == {0: 64}
-    assert batch.plan_step([], chunk=64) == {}
+    work = [schedule.Work(0, 0, 1), schedule.Work(1, 900, 2), schedule.Work(2, 20, 3), schedule.Work(3, 0, 4)]
+    assert schedule.plan_step(work, chunk=256) == {0: 1, 3: 1, 1: 64 + 172, 2: 20}
+    crowded = [
+        schedule.Work(0, 900, 1),
+        schedule.Work(1, 300, 2),
+        schedule.Work(2, 100, 3),
+    ]  # 96 of the chunk's
+    assert schedule.plan_step(crowded, chunk=128) == {0: 32, 2: 100}
+    assert schedule.plan_step([schedule.Work(0, 500)], chunk=64) == {0: 64}
+    assert schedule.plan_step([], chunk=64) == {}
 
 
 @given(st.lists(st.integers(0, 2000), max_size=16).flatmap(st.permutations), st.integers(4, 512))
 def test_a_step_is_hardly_larger_than_its_chunk_and_always_moves_on(items: list[int], chunk: int) -> None:
-    work = [batch.Work(slot, left, arrived=slot) for slot, left in enumerate(items)]
-    plan = batch.plan_step(work, chunk=chunk)
+    work = [schedule.Work(slot, left, arrived=slot) for slot, left in enumerate(items)]
+    plan = schedule.plan_step(work, chunk=chunk)
     left = {item.slot: item.prompt_left for item in work}
     assert all(plan[slot] == 1 for slot in left if left[slot] == 0)
     assert all(0 < tokens <= max(1, left[slot]) for slot, tokens in plan.items())
     prompts = {slot: tokens for slot, tokens in plan.items() if left[slot]}
     whole = sum(left.values())
-    assert min(chunk, whole) <= sum(prompts.values()) <= min(chunk + batch.REMAINDER, whole)
+    assert min(chunk, whole) <= sum(prompts.values()) <= min(chunk + schedule.REMAINDER, whole)
     waiting = [item for item in work if item.prompt_left]
     if waiting:
         assert min(waiting, key=lambda item: item.arrived).slot in prompts, "the one that waited longest moves on"
 
 
 def test_a_chunk_takes_about_the_time_of_a_step() -> None:
-    assert batch.chunk_of(1300) == 130
-    assert batch.SMALLEST_CHUNK <= batch.chunk_of(0) <= batch.LARGEST_CHUNK
-    assert (batch.chunk_of(1), batch.chunk_of(1e9)) == (batch.SMALLEST_CHUNK, batch.LARGEST_CHUNK)
+    assert schedule.chunk_of(1300) == 130
+    assert schedule.SMALLEST_CHUNK <= schedule.chunk_of(0) <= schedule.LARGEST_CHUNK
+    assert (schedule.chunk_of(1), schedule.chunk_of(1e9)) == (schedule.SMALLEST_CHUNK, schedule.LARGEST_CHUNK)
 
 
 # --- turns ------------------------------------------------------------------------------------------------------
 
 
 def test_adapters_that_share_a_context_take_turns_of_a_quantum() -> None:
-    rotation = batch.Rotation(quantum=3)
+    rotation = schedule.Rotation(quantum=3)
     assert [rotation.next(["b", "a"]) for _ in range(9)] == list("aaabbbaaa")
     assert [rotation.next(["a"]) for _ in range(5)] == list("aaaaa")
     assert rotation.next(["a", "b"]) == "b", "one that was alone for long gives way at once"
@@ -61,7 +66,7 @@ def test_adapters_that_share_a_context_take_turns_of_a_quantum() -> None:
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 8), st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=60, max_size=60))
 def test_no_adapter_with_work_waits_for_more_than_everybodys_quantum(quantum: int, rounds: list[set[str]]) -> None:
-    rotation = batch.Rotation(quantum)
+    rotation = schedule.Rotation(quantum)
     always = [{"a", *others} for others in rounds]
     got = [rotation.next(keys) for keys in always]
     assert all(key in keys for key, keys in zip(got, always, strict=True))
@@ -74,7 +79,7 @@ def test_no_adapter_with_work_waits_for_more_than_everybodys_quantum(quantum: in
 def test_cores_are_never_lent_twice_and_everybody_gets_some(
     total: int, lanes: int, wholes: float, random: object
 ) -> None:
-    cores = batch.Cores(total)
+    cores = schedule.Cores(total)
     running: dict[int, int] = {}
     served = dict.fromkeys(range(lanes), 0)
     for _ in range(40 * lanes):
@@ -98,7 +103,7 @@ def test_cores_are_never_lent_twice_and_everybody_gets_some(
 
 
 def test_a_lone_context_has_all_cores_and_shares_as_soon_as_another_wants_some() -> None:
-    cores = batch.Cores(4)
+    cores = schedule.Cores(4)
     cores.want(0)
     assert cores.grant(0) == 4
     cores.want(1)
@@ -111,7 +116,7 @@ def test_a_lone_context_has_all_cores_and_shares_as_soon_as_another_wants_some()
 
 
 def test_who_wants_all_cores_gets_them_after_the_steps_under_way_and_then_the_others_come_first() -> None:
-    cores = batch.Cores(2)
+    cores = schedule.Cores(2)
     for lane in (0, 1):
         cores.want(lane)
     assert (cores.grant(0), cores.grant(1)) == (1, 1)
@@ -128,58 +133,58 @@ def test_who_wants_all_cores_gets_them_after_the_steps_under_way_and_then_the_ot
 
 
 def test_only_a_lone_prompt_is_read_on_all_cores() -> None:
-    assert batch.reads_alone(1, 1, 0)
-    assert not batch.reads_alone(1, 1, 1), "two read side by side"
-    assert not batch.reads_alone(2, 1, 0) and not batch.reads_alone(1, 0, 0)
+    assert schedule.reads_alone(1, 1, 0)
+    assert not schedule.reads_alone(1, 1, 1), "two read side by side"
+    assert not schedule.reads_alone(2, 1, 0) and not schedule.reads_alone(1, 0, 0)
 
 
 def test_a_prompt_leaves_no_few_tokens_for_a_step_of_their_own() -> None:
-    assert batch.plan_step([batch.Work(0, 35)], chunk=32) == {0: 35}
-    assert batch.plan_step([batch.Work(0, 60)], chunk=32) == {0: 32}
+    assert schedule.plan_step([schedule.Work(0, 35)], chunk=32) == {0: 35}
+    assert schedule.plan_step([schedule.Work(0, 60)], chunk=32) == {0: 32}
 
 
-def home(key: str, *lanes: batch.LaneLoad, parallel: int = 8, cores: int = 2) -> int | None:
-    return batch.home_of(key, lanes, parallel=parallel, cores=cores)
+def home(key: str, *lanes: schedule.LaneLoad, parallel: int = 8, cores: int = 2) -> int | None:
+    return schedule.home_of(key, lanes, parallel=parallel, cores=cores)
 
 
 def test_a_lone_adapter_spreads_over_the_cores_and_no_further() -> None:
-    a, empty, closed = batch.LaneLoad({"a": 2}), batch.LaneLoad({}), batch.LaneLoad({}, opened=False)
+    a, empty, closed = schedule.LaneLoad({"a": 2}), schedule.LaneLoad({}), schedule.LaneLoad({}, opened=False)
     assert home("a", empty, closed) == 0
     assert home("a", a, closed, empty) == 2, "an open one before one that has to be opened"
-    assert home("a", a, batch.LaneLoad({"a": 1}), empty) == 1
+    assert home("a", a, schedule.LaneLoad({"a": 1}), empty) == 1
     assert home("a", a, empty, cores=1) == 0
     assert home("a", a, empty, parallel=2) is None
-    assert home("a", batch.LaneLoad({"a": 1}, room=False), empty) == 1
-    assert home("a", batch.LaneLoad({"a": 1}, room=False)) is None
+    assert home("a", schedule.LaneLoad({"a": 1}, room=False), empty) == 1
+    assert home("a", schedule.LaneLoad({"a": 1}, room=False)) is None
 
 
 def test_several_adapters_get_a_context_each_then_share_the_least_mixed() -> None:
-    a, b, empty = batch.LaneLoad({"a": 4}), batch.LaneLoad({"b": 1}), batch.LaneLoad({})
+    a, b, empty = schedule.LaneLoad({"a": 4}), schedule.LaneLoad({"b": 1}), schedule.LaneLoad({})
     assert home("b", a, empty) == 1
     assert home("a", a, b, empty) == 0, "with two adapters on two cores one context each is the share"
-    assert home("a", batch.LaneLoad({"a": 1}), a, b) == 1, "the emptier one is to run dry"
+    assert home("a", schedule.LaneLoad({"a": 1}), a, b) == 1, "the emptier one is to run dry"
     assert home("c", a, b, empty) == 2
     assert home("c", a, b) == 1
-    assert home("c", batch.LaneLoad({"a": 1, "b": 1}), a) == 1
+    assert home("c", schedule.LaneLoad({"a": 1, "b": 1}), a) == 1
 
 
 def test_a_request_waits_to_spread_while_another_adapter_may_come_back() -> None:
     """Else the first of two bursts takes both cores, and the second one's requests make a third context."""
-    lanes = [batch.LaneLoad({"a": 2}), batch.LaneLoad({})]
-    assert batch.home_of("a", lanes, parallel=8, cores=2, wanted={"a"}) == 1
-    assert batch.home_of("a", lanes, parallel=8, cores=2, wanted={"a", "b"}) is None
-    assert batch.home_of("b", lanes, parallel=8, cores=2, wanted={"a", "b"}) == 1
-    assert batch.home_of("a", lanes, parallel=8, cores=4, wanted={"a", "b"}) == 1, "its share is two contexts"
-    both = [batch.LaneLoad({"a": 2}), batch.LaneLoad({"b": 1}), batch.LaneLoad({})]
-    assert batch.home_of("a", both, parallel=8, cores=2, wanted={"a", "b"}) == 0
+    lanes = [schedule.LaneLoad({"a": 2}), schedule.LaneLoad({})]
+    assert schedule.home_of("a", lanes, parallel=8, cores=2, wanted={"a"}) == 1
+    assert schedule.home_of("a", lanes, parallel=8, cores=2, wanted={"a", "b"}) is None
+    assert schedule.home_of("b", lanes, parallel=8, cores=2, wanted={"a", "b"}) == 1
+    assert schedule.home_of("a", lanes, parallel=8, cores=4, wanted={"a", "b"}) == 1, "its share is two contexts"
+    both = [schedule.LaneLoad({"a": 2}), schedule.LaneLoad({"b": 1}), schedule.LaneLoad({})]
+    assert schedule.home_of("a", both, parallel=8, cores=2, wanted={"a", "b"}) == 0
 
 
 def test_a_long_beginning_decides_where_a_request_goes() -> None:
-    holds = batch.LaneLoad({"b": 1}, shared=1500)
-    assert home("a", batch.LaneLoad({}), holds) == 1
-    assert home("a", batch.LaneLoad({}), batch.LaneLoad({"b": 1}, shared=batch.LONG_BEGINNING)) == 0
-    assert home("a", batch.LaneLoad({}), batch.LaneLoad({}, shared=30)) == 1
-    assert home("a", batch.LaneLoad({}), batch.LaneLoad({"b": 1}, shared=1500, room=False)) == 0
+    holds = schedule.LaneLoad({"b": 1}, shared=1500)
+    assert home("a", schedule.LaneLoad({}), holds) == 1
+    assert home("a", schedule.LaneLoad({}), schedule.LaneLoad({"b": 1}, shared=schedule.LONG_BEGINNING)) == 0
+    assert home("a", schedule.LaneLoad({}), schedule.LaneLoad({}, shared=30)) == 1
+    assert home("a", schedule.LaneLoad({}), schedule.LaneLoad({"b": 1}, shared=1500, room=False)) == 0
 
 
 def test_a_set_of_adapters_has_one_key_in_any_order() -> None:
@@ -193,34 +198,38 @@ def test_a_set_of_adapters_has_one_key_in_any_order() -> None:
 
 def view(
     index: int, tokens: list[int], *, key: str = "k", busy: bool = False, reserved: int = 0, used: int = 0
-) -> prefix.SlotView:
-    return prefix.SlotView(index, key, tokens, busy, reserved, used)
+) -> placement.SlotView:
+    return placement.SlotView(index, key, tokens, busy, reserved, used)
 
 
 def test_a_request_is_placed_where_its_longest_prefix_is() -> None:
     slots = [view(0, [1, 2, 3, 4], used=3), view(1, [1, 2, 9], used=2), view(2, [])]
-    assert prefix.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 4, (1,))
+    assert placement.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == placement.Placement(0, None, 4, (1,))
     long = [view(0, list(range(50))), view(1, [])]
     turn = [0, 1, 2, 77]
-    assert prefix.place(long, "k", turn, reserve=10, cells=100) == prefix.Placement(1, 0, 3, (0,))
-    assert prefix.place(long, "k", turn, reserve=10, cells=100, can_copy=False) == prefix.Placement(0, None, 3, ())
+    assert placement.place(long, "k", turn, reserve=10, cells=100) == placement.Placement(1, 0, 3, (0,))
+    assert placement.place(long, "k", turn, reserve=10, cells=100, can_copy=False) == placement.Placement(
+        0, None, 3, ()
+    )
     running = [view(0, [1, 2, 3], busy=True, reserved=20), view(1, [])]
-    assert prefix.place(running, "k", [1, 2, 3], reserve=10, cells=100) == prefix.Placement(1, 0, 2, ())
+    assert placement.place(running, "k", [1, 2, 3], reserve=10, cells=100) == placement.Placement(1, 0, 2, ())
 
 
 def test_cells_of_other_adapters_are_never_shared() -> None:
     slots = [view(0, [1, 2, 3, 4], key="other", used=3), view(1, [1, 2], used=2), view(2, [])]
-    placed = prefix.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100)
-    assert placed == prefix.Placement(1, None, 2, (0,))
-    assert prefix.place(slots[:1], "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == prefix.Placement(0, None, 0, ())
+    placed = placement.place(slots, "k", [1, 2, 3, 4, 5], reserve=10, cells=100)
+    assert placed == placement.Placement(1, None, 2, (0,))
+    assert placement.place(slots[:1], "k", [1, 2, 3, 4, 5], reserve=10, cells=100) == placement.Placement(
+        0, None, 0, ()
+    )
 
 
 def test_idle_sequences_leave_and_running_ones_keep_their_cells() -> None:
     slots = [view(0, [9] * 40, used=1), view(1, [8] * 40, busy=True, reserved=50), view(2, [])]
-    assert prefix.place(slots, "k", [1, 2], reserve=50, cells=100) == prefix.Placement(2, None, 0, (0,))
+    assert placement.place(slots, "k", [1, 2], reserve=50, cells=100) == placement.Placement(2, None, 0, (0,))
     busy = [view(0, [9] * 40, busy=True, reserved=60), view(1, [])]
-    assert prefix.place(busy, "k", [1, 2], reserve=41, cells=100) is None
-    assert prefix.place(busy, "k", [1, 2], reserve=40, cells=100) == prefix.Placement(1, None, 0, ())
+    assert placement.place(busy, "k", [1, 2], reserve=41, cells=100) is None
+    assert placement.place(busy, "k", [1, 2], reserve=40, cells=100) == placement.Placement(1, None, 0, ())
 
 
 @given(
@@ -238,7 +247,7 @@ def test_a_placement_keeps_only_equal_tokens_of_the_same_key_and_fits(
         view(index, tokens, key=key, busy=busy, reserved=len(tokens) + 2 if busy else 0, used=index)
         for index, (key, tokens, busy) in enumerate(slots)
     ]
-    placed = prefix.place(views, "k", prompt, reserve=reserve, cells=60)
+    placed = placement.place(views, "k", prompt, reserve=reserve, cells=60)
     if placed is None:
         return
     source = views[placed.slot if placed.source is None else placed.source]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from serve.prefill import cut, marked
+from serve.engine.prefill import cut, marked
+from slm.chat.prompt import render
 from slm.errors import InputError
 from slm.joints import Message
-from slm.prompt import render
 from tests.tiny_templates import FAMILIES
 
 ASKED = [Message(role="user", content="Count.")]

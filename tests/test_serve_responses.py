@@ -13,15 +13,15 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 
-from serve.engine import open_engine
-from serve.server.api.answers import Choice
-from serve.server.api.responses import ResponsesRequest
-from serve.server.api.responses_input import turns_of
-from serve.server.api.responses_writer import ResponsesWriter
+from serve.engine.engine import open_engine
+from serve.server.api.answer.objects import Choice
+from serve.server.api.responses.input import turns_of
+from serve.server.api.responses.request import ResponsesRequest
+from serve.server.api.responses.writer import ResponsesWriter
 from serve.server.guard import Keys, Limits, Policy
+from slm.chat.tools import call_text
 from slm.errors import EngineDiedError, InputError
 from slm.joints import Finish, Scored, TokenScore
-from slm.tools import call_text
 from tests.served import Served, error_of, guarded, served, standing_still
 from tests.test_serve_openai_tools import WEATHER, valid
 from tests.tiny_gguf import letter, write_model

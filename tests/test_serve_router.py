@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from serve import cli
-from serve.router import by_language
-from slm.language import detect
+from serve.cli import serve as cli
+from serve.engine.router import by_language
+from slm.text.language import detect
 
 SPEAKERS = {"en": "en", "ja": "ja"}
 ENGLISH = """\

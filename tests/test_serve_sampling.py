@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.child.sampling import Sampler, Vocabulary, largest
+from serve.child.choice.sampling import Sampler, Vocabulary, largest
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions
-from slm.llama import library
+from slm.native.llama import library
 
 Logits = npt.NDArray[np.float32]
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.child.grammar import followed_schema, json_grammar
-from serve.child.schema import arguments_of
+from serve.child.choice.grammar import followed_schema, json_grammar
+from serve.child.choice.schema import arguments_of
 from slm.errors import InputError, UnsupportedError
 from tests.served import HELLO, Served, error_of, served
 

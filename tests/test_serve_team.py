@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.child.team import Team
-from slm.llama import decode_tokens, open_context, open_model
+from serve.child.pool import Team
+from slm.native.llama import decode_tokens, open_context, open_model
 from tests.tiny_gguf import BOS, write_model
 from tests.waiting import eventually
 
@@ -36,7 +36,7 @@ def test_an_error_reaches_who_asked_and_the_team_goes_on() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="threads of native libraries are counted in /proc")
 @pytest.mark.parametrize("end", ["rest", "one core"])
 def test_the_librarys_own_threads_end_too(end: str, tmp_path: Path) -> None:
-    """Two pools alive at once make every barrier a sleep; see `serve.child.team`."""
+    """Two pools alive at once make every barrier a sleep; see `serve.child.pool`."""
 
     def threads() -> int:
         return len(list(Path("/proc/self/task").iterdir()))

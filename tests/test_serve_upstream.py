@@ -16,8 +16,9 @@ import openai
 import pytest
 from click.testing import CliRunner
 
-from serve import cli, upstream
+from serve import upstream
 from serve.bench.process import free_port
+from serve.cli import serve as cli
 from serve.upstream import Options, limits, llama_cpp_python_launch, llama_server_launch
 from slm.errors import DamagedFileError, InputError, MissingExtraError, MissingFileError, UnsupportedError
 from slm.joints import Joints

@@ -190,13 +190,13 @@ def test_an_output_below_a_file_says_what_to_do(tmp_path: Path, model: Path) -> 
 
 _BROKEN = """
 import click
-from slm.console import run
+from slm.terminal.console import run
 
 @click.command()
 @click.option("--debug", is_flag=True)
 @click.argument("kind")
 def command(debug, kind):
-    from slm.console import set_verbosity
+    from slm.terminal.console import set_verbosity
     set_verbosity(quiet=False, debug=debug)
     if kind == "deep":
         def deeper(n): return deeper(n + 1)

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from convert.quality.sample_text import read_texts
-from rag.evaluate import read_questions
-from serve.cli_guard import policy_of
+from rag.evaluate.retrieval import read_questions
+from serve.cli.guard import policy_of
 from serve.server.guard import Limits
 from slm.artifacts import read_manifest
 from slm.errors import DamagedFileError, InputError, MissingFileError
-from slm.text_file import read_text, text_lines
-from train.adapter import check_adapter
-from train.checkpoint import read_config
+from slm.terminal.text_file import read_text, text_lines
+from train.adapter.opened import check_adapter
+from train.base import read_config
+from train.measure.strides import pieces
 from train.scratch.model import _read_settings
-from train.text_windows import pieces
 from train.tokenizer.learn import read_parallel
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp932", "euc_jp", "iso2022_jp"]

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnsupportedError
 from tests.tiny_adapters import FAMILIES, checkpoints, instruct, options, trained
 from tests.tiny_training import corpus
-from train.adapter import load_with_adapter
+from train.adapter.opened import load_with_adapter
+from train.base import load_model, load_tokenizer, target_modules
 from train.batch.loss import supervised_loss
-from train.checkpoint import load_model, load_tokenizer, target_modules
 from train.config import TrainOptions
-from train.lora import train_causal, train_sft
+from train.run.lora import train_causal, train_sft
 
 __all__ = ["checkpoints", "instruct", "trained"]  # fixtures
 

@@ -10,13 +10,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from convert.adapter import convert_adapter
+from convert.lora.adapter import convert_adapter
 from slm.errors import DamagedFileError, MismatchError
 from tests.test_train_merge import adapter, bases
-from train.adapter import check_adapter, load_with_adapter
-from train.checkpoint import load_model, load_tokenizer
-from train.generate import open_generator
-from train.merge import merge
+from train.adapter.merge import merge
+from train.adapter.opened import check_adapter, load_with_adapter
+from train.adapter.sample import open_generator
+from train.base import load_model, load_tokenizer
 
 __all__ = ["bases"]  # a fixture
 WEIGHTS = "adapter_model.safetensors"

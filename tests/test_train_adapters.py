@@ -12,17 +12,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from slm.chat.prompt import TEMPLATES
 from slm.errors import InputError, MismatchError, MissingFileError
 from slm.joints import Joints
-from slm.prompt import TEMPLATES
 from tests.tiny_adapters import FAMILIES, checkpoints, instruct, options, trained
-from train.adapter import load_with_adapter
-from train.checkpoint import load_model, load_tokenizer
+from train.adapter.merge import merge
+from train.adapter.opened import load_with_adapter
+from train.adapter.sample import GenerateOptions, end_of_turn_ids, open_generator, route
+from train.base import load_model, load_tokenizer
 from train.data.masks import Encoder
-from train.evaluate import evaluate_texts
-from train.generate import GenerateOptions, end_of_turn_ids, open_generator, route
-from train.lora import train_sft
-from train.merge import merge
+from train.measure.evaluate import evaluate_texts
+from train.run.lora import train_sft
 
 __all__ = ["checkpoints", "instruct", "trained"]  # fixtures
 
@@ -148,8 +148,8 @@ def test_the_router_follows_the_manifests_language_then_the_name(tmp_path: Path)
 def test_the_commands_train_merge_and_evaluate_with_figures_as_json(
     checkpoints: dict[str, Path], instruct: Path, tmp_path: Path
 ) -> None:
-    from train.cli import evaluate, train
-    from train.cli import merge as merge_command
+    from train.cli.train import evaluate, train
+    from train.cli.train import merge as merge_command
 
     joints = Joints(checkpoint_of=Path)
     base, adapter, merged = (str(p) for p in (checkpoints["gpt2"], tmp_path / "a", tmp_path / "m"))

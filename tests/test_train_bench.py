@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from slm.errors import EngineError, InputError
 from tests.tiny_training import conversations, write_checkpoint, write_jsonl
+from train.base import load_tokenizer
 from train.bench import run as bench
 from train.bench.clock import read_steps
 from train.bench.contenders import OURS, OURS_TOP, TRAINER, TRL
 from train.bench.data import read_ids, repeated, write_data
 from train.bench.run import BenchOptions, bench_training
-from train.checkpoint import load_tokenizer
-from train.cli_bench import _show
+from train.cli.bench import _show
 from train.data.examples import Example
 from train.data.masks import Encoder, choose_template
 
@@ -184,7 +184,7 @@ def test_the_command_prints_one_json_object_and_a_table(
     monkeypatch: pytest.MonkeyPatch, base: Path, talks: Path
 ) -> None:
     from slm.joints import Joints
-    from train.cli_bench import bench_train
+    from train.cli.bench import bench_train
 
     monkeypatch.setattr(bench, "_measure", lambda name, *_: [_row(name)])
     joints = Joints(checkpoint_of=Path)

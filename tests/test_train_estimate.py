@@ -15,18 +15,18 @@ from click.testing import CliRunner
 
 from slm.joints import Joints
 from tests.tiny_training import conversations, write_checkpoint, write_jsonl
-from train import memory
+from train.adapter.fresh import add_adapter
+from train.base import load_model
 from train.batch import feed as feeding
+from train.batch import memory
 from train.batch.batches import Batch
 from train.batch.feed import feed, largest, plan_of, settle_checkpointing, use_gradient_checkpointing
 from train.batch.loss import supervised_loss
-from train.checkpoint import load_model
+from train.batch.memory import needs_checkpointing, predict, saved_for_backward
 from train.config import TrainOptions
 from train.data.prepare import Prepared, prepare_conversations
-from train.estimate import estimate
-from train.lora import train_sft
-from train.memory import needs_checkpointing, predict, saved_for_backward
-from train.peft_adapter import add_adapter
+from train.measure.estimate import estimate
+from train.run.lora import train_sft
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = ["gpt2", "llama", "gemma3"]
@@ -175,7 +175,7 @@ def test_the_estimate_foresees_the_runs_counts_and_writes_nothing(
 def test_the_command_takes_the_options_of_either_kind_of_run(
     bases: dict[str, Path], talks: Path, tmp_path: Path
 ) -> None:
-    from train.cli_estimate import estimate as command
+    from train.cli.estimate import estimate as command
 
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Desk {n} stands by the window of the office.\n" for n in range(80)), encoding="utf-8")
@@ -204,10 +204,10 @@ what, base, data, output = sys.argv[1:]
 options = TrainOptions(Path(base), (Path(data),), Path(output), targets="qv", rank=8, batch_size=4, max_steps=1,
                        max_length=128, drop_long=True, dtype="float32", checkpointing="off", eval_fraction=0.02)
 if what == "estimate":
-    from train.estimate import estimate
+    from train.measure.estimate import estimate
     print(estimate(options, prepare_conversations(options)).peak_rss_mb)
 else:
-    from train.lora import train_sft
+    from train.run.lora import train_sft
     print(train_sft(options).run.peak_rss_mb)
 """
 

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from convert.adapter import convert_adapter
+from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
 from slm.errors import DamagedFileError, InputError, MismatchError
 from slm.joints import Joints
 from tests import tiny_checkpoints
-from train.adapter import load_with_adapter
-from train.checkpoint import TARGETS, load_tokenizer
-from train.evaluate import evaluate_texts
-from train.text_windows import pieces, windows
+from train.adapter.opened import load_with_adapter
+from train.base import TARGETS, load_tokenizer
+from train.measure.evaluate import evaluate_texts
+from train.measure.strides import pieces, windows
 
 ROOT = Path(__file__).parent.parent
 FAMILIES: dict[str, Callable[[Path], Path]] = {
@@ -207,7 +207,7 @@ def test_what_cannot_be_measured_is_said(bases: dict[str, Path], tmp_path: Path)
 def test_the_command_takes_a_peft_folder_for_a_gguf_too(
     bases: dict[str, Path], ggufs: dict[str, Path], texts: dict[str, list[Path]], tmp_path: Path
 ) -> None:
-    from train.cli import evaluate as command
+    from train.cli.train import evaluate as command
 
     base, gguf = bases["gemma3"], ggufs["gemma3"]
     folder = adapter(base, tmp_path / "a")

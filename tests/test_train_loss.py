@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from slm.prompt import TEMPLATES
+from slm.chat.prompt import TEMPLATES
 from tests.tiny_adapters import FAMILIES, checkpoints, options
 from tests.tiny_training import write_jsonl
+from train.adapter.fresh import add_adapter
+from train.base import load_model, load_tokenizer
 from train.batch.batches import by_length, pad
 from train.batch.loss import supervised_loss
 from train.batch.plan import Plan
-from train.checkpoint import load_model, load_tokenizer
+from train.batch.precision import choose_dtype, in_float32, precision, store_frozen
 from train.data.examples import Example
 from train.data.masks import IGNORE, Encoded, Encoder
-from train.evaluate import held_out_loss
-from train.lora import train_sft
-from train.peft_adapter import add_adapter
-from train.precision import choose_dtype, in_float32, precision, store_frozen
-from train.schedule import decayed
+from train.measure.evaluate import held_out_loss
+from train.run.lora import train_sft
+from train.run.schedule import decayed
 
 __all__ = ["checkpoints"]  # a fixture
 
@@ -123,7 +123,7 @@ def test_a_step_over_accumulated_batches_equals_one_over_the_whole(
 def test_the_dtype_follows_the_probe_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds, expected in ((0.4, torch.bfloat16), (0.9, torch.float32), (300.0, torch.float32)):
         monkeypatch.setattr(
-            "train.precision._matmul_seconds", lambda dtype, s=seconds: 1.0 if dtype == torch.float32 else s
+            "train.batch.precision._matmul_seconds", lambda dtype, s=seconds: 1.0 if dtype == torch.float32 else s
         )
         assert choose_dtype("auto")[0] == expected
     assert choose_dtype("bfloat16")[0] == torch.bfloat16

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import decoders, normalizers
 
+from slm.chat.prompt import TEMPLATES
 from slm.errors import InputError
 from slm.joints import Message
-from slm.prompt import TEMPLATES
 from tests.tiny_runs import base, options
 from tests.tiny_templates import EOS, FAMILIES, HIDING, tokenizer_of
 from tests.tiny_tokenizers import raw_bpe
@@ -29,7 +29,7 @@ from tests.tiny_training import (
     write_jsonl,
     write_sentencepiece_checkpoint,
 )
-from train.checkpoint import load_tokenizer, lookalikes
+from train.base import load_tokenizer, lookalikes
 from train.data.examples import Example, read_texts
 from train.data.masks import IGNORE, Encoded, Encoder, choose_template, end_of_turn_id
 from train.data.prepare import prepare_conversations

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slm.errors import InputError, MismatchError, UnsupportedError
 from slm.joints import Joints
 from tests.tiny_training import write_checkpoint
-from train.checkpoint import TARGETS, load_model, load_tokenizer
-from train.combine import combine
-from train.merge import merge
+from train.adapter.combine import combine
+from train.adapter.merge import merge
+from train.base import TARGETS, load_model, load_tokenizer
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 KINDS: dict[str, dict[str, Any]] = {
@@ -135,7 +135,7 @@ def test_the_manifest_and_the_command_name_every_adapter_with_its_weight(
     pair: tuple[Path, list[Path], list[Any]], tmp_path: Path
 ) -> None:
     from scripts.merge_lora import main
-    from train.cli import merge as command
+    from train.cli.train import merge as command
 
     base, adapters, _ = pair
     named = [item for one in adapters for item in ("--adapter", str(one))] + ["--weight", "0.7", "--weight", "0.3"]

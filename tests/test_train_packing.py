@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from slm.errors import InputError
 from tests.tiny_packs import a_batch, encoded, gradient, tiny, with_adapter
+from train.base import TARGETS
 from train.batch.attention import packed_attention
 from train.batch.batches import packed, pad
 from train.batch.feed import use_gradient_checkpointing
@@ -20,7 +21,6 @@ from train.batch.frozen import frozen_states
 from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.batch.loss import supervised_loss
 from train.batch.packing import pack
-from train.checkpoint import TARGETS
 from train.data.masks import Encoded
 
 

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from slm.heap import give_back, whole_blocks, without_whole_blocks
-from slm.threads import TRAINING_SPINS, settle_openmp
+from slm.native.heap import give_back, whole_blocks, without_whole_blocks
+from slm.native.threads import TRAINING_SPINS, settle_openmp
 from train.batch.attention import _attend
+from train.batch.memory import resident_bytes
 from train.batch.packing import Piece
-from train.memory import resident_bytes
-from train.process import prepare_process
+from train.cli.process import prepare_process
 
 _PROGRAM = """
 import json, os, platform, sys
 sys.path.insert(0, {root!r})
 platform.libc_ver = lambda *_: ("glibc", "2.36")
 import click
-from slm.console import run
-from train.process import prepare_process
+from slm.terminal.console import run
+from train.cli.process import prepare_process
 
 @click.command()
 @click.argument("words", nargs=-1)

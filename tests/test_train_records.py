@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from slm.chat.prompt import TEMPLATES
 from slm.errors import DamagedFileError, InputError, UnsupportedError
 from slm.joints import Message
-from slm.prompt import TEMPLATES
 from tests.test_train_masks import TAGGED_TEMPLATES, learned
 from tests.tiny_runs import base, options
 from tests.tiny_training import byte_level_tokenizer, conversations, write_jsonl

@@ -19,13 +19,13 @@ from slm.artifacts import read_manifest
 from slm.errors import InputError, MismatchError, ResourceError
 from tests.tiny_runs import Broken, asked, base, break_at, data, learned, no_picture, same, whole
 from tests.tiny_training import conversations, write_checkpoint, write_jsonl
-from train.checkpoints import open_checkpoint, whole_checkpoints
-from train.checkpoints import write_checkpoint as write_state
 from train.config import TrainOptions
-from train.history import read_history
-from train.lora import train_sft
+from train.run.folder import folder_of, open_run
+from train.run.history import read_history
 from train.run.job import RunState
-from train.run_folder import folder_of, open_run
+from train.run.lora import train_sft
+from train.run.saved_states import open_checkpoint, whole_checkpoints
+from train.run.saved_states import write_checkpoint as write_state
 
 __all__ = ["base", "data", "no_picture", "whole"]  # fixtures
 
@@ -75,7 +75,7 @@ def die_at_event(options: TrainOptions, number: int) -> None:
 def in_a_process(target: Any, *arguments: Any) -> int | None:
     """Run a function in a process of its own, forked from a server that has imported torch; its exit code."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.lora", "tests.test_train_resume"])
+    context.set_forkserver_preload(["train.run.lora", "tests.test_train_resume"])
     process = context.Process(target=target, args=arguments)
     process.start()
     process.join(120)

@@ -15,8 +15,8 @@ import torch
 
 from slm.errors import DivergenceError, MissingExtraError, ResourceError
 from tests.tiny_runs import Broken, adapter, asked, base, break_at, data, learned, no_picture, same, whole
-from train.history import draw_curve, read_history, smoothed
-from train.lora import train_sft
+from train.run.history import draw_curve, read_history, smoothed
+from train.run.lora import train_sft
 
 __all__ = ["base", "data", "no_picture", "whole"]  # fixtures
 
@@ -28,15 +28,15 @@ ROOT = Path(__file__).parent.parent
 
 def measured(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     """Let the measurements after the first one (before training) give these losses for both languages."""
-    import train.lora
+    import train.run.lora
 
-    real, given = train.lora._measure, iter([None, *losses])
+    real, given = train.run.lora._measure, iter([None, *losses])
 
     def measure(*arguments: Any) -> Any:
         sums, loss = real(*arguments), next(given)
         return sums if loss is None else {lang: (loss * tokens, tokens) for lang, (_, tokens) in sums.items()}
 
-    monkeypatch.setattr("train.lora._measure", measure)
+    monkeypatch.setattr("train.run.lora._measure", measure)
 
 
 def test_the_best_adapter_is_the_result_not_the_last(
@@ -135,7 +135,7 @@ def test_a_full_disk_ends_the_run_in_words_and_harms_no_earlier_checkpoint(
 
 
 def test_a_full_disk_under_the_history_is_told_the_same_way(base: Path, data: Path, tmp_path: Path) -> None:
-    from train.history import History
+    from train.run.history import History
 
     history = History(tmp_path, 0, tensorboard=False)
     history._out.close()

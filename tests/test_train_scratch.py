@@ -22,9 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from slm.artifacts import read_manifest
 from slm.errors import DamagedFileError, DivergenceError, InputError, MismatchError
-from train.checkpoint import load_model, load_tokenizer
-from train.run_folder import folder_of
-from train.schedule import SCHEDULES, learning_rate_share
+from train.base import load_model, load_tokenizer
+from train.run.folder import folder_of
+from train.run.schedule import SCHEDULES, learning_rate_share
 from train.scratch.config import ScratchOptions
 from train.scratch.model import new_model, new_optimizers, window_loss
 from train.scratch.muon import Muon, orthogonalized
@@ -351,7 +351,7 @@ def test_a_configuration_that_makes_no_model_is_named(tokenizer: Path, shape: Pa
 def test_a_split_shows_every_token_and_is_sound_xml(tmp_path: Path) -> None:
     from xml.etree import ElementTree
 
-    from train.pictures import cells, draw_quantization, draw_tokenizers, split_svg
+    from train.run.pictures import cells, draw_quantization, draw_tokenizers, split_svg
 
     tokens = ["a<b", " &", "漢字", "\n", *["word"] * 60]
     root = ElementTree.fromstring(split_svg([("first & last", tokens)]))

@@ -12,13 +12,13 @@ import tiny_tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert.vocabulary.proof import MIXED_LINES, differences, special_lines
+from convert.vocabulary.base.proof import MIXED_LINES, differences, special_lines
 from slm.artifacts import read_manifest
+from slm.chat.prompt import named_template
 from slm.errors import DamagedFileError, InputError
 from slm.joints import Joints
-from slm.prompt import named_template
-from train.checkpoint import load_tokenizer
-from train.scratch.cli import compared
+from train.base import load_tokenizer
+from train.cli.scratch import compared
 from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
 from train.tokenizer.corpus import Passage, is_held_out, passages
 from train.tokenizer.learn import (
@@ -179,7 +179,7 @@ def test_without_a_choice_the_known_tokenizers_that_are_here_are_compared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     joints = Joints(checkpoint_of=Path)
-    monkeypatch.setattr("slm.catalog.find_pulled", lambda name: name if name.startswith("gemma") else None)
+    monkeypatch.setattr("slm.models.catalog.find_pulled", lambda name: name if name.startswith("gemma") else None)
     assert list(compared(joints, ())) == ["gemma-3-270m"]
     assert "slm pull smollm2-135m-instruct" in capsys.readouterr().err
     assert compared(joints, ("some/folder",)) == {"folder": Path("some/folder")}

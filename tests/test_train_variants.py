@@ -11,11 +11,11 @@ import torch
 
 from tests.tiny_runs import adapter, asked, base, data, no_picture, same
 from tests.tiny_training import write_checkpoint
-from train.adapter import load_with_adapter
-from train.checkpoint import load_model
-from train.history import read_history
-from train.lora import TrainResult, train_sft
-from train.peft_adapter import add_adapter, initial_factors, return_to_initial
+from train.adapter.fresh import add_adapter, initial_factors, return_to_initial
+from train.adapter.opened import load_with_adapter
+from train.base import load_model
+from train.run.history import read_history
+from train.run.lora import TrainResult, train_sft
 
 __all__ = ["base", "data", "no_picture"]  # fixtures
 
@@ -33,16 +33,16 @@ def test_a_pissa_adapter_fits_the_untouched_base_as_pefts_own_conversion_does(
 ) -> None:
     from peft import PeftModel
 
-    import train.lora
+    import train.run.lora
 
     base, kept = write_checkpoint(tmp_path / "base", family), []
-    real = train.lora.save_adapter
+    real = train.run.lora.save_adapter
 
     def save(model: Any, *arguments: Any) -> None:
         kept.append(logits(model))
         real(model, *arguments)
 
-    monkeypatch.setattr("train.lora.save_adapter", save)
+    monkeypatch.setattr("train.run.lora.save_adapter", save)
     train_sft(asked(base, data, tmp_path / "a", pissa=True, rslora=rslora, max_steps=6))
     loaded = PeftModel.from_pretrained(load_model(base), str(tmp_path / "a")).eval()
     assert (logits(load_model(base).eval()) - kept[0]).abs().max() > 0.1

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny_training import conversations, write_checkpoint, write_jsonl, write_sentencepiece_checkpoint
 from train.config import TrainOptions
-from train.lora import train_sft
+from train.run.lora import train_sft
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.engine import Engine, open_engine
+from serve.engine.engine import Engine, open_engine
 from slm.joints import Finish, Message, SamplingOptions
-from slm.llama import all_logits, open_adapter, open_context, open_model, set_adapters
+from slm.native.llama import all_logits, open_adapter, open_context, open_model, set_adapters
 from tests.tiny_gguf import TOKENS, letter, write_adapter, write_model
 
 QUESTIONS = ["Hello, who are you?", "What is a lease?", "Tell me more, please.", "12 + 30 ="]

@@ -12,7 +12,7 @@ import tiny_checkpoints as tiny
 import torch
 import transformers as tf
 
-from slm.llama import all_logits, library, open_adapter, open_context, open_model, set_adapters, vocab_size
+from slm.native.llama import all_logits, library, open_adapter, open_context, open_model, set_adapters, vocab_size
 
 Logits = np.ndarray[Any, Any]
 LENGTH, COUNT = 128, 4  # 512 positions

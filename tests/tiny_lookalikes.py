@@ -17,8 +17,8 @@ import tiny_tokenizers as tt
 import transformers as tf
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from convert.vocabulary.pre_tokenizers import SPLITS
-from convert.vocabulary.sentencepiece_model import SentencePieceModel, read_sentencepiece
+from convert.vocabulary.base.pre_tokenizers import SPLITS
+from convert.vocabulary.files.sentencepiece_file import SentencePieceModel, read_sentencepiece
 
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

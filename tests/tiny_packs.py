@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from train.adapter.fresh import add_adapter
 from train.config import TrainOptions
 from train.data.examples import Example
 from train.data.masks import IGNORE, Encoded
-from train.peft_adapter import add_adapter
 
 VOCABULARY = 90
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rag.document import Document, Section
-from rag.embed import Identity
+from rag.index.embed import Identity
 from slm.joints import Passage
 
 

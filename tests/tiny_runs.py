@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tests.tiny_training import conversations, write_checkpoint, write_jsonl
 from train.batch.loss import supervised_loss
 from train.config import TrainOptions
-from train.history import read_history
-from train.lora import train_sft
+from train.run.history import read_history
+from train.run.lora import train_sft
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes a quarter of a tiny run; those who look at the picture say so."""
     if "picture" not in request.node.name and "packages" not in request.node.name:
-        monkeypatch.setattr("train.lora.save_curve", lambda *_: None)
+        monkeypatch.setattr("train.run.lora.save_curve", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import tiny_tokenizers as tt
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from convert.vocabulary.pre_tokenizers import SPLITS
+from convert.vocabulary.base.pre_tokenizers import SPLITS
 
 FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>"]
 

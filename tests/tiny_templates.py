@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from slm.prompt import TEMPLATES
+from slm.chat.prompt import TEMPLATES
 from tests.tiny_training import byte_level_tokenizer
 
 _ASK = "{% if add_generation_prompt %}{{ 'ASK' }}{% endif %}"

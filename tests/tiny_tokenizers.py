@@ -12,10 +12,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from convert.vocabulary.proof import Source
+from convert.output.writer import write_gguf
+from convert.vocabulary.base.proof import Source
 from convert.vocabulary.vocab_source import read_vocabulary
-from convert.writer import write_gguf
-from slm.llama import open_model, tokenize
+from slm.native.llama import open_model, tokenize
 
 DATA = Path(__file__).parent.parent / "data"
 LINES = [line for name in ("en.txt", "ja.txt") for line in (DATA / name).read_text("utf-8").splitlines() if line]
@@ -104,7 +104,7 @@ def fast_unigram(folder: Path, style: str) -> Path:
     """A unigram model as a tokenizer.json: in `llm-jp`'s way, or in `xlm-r`'s (multilingual-e5)."""
     import sentencepiece as sp
 
-    from convert.vocabulary.sentencepiece_model import read_sentencepiece
+    from convert.vocabulary.files.sentencepiece_file import read_sentencepiece
 
     xlm = style == "xlm-r"
     options: dict[str, Any] = {} if xlm else {

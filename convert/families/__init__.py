@@ -1,37 +1,17 @@
-"""One file a model family: how its tensors and hyper-parameters are written in GGUF. Importing it registers all."""
+"""One file a model family: how its tensors and hyper-parameters are written in GGUF. Importing it registers all.
 
-from convert.families import (
-    bert,
-    gemma,
-    gemma3,
-    gpt2,
-    gpt_neox,
-    llama,
-    mistral,
-    modernbert,
-    phi3,
-    qwen2,
-    qwen3,
-)
-from convert.families.base import Family, family_of_config, family_of_gguf, known_architectures, supported
-from convert.families.encoder import Encoder
+A file in decoders/ or encoders/ is a family; nothing else has to name it.
+"""
 
-__all__ = [
-    "Encoder",
-    "Family",
-    "bert",
-    "family_of_config",
-    "family_of_gguf",
-    "gemma",
-    "gemma3",
-    "gpt2",
-    "gpt_neox",
-    "known_architectures",
-    "llama",
-    "mistral",
-    "modernbert",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "supported",
-]
+import importlib
+import pkgutil
+
+from convert.families import decoders, encoders
+from convert.families.parts.base import Family, family_of_config, family_of_gguf, known_architectures, supported
+from convert.families.parts.encoder import Encoder
+
+__all__ = ["Encoder", "Family", "family_of_config", "family_of_gguf", "known_architectures", "supported"]
+
+for _package in (decoders, encoders):
+    for _module in pkgutil.iter_modules(_package.__path__):
+        importlib.import_module(f"{_package.__name__}.{_module.name}")

@@ -1,7 +1,7 @@
 """Converts a checkpoint and measures what each quantized file costs against the unquantized weights, by language.
 
-A shell over `convert.model`, `convert.quantize`, `convert.verify` and `convert.quality.speed`; it knows nothing of
-bounds or of how figures are shown. Files take their names only after everything has been measured.
+A shell over `convert.model`, `convert.quantize.quantize`, `convert.quality.verify` and `convert.quality.speed`; it
+knows nothing of bounds or of how figures are shown. Files take their names only after everything has been measured.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.model import convert_checkpoint
 from convert.quality.kld import pooled
 from convert.quality.speed import measure_speed
-from convert.quantize import FLOAT_TYPES, ladder, type_name, types_written
-from convert.verify import by_language, gguf_runner, is_language_model, measure
-from slm.console import note
-from slm.gguf_reader import read_gguf
+from convert.quality.verify import by_language, gguf_runner, is_language_model, measure
+from convert.quantize.quantize import FLOAT_TYPES, ladder, type_name, types_written
+from convert.source.checkpoint import Checkpoint, read_checkpoint
+from slm.terminal.console import note
+from slm.weights.gguf_reader import read_gguf
 
 QUICK_TOKENS = 256  # of each language when nobody asked for a report: enough to see that a file is sound
 # From the smallest to the largest; one of each kind that people use. The last is the checkpoint's own precision.

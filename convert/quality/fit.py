@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import read_checkpoint
 from convert.model import convert_checkpoint
 from convert.quality.bounds import Bound, check_languages, each_language, value_of
 from convert.quality.cost import (
@@ -23,11 +22,12 @@ from convert.quality.cost import (
     scratch_beside,
 )
 from convert.quality.speed import measure_speed
-from convert.quantize import Options
-from convert.verify import MAX_TOKENS, is_language_model
-from slm.console import note
+from convert.quality.verify import MAX_TOKENS, is_language_model
+from convert.quantize.quantize import Options
+from convert.source.checkpoint import read_checkpoint
 from slm.errors import InputError, UnsupportedError, VerificationError
-from slm.gguf_reader import read_gguf
+from slm.terminal.console import note
+from slm.weights.gguf_reader import read_gguf
 
 Record = Mapping[str, Any]
 _NO_OPTIONS = Options()

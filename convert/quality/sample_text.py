@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from slm.errors import InputError
-from slm.text_file import read_text
+from slm.terminal.text_file import read_text
 
 LANGUAGES = ("en", "ja")
 

@@ -6,7 +6,6 @@ few repetitions is taken, since other processes can only make a run slower.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from contextlib import ExitStack
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from slm import llama
-from slm.gguf_reader import read_gguf
+from slm.native import llama
+from slm.native.process import cpu_name
+from slm.weights.gguf_reader import read_gguf
 
 PROMPT_TOKENS, ANSWER_TOKENS, REPEATS = 256, 24, 3
 
@@ -57,17 +57,7 @@ def measure_speed(
 def machine() -> dict[str, Any]:
     """What the figures were measured on: CPU, threads used, system."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": llama.physical_cores(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or f"{os.cpu_count()} processors"

@@ -1,16 +1,16 @@
 """Vocabulary -> `tokenizer.json` and `tokenizer_config.json`, as the `tokenizers` library reads them.
 
 It knows nothing of GGUF files and needs no `tokenizers`; whether the result is right is for
-`convert.vocabulary.proof` to say.
+`convert.vocabulary.base.proof` to say.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from convert.vocabulary.pre_tokenizers import RANKED_PRE, byte_level_step, ignores_merges, pre_tokenizer_of
-from convert.vocabulary.swallowing import KEEPING
-from convert.vocabulary.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from convert.vocabulary.base.pre_tokenizers import RANKED_PRE, byte_level_step, ignores_merges, pre_tokenizer_of
+from convert.vocabulary.base.swallowing import KEEPING
+from convert.vocabulary.base.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from slm.errors import UnsupportedError
 
 __all__ = ["merges_from_scores", "pre_tokenizer_of", "tokenizer_config", "tokenizer_json"]

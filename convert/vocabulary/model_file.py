@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.vocabulary import sentencepiece_bpe, unigram
-from convert.vocabulary.added import added_tokens, splitting
-from convert.vocabulary.proof import Encode, Source
-from convert.vocabulary.sentencepiece_model import BPE, UNIGRAM, read_sentencepiece
-from convert.vocabulary.vocab import CONTROL, UNKNOWN, UNUSED, USER_DEFINED
+from convert.vocabulary.base.proof import Encode, Source
+from convert.vocabulary.base.vocab import CONTROL, UNKNOWN, UNUSED, USER_DEFINED
+from convert.vocabulary.files.added import added_tokens, splitting
+from convert.vocabulary.files.sentencepiece_file import BPE, UNIGRAM, read_sentencepiece
+from convert.vocabulary.kinds import sentencepiece_bpe, unigram
 from slm.errors import UnsupportedError
 
 # Classes whose ids are those of the model file; others shift them, or change the text in Python first.

@@ -10,21 +10,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.malformed import fast_tokenizer_of, load_fast_tokenizer
-from convert.vocabulary import sentencepiece_bpe, unigram
-from convert.vocabulary.added import read_settings, special_tokens
-from convert.vocabulary.byte_level import byte_level
-from convert.vocabulary.cut_down import can_cut, ids_of_lines
+from convert.source.malformed import fast_tokenizer_of, load_fast_tokenizer
+from convert.vocabulary.base.pre_tokenizers import pre_name
+from convert.vocabulary.base.proof import Encode, Source, hf_encode
+from convert.vocabulary.base.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from convert.vocabulary.files.added import read_settings, special_tokens
+from convert.vocabulary.files.cut_down import can_cut, ids_of_lines
+from convert.vocabulary.files.slow_files import default_specials, fast_form, find_slow_file, named_class
+from convert.vocabulary.files.tokenizer_json import around, content, model_type, steps
+from convert.vocabulary.kinds import sentencepiece_bpe, unigram
+from convert.vocabulary.kinds.byte_level import byte_level
+from convert.vocabulary.kinds.wordpiece import word_piece
 from convert.vocabulary.model_file import from_model_file
-from convert.vocabulary.pre_tokenizers import pre_name
-from convert.vocabulary.proof import Encode, Source, hf_encode
-from convert.vocabulary.slow_files import default_specials, fast_form, find_slow_file, named_class
-from convert.vocabulary.tokenizer_json import around, content, model_type, read_json, steps
-from convert.vocabulary.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
-from convert.vocabulary.wordpiece import word_piece
+from slm.artifacts import read_json
 from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
 
-__all__ = ["Source", "chat_template", "pre_name", "read_json", "read_vocabulary"]
+__all__ = ["Source", "chat_template", "pre_name", "read_vocabulary"]
 
 _SPECIALS = ("bos", "eos", "unk", "sep", "pad", "mask")
 _SPM_FILES = ("spiece.model", "tokenizer.model")

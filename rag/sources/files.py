@@ -16,15 +16,15 @@ from pathlib import Path
 from rag.document import Document
 from rag.sources.reader import Read, Reader
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
-from slm.language import detect
+from slm.text.language import detect
 
 MARKDOWN = (".md", ".markdown", ".mdown")
 HTML = (".html", ".htm", ".xhtml")
 TEXT = (".txt", ".text")
 # Readers are imported when the first file of their kind is met.
 _READERS = {
-    **dict.fromkeys(MARKDOWN, ("rag.sources.markdown", "read_markdown")),
-    **dict.fromkeys(HTML, ("rag.sources.html", "read_html")),
+    **dict.fromkeys(MARKDOWN, ("rag.sources.markdown.page", "read_markdown")),
+    **dict.fromkeys(HTML, ("rag.sources.html.page", "read_html")),
     **dict.fromkeys(TEXT, ("rag.sources.text", "read_text")),
 }
 # Parts of web pages that belong to the site and not to the page; they are never worth an error or a report.

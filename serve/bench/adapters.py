@@ -11,7 +11,7 @@ import numpy as np
 
 from slm.artifacts import new_file
 from slm.errors import InputError
-from slm.gguf_reader import read_gguf
+from slm.weights.gguf_reader import read_gguf
 
 RANK = 16
 

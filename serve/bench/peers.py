@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from serve import upstream
-from serve.process import child_environment
 from serve.upstream import LLAMA_CPP_PYTHON, LLAMA_SERVER, Launch, Options
+from slm.chat.turn_end import END_TOKENS
 from slm.errors import SlmError
-from slm.gguf_reader import read_gguf
-from slm.turn_end import END_TOKENS
+from slm.native.process import child_environment
+from slm.weights.gguf_reader import read_gguf
 
 OURS = "slm"
 # Tokens that end an answer beside the ones the file names (llama.cpp, src/llama-vocab.cpp, `special_eog_ids`).

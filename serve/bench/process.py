@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from serve.upstream import Launch, Options, is_ready
 from slm.errors import EngineError
-from slm.threads import without_settling
+from slm.native.process import children_of, status_mb
+from slm.native.threads import without_settling
 
 _POLL_S = 0.05
 
@@ -85,31 +85,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def family(pid: int) -> list[int]:
-    """A process and its descendants, from Linux's /proc; only itself elsewhere."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
-    found, rest = [pid], [pid]
-    while rest:
-        parent = rest.pop()
-        children = [child for child, its_parent in parents.items() if its_parent == parent]
-        found += children
-        rest += children
-    return found
-
-
-def memory_mb(pid: int, field: str = "VmRSS") -> float | None:
-    """One figure of /proc/PID/status (VmRSS, VmHWM, RssAnon) in megabytes; None where there is none."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return None
-
-
 def peak_rss_mb(pid: int) -> float | None:
     """The sum of the largest resident sizes that the processes of a family had; None outside of Linux."""
-    peaks = [peak for one in family(pid) if (peak := memory_mb(one, "VmHWM")) is not None]
+    peaks = [peak for one in [pid, *children_of(pid)] if (peak := status_mb(one, "VmHWM")) is not None]
     return sum(peaks) if peaks else None

@@ -20,7 +20,7 @@ from serve.bench.process import free_port, peak_rss_mb, running
 from serve.bench.report import median_of_rounds, ratios
 from serve.bench.scenarios import Plan, run_scenarios
 from serve.upstream import Options
-from slm.console import note
+from slm.terminal.console import note
 
 
 def bench_serving(

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from serve.child import batch
-from serve.child.lookup import Lookup
-from serve.child.prefix_store import PrefixStore
-from serve.child.sampling import Vocabulary
+from serve.child import schedule
+from serve.child.cells.store import PrefixStore
+from serve.child.choice.lookup import Lookup
+from serve.child.choice.sampling import Vocabulary
 from serve.child.slots import Request, Running, Slot, Slots
-from serve.text import TextStream
+from serve.child.text import TextStream
 from slm.errors import EngineError, SlmError
 from slm.joints import TokenScore
-from slm.llama import library, open_context, set_adapters
+from slm.native.llama import library, open_context, set_adapters
 
 Adapters = list[tuple[Any, float]]
 _ABORTED = 2  # llama_decode: the abort callback said so
@@ -89,7 +89,7 @@ class HotContext:
         can_drop = not (self._lib.llama_model_is_recurrent(model) or self._lib.llama_model_is_hybrid(model))
         count = 2 * parallel
         with ExitStack() as stack:
-            n_batch = batch.LARGEST_CHUNK + batch.REMAINDER + count + batch.MOST_DRAFTED
+            n_batch = schedule.LARGEST_CHUNK + schedule.REMAINDER + count + schedule.MOST_DRAFTED
             self._context = open_context(
                 stack, model, n_ctx=cells, n_batch=n_batch, n_seq_max=count, n_threads=threads, flash_attention=False
             )
@@ -174,7 +174,7 @@ class HotContext:
             return []
         if code:
             raise EngineError(f"llama.cpp could not decode a batch of {count} tokens (code {code})")
-        if sum(len(feed.tokens) for feed in feeds if feed.reads) >= batch.SMALLEST_CHUNK // 2:
+        if sum(len(feed.tokens) for feed in feeds if feed.reads) >= schedule.SMALLEST_CHUNK // 2:
             rate = count / (after - before)
             self.prefill_rate = (self.prefill_rate + rate) / 2 if self.prefill_rate else rate
         pieces = [piece for feed in feeds for piece in self._gain(feed)]
@@ -196,7 +196,9 @@ class HotContext:
     def _plan(self, key: str) -> list[_Feed]:
         """What each sequence of the next step decodes: some of its prompt, or the token chosen last and a draft."""
         mine = {slot.index: (slot, slot.running) for slot in self.slots.busy if slot.running and slot.key == key}
-        plan = batch.plan_step([self._work(*one) for one in mine.values()], chunk=batch.chunk_of(self.prefill_rate))
+        plan = schedule.plan_step(
+            [self._work(*one) for one in mine.values()], chunk=schedule.chunk_of(self.prefill_rate)
+        )
         feeds, row = [], 0
         for index, (slot, running) in mine.items():
             if index not in plan:
@@ -210,12 +212,12 @@ class HotContext:
             row += len(tokens)
         return feeds
 
-    def _work(self, slot: Slot, running: Running) -> batch.Work:
+    def _work(self, slot: Slot, running: Running) -> schedule.Work:
         if running.pending is None:
-            return batch.Work(slot.index, len(running.request.prompt) - len(slot.tokens), running.arrived)
+            return schedule.Work(slot.index, len(running.request.prompt) - len(slot.tokens), running.arrived)
         most = min(self._draft, running.request.options.max_tokens - running.generated - 1)
         chances = running.lookup.chances(most) if running.lookup else ()
-        return batch.Work(slot.index, 0, running.arrived, chances)
+        return schedule.Work(slot.index, 0, running.arrived, chances)
 
     def _fill(self, feeds: Sequence[_Feed]) -> int:
         """Write the batch; returns its number of tokens."""

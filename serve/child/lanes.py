@@ -1,6 +1,6 @@
 """The threads that compute: one for each context, the cores divided among those that have work.
 
-It joins the policy (`serve.child.batch`) to the contexts (`serve.child.contexts`). It knows adapters by the hash of
+It joins the policy (`serve.child.schedule`) to the contexts (`serve.child.contexts`). It knows adapters by the hash of
 their content, and nothing of names, paths, languages, the protocol or HTTP.
 """
 
@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from serve.child import batch
+from serve.child import schedule
+from serve.child.cells.store import PrefixStore
 from serve.child.contexts import Adapters, HotContext, Piece
-from serve.child.prefix_store import PrefixStore
+from serve.child.pool import Team
 from serve.child.slots import Request
-from serve.child.team import Team
 from slm.errors import EngineError, SlmError
 
 # A step that will last longer than this is interrupted when one of its requests is cancelled.
@@ -56,7 +56,7 @@ class _Lane:
     prompts; `full`: it refused a request since."""
 
     index: int
-    rotation: batch.Rotation = field(default_factory=batch.Rotation)
+    rotation: schedule.Rotation = field(default_factory=schedule.Rotation)
     team: Team = field(default_factory=Team)
     context: HotContext | None = None
     running: Counter[str] = field(default_factory=Counter)
@@ -94,7 +94,7 @@ class Lanes:
         parallel: int,
     ) -> None:
         self._open_context, self._sink, self._store, self._parallel = open_context, sink, store, parallel
-        self._cores = batch.Cores(cores)
+        self._cores = schedule.Cores(cores)
         self._changed = threading.Condition()
         self._exclusive = 0
         self._guests = 0
@@ -298,7 +298,7 @@ class Lanes:
             return None
         lane.reading = context.reading
         others = sum(one.reading for one in self._lanes if one is not lane and one.running)
-        self._cores.want(lane.index, whole=batch.reads_alone(lane.running.total(), lane.reading, others))
+        self._cores.want(lane.index, whole=schedule.reads_alone(lane.running.total(), lane.reading, others))
         cores = self._cores.grant(lane.index)
         if not cores:
             lane.team.rest()
@@ -325,7 +325,7 @@ class Lanes:
 
     def _take(self, lane: _Lane, request: Request) -> bool:
         loads = [
-            batch.LaneLoad(
+            schedule.LaneLoad(
                 one.running,
                 room=not one.full,
                 opened=one.context is not None,
@@ -333,7 +333,7 @@ class Lanes:
             )
             for one in self._lanes
         ]
-        home = batch.home_of(
+        home = schedule.home_of(
             request.key, loads, parallel=self._parallel, cores=self._cores.total, wanted=self._wanted.keys()
         )
         if home != lane.index or (lane.context and lane.context.slots.awaits(request)):

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve.child import batch, prefix
-from serve.child.lookup import Lookup
-from serve.child.prefix_store import PrefixStore
-from serve.child.sampling import Sampler
-from serve.text import TextStream
+from serve.child import schedule
+from serve.child.cells import placement
+from serve.child.cells.store import PrefixStore
+from serve.child.choice.lookup import Lookup
+from serve.child.choice.sampling import Sampler
+from serve.child.text import TextStream
 from slm.joints import SamplingOptions
-from slm.llama import library
+from slm.native.llama import library
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Slots:
     def shared(self, request: Request) -> int:
         """How many of the prompt's leading tokens the slots hold under the same adapters; from any thread."""
         return max(
-            (prefix.common_prefix(slot.tokens, request.prompt) for slot in self.all if slot.key == request.key),
+            (placement.common_prefix(slot.tokens, request.prompt) for slot in self.all if slot.key == request.key),
             default=0,
         )
 
@@ -95,7 +96,7 @@ class Slots:
         running = (slot.running for slot in self.all if slot.running and slot.key == request.key)
         reading = (one.request.prompt for one in running if one.pending is None)
         known = max(self.shared(request), self._store.longest(request.key, request.prompt))
-        return self.can_drop and prefix.worth_waiting(request.prompt, known, reading, gain=batch.SMALLEST_CHUNK)
+        return self.can_drop and placement.worth_waiting(request.prompt, known, reading, gain=schedule.SMALLEST_CHUNK)
 
     def take(self, request: Request) -> Slot | None:
         """A slot for the request, holding the longest cached prefix; None when it has to wait for another to end."""
@@ -135,49 +136,50 @@ class Slots:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _place(self, request: Request, *, at_least: int = 0) -> prefix.Placement | None:
+    def _place(self, request: Request, *, at_least: int = 0) -> placement.Placement | None:
         reserve = max(len(request.prompt) + request.options.max_tokens, at_least)
         views = [
-            prefix.SlotView(s.index, s.key, s.tokens, s.running is not None, s.reserved, s.last_used) for s in self.all
+            placement.SlotView(s.index, s.key, s.tokens, s.running is not None, s.reserved, s.last_used)
+            for s in self.all
         ]
-        return prefix.place(
+        return placement.place(
             views, request.key, request.prompt, reserve=reserve, cells=self._cells, can_copy=self.can_drop
         )
 
     def _prepare(self, request: Request) -> tuple[Slot, int] | None:
         """A slot with the cells of the longest beginning that this context holds; None: no room now."""
-        placement = self._place(request)
-        if placement is None:
+        spot = self._place(request)
+        if spot is None:
             return None
-        slot, keep = self.all[placement.slot], placement.keep
-        if placement.source is not None:
+        slot, keep = self.all[spot.slot], spot.keep
+        if spot.source is not None:
             self._retire(slot)
-            self._lib.llama_memory_seq_cp(self._memory, placement.source, slot.index, 0, keep)
-            self.use(self.all[placement.source])  # a shared beginning stays while it is wanted
+            self._lib.llama_memory_seq_cp(self._memory, spot.source, slot.index, 0, keep)
+            self.use(self.all[spot.source])  # a shared beginning stays while it is wanted
         elif keep == 0:
             self._retire(slot)
         elif not self._lib.llama_memory_seq_rm(self._memory, slot.index, keep, -1):
             self.clear(slot)  # a recurrent state cannot be cut back to a prefix
             keep = 0
-        self._leaving += [self.all[index] for index in placement.evict]
+        self._leaving += [self.all[index] for index in spot.evict]
         return slot, keep
 
     def _restore(self, request: Request) -> tuple[Slot, int] | None:
         """A slot with the cells of the store's best entry, where that holds clearly more than this context does."""
-        if self._store.longest(request.key, request.prompt) < self.shared(request) + batch.SMALLEST_CHUNK:
+        if self._store.longest(request.key, request.prompt) < self.shared(request) + schedule.SMALLEST_CHUNK:
             return None
         entry = self._store.take(request.key, request.prompt)
-        placement = self._place(request, at_least=len(entry.tokens)) if entry else None
-        if entry is None or placement is None:
+        spot = self._place(request, at_least=len(entry.tokens)) if entry else None
+        if entry is None or spot is None:
             return None
-        slot = self.all[placement.slot]
-        for index in (*placement.evict, slot.index):  # now: their cells may be needed
+        slot = self.all[spot.slot]
+        for index in (*spot.evict, slot.index):  # now: their cells may be needed
             self._retire(self.all[index])
         state = np.frombuffer(entry.state, np.uint8)
         if not self._lib.llama_state_seq_set_data(self._context, _address(state), len(state), slot.index):
             self.clear(slot)
             return None
-        keep = min(prefix.common_prefix(entry.tokens, request.prompt), len(request.prompt) - 1)
+        keep = min(placement.common_prefix(entry.tokens, request.prompt), len(request.prompt) - 1)
         if not self._lib.llama_memory_seq_rm(self._memory, slot.index, keep, -1):
             self.clear(slot)
             return None

@@ -1,7 +1,7 @@
 """The engine's child process: one model, many adapters, JSON lines in and out (`python -m serve.child.worker`).
 
 It knows adapters by the hash of their content, never by name, and nothing of HTTP, languages or chat templates.
-llama.cpp may abort this process; the parent (`serve.supervisor`) then starts another.
+llama.cpp may abort this process; the parent (`serve.engine.supervisor`) then starts another.
 
 In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "draft", "ends": token ids,
       "identity", "cache_bytes", "cache_folder"}
@@ -9,7 +9,7 @@ In:  {"op": "open", "id", "model", "threads", "context", "parallel", "hot", "dra
      {"op": "tokenize", "id", "prompt": segments, "add_special"}   {"op": "detokenize", "id", "tokens"}
      {"op": "embed", "id", "text": text or token ids}
      {"op": "generate", "id", "prompt": segments or token ids, "add_special", "lora": [[content, scale], ...], "fit",
-      "sampling": {...}}          segments: [[text, whether markers in it are tokens], ...] (`slm.segments`)
+      "sampling": {...}}          segments: [[text, whether markers in it are tokens], ...] (`slm.chat.segments`)
      {"op": "cancel", "id"}
 Out: {"id", "ok": {...}} | {"id", "begun": true} | {"id", "text"[, "score"]} | {"id", "finish": {...}}
      | {"id", "error": {"type", "what", "found", "hint"}}
@@ -27,17 +27,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from serve.child.cells.store import PrefixStore
+from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.contexts import HotContext, Piece
 from serve.child.lanes import Lanes, key_of
-from serve.child.prefix_store import PrefixStore
-from serve.child.prompt import prompt_tokens, segments_of
-from serve.child.sampling import Sampler, Vocabulary, vocabulary_of
+from serve.child.pool import Team
 from serve.child.slots import Request
-from serve.child.team import Team
+from serve.child.tokens import prompt_tokens, segments_of
+from slm.chat.segments import Segment
 from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.joints import SamplingOptions, TokenScore
-from slm.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes
-from slm.segments import Segment
+from slm.native.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes
 
 Orders = queue.SimpleQueue[dict[str, Any]]
 # The interpreter gives a waiting thread its turn after this long; the default of 5 ms is half a token's time.

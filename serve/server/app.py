@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from serve.engine import Engine
+from serve.engine.engine import Engine
 from serve.server.api.errors import install_errors
 from serve.server.api_docs import add_api_docs
 from serve.server.guard import Policy

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.server.guard import Limits, Refusal, too_slow
-from slm.console import is_debug
+from slm.terminal.console import is_debug
 
 _BAD_HTTP = Refusal(400, "this is not HTTP/1.1, or the request's head is larger than 16 kB", "invalid_http")
 _CROWDED = Refusal(

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import FastAPI
@@ -23,10 +22,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from serve.adapters import Adapter
-from serve.engine import Event, Sink, Ticket
+from serve.adapters.registry import Adapter
+from serve.engine.engine import Event, Sink, Ticket
 from slm.errors import ContextOverflowError, EngineError, SlmError
 from slm.joints import Finish
+from slm.native.process import resident_bytes
 
 # Seconds. A small model on a laptop answers its first token in tenths of a second and a long prompt in a minute.
 _FIRST_TOKEN = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
@@ -34,7 +34,6 @@ _BETWEEN = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
 _WHOLE = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _BASE = "base"
 _STATS_S = 2.0  # how long a scrape waits for the engine, which may be in the middle of a step
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Observed(Protocol):
@@ -235,14 +234,6 @@ def install_metrics(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/metrics", include_in_schema=False)
     def scrape() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
-def resident_bytes(pid: int | None) -> int | None:
-    """Resident memory of a process from /proc (proc(5), statm); None where there is none."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def _gauge(name: str, help: str, value: float) -> GaugeMetricFamily:

@@ -36,7 +36,7 @@ from serve.server.guard import (
     took_too_long,
 )
 from serve.server.metrics import Metrics
-from slm.console import is_debug, note
+from slm.terminal.console import is_debug, note
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),

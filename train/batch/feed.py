@@ -14,21 +14,21 @@ import numpy as np
 import torch
 
 from slm.artifacts import sha256_file
-from slm.checkpoint_files import CONFIG
-from slm.console import note
-from slm.identity import identity_of
+from slm.terminal.console import note
+from slm.weights.checkpoint_files import CONFIG
+from slm.weights.identity import identity_of
 from train import ranks
 from train.batch.attention import packed_attention
 from train.batch.batches import Batch, Collate, packed, pad
 from train.batch.frozen import frozen_states
 from train.batch.fused import fused_layers
 from train.batch.layers import causal_model, lowest_layer, without_lower_layers
+from train.batch.memory import needs_checkpointing
 from train.batch.plan import Plan
 from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.data.prepare import Prepared
 from train.data.store import TokenStore
-from train.memory import needs_checkpointing
 
 
 def use_gradient_checkpointing(model: Any) -> None:

@@ -19,13 +19,13 @@ import torch
 
 from slm import paths
 from slm.artifacts import MANIFEST, new_folder, read_manifest, require_space
-from slm.console import note, progress
+from slm.terminal.console import note, progress
 from train.batch.batches import Batch, packed
 from train.batch.layers import causal_model, decoder_layers
 from train.batch.loss import forward_states
 from train.batch.packing import seen_length
+from train.batch.precision import precision
 from train.data.masks import Encoded
-from train.precision import precision
 
 _KIND = "frozen-states"
 # Rows of one forward pass; larger ones gain no speed on a CPU.

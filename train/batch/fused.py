@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.batch.layers import decoder_layers, with_forward
-from train.precision import precision
+from train.batch.precision import precision
 
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
 _NORM_OFFSETS = (0.0, 1.0)  # Llama's RMSNorm multiplies by the weight, Gemma's by 1 + weight
@@ -31,7 +31,7 @@ _Forward = Callable[[Tensor], Tensor]
 def fused_layers(model: Any, dtype: torch.dtype) -> Iterator[None]:
     """While it lasts, the layers of a model compute as described above; their weights stay where they are.
 
-    dtype: of matrix products and of the frozen weights (train.precision.store_frozen), float32 or bfloat16.
+    dtype: of matrix products and of the frozen weights (train.batch.precision.store_frozen), float32 or bfloat16.
     To be entered before `packed_attention`, which narrows what it finds.
     """
     with ExitStack() as stack:

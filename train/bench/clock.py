@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from train.memory import peak_rss_mb
+from train.batch.memory import peak_rss_mb
 
 
 class Clock:

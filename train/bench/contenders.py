@@ -68,7 +68,7 @@ def run(name: str, plan: Plan) -> dict[str, Any]:
 
 def _loss(model: Any, held_out: Sequence[Encoded], pad_id: int) -> float:
     from train.batch.batches import pad
-    from train.evaluate import held_out_loss, total
+    from train.measure.evaluate import held_out_loss, total
 
     return total(held_out_loss(model, held_out, partial(pad, pad_id=pad_id))).loss
 
@@ -76,7 +76,7 @@ def _loss(model: Any, held_out: Sequence[Encoded], pad_id: int) -> float:
 def _ours(plan: Plan, *, top_layers: int) -> dict[str, Any]:
     """`slm train sft` with its defaults, except for what all contenders share. Two epochs when only the top learns."""
     from train.bench.clock import Clock
-    from train.lora import train_sft
+    from train.run.lora import train_sft
 
     result = train_sft(
         TrainOptions(
@@ -104,7 +104,7 @@ def _ours(plan: Plan, *, top_layers: int) -> dict[str, Any]:
 def _lora(plan: Plan) -> Any:
     from peft import LoraConfig
 
-    from train.checkpoint import read_config, target_modules
+    from train.base import read_config, target_modules
 
     family = read_config(Path(plan.base))["model_type"]
     return LoraConfig(
@@ -173,8 +173,8 @@ def _trl(plan: Plan, train: list[Encoded], arguments: dict[str, Any]) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from train.base import load_tokenizer
     from train.bench.clock import Clock, ClockCallback
-    from train.checkpoint import load_tokenizer
 
     # Our labels, as TRL takes them.
     rows = [{"input_ids": [*i.ids], "completion_mask": [int(label >= 0) for label in i.labels]} for i in train]

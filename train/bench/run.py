@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -17,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.console import note
 from slm.errors import EngineError
-from slm.heap import whole_blocks, without_whole_blocks
-from slm.threads import TRAINING_SPINS, settle_openmp, without_settling
+from slm.native.heap import whole_blocks, without_whole_blocks
+from slm.native.process import child_environment
+from slm.native.threads import TRAINING_SPINS, settle_openmp, without_settling
+from slm.terminal.console import note
 from train.bench.clock import read_steps
 from train.bench.contenders import OURS, OURS_TOP, PEERS, TRAINER, TRL, TRL_DEFAULTS, Plan
 from train.bench.data import BenchData, write_data
@@ -172,10 +172,7 @@ def _train(name: str, plan: Plan, limit_s: float) -> bool:
     """Run one contender in a process of its own; False when the time limit ended it. Raises EngineError."""
     file = Path(plan.folder) / "plan.json"
     file.write_text(json.dumps(asdict(plan)), encoding="utf-8")
-    root = str(Path(__file__).resolve().parents[2])
-    found = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": found}
-    environment = without_settling(without_whole_blocks(environment))
+    environment = without_settling(without_whole_blocks(child_environment()))
     if name in (OURS, OURS_TOP):  # as `slm train` does before it loads torch
         environment = whole_blocks(environment)
         settle_openmp(TRAINING_SPINS, environment)

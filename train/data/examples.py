@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm import language
 from slm.errors import DamagedFileError, InputError
 from slm.joints import Message
+from slm.text import language
 from train.data.kinds import refuse_other_kinds
 from train.data.lines import json_objects, looks_like_json_objects, text_lines
 from train.data.records import Record, conversation_record, text_record

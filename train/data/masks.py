@@ -14,12 +14,12 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from slm.chat.generation_tag import has_tag, taken_out
+from slm.chat.prompt import TEMPLATES, named_template, render, template_name_for
+from slm.chat.segments import Disguise, Segment, Tools, conversation, guard_for
+from slm.chat.tools import as_plain_turns
 from slm.errors import InputError
-from slm.generation_tag import has_tag, taken_out
 from slm.joints import Message
-from slm.prompt import TEMPLATES, named_template, render, template_name_for
-from slm.segments import Disguise, Segment, Tools, conversation, guard_for
-from slm.tools import as_plain_turns
 from train.data.examples import Example
 from train.data.plain_text import SegmentTokenizer, markers_of, special_texts_as_text
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from slm.segments import Markers, Segment, marker_like
+from slm.chat.segments import Markers, Segment, marker_like
 
 
 def markers_of(tokenizer: Any) -> Markers:

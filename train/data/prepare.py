@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slm.console import note, progress
+from slm.chat.prompt import named_template
 from slm.errors import InputError
-from slm.prompt import named_template
-from train.checkpoint import load_tokenizer, lookalikes, read_config
+from slm.terminal.console import note, progress
+from train.base import load_tokenizer, lookalikes, read_config
 from train.config import TrainOptions
 from train.data.examples import Example, read_conversations, read_texts
 from train.data.masks import Encoded, Encoder, choose_template, end_of_turn_id

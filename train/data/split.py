@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from slm.console import note
 from slm.errors import InputError
+from slm.terminal.console import note
 
 
 def held_out(keys: npt.NDArray[np.uint64], languages: npt.NDArray[np.str_], fraction: float) -> npt.NDArray[np.bool_]:

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from slm.console import note
+from slm.terminal.console import note
 from train import ranks
 from train.batch.feed import total_steps
-from train.checkpoints import checkpoint_of_step
+from train.batch.memory import peak_rss_mb
 from train.config import TrainOptions
-from train.history import History
-from train.memory import peak_rss_mb
+from train.run.folder import RunFolder
+from train.run.history import History
 from train.run.job import AdapterJob, RunState, Task, load_trained, noisy_embeddings, trained
 from train.run.loop import LAST_STEP, TIME_LIMIT, Limits, Watch, train
-from train.run_folder import RunFolder
+from train.run.saved_states import checkpoint_of_step
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from train import ranks
 from train.batch.batches import Collate
 from train.batch.loss import supervised_loss
 from train.batch.plan import Plan
-from train.checkpoints import write_checkpoint
+from train.batch.precision import precision
 from train.config import TrainOptions
 from train.data.masks import Encoded
-from train.history import History
-from train.precision import precision
+from train.run.folder import RunFolder
+from train.run.history import History
 from train.run.loop import PATIENCE, Limits, Pass, Progress, Step, adamw, with_peaks
-from train.run_folder import RunFolder
-from train.schedule import decayed
+from train.run.saved_states import write_checkpoint
+from train.run.schedule import decayed
 
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random"
 _CLIP = 1.0

@@ -16,8 +16,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
-from slm.console import Show, progress
 from slm.errors import DivergenceError
+from slm.terminal.console import Show, progress
 from train import ranks
 
 LAST_STEP, TIME_LIMIT, PATIENCE = "last step", "time limit", "patience"

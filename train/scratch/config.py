@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Faults, Need, check_run
-from train.schedule import SCHEDULES
+from train.run.schedule import SCHEDULES
 from train.scratch.sizes import SIZES
 from train.tokenizer.corpus import Files
 

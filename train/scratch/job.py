@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from slm.console import note
-from train.checkpoints import Checkpoint, write_checkpoint
-from train.generate import GenerateOptions, Generator
-from train.precision import precision
+from slm.terminal.console import note
+from train.adapter.sample import GenerateOptions, Generator
+from train.batch.precision import precision
+from train.run.folder import RunFolder
 from train.run.loop import Limits, Pass, Progress, Step
-from train.run_folder import RunFolder
-from train.schedule import learning_rate_share
+from train.run.saved_states import Checkpoint, write_checkpoint
+from train.run.schedule import learning_rate_share
 from train.scratch.config import ScratchOptions
 from train.scratch.model import new_optimizers, window_loss
 from train.scratch.state import restore, state_tensors

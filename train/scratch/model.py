@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
-from train.checkpoint import hush, load_model
+from train.base import hush, load_model
 from train.data.masks import IGNORE
 from train.scratch.config import ScratchOptions
 from train.scratch.muon import Muon

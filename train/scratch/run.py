@@ -1,7 +1,7 @@
 """A whole run from scratch: text in, checkpoint folder out, bits per byte by language on the way.
 
 It knows nothing of the command line. Every weight is trained; the output folder appears only when the run has ended
-well, and what is needed to go on after a kill is kept beside it (train.run_folder).
+well, and what is needed to go on after a kill is kept beside it (train.run.folder).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from slm.artifacts import (
     sha256_file,
     sha256_files,
 )
-from slm.console import note, progress
 from slm.errors import InputError
-from slm.identity import checkpoint_fingerprint, identity_of
-from slm.llama import physical_cores
-from train.checkpoint import load_tokenizer, read_config
-from train.memory import peak_rss_mb
-from train.precision import choose_dtype, use_cores
+from slm.native.llama import physical_cores
+from slm.terminal.console import note, progress
+from slm.weights.identity import checkpoint_fingerprint, identity_of
+from train.base import load_tokenizer, read_config
+from train.batch.memory import peak_rss_mb
+from train.batch.precision import choose_dtype, use_cores
+from train.run.folder import ended_figures, environment, open_run
 from train.run.loop import train
-from train.run_folder import ended_figures, environment, open_run
 from train.scratch.config import ScratchOptions
 from train.scratch.job import ScratchJob, ScratchState
 from train.scratch.model import new_model
@@ -121,14 +121,14 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
             history=state.history,
         )
         if options.plot is not None:
-            from train.pictures import draw_curve
+            from train.run.pictures import draw_curve
 
             draw_curve(state.losses, state.held_out, options.plot)
     return result
 
 
 def _asked(options: ScratchOptions, source: Path, threads: int) -> dict[str, Any]:
-    """What a run is asked and with what (see train.run_folder): enough to tell whether another run is the same."""
+    """What a run is asked and with what (see train.run.folder): enough to tell whether another run is the same."""
     files = [file for texts in (options.data, options.eval_data) for paths in texts.values() for file in paths]
     return {
         "method": "scratch",

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.console import note, progress
+from slm.chat.prompt import named_template
 from slm.errors import InputError
-from slm.prompt import named_template
-from slm.text_file import read_text
+from slm.terminal.console import note, progress
+from slm.terminal.text_file import read_text
 from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
 from train.tokenizer.corpus import Files, Passage, is_held_out, passages
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from slm.console import progress
 from slm.errors import InputError
-from train.checkpoint import load_tokenizer
+from slm.terminal.console import progress
+from train.base import load_tokenizer
 from train.tokenizer.learn import TokenizerOptions, held_out_side
 
 UNSPACED = frozenset({"ja", "zh", "th", "lo", "km", "my"})

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from serve.server.api.places import first_fault
+from serve.server.api.request.places import first_fault
 from slm.errors import (
     ContextOverflowError,
     EngineDiedError,

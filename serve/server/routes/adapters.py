@@ -11,8 +11,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from serve.engine import Engine
-from serve.server.api.models import LoadAdapter, VllmLoad, VllmUnload
+from serve.engine.engine import Engine
+from serve.server.api.answer.models import LoadAdapter, VllmLoad, VllmUnload
 from serve.server.guard import allowed_file
 from slm.errors import InputError
 

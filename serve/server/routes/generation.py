@@ -13,15 +13,15 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serve.engine import Engine, Sink, Ticket
-from serve.prompting import Opening
-from serve.router import Route
-from serve.server.api.answers import Answer, Choice
-from serve.server.api.forms import Form, form_of
-from serve.server.api.requests import ChatRequest, CompletionRequest, Generation, LoraScale
-from serve.server.api.writers import ChatWriter
+from serve.engine.engine import Engine, Sink, Ticket
+from serve.engine.prompting import Opening
+from serve.engine.router import Route
+from serve.server.api.answer.objects import Answer, Choice
+from serve.server.api.answer.writer import ChatWriter
+from serve.server.api.request.bodies import ChatRequest, CompletionRequest, Generation, LoraScale
+from serve.server.api.request.forms import Form, form_of
 from serve.server.metrics import Metrics
-from serve.server.runs import Begin, respond
+from serve.server.respond import Begin, respond
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 

@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from serve.engine import Engine
+from serve.engine.engine import Engine
+from serve.server.api.answer.models import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, embedding_row
 from serve.server.api.errors import Json
-from serve.server.api.models import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, embedding_row
 from slm import __version__
 from slm.errors import InputError, UnknownNameError, UnsupportedError
 from slm.joints import SamplingOptions

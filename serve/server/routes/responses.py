@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from serve.engine import Engine
-from serve.server.api.answers import Choice
-from serve.server.api.responses import ResponsesRequest
-from serve.server.api.responses_writer import ResponsesWriter
+from serve.engine.engine import Engine
+from serve.server.api.answer.objects import Choice
+from serve.server.api.responses.request import ResponsesRequest
+from serve.server.api.responses.writer import ResponsesWriter
 from serve.server.metrics import Metrics
+from serve.server.respond import respond
 from serve.server.routes.generation import answer_of, planned, route_headers
-from serve.server.runs import respond
 
 
 def responses_routes(engine: Engine, metrics: Metrics) -> APIRouter:

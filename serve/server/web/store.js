@@ -3,7 +3,7 @@
 // A conversation: {id, title, updated, messages}. A message: {role, content} and, for an answer, `meta`: adapter,
 // reason, ttft (s), rate (tokens/s), tokens, finish, citations.
 
-const CHAT = "slm.chat.", SETTINGS = "slm.settings", LANGUAGE = "slm.language";
+const CHAT = "slm.chat.", SETTINGS = "slm.settings", LANGUAGE = "slm.text.language";
 
 export class Store {
   // fault(kind): called with "unavailable", "full" or "damaged" when the browser does not keep what it should.

@@ -1,0 +1,1 @@
+"""Our conversion and quantization beside llama.cpp's own, in one run."""

@@ -1,0 +1,1 @@
+"""What is written: the GGUF file, its numbers, and what is refused before and after."""

@@ -1,0 +1,1 @@
+"""Quantized types, importance matrices, and llama.cpp's quantization in a child process."""

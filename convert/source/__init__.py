@@ -1,0 +1,1 @@
+"""What is read: checkpoint folders, safetensors files, and how wrong they may be."""

@@ -1,0 +1,1 @@
+"""Tokenizer files as plain data, old and new."""

@@ -1,0 +1,133 @@
+"""Questions to prompts with numbered passages. It knows nothing of models or engines.
+
+Passages are data: they cannot start another numbered passage or another question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rag.answer.cite import NOT_FOUND, Citations
+from rag.answer.quote import quotes_of
+from rag.document import one_line, visible
+from rag.index.embed import Embedder, open_embedder
+from rag.index.names import index_path
+from rag.index.retrieve import search
+from rag.index.store import Generation, open_generation
+from rag.index.update import check_embedder
+from slm.errors import InputError
+from slm.joints import Grounded, Message, Passage
+from slm.text.language import detect
+
+_INSTRUCTION = {
+    "en": (
+        "Answer the question using only the passages below. Cite the number of the passage you used in brackets,"
+        f" like [1]. If the passages do not contain the answer, say: {NOT_FOUND['en']}."
+    ),
+    "ja": (
+        "次の資料だけを使って質問に答えてください。使った資料の番号を [1] のように示してください。"
+        f"資料に答えがない場合は「{NOT_FOUND['ja']}。」と答えてください。"
+    ),
+}
+_QUESTION = {"en": "Question: ", "ja": "質問: "}
+# Three passages of about 230 tokens: a Latin letter is about a quarter of a token, a Japanese character two thirds.
+PASSAGE_BUDGET = 2800
+DEFAULT_PASSAGES = 3
+_CJK_COST = 2.6
+_CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef]")
+_SENTENCE_END = re.compile(r"[。！？\n]|[.!?](?=\s)")
+
+
+def _cost(text: str) -> float:
+    """The length of a text in Latin letters that make about as many tokens."""
+    wide = len(_CJK.findall(text))
+    return len(text) - wide + _CJK_COST * wide
+
+
+def _language(text: str) -> str:
+    return detect(text, ("en", "ja")).language or "en"
+
+
+def defused(text: str) -> str:
+    """A passage's text that cannot pose as the prompt's own structure: no blank lines, no numbered start of a line,
+    no line that begins with the question's label."""
+    lines = [line.rstrip() for line in visible(text).split("\n") if line.strip()]
+    lines = [re.sub(r"^(\s*)[\[［【]\s*([0-9０-９]+)\s*[\]］】]", r"\1(\2)", line) for line in lines]
+    return "\n".join(re.sub(r"^(\s*)((?:Question|質問)\s*[:：])", r"\1> \2", line) for line in lines)
+
+
+def passage_head(passage: Passage) -> str:
+    """Page title > heading, in one line."""
+    return one_line(passage.place)
+
+
+def fit_passages(passages: Sequence[Passage], budget: float = PASSAGE_BUDGET) -> list[Passage]:
+    """The first passages that fit into the budget (in Latin letters); the last one may be cut at a sentence end."""
+    fitting: list[Passage] = []
+    for passage in passages:
+        room = budget - _cost(passage_head(passage)) - 8
+        if _cost(passage.text) <= room:
+            fitting.append(passage)
+            budget = room - _cost(passage.text)
+            continue
+        ends = [m.end() for m in _SENTENCE_END.finditer(passage.text) if _cost(passage.text[: m.end()]) <= room]
+        if ends and (not fitting or ends[-1] * 2 > len(passage.text)):
+            cut = passage.text[: ends[-1]].rstrip()
+        elif not fitting:
+            cut = passage.text[: max(1, int(room / _CJK_COST))]
+        else:
+            break
+        fitting.append(Passage(passage.title, passage.heading, cut, passage.source, passage.score))
+        break
+    return fitting
+
+
+def grounded_messages(question: str, passages: Sequence[Passage]) -> list[Message]:
+    """The conversation that asks for an answer from the passages, in the language of the question.
+
+    Raises InputError without a question or without passages.
+    """
+    if not question.strip():
+        raise InputError("the question is empty")
+    if not passages:
+        raise InputError("there are no passages to answer from")
+    language = _language(question)
+    blocks = [_INSTRUCTION[language]]
+    blocks += [f"[{n}] {passage_head(p)}\n{defused(p.text)}" for n, p in enumerate(passages, start=1)]
+    blocks.append(_QUESTION[language] + one_line(question))
+    return [{"role": "user", "content": "\n\n".join(blocks)}]
+
+
+class IndexRetriever:
+    """An open index with its embedder (implements slm.joints.Retriever)."""
+
+    def __init__(self, generation: Generation, embedder: Embedder) -> None:
+        check_embedder(generation, embedder)
+        self.generation, self.embedder = generation, embedder
+
+    def search(self, query: str, k: int = 5) -> list[Passage]:
+        """The best k passages for a query, best first. Raises InputError for an empty query or index."""
+        hits = search(self.generation, self.embedder, query, k)
+        chunks = self.generation.chunks
+        return [
+            Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score)
+            for hit, c in ((hit, chunks[hit.row]) for hit in hits)
+        ]
+
+    def grounded(self, question: str, k: int = DEFAULT_PASSAGES) -> Grounded:
+        """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""
+        passages = fit_passages(self.search(question, k))
+        messages = grounded_messages(question, passages)
+        return Grounded(messages, passages, Citations(passages), lambda: quotes_of(question, passages, self.embedder))
+
+
+@contextmanager
+def open_retriever(index: str) -> Iterator[IndexRetriever]:
+    """Open an index by name or path with the embedder it was made with.
+
+    Raises UnknownNameError, DamagedFileError, MismatchError, MissingFileError (embedder not pulled).
+    """
+    generation = open_generation(index_path(index))
+    yield IndexRetriever(generation, open_embedder(str(generation.manifest["embedder"]["name"])))

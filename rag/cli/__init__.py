@@ -1,0 +1,1 @@
+"""The commands `slm rag ...`, a file each."""

@@ -1,0 +1,105 @@
+"""The command `slm rag evaluate`. What is measured, and how, is in rag/evaluate/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slm.joints import Finish, Joints, SamplingOptions, pass_joints
+
+if TYPE_CHECKING:
+    from slm.joints import Message
+
+HELP = {"help_option_names": ["-h", "--help"]}
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+_ANSWER_TOKENS = 160
+
+
+@click.command(context_settings=HELP)
+@click.argument("index")
+@click.option("--questions", required=True, type=click.Path(path_type=Path), help="JSON Lines file.")
+@click.option("--leg", type=click.Choice(["dense", "lexical", "fused"]), default="fused", show_default=True)
+@click.option("--model", help="Answer the questions too: GGUF file, catalog name or checkpoint folder.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
+@click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
+@click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
+@JSON
+@pass_joints
+def evaluate(
+    joints: Joints,
+    index: str,
+    questions: Path,
+    leg: Any,
+    model: str | None,
+    adapters: tuple[str, ...],
+    k: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure retrieval on questions with known right documents, by language; with --model the answers too.
+
+    \b
+    Example:
+      slm rag evaluate handbook --questions data/handbook/questions.jsonl
+      slm rag evaluate handbook --questions data/handbook/questions.jsonl --model gemma-3-270m --adapter ja=ja.gguf
+    """
+    from rag.answer.prompt import open_retriever
+    from rag.evaluate.answers import evaluate_answers
+    from rag.evaluate.retrieval import evaluate as evaluate_retrieval
+    from rag.evaluate.retrieval import read_questions
+    from slm.terminal.console import emit_json, progress
+
+    asked = read_questions(questions)
+    files = named_files(adapters)
+    gguf = joints.gguf_of(model) if model else None
+    with open_retriever(index) as retriever:
+        with progress("searching", total=len(asked), unit="questions") as done:
+            result = evaluate_retrieval(retriever.generation, retriever.embedder, asked, leg, on_question=done)
+        if gguf:
+            with (
+                joints.open_engine(gguf, files, threads=threads, context=4096) as engine,
+                progress("answering", total=len(asked), unit="questions") as done,
+            ):
+
+                def ask(messages: list[Message]) -> str:
+                    sampling = SamplingOptions(max_tokens=_ANSWER_TOKENS)
+                    pieces = engine.chat(messages, adapter="auto" if files else None, sampling=sampling)
+                    return "".join(piece for piece in pieces if not isinstance(piece, Finish))
+
+                result["answering"] = evaluate_answers(retriever, ask, asked, k, on_question=done)
+    if as_json:
+        emit_json(result)
+        return
+    _table(result, "recall@1", "recall@5", "nDCG@10")
+    if "answering" in result:
+        click.echo()
+        _table(result["answering"], "shown", "cited", "right")
+        overall = result["answering"]["overall"]
+        click.echo(
+            "shown: a right page among the passages; cited: a right page cited; right: a fact of the questions file "
+            f"said ({overall['keyed']} questions name one). {overall['refused']} of {overall['unanswerable']} "
+            "unanswerable questions were refused."
+        )
+
+
+def _table(result: dict[str, Any], *columns: str) -> None:
+    """Figures by language and overall: shares with three decimals, counts as they are."""
+    click.echo(f"{'':10}{'n':>5}" + "".join(f"{column:>10}" for column in columns))
+    for name, row in [*result["by_language"].items(), ("overall", result["overall"])]:
+        values = [row[column.replace("@", "_at_").lower()] for column in columns]
+        shown = "".join(f"{value:>10}" if isinstance(value, int) else f"{value:>10.3f}" for value in values)
+        click.echo(f"{name:10}{row['n']:>5}{shown}")
+
+
+def named_files(adapters: tuple[str, ...]) -> dict[str, Path]:
+    from slm.artifacts import require_file
+
+    files: dict[str, Path] = {}
+    for adapter in adapters:
+        name, equals, file = adapter.partition("=")
+        if not (name and equals and file):
+            raise click.BadParameter(f"'{adapter}' is not NAME=FILE", param_hint="--adapter")
+        files[name] = require_file(file)
+    return files

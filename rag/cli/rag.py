@@ -1,0 +1,303 @@
+"""The commands `slm rag ...`: fill an index, search it, ask a model about it. Ranking and prompts are elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rag.cli.evaluate import HELP as _HELP
+from rag.cli.evaluate import JSON as _JSON
+from rag.cli.evaluate import evaluate, named_files
+from rag.cli.read import read
+from slm.joints import Finish, Joints, SamplingOptions, pass_joints
+from slm.terminal.arguments import TEXT, TextCommand
+
+if TYPE_CHECKING:
+    from slm.joints import Passage
+
+_NAMED_FILES = 10
+
+
+@click.group(context_settings=_HELP)
+def rag() -> None:
+    """Index documents, search them, and ask a model about them with citations.
+
+    INDEX is a name, kept in the data folder, or a path.
+
+    \b
+    Example:
+      slm rag add handbook data/handbook
+      slm rag ask handbook "When do I have to be in the office?" --model smollm2-135m-instruct
+    """
+
+
+rag.add_command(evaluate)
+rag.add_command(read)
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--embedder", help="Embedder for a new index [default: multilingual-e5-small].")
+@click.option("--fresh", is_flag=True, help="Make the index anew from these paths alone, also when it is damaged.")
+@click.option("--yes", is_flag=True, help="Forget documents that are gone even if that is most of a folder.")
+@_JSON
+def add(index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, yes: bool, as_json: bool) -> None:
+    """Add Markdown, HTML and text files, or folders of them; a changed file replaces its old text.
+
+    A folder that is added again loses the documents whose files are gone or empty. A file that cannot be read this
+    time keeps its old text.
+
+    \b
+    Example:
+      slm rag add handbook data/handbook/en data/handbook/ja
+      slm rag add handbook data/handbook --fresh
+    """
+    from rag.index.embed import DEFAULT_EMBEDDER, open_embedder
+    from rag.index.gone import departed
+    from rag.index.look import require_paths, seen
+    from rag.index.names import index_path, is_index
+    from rag.index.store import open_generation
+    from rag.index.update import add_documents
+    from rag.sources.files import find_files, nothing_read, read_files
+    from slm.errors import MismatchError
+    from slm.terminal.console import emit_json, progress
+
+    where = index_path(index)
+    generation = open_generation(where) if is_index(where) and not fresh else None
+    made_with = str(generation.manifest["embedder"]["name"]) if generation else None
+    if made_with and embedder not in (None, made_with):
+        raise MismatchError(f"the index '{index}' was made with the embedder '{made_with}', not '{embedder}'")
+    known = generation.documents if generation else {}
+    require_paths(paths, known, index)
+    with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
+        reading = read_files(paths, done, none_ok=True)
+    looked = seen(paths, reading)
+    if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
+        raise nothing_read(paths, reading)
+    _note_some([f"skipped {_shown(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
+    _note_some([f"{_shown(noted.source)}: {noted.text}" for noted in reading.notes])
+    embed = open_embedder(embedder or made_with or DEFAULT_EMBEDDER)
+    with progress("embedding", total=100, unit="%") as done:
+        change = add_documents(
+            where, reading.documents, embed, lambda n, total: done(100 * n / total),
+            seen=looked, fresh=fresh, sure=yes,
+        )  # fmt: skip
+    _note_some([f"removed {_shown(source)}: {reason}" for source, reason in change.gone.items()])
+    _note_some([f"kept the old text of {_shown(source)}: {reason}" for source, reason in change.kept.items()])
+    result = {
+        "index": str(where), "embedder": embed.identity.name, "added": change.added, "replaced": change.replaced,
+        "unchanged": change.unchanged, "moved": change.moved, "chunks": change.chunks,
+        "removed": [{"source": source, "reason": reason} for source, reason in change.gone.items()],
+        "kept": [{"source": source, "reason": reason} for source, reason in change.kept.items()],
+        "skipped": [{"path": str(s.path), "reason": s.reason} for s in reading.skipped],
+        "notes": [{"source": n.source, "note": n.text} for n in reading.notes],
+    }  # fmt: skip
+    if as_json:
+        emit_json(result)
+        return
+    also = "".join(
+        f", {count} {what}" for count, what in ((change.moved, "moved"), (len(change.gone), "removed")) if count
+    )
+    click.echo(
+        f"{change.added} documents added, {change.replaced} replaced, {change.unchanged} unchanged{also}, "
+        f"{len(reading.skipped)} files skipped; the index '{index}' holds {change.chunks} chunks"
+    )
+
+
+def _note_some(lines: list[str]) -> None:
+    """Notes on stderr, of many the first ones."""
+    from slm.terminal.console import note
+
+    for line in lines[:_NAMED_FILES]:
+        note(line)
+    if len(lines) > _NAMED_FILES:
+        note(f"... and {len(lines) - _NAMED_FILES} more like these; --json names them all")
+
+
+@rag.command(cls=TextCommand, context_settings=_HELP)
+@click.argument("index")
+@click.argument("query", type=TEXT)
+@click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many passages.")
+@_JSON
+def search(index: str, query: str, k: int, as_json: bool) -> None:
+    """Show the passages that fit a query best.
+
+    \b
+    Example:
+      slm rag search handbook "paid leave" -k 3
+    """
+    from rag.answer.prompt import open_retriever, passage_head
+    from rag.document import visible
+    from slm.terminal.console import emit_json
+
+    with open_retriever(index) as retriever:
+        passages = retriever.search(query, k)
+    if as_json:
+        emit_json({"query": query, "results": [_as_dict(p) for p in passages]})
+        return
+    for number, passage in enumerate(passages, start=1):
+        click.secho(f"{number}. {passage_head(passage)}", bold=True)
+        click.echo(f"   {_shown(passage.source)}  (score {passage.score:.4f})")
+        click.echo("   " + visible(passage.text).replace("\n", "\n   ") + "\n")
+
+
+@rag.command(cls=TextCommand, context_settings=_HELP)
+@click.argument("index")
+@click.argument("question", type=TEXT)
+@click.option("--model", required=True, help="GGUF file, catalog name or checkpoint folder.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
+@click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
+@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
+@click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
+@_JSON
+@pass_joints
+def ask(
+    joints: Joints,
+    index: str,
+    question: str,
+    model: str,
+    adapters: tuple[str, ...],
+    k: int,
+    max_tokens: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Answer a question from the documents, with numbered citations.
+
+    \b
+    Example:
+      slm rag ask handbook "有給休暇は何日ですか" --model gemma-3-270m --adapter ja=exports/ja.gguf
+    """
+    from rag.answer.prompt import open_retriever
+    from slm.errors import EngineError
+    from slm.terminal.console import emit_json, note
+
+    files = named_files(adapters)
+    gguf = joints.gguf_of(model)
+    with open_retriever(index) as retriever:
+        grounded = retriever.grounded(question, k)
+    finish: Finish | None = None
+    answer = ""
+    chosen = "auto" if files else None
+    with joints.open_engine(gguf, files, threads=threads, context=4096) as engine:
+        for piece in engine.chat(grounded.messages, adapter=chosen, sampling=SamplingOptions(max_tokens=max_tokens)):
+            finish = piece if isinstance(piece, Finish) else None
+            ready = grounded.citations.end() if isinstance(piece, Finish) else grounded.citations.feed(piece)
+            answer += ready
+            if not as_json:
+                click.echo(ready, nl=False)
+    if not as_json:
+        click.echo()
+    if finish is None:
+        raise EngineError("the answer broke off before its end", hint="Run it again with --debug.")
+    cited = grounded.citations.cited
+    numbered = [(n, p, q) for n, (p, q) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), start=1)]
+    if as_json:
+        emit_json(
+            {
+                "question": question,
+                "answer": answer.strip(),
+                "citations": cited,
+                "sources": [{"number": n, "cited": n in cited, "quote": q, **_as_dict(p)} for n, p, q in numbered],
+                **_figures(finish),
+            }
+        )
+        return
+    if finish.reason == "length":
+        note(f"the answer was cut at --max-tokens {max_tokens}")
+    click.echo("\nSources:" if cited else "\nThe answer cites no passage. It was given these:")
+    for number, passage, quote in numbered:
+        if not cited or number in cited:
+            click.echo(f"  {_line(number, passage)}\n     “{quote}”")
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@click.argument("documents", nargs=-1, required=True, metavar="DOC...")
+@click.option("--all", "every", is_flag=True, help="Remove all documents that a name fits, not only a single one.")
+def remove(index: str, documents: tuple[str, ...], every: bool) -> None:
+    """Remove documents, named by their path or its end, or by a folder with all that is below it.
+
+    \b
+    Example:
+      slm rag remove handbook ja/03-overtime.md
+      slm rag remove handbook data/handbook/ja
+    """
+    from rag.index.names import index_path
+    from rag.index.update import remove_documents
+
+    removed = remove_documents(index_path(index), documents, every=every)
+    for source in removed:
+        click.echo(f"removed {_shown(source)}")
+    click.echo(f"{len(removed)} documents removed")
+
+
+@rag.command(context_settings=_HELP)
+@click.argument("index")
+@_JSON
+def status(index: str, as_json: bool) -> None:
+    """Show what an index holds.
+
+    \b
+    Example:
+      slm rag status handbook --json
+    """
+    from rag.document import one_line
+    from rag.index.names import index_path
+    from rag.index.store import open_generation
+    from slm.terminal.console import emit_json
+
+    generation = open_generation(index_path(index))
+    size = sum(file.stat().st_size for file in generation.folder.iterdir())
+    result: dict[str, Any] = {
+        "index": str(generation.folder.parent), "generation": generation.folder.name,
+        "embedder": generation.manifest["embedder"], "chunks": len(generation.chunks), "size_bytes": size,
+        "documents": [{"source": s, **entry} for s, entry in sorted(generation.documents.items())],
+    }  # fmt: skip
+    if as_json:
+        emit_json(result)
+        return
+    embedder = result["embedder"]
+    click.echo(f"index     {result['index']} ({result['generation']}, {size / 1e6:.1f} MB)")
+    click.echo(f"embedder  {embedder['name']} [{embedder['revision']}], {embedder['dimension']} dimensions")
+    click.echo(f"holds     {len(generation.documents)} documents in {len(generation.chunks)} chunks")
+    for document in result["documents"]:
+        title = one_line(document["title"])
+        click.echo(f"  {document['lang']:4}{document['chunks']:4} chunks  {title}  ({_shown(document['source'])})")
+
+
+def _figures(finish: Finish) -> dict[str, Any]:
+    return {
+        "adapter": finish.adapter,
+        "finish_reason": finish.reason,
+        "prompt_tokens": finish.prompt_tokens,
+        "completion_tokens": finish.completion_tokens,
+        "prefill_s": finish.prefill_s,
+        "decode_s": finish.decode_s,
+    }
+
+
+def _as_dict(passage: Passage) -> dict[str, Any]:
+    return {
+        "title": passage.title, "heading": passage.heading, "source": passage.source, "score": passage.score,
+        "text": passage.text,
+    }  # fmt: skip
+
+
+def _line(number: int, passage: Passage) -> str:
+    from rag.answer.prompt import passage_head
+
+    return f"{number}. {passage_head(passage)} ({_shown(passage.source)})"
+
+
+def _shown(source: str) -> str:
+    """A source for people: visible characters, and relative to the working folder when it lies below it."""
+    from rag.document import one_line
+
+    path = Path(source)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        source = path.relative_to(Path.cwd()).as_posix()
+    return one_line(source)

@@ -1,0 +1,1 @@
+"""Documents -> chunks -> vectors and words on disk, and the search in them."""

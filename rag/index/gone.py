@@ -1,0 +1,95 @@
+"""Which documents of an index are no longer where they came from. It knows nothing of files: it is told what was seen.
+
+A file that could not be read this time is not a deleted one, and a folder in which nothing is left is more often a
+disk that is not there than a decision: what would remove most of a folder has to be confirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rag.index.names import composed, is_below
+from slm.errors import InputError
+
+# From this many on, more than half of a folder's documents do not go unasked.
+_MANY = 20
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run was given and found there; paths are absolute, in NFC.
+
+    roots: each given path with the paths it stands for (itself, and itself without symbolic links).
+    files: for every file that is there, the roots it was found by. unread: files and folders that could not be read,
+    with the reason. blank: files without any text.
+    """
+
+    roots: Mapping[str, Collection[str]] = field(default_factory=dict)
+    files: Mapping[str, Collection[str]] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
+    blank: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Departed:
+    """gone: sources that answer no more, with the reason. kept: sources that keep their old text, with the reason."""
+
+    gone: Mapping[str, str]
+    kept: Mapping[str, str]
+
+
+def departed(documents: Mapping[str, Mapping[str, Any]], seen: Seen, exists: Callable[[str], bool]) -> Departed:
+    """What of an index's documents (source: entry with its "roots") a run has to remove or to keep as it was."""
+    gone: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    for source, entry in documents.items():
+        came_by = set(entry.get("roots", ()))
+        given = _roots_of(source, came_by, seen)
+        if not given:
+            continue
+        reason = _unread(source, seen.unread)
+        if composed(source) in seen.blank:
+            gone[source] = "it is empty now"
+        elif reason:
+            kept[source] = reason
+        elif composed(source) in seen.files:
+            continue
+        elif not exists(source):
+            gone[source] = "it is no longer there"
+        elif came_by and came_by <= set(given):
+            gone[source] = "it is no longer found by the folder it came from"
+    return Departed(gone, kept)
+
+
+def confirm_removal(
+    documents: Mapping[str, Mapping[str, Any]], gone: Mapping[str, str], moved: Collection[str], seen: Seen
+) -> None:
+    """Raise InputError when a folder would lose all its documents, or most of many."""
+    for root in seen.roots:
+        held = [s for s, entry in documents.items() if root in _roots_of(s, set(entry.get("roots", ())), seen)]
+        lost = [source for source in held if source in gone and source not in moved]
+        missing = [source for source in lost if composed(source) not in seen.blank]
+        left = any(root in roots for file, roots in seen.files.items() if file not in seen.blank)
+        if (missing and len(missing) == len(held) and not left) or (len(lost) >= _MANY and len(lost) * 2 > len(held)):
+            raise InputError(
+                f"{len(lost)} of the {len(held)} documents that came from '{root}' are not there any more; "
+                "the index was not changed",
+                found=", ".join(sorted(lost)[:5]) + (", ..." if len(lost) > 5 else ""),
+                hint="If a disk is not there, bring it back. If they are to be forgotten, add --yes.",
+            )
+
+
+def _roots_of(source: str, came_by: Collection[str], seen: Seen) -> list[str]:
+    """The given roots that a document belongs to: it came by them before, or lies below them."""
+    return [
+        root for root, paths in seen.roots.items() if root in came_by or any(is_below(source, path) for path in paths)
+    ]
+
+
+def _unread(source: str, unread: Mapping[str, str]) -> str:
+    path = composed(source)
+    if path in unread:
+        return unread[path]
+    return next((reason for place, reason in unread.items() if is_below(path, place)), "")

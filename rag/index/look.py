@@ -1,0 +1,57 @@
+"""Looks through files and folders for an index: what is there now, what was read, what is gone since the last time.
+
+It is the thin shell of rag.index.gone, which decides, and of rag.sources, which reads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rag.index.gone import Seen
+from rag.index.names import composed, is_below
+from rag.sources.files import Reading, find_files
+from slm.errors import MissingFileError
+
+# The reasons of a reader for a file that is whole and has no text; all others are a file that could not be read.
+BLANK = ("it is empty", "it holds no visible text")
+
+
+def require_paths(paths: Sequence[Path], known: Collection[str], index: str) -> None:
+    """Raise MissingFileError for a path that is not there, with the way to drop what the index still holds of it."""
+    for path in paths:
+        if path.exists():
+            continue
+        held = sum(is_below(source, place) for source in known for place in _places(path))
+        raise MissingFileError(
+            f"there is no file or folder '{path}'",
+            found=f"{held} documents of it in the index, which go on answering" if held else "",
+            hint=f"To drop them: slm rag remove {index} {path.resolve().as_posix()}" if held else "",
+        )
+
+
+def seen(paths: Sequence[Path], reading: Reading) -> Seen:
+    """What was looked through: each path with its files, and the files among them that could not be read."""
+    files: dict[str, set[str]] = {}
+    roots: dict[str, list[str]] = {}
+    for path in paths:
+        root, *others = _places(path)
+        roots[root] = [root, *others]
+        for file in find_files([path]):
+            files.setdefault(composed(file.as_posix()), set()).add(root)
+    unread: dict[str, str] = {}
+    blank: set[str] = set()
+    for skipped in reading.skipped:
+        for place in _places(skipped.path):
+            if skipped.reason in BLANK:
+                blank.add(place)
+            else:
+                unread[place] = skipped.reason
+    return Seen(roots, files, unread, blank)
+
+
+def _places(path: Path) -> list[str]:
+    """A path as it was given, absolute, and the same without symbolic links where that is another one."""
+    given = Path(os.path.normpath(Path.cwd() / path)).as_posix()
+    return list(dict.fromkeys(composed(place) for place in (given, path.resolve().as_posix())))

@@ -1,0 +1,97 @@
+"""Ranks the chunks of an index for a query: nearest vectors and BM25, fused. It knows nothing of prompts or files.
+
+Fusion is weighted reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009), with a bonus for chunks in
+the language of the query, so that of two translations of one page the readable one comes first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rag.index.embed import Embedder
+from rag.index.lexical import HAS_PAIRS
+from rag.index.store import Generation
+from rag.index.variants import comparable
+from slm.errors import InputError
+from slm.text.language import detect
+
+Leg = Literal["dense", "lexical", "fused"]
+LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
+_RRF_K = 60
+_DEPTH = 50
+_SENTENCE_WORDS = 4
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much the lexical leg counts beside the dense one's 1.0, and the factor for the query's language.
+
+    With these values recall is nowhere below the better leg on the handbook's questions and on headings of parallel
+    manuals; plain fusion (1.0) is. Character pairs of Japanese say less than whole words, so they count less.
+    """
+
+    lexical_words: float = 0.3
+    lexical_pairs: float = 0.2
+    same_language: float = 1.05
+
+    def lexical(self, query: str) -> float:
+        """The lexical weight for a query: by pairs as soon as it holds Japanese."""
+        return self.lexical_pairs if HAS_PAIRS.search(query) else self.lexical_words
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A chunk's row in the generation and its score in the leg that was asked (higher is better)."""
+
+    row: int
+    score: float
+
+
+def fuse(rankings: Sequence[tuple[float, Sequence[int]]], factors: Mapping[int, float] | None = None) -> list[Hit]:
+    """Weighted RRF of (weight, rows best first): sum of weight / (60 + rank), times a row's factor; best first."""
+    scores: dict[int, float] = {}
+    for weight, ranking in rankings:
+        for rank, row in enumerate(ranking, start=1):
+            scores[row] = scores.get(row, 0.0) + weight / (_RRF_K + rank)
+    factors = factors or {}
+    hits = [Hit(row, score * factors.get(row, 1.0)) for row, score in scores.items()]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.row))
+
+
+def search(
+    generation: Generation,
+    embedder: Embedder,
+    query: str,
+    k: int = 5,
+    leg: Leg = "fused",
+    weights: Weights | None = None,
+) -> list[Hit]:
+    """The best k chunks for a query by one leg or both. Raises InputError for an empty query or index."""
+    if not query.strip():
+        raise InputError("the query is empty")
+    if not generation.chunks:
+        raise InputError("the index holds no documents", hint="Add some with: slm rag add INDEX PATH...")
+    weights = weights or Weights()
+    depth = max(_DEPTH, k)
+    dense = generation.dense_top(embedder.queries([comparable(query)])[0], depth) if leg != "lexical" else []
+    lexical = generation.lexical.top(query, depth) if leg != "dense" else []
+    if leg != "fused":
+        return [Hit(row, score) for row, score in (dense or lexical)[:k]]
+    rankings = [(1.0, [row for row, _ in dense]), (weights.lexical(query), [row for row, _ in lexical])]
+    return fuse(rankings, _language_factors(generation, query, weights.same_language))[:k]
+
+
+def _language_factors(generation: Generation, query: str, bonus: float) -> dict[int, float]:
+    languages = {chunk.lang for chunk in generation.chunks} - {"und"}
+    if len(languages) < 2:
+        return {}
+    # A few Latin words alone may be names that pages of every language use: they say nothing of the reader.
+    if query.isascii() and len(query.split()) < _SENTENCE_WORDS:
+        return {}
+    # Names in Latin letters inside a Japanese question do not make it an English one.
+    prose = re.sub(r"[A-Za-z]+", " ", query) if HAS_PAIRS.search(query) else query
+    language = detect(prose, languages).language
+    return {row: bonus for row, chunk in enumerate(generation.chunks) if chunk.lang == language}

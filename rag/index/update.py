@@ -1,0 +1,268 @@
+"""Changes an index: documents in, documents out. Each change is a new generation (rag.index.store).
+
+INDEX/CURRENT names the generation folder in use. A change writes a new generation beside it and then replaces
+CURRENT in one step, so that a crash leaves the old generation in use. It knows nothing of ranking or prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag.document import Document
+from rag.index.chunk import Chunk, chunk_document, indexed_texts
+from rag.index.embed import Embedder, Vectors
+from rag.index.gone import Seen, confirm_removal, departed
+from rag.index.names import CURRENT, composed, documents_named, is_index
+from rag.index.store import Generation, open_generation, write_generation
+from rag.index.variants import comparable
+from slm.artifacts import new_file, remove_leftovers
+from slm.errors import InputError, MismatchError, ResourceError
+
+# Chunks are short so that three of them fit into a small model's prompt beside the question.
+CHUNK_TOKENS = 240
+_BATCH, _LOCK = 16, ".lock"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an update did, in numbers of documents, and the chunks now in the index.
+
+    gone: sources that were removed, kept: sources that keep their old text; both with the reason. moved: documents
+    that only changed their place.
+    """
+
+    added: int
+    replaced: int
+    unchanged: int
+    chunks: int
+    moved: int = 0
+    gone: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What the next generation gets: documents to embed, documents to carry over under a new source, and the table."""
+
+    embed: Sequence[Document]
+    carry: Mapping[str, Document]
+    drop: Collection[str]
+    table: dict[str, dict[str, Any]]
+
+
+def check_embedder(generation: Generation, embedder: Embedder) -> None:
+    """Raise MismatchError unless the embedder is the one the index was made with."""
+    made_with, given = generation.manifest["embedder"], embedder.identity.as_dict()
+    if made_with != given:
+        differs = [key for key in given if made_with.get(key) != given[key]]
+        raise MismatchError(
+            f"the index was made with another embedder ({', '.join(differs)})",
+            found=f"{made_with.get('name')} [{made_with.get('revision')}], not {given['name']} [{given['revision']}]",
+            hint="Make a new index, or use the embedder it was made with.",
+        )
+
+
+def _digest(document: Document) -> str:
+    return hashlib.sha256(json.dumps(asdict(document), ensure_ascii=False).encode()).hexdigest()
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold the right to change the index; the system gives it back when a process dies. Raises ResourceError."""
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / _LOCK).open("a+b") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(
+                f"another process is changing the index '{path}'", hint="Wait until it is done and run this again."
+            ) from error
+        yield
+
+
+def add_documents(
+    path: Path,
+    documents: Sequence[Document],
+    embedder: Embedder,
+    on_chunks: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    seen: Seen | None = None,
+    fresh: bool = False,
+    sure: bool = False,
+) -> Change:
+    """Put documents into an index, making it when it is not there; one with a known source replaces the old one.
+
+    on_chunks is told (chunks embedded, chunks to embed). seen: what was looked through, so that documents that are no
+    longer there go (`rag.index.gone`); sure: even if that is most of them. fresh: whatever was in the index is
+    forgotten. Raises InputError (no documents, too many are gone), MismatchError (another embedder), DamagedFileError,
+    or ResourceError (no space, no memory, another process is changing the index).
+    """
+    if not documents and not (seen and is_index(path)):
+        raise InputError("there are no documents to add")
+    if not is_index(path):
+        _check_new(path)
+    with _exclusive(path), _memory(path):
+        base = open_generation(path) if is_index(path) and not fresh else None
+        if base is not None:
+            check_embedder(base, embedder)
+        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), sure=sure)
+
+
+def _add(
+    path: Path,
+    base: Generation | None,
+    documents: Sequence[Document],
+    embedder: Embedder,
+    on_chunks: Callable[[int, int], None],
+    seen: Seen,
+    *,
+    sure: bool,
+) -> Change:
+    known = base.documents if base else {}
+    incoming = {composed(document.source): document for document in documents}
+    left = departed(known, seen, os.path.exists)
+    digests = {source: _digest(document) for source, document in incoming.items()}
+    texts = {source: _digest(replace(document, source="")) for source, document in incoming.items()}
+    named = {composed(source): source for source in known}
+    changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
+    # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
+    homeless = {known[source].get("text_sha256"): source for source in left.gone}
+    carry = {}
+    for source, document in changed.items():
+        old = named.get(source) if source in named else homeless.get(texts[source])
+        if old is not None and known[old].get("text_sha256") == texts[source] and old not in carry:
+            carry[old] = document
+    if not sure:
+        confirm_removal(known, left.gone, carry, seen)
+    table = {source: dict(entry) for source, entry in known.items()}
+    drop = {*left.gone, *(named[source] for source in changed if source in named)}
+    for source in drop:
+        del table[source]
+    for source, document in incoming.items():
+        place = document.source if source in changed else named[source]
+        came_by = set(known[named[source]].get("roots", ())) if source in named else set()
+        table[place] = {
+            "title": document.title, "lang": document.lang, "sha256": digests[source], "text_sha256": texts[source],
+            "roots": sorted(came_by | set(seen.files.get(source, ()))),
+        }  # fmt: skip
+    embed = [document for document in changed.values() if document not in carry.values()]
+    update = _Update(embed, carry, drop, table)
+    if base is not None and not changed and not left.gone and _without_counts(known) == _without_counts(table):
+        chunks = len(base.chunks)
+    else:
+        chunks = _write(path, base, update, _embedded(update.embed, embedder, on_chunks), embedder.identity.as_dict())
+    replaced = sum(source in named for source in changed)
+    moved = sum(old in left.gone for old in carry)
+    gone = {source: why for source, why in left.gone.items() if source not in carry}
+    unchanged = len(incoming) - len(changed)
+    return Change(len(changed) - replaced - moved, replaced, unchanged, chunks, moved, gone, left.kept)
+
+
+def _without_counts(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {source: {k: v for k, v in entry.items() if k != "chunks"} for source, entry in documents.items()}
+
+
+def _embedded(
+    documents: Sequence[Document], embedder: Embedder, on_chunks: Callable[[int, int], None]
+) -> tuple[list[Chunk], Vectors]:
+    """The chunks of documents and their vectors, (chunks, dimension)."""
+    limit = min(CHUNK_TOKENS, embedder.identity.max_tokens)
+    chunks = [chunk for document in documents for chunk in chunk_document(document, limit, embedder.count_tokens)]
+    texts = [comparable(text) for text in indexed_texts(chunks, limit, embedder.count_tokens)]
+    vectors = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
+    for start in range(0, len(texts), _BATCH):
+        batch = texts[start : start + _BATCH]
+        vectors[start : start + len(batch)] = embedder.passages(batch)
+        on_chunks(start + len(batch), len(texts))
+    return chunks, vectors
+
+
+def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -> list[str]:
+    """Remove documents by source, by the end of it (`ja/03-leave.md`) or by a folder; the removed sources.
+
+    Raises UnknownNameError when a name fits nothing and InputError when it fits several (unless `every`), in which
+    case nothing is removed.
+    """
+    open_generation(path)
+    with _exclusive(path), _memory(path):
+        base = open_generation(path)
+        gone = {source for name in names for source in documents_named(base.documents, name, every=every)}
+        table = {source: dict(entry) for source, entry in base.documents.items() if source not in gone}
+        identity = base.manifest["embedder"]
+        nothing = np.empty((0, int(identity["dimension"])), dtype=np.float32)
+        _write(path, base, _Update([], {}, gone, table), ([], nothing), identity)
+        return sorted(gone)
+
+
+def _check_new(path: Path) -> None:
+    if path.is_file():
+        raise InputError(f"'{path}' is a file; an index is a folder")
+    if path.is_dir() and any(not p.name.startswith((".", "gen-")) for p in path.iterdir()):
+        raise InputError(f"'{path}' already holds something that is not an index", hint="Choose another name.")
+
+
+@contextmanager
+def _memory(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(
+            f"not enough memory to change the index '{path}'; it was not changed",
+            hint="Close other programs, or make several smaller indexes.",
+        ) from error
+
+
+def _write(
+    path: Path, base: Generation | None, update: _Update, fresh: tuple[Sequence[Chunk], Vectors], identity: Any
+) -> int:
+    """Write the next generation and make it current; its number of chunks."""
+    old = list(zip(base.ids, base.chunks, strict=True)) if base else []
+    kept = [
+        (id_, replace(chunk, source=update.carry[chunk.source].source) if chunk.source in update.carry else chunk)
+        for id_, chunk in old
+        if chunk.source not in update.drop or chunk.source in update.carry
+    ]
+    first = int(base.manifest["next_id"]) if base else 0
+    added = list(range(first, first + len(fresh[0])))
+    rows = [*kept, *zip(added, fresh[0], strict=True)]
+    for entry in update.table.values():
+        entry["chunks"] = 0
+    for _, chunk in rows:
+        update.table[chunk.source]["chunks"] += 1
+    vectors = [base.vectors.reconstruct(int(id_)) for id_, _ in kept] if base else []
+    kept_vectors = np.stack(vectors) if vectors else np.empty((0, int(identity["dimension"])), dtype=np.float32)
+    # Beside the generation in use, and beside all others when it is not known which one that is.
+    used = [base.folder.name] if base else [folder.name for folder in path.glob("gen-*")]
+    number = 1 + max((int(name[4:]) for name in used if name[4:].isdecimal()), default=0)
+    folder = path / f"gen-{number}"
+    remove_leftovers(folder)
+    remove_leftovers(path / CURRENT)
+    manifest = {
+        "embedder": identity, "chunk_tokens": min(CHUNK_TOKENS, int(identity["max_tokens"])), "chunks": len(rows),
+        "next_id": first + len(added), "documents": update.table,
+    }  # fmt: skip
+    write_generation(folder, rows, ([id_ for id_, _ in kept], kept_vectors), (added, fresh[1]), manifest)
+    with new_file(path / CURRENT) as pointer:
+        pointer.write_text(folder.name + "\n", encoding="utf-8")
+    for other in path.glob("gen-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return len(rows)

@@ -1,0 +1,139 @@
+"""Reads HTML and XHTML pages: the text a reader sees, as Markdown.
+
+The page is parsed by HTML5's rules (lexbor), so that what authors leave unclosed is closed where browsers close it.
+Scripts, controls, navigation and what attributes hide are dropped; links and images leave their words.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rag.document import Document, one_line, sections_of
+from rag.sources.clean import clean, without_data_uris
+from rag.sources.html.tree import is_seen, regions
+from rag.sources.html.writer import write
+from rag.sources.reader import Read, titled
+from slm.text.decode import decode
+
+_XML_ENCODING = re.compile(rb"^\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*[\"']([\w.:-]{1,40})")
+_META_CHARSET = re.compile(rb"<meta\b[^>]{0,1000}?\bcharset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+_XML = re.compile(r"\s*<\?xml\b|.{0,2000}?<html\b[^>]{0,1000}\bxmlns\s*=|.{0,200}?<(?:ac|ri):[a-z]", re.DOTALL)
+_MARKUP = re.compile(r"<!\[CDATA\[|<!--|<(?P<name>[A-Za-z][^\s<>/]*)|<\?")
+
+
+def _names(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_VOID = _names("area base br col embed hr img input link meta param source track wbr")
+# Elements that end where the next of their kind begins, so that they are open without being nested.
+_SHALLOW = _VOID | _names("li p td th tr dd dt option optgroup thead tbody tfoot colgroup rt rp rb rtc")
+_ANY_TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*)")
+_DEEPEST = 1000
+
+
+def read_html(raw: bytes, name: str) -> Read:
+    """A page as a document; its encoding is what it declares where the bytes agree. Raises DamagedFileError."""
+    decoded = decode(raw, declared=declared_charset(raw))
+    return Read(html_document(decoded.text, name), decoded.note)
+
+
+def declared_charset(raw: bytes) -> str:
+    """The encoding that an XML declaration or a <meta> names, wherever it stands; "" for none."""
+    found = _XML_ENCODING.search(raw[:1024]) or _META_CHARSET.search(raw)
+    return found.group(1).decode("ascii") if found else ""
+
+
+def html_document(html: str, name: str) -> Document:
+    """A document of an HTML page; titled by its first H1, its <title>, its first heading or `name`."""
+    tree = _parse(html)
+    markdown = ""
+    for chrome_too in (False, True):  # a page that is nothing but navigation is still a page
+        markdown = _finish(regions(tree, chrome_too))
+        if markdown.strip():
+            break
+    headings = (one_line(_finish([node]).lstrip("# ")) for node in tree.css("h1") if is_seen(node))
+    titles = (one_line(clean(node.text())) for node in tree.css("head > title"))
+    return titled(sections_of(markdown), next(filter(None, (*headings, *titles)), ""), name)
+
+
+def html_to_markdown(html: str) -> str:
+    """A fragment of HTML, such as Markdown may hold, as Markdown."""
+    return _finish([_parse(html).body])
+
+
+def _finish(roots: list[Any]) -> str:
+    return without_data_uris(clean("\n\n".join(filter(None, (write(root) for root in roots if root is not None)))))
+
+
+def _parse(html: str) -> Any:
+    from selectolax.lexbor import LexborHTMLParser
+
+    return LexborHTMLParser(_shallow(_html_of_xml(html) if _XML.match(html) else html))
+
+
+def _shallow(html: str) -> str:
+    """The page with elements nested no deeper than any author nests them.
+
+    The parser's time grows with the square of the depth, and a page of 1 MB may be nothing but <div>. Tags that go
+    deeper become <wbr>, which holds nothing; browsers stop at a depth of 512.
+    """
+    depth = deeper = 0
+
+    def rename(match: re.Match[str]) -> str:
+        nonlocal depth, deeper
+        if match["name"].lower() in _SHALLOW:
+            return match.group()
+        if match["close"]:
+            if deeper:
+                deeper -= 1
+                return "<wbr"
+            depth = max(depth - 1, 0)
+        elif depth >= _DEEPEST:
+            deeper += 1
+            return "<wbr"
+        else:
+            depth += 1
+        return match.group()
+
+    return _ANY_TAG.sub(rename, html) if html.count("<") > _DEEPEST else html
+
+
+def _html_of_xml(text: str) -> str:
+    """XHTML as HTML: CDATA is text, and <x/> is closed, which HTML only knows of some elements."""
+    out: list[str] = []
+    at = 0
+    missing: set[str] = set()  # what is not found behind a place is not found behind a later one either
+
+    def find(what: str, start: int) -> int:
+        found = -1 if what in missing else text.find(what, start)
+        if found < 0:
+            missing.add(what)
+        return found
+
+    while match := _MARKUP.search(text, at):
+        out.append(text[at : match.start()])
+        begin, name = match.start(), match["name"]
+        if name is None:
+            opening = match.group()
+            closing = {"<![CDATA[": "]]>", "<!--": "-->", "<?": ">"}[opening]
+            end = find(closing, match.end())
+            at = len(text) if end < 0 else end + len(closing)
+            if opening == "<![CDATA[":
+                inner = text[match.end() : len(text) if end < 0 else end]
+                out.append(inner.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+            continue
+        end = match.end()
+        while end < len(text) and text[end] not in "<>":
+            if text[end] in "\"'" and text[end - 1] in "= \t\n":
+                closed = find(text[end], end + 1)
+                end = closed if closed >= 0 else end
+            end += 1
+        at = end + 1 if text[end : end + 1] == ">" else end
+        tag = text[begin:at]
+        if tag.endswith("/>") and name.lower() not in _VOID:
+            tag = f"{tag[:-2]}></{name}>"
+        out.append(tag)
+    out.append(text[at:])
+    return "".join(out)

@@ -1,0 +1,134 @@
+"""The grid of an HTML table: spans filled, header rows joined, written as a Markdown table.
+
+It knows nothing of what is in a cell: it is given a function that renders one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rag.sources.html.tree import is_dropped
+
+_MOST_COLUMNS, _MOST_CELLS = 500, 200_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid; the places that it spans hold it too."""
+
+    text: str
+    heads: bool
+    columns: int = 1
+
+
+def rows_of(table: Any) -> Iterator[tuple[Any, bool]]:
+    """The rows of a table itself, not of those in it, and whether each stands in its <thead>."""
+    part = table.child
+    while part is not None:
+        if part.tag == "tr":
+            yield part, False
+        elif part.tag in ("thead", "tbody", "tfoot") and not is_dropped(part):
+            row = part.child
+            while row is not None:
+                if row.tag == "tr":
+                    yield row, part.tag == "thead"
+                row = row.next
+        part = part.next
+
+
+def cells_of(row: Any) -> Iterator[Any]:
+    """The cells of a row that are seen."""
+    cell = row.child
+    while cell is not None:
+        if cell.tag in ("td", "th") and not is_dropped(cell):
+            yield cell
+        cell = cell.next
+
+
+def captions_of(table: Any) -> Iterator[Any]:
+    """The captions of a table that are seen."""
+    part = table.child
+    while part is not None:
+        if part.tag == "caption" and not is_dropped(part):
+            yield part
+        part = part.next
+
+
+def markdown_table(table: Any, render: Callable[[Any], str]) -> list[str]:
+    """The lines of a table: a label that spans rows or columns stands in each of them."""
+    rows = [(row, heads) for row, heads in rows_of(table) if not is_dropped(row)]
+    grid, heads = _grid(rows, render)
+    if not grid:
+        return []
+    width = max(map(len, grid))
+    grid = [row + [Cell("", False)] * (width - len(row)) for row in grid]
+    lines = [_line(_joined(grid[:heads], width)), _line(["---"] * width)]
+    for row in grid[heads:]:
+        texts = [cell.text for cell in row]
+        # One cell across the whole table is a line between its parts and no value of every column.
+        if width > 1 and row[0].columns >= width:
+            texts = [row[0].text] + [""] * (width - 1)
+        if any(texts):
+            lines.append(_line(texts))
+    return lines
+
+
+def _grid(rows: list[tuple[Any, bool]], render: Callable[[Any], str]) -> tuple[list[list[Cell]], int]:
+    """The rows of cells with spans filled, and how many of the first ones are the header."""
+    grid: list[list[Cell]] = []
+    hanging: dict[int, tuple[int, Cell]] = {}  # by column: rows that a cell from above still spans
+    heads, count = 0, 0
+    for number, (row, in_head) in enumerate(rows):
+        line: list[Cell] = []
+
+        def hang(line: list[Cell] = line) -> None:
+            while len(line) in hanging:
+                left, cell = hanging.pop(len(line))
+                if left > 1:
+                    hanging[len(line)] = (left - 1, cell)
+                line.append(cell)
+
+        cells = list(cells_of(row))
+        for node in cells:
+            hang()
+            across = min(_span(node, "colspan"), _MOST_COLUMNS - len(line), max(1, _MOST_CELLS - count))
+            down = _span(node, "rowspan") or len(rows)
+            cell = Cell(render(node), node.tag == "th", max(across, 1))
+            for _ in range(max(across, 1) if len(line) < _MOST_COLUMNS else 0):
+                if down > 1:
+                    hanging[len(line)] = (down - 1, cell)
+                line.append(cell)
+            count += max(across, 1)
+        hang()
+        for column in [column for column in hanging if column >= len(line)]:
+            left, _ = hanging[column]  # a gap before a hanging cell: it has no neighbour in this row
+            hanging[column] = (left - 1, hanging[column][1])
+            if left <= 1:
+                del hanging[column]
+        is_head = in_head or (bool(cells) and all(node.tag == "th" for node in cells))
+        if is_head and heads == number and line:
+            heads = number + 1
+        grid.append(line)
+    if heads == len(grid) and heads > 1:
+        heads = 1  # a table of nothing but <th>
+    return ([], 0) if not any(cell.text for line in grid for cell in line) else (grid, heads)
+
+
+def _span(node: Any, name: str) -> int:
+    value = (node.attributes.get(name) or "").strip()
+    return int(value[:6]) if value.isascii() and value.isdigit() else 1
+
+
+def _joined(rows: list[list[Cell]], width: int) -> list[str]:
+    """Header rows as one: each column named from the top down."""
+    names = []
+    for column in range(width):
+        parts = dict.fromkeys(row[column].text for row in rows if row[column].text)
+        names.append(" ".join(parts))
+    return names
+
+
+def _line(texts: list[str]) -> str:
+    return "| " + " | ".join(texts) + " |"

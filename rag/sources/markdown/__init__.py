@@ -1,0 +1,1 @@
+"""Markdown files as plain Markdown: without markup that a reader never sees."""

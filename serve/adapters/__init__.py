@@ -1,0 +1,1 @@
+"""The adapters by name: checked, copied, watched for changes."""

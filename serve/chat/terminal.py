@@ -1,0 +1,206 @@
+"""The interactive chat in a terminal. It knows nothing of how a model is loaded or an index searched.
+
+With a terminal: a prompt with editing and history, answers as they come, Ctrl-C stops the answer only.
+With a pipe: one line is one turn, and only answers go to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import click
+
+from serve.engine.engine import Engine
+from serve.server.api.answer.objects import timings
+from slm.errors import SlmError
+from slm.joints import Finish, Grounded, Message, Retriever, SamplingOptions
+from slm.terminal.console import note
+from slm.terminal.piped import is_terminal, stdin_lines
+
+HELP = """\
+/adapter NAME    answer with an adapter, with `auto` (by language) or with `base`; alone: show them
+/reset           begin a new conversation
+/help            this text
+/exit            leave (also Ctrl-D)
+Ctrl-C stops an answer; \\ at the end of a line goes on on the next one."""
+
+
+class _Leave(Exception):
+    """The user wants to go."""
+
+
+@dataclass
+class Chat:
+    """One session: the conversation so far and which adapter is to answer."""
+
+    engine: Engine
+    wanted: str | None
+    sampling: SamplingOptions
+    retriever: Retriever | None = None
+    system: str = ""
+    messages: list[Message] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Talk until the input ends, /exit, Ctrl-D, or Ctrl-C twice at an empty line."""
+        self._reset()
+        read = _terminal_reader(self._prompt) if is_terminal() else _pipe_reader()
+        interrupted = False
+        while True:
+            try:
+                line = read()
+                interrupted = False
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if interrupted:
+                    return
+                interrupted = True
+                note("Ctrl-C again, or Ctrl-D, leaves the chat")
+                continue
+            try:
+                self.turn(line)
+            except _Leave:
+                return
+
+    def turn(self, line: str) -> None:
+        """One line from the user: a command or a question. Errors are shown; the session goes on."""
+        text = line.strip()
+        if not text:
+            return
+        try:
+            if text.startswith("/"):
+                self._command(text)
+            else:
+                self._ask(text)
+        except SlmError as error:
+            if not is_terminal():
+                raise  # a script has to notice
+            click.secho(f"error: {error}", fg="red", err=True)
+
+    def _command(self, text: str) -> None:
+        name, _, argument = text.partition(" ")
+        argument = argument.strip()
+        if name in ("/exit", "/quit"):
+            raise _Leave
+        if name == "/reset":
+            self._reset()
+            note("a new conversation begins")
+        elif name == "/adapter" and argument:
+            self.engine.route(argument, [])  # an unknown name is an error here, not at the next question
+            self.wanted = argument
+        elif name == "/adapter":
+            known = ", ".join(f"{a.name} ({a.language or 'no language'})" for a in self.engine.adapters()) or "none"
+            note(f"now: {self.wanted or 'base'}; adapters: {known}; also: auto, base")
+        else:
+            note(HELP if name == "/help" else f"unknown command {name}\n{HELP}")
+
+    def _reset(self) -> None:
+        self.messages = [Message(role="system", content=self.system)] if self.system else []
+
+    def _prompt(self) -> str:
+        return f"{self.wanted or 'base'}> "
+
+    def _ask(self, text: str) -> None:
+        asked = [*self.messages, Message(role="user", content=text)]
+        way = self.engine.route(self.wanted, asked)
+        # Routed by the question; the passages may be in another language.
+        grounded = self.retriever.grounded(text) if self.retriever else None
+        sent = grounded.messages if grounded else asked
+        answer, finish, first = "", None, 0.0
+        started = time.perf_counter()
+        try:
+            with closing(self.engine.chat(sent, adapter=way.adapter, sampling=self.sampling, fit=True)) as pieces:
+                for piece in pieces:
+                    if isinstance(piece, Finish):
+                        finish = piece
+                        continue
+                    first = first or time.perf_counter() - started
+                    answer += _written(grounded.citations.feed(piece) if grounded else piece)
+                if grounded:
+                    answer += _written(grounded.citations.end())
+        except KeyboardInterrupt:
+            if not is_terminal():
+                raise
+        finally:
+            if answer:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+        if grounded:
+            _list_passages(grounded)
+        if answer or finish:
+            self.messages = [*asked, Message(role="assistant", content=answer)]
+        _dim(_figures(way.adapter, way.reason if self.wanted == "auto" else "", finish, first))
+
+
+def _written(piece: str) -> str:
+    """Show a piece of the answer at once."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+    return piece
+
+
+def _list_passages(grounded: Grounded) -> None:
+    """The cited passages under the answer, or all that were given when it cites none."""
+    cited = grounded.citations.cited
+    if not cited:
+        note("  The answer cites no passage. It was given these:")
+    for number, (passage, quote) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), 1):
+        if not cited or number in cited:
+            note(f"  [{number}] {passage.place}  {passage.source}\n      “{quote}”")
+
+
+def _figures(adapter: str | None, reason: str, finish: Finish | None, first_s: float) -> str:
+    who = adapter or "base"
+    why = f" ({reason})" if reason else ""
+    if finish is None:
+        return f"[{who}{why} · stopped]"
+    speed = timings(finish)["decode_tokens_per_s"]
+    rate = f" · {speed} tok/s" if speed else ""
+    cut = " · cut at the length limit" if finish.reason == "length" else ""
+    return f"[{who}{why}{rate} · {finish.completion_tokens} tokens · first after {first_s:.2f} s{cut}]"
+
+
+def _dim(text: str) -> None:
+    from slm.terminal.console import err
+
+    err().print(text, style="dim", markup=False)
+
+
+def _pipe_reader() -> Callable[[], str]:
+    lines = stdin_lines()
+
+    def read() -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    return read
+
+
+def _terminal_reader(prompt: Callable[[], str]) -> Callable[[], str]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import InMemoryHistory
+
+    commands = WordCompleter(["/adapter", "/reset", "/help", "/exit"], sentence=True)
+    session: PromptSession[str] = PromptSession(
+        history=InMemoryHistory(),
+        auto_suggest=AutoSuggestFromHistory(),
+        completer=commands,
+        complete_while_typing=False,
+    )
+
+    def read() -> str:
+        lines = [session.prompt(prompt())]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(session.prompt("... "))
+        return "\n".join(lines)
+
+    return read

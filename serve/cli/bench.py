@@ -1,0 +1,88 @@
+"""The command `slm bench serve`: how the measured figures are shown, not how they are taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serve.cli.serve import NamedFile, unique
+from slm.errors import InputError
+from slm.joints import Joints, pass_joints
+from slm.terminal.console import emit_json, out
+
+
+@click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", default="smollm2-135m-instruct")
+@click.option("--adapter", "adapters", type=NamedFile(), multiple=True, metavar="NAME=FILE",
+              help="Two or more LoRA adapters (GGUF). Default: two random ones of rank 16.")  # fmt: skip
+@click.option("--peer", "peers", multiple=True, type=click.Choice(["llama-server", "llama-cpp-python", "all"]),
+              default=("all",), show_default=True, help="all: those that are installed.")  # fmt: skip
+@click.option("--llama-server", "binary", type=click.Path(path_type=Path), help="Its program. Default: on PATH.")
+@click.option("--clients", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once.")
+@click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=15.0, show_default=True,
+              help="How long each of the two closed loops lasts.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians over so many.")
+@click.option("--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens a request.")
+@click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@pass_joints
+def bench_serve(
+    joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], peers: tuple[str, ...], binary: Path | None,
+    clients: int, tokens: int, seconds: float, rounds: int, context: int, threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Throughput and time to first token under load, beside llama-server and llama_cpp.server.
+
+    Every server answers the same requests with the same adapters, one server at a time, in turns. An answer is
+    greedy and of full length where the server can; tokens are counted by the server's own usage.
+
+    \b
+    Example:
+      slm bench serve smollm2-135m-instruct --llama-server ~/llama.cpp/build/bin/llama-server
+    """
+    from serve.bench.run import bench_serving
+    from serve.bench.scenarios import Plan
+
+    named = unique(adapters)
+    if len(named) == 1:
+        raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
+    plan = Plan(clients, tokens, seconds, len(named) or 2)
+    result = bench_serving(
+        joints.gguf_of(model), named, peers, plan, rounds=rounds, context=context, threads=threads, binary=binary
+    )
+    if as_json:
+        emit_json(result)
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from serve.bench.report import failures, table_rows
+
+    headings, rows = table_rows(result["servers"])
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    out().print(table)
+    plan = result["plan"]
+    click.echo(
+        f"{result['model']}, adapters: {', '.join(result['adapters'])}; {plan['clients']} clients, "
+        f"{plan['tokens']} tokens each, {plan['seconds']:g} s; medians of {result['rounds']} rounds"
+    )
+    for server in result["servers"]:
+        failed, _, words = failures(server)
+        if failed:
+            click.echo(f"{server['name']}: {failed} failed; the first: {words}")
+        short = sum(server[scenario]["short"] for scenario in ("mixed", "one_adapter"))
+        if short:
+            click.echo(f"{server['name']}: {short} answers ended before {plan['tokens']} tokens")
+    overhead = result["overhead"]
+    if overhead is not None and overhead["overhead"] is not None:
+        click.echo(
+            f"our loop beside llama_decode: {overhead['overhead']:.1%} of {overhead['steps']:,} steps' "
+            f"{overhead['step_s']:.2f} s"
+        )

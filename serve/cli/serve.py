@@ -1,0 +1,354 @@
+"""The commands generate, chat, serve and route. It knows the engine and the server, nothing of other rooms."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from serve.child.schedule import LONGEST_DRAFT
+from serve.cli.guard import guard_options, policy_of
+from slm.errors import InputError
+from slm.joints import Finish, Joints, Message, SamplingOptions, pass_joints
+from slm.terminal.arguments import TEXT, TextCommand
+from slm.terminal.console import emit_json, note
+from slm.terminal.piped import is_terminal, read_stdin
+
+if TYPE_CHECKING:
+    import socket
+
+    from serve.engine.engine import Engine
+    from serve.server.guard import Policy
+
+_HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+# The parameters of `slm serve` that llama.cpp's own servers have a counterpart for.
+_ANY_ENGINE = frozenset(
+    ["engine", "adapters", "context", "threads", "parallel", "host", "port", "api_key_env", "api_key_file", "no_key_ok"]
+)
+_DEFAULT_MODEL = "smollm2-135m-instruct"
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """NAME=FILE; the file must exist."""
+
+    name = "NAME=FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, file = str(value).partition("=")
+        if not (name and equals and file):
+            self.fail(f"'{value}' is not NAME=FILE, like ja=exports/ja.gguf", param, ctx)
+        return name, Path(file)
+
+
+def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def apply(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+_adapters = click.option(
+    "--adapter", "adapters", type=NamedFile(), multiple=True, metavar="NAME=FILE",
+    help="A LoRA adapter (GGUF) and the name it answers to; may be given several times.",
+)  # fmt: skip
+_which = click.option("-m", "wanted", metavar="NAME", help="Adapter's name, 'base', or 'auto' (by language; default).")
+_threads = click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core.")
+_context = click.option(
+    "--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens of prompt and answer."
+)
+_sampling = _options(
+    click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
+    click.option("--temperature", type=click.FloatRange(0, 5), help="0 is greedy."),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True),
+    click.option("--top-k", type=click.IntRange(0), default=40, show_default=True),
+    click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True),
+    click.option("--repeat-penalty", type=click.FloatRange(0.1, 10), default=1.0, show_default=True),
+    click.option("--seed", type=int, default=0, show_default=True),
+)
+
+
+def _sampling_of(values: dict[str, Any], *, temperature: float, stop: tuple[str, ...] = ()) -> SamplingOptions:
+    given = values.pop("temperature")
+    return SamplingOptions(temperature=temperature if given is None else given, stop=stop, **values)
+
+
+def unique(adapters: tuple[tuple[str, Path], ...]) -> dict[str, Path]:
+    """{name: file} of --adapter options. Raises InputError for a name that is given twice."""
+    names = [name for name, _ in adapters]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"the adapter name '{name}' is given twice")
+    return dict(adapters)
+
+
+def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: int, **options: Any) -> Engine:
+    from serve.engine.engine import open_engine
+
+    engine = stack.enter_context(open_engine(model, adapters, context=context, **options))
+    if engine.context < context:
+        note(f"the model was trained for {engine.context:,} tokens; the context is that long")
+    return engine
+
+
+@click.command(context_settings=_HELP)
+@click.argument("model")
+@_adapters
+@_which
+@click.option("-p", "--prompt", type=TEXT, help="The question; without it stdin is read.")
+@click.option("--system", type=TEXT, default="", help="A system message before the question.")
+@click.option("--raw", is_flag=True, help="Continue the text as it stands, without a chat template.")
+@click.option("--stop", type=TEXT, multiple=True, help="Text that ends the answer; may be given several times.")
+@_threads
+@_context
+@_sampling
+@click.option("--json", "as_json", is_flag=True, help="Text and figures as one JSON object.")
+@pass_joints
+def generate(
+    joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, prompt: str | None,
+    system: str, raw: bool, stop: tuple[str, ...], threads: int, context: int, as_json: bool, **sampling: Any,
+) -> None:  # fmt: skip
+    """Answer one prompt and end. Greedy unless a temperature is given.
+
+    \b
+    Example:
+      slm generate smollm2-135m-instruct -p "Name three fruits."
+      slm generate gemma-3-270m --adapter en=en.gguf --adapter ja=ja.gguf -p "有給休暇は何日ですか。"
+    """
+    if prompt is None:
+        if is_terminal():
+            raise click.UsageError("give a prompt with -p, or pipe one in")
+        prompt = read_stdin()
+    if not prompt.strip():
+        raise InputError("the prompt is empty")
+    with ExitStack() as stack:
+        engine = _open(stack, joints.gguf_of(model), unique(adapters), context=context, threads=threads, parallel=1)
+        options = _sampling_of(sampling, temperature=0.0, stop=stop)
+        wanted = wanted or ("auto" if adapters else None)
+        if raw:
+            events = engine.complete(prompt, adapter=wanted, sampling=options)
+        else:
+            turns = [Message(role="system", content=system)] if system else []
+            turns.append(Message(role="user", content=prompt))
+            events = engine.chat(turns, adapter=wanted, sampling=options)
+        _print_answer(events, as_json)
+
+
+def _print_answer(events: Any, as_json: bool) -> None:
+    import time
+
+    from serve.server.api.answer.objects import timings
+
+    started, first, text = time.perf_counter(), 0.0, ""
+    for event in events:
+        if isinstance(event, Finish):
+            if as_json:
+                figures = {
+                    "text": text, "adapter": event.adapter, "route_reason": event.route_reason,
+                    "finish_reason": event.reason, "prompt_tokens": event.prompt_tokens,
+                    "completion_tokens": event.completion_tokens, **timings(event), "ttft_s": round(first, 4),
+                }  # fmt: skip
+                emit_json(figures)
+            else:
+                click.echo()
+            return
+        first = first or time.perf_counter() - started
+        text += event
+        if not as_json:
+            sys.stdout.write(event)
+            sys.stdout.flush()
+
+
+@click.command(context_settings=_HELP)
+@click.argument("model", default=_DEFAULT_MODEL)
+@_adapters
+@_which
+@click.option("--rag", "index", metavar="INDEX", help="Answer from this index, with citations.")
+@click.option("--system", type=TEXT, default="", help="A system message for the whole conversation.")
+@_threads
+@_context
+@_sampling
+@pass_joints
+def chat(
+    joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, index: str | None,
+    system: str, threads: int, context: int, **sampling: Any,
+) -> None:  # fmt: skip
+    """Talk to a model in the terminal. /help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves.
+
+    \b
+    Example:
+      slm chat smollm2-135m-instruct
+      slm chat gemma-3-270m --adapter en=exports/en.gguf --adapter ja=exports/ja.gguf --rag index/handbook
+    """
+    from serve.chat.terminal import Chat
+
+    with ExitStack() as stack:
+        path = joints.gguf_of(model)
+        retriever = stack.enter_context(joints.open_retriever(index)) if index else None
+        engine = _open(stack, path, unique(adapters), context=context, threads=threads, parallel=1)
+        if wanted is not None:
+            engine.route(wanted, [])
+        names = ", ".join(a.name for a in engine.adapters())
+        note(f"{engine.base.name}{f' with {names}' if names else ''}; /help shows the commands, Ctrl-D leaves")
+        default = 0.0 if index else 0.7
+        wanted = wanted or ("auto" if adapters else "base")
+        Chat(engine, wanted, _sampling_of(sampling, temperature=default), retriever, system).run()
+
+
+@click.command(context_settings=_HELP)
+@click.argument("model")
+@_adapters
+@click.option(
+    "--adapters-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder whose adapters (GGUF files, PEFT folders) are loaded, replaced and unloaded as they come and go.",
+)  # fmt: skip
+@click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
+@click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="127.0.0.1 and localhost: ::1 too, where there is one."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once, each adapter."
+)
+@click.option(
+    "--hot", type=click.IntRange(1, 64), default=3, show_default=True, help="Adapters with a context kept open."
+)
+@_context
+@_threads
+@click.option(
+    "--draft-max", type=click.IntRange(0, LONGEST_DRAFT), default=LONGEST_DRAFT, show_default=True,
+    help="Tokens tried at once where an answer repeats what was said before; 0: none.",
+)  # fmt: skip
+@click.option(
+    "--cache-ram",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    metavar="MB",
+    help="Memory for conversations that had to leave their context, so that they need not be read again.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for what does not fit into that memory; kept for the next start.",
+)
+@guard_options
+@click.option(
+    "--engine", type=click.Choice(["slm", "llama-server", "llama-cpp-python"]), default="slm", show_default=True,
+    help="Ours, or one of llama.cpp's own servers with the same options.",
+)  # fmt: skip
+@click.pass_context
+@pass_joints
+def serve(
+    joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...],
+    adapters_dir: Path | None, default_adapter: str | None, index: str | None, host: str, port: int,
+    parallel: int, hot: int, context: int, threads: int, draft_max: int, cache_ram: int, cache_dir: Path | None,
+    engine: str, **guarding: Any,
+) -> None:  # fmt: skip
+    """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
+
+    \b
+    Example:
+      slm serve gemma-3-270m --adapter en=exports/en.gguf --adapter ja=exports/ja.gguf
+    """
+    from serve.server.listen import bind, url_of
+
+    policy = policy_of(host, **guarding)
+    with ExitStack() as stack:
+        listeners = bind(stack, host, port)
+        if engine != "slm":
+            from serve import upstream
+
+            upstream.refuse(engine, _given(ctx, but=_ANY_ENGINE))
+            port = listeners[0].getsockname()[1]
+            for listener in listeners:
+                listener.close()
+            options = upstream.Options(
+                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in unique(adapters).items()),
+                context, threads, parallel, host, port, policy.keys.single(),
+            )  # fmt: skip
+            ctx.exit(upstream.serve_upstream(engine, options))
+        from serve.server.app import create_app
+
+        path = joints.gguf_of(model)
+        retriever = stack.enter_context(joints.open_retriever(index)) if index else None
+        files = unique(adapters)
+        opened = _open(
+            stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot, draft=draft_max,
+            default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
+        )  # fmt: skip
+        if adapters_dir:
+            from serve.adapters.watch import WatchedFolder, watching
+
+            def convert(folder: Path) -> Path:
+                return joints.adapter_gguf_of(folder, model)
+
+            stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
+        folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
+        app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever)
+        _announce(url_of(listeners[0]), opened, needs_key=bool(policy.keys))
+        _run(app, listeners, policy)
+
+
+def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
+    """The options that were set anywhere (command line, environment, file) and are not among `but`, as spelled."""
+    default = click.core.ParameterSource.DEFAULT
+    options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name not in but]
+    return [p.opts[-1] for p in options if p.name and ctx.get_parameter_source(p.name) is not default]
+
+
+def _announce(url: str, engine: Engine, *, needs_key: bool) -> None:
+    names = ", ".join(a.name for a in engine.adapters()) or "none"
+    key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
+    note(f"{engine.base.name}, adapters: {names}; context {engine.context:,} tokens")
+    note(f"listening on {url} (page: {url}/, API: {url}/v1, Ctrl-C stops)")
+    body = '{"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}'
+    note(f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
+
+
+def _run(app: Any, listeners: list[socket.socket], policy: Policy) -> None:
+    import uvicorn
+
+    from serve.server.connection import server_config
+
+    uvicorn.Server(server_config(app, policy.limits)).run(sockets=listeners)
+
+
+@click.command(cls=TextCommand, context_settings=_HELP)
+@click.argument("texts", nargs=-1, required=True, type=TEXT, metavar="TEXT...")
+@click.option("--adapter", "names", multiple=True, metavar="NAME", help="Adapters to choose among. [default: en, ja]")
+@click.option("--default", metavar="NAME", help="Adapter for text that does not decide; else the base.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with a row for each text.")
+def route(texts: tuple[str, ...], names: tuple[str, ...], default: str | None, as_json: bool) -> None:
+    """Show which adapter a text would go to, and why. An adapter's language is read from its name.
+
+    \b
+    Example:
+      slm route "How many days of leave do I have?" "有給休暇は何日ありますか。" --adapter en --adapter ja
+    """
+    from serve.adapters.registry import language_of_name
+    from serve.engine.router import by_language
+    from slm.errors import UnknownNameError
+
+    known = {name.partition("=")[0]: language_of_name(name.partition("=")[0]) for name in names or ("en", "ja")}
+    if default is not None and default not in known:
+        raise UnknownNameError("adapter", default, known)
+    rows = []
+    for text in texts:
+        way = by_language([text], known, default=default)
+        rows.append({"text": text, "adapter": way.adapter or "base", "language": way.language, "reason": way.reason})
+    if as_json:
+        emit_json({"routes": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['adapter']}\t{row['text']}")
+        note(f"  {row['reason']}")

@@ -1,0 +1,384 @@
+"""The engine as the rest of the program sees it: chat with any adapter, load and unload them, and survive.
+
+The model lives in a child process (`serve.child.worker`), which `serve.engine.supervisor` keeps alive. Thread-safe. It
+knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from serve.adapters.registry import Adapter, Base, Registry, vet_adapter, vet_base
+from serve.adapters.vault import Vault
+from serve.child.schedule import LONGEST_DRAFT
+from serve.engine.prompting import Opening, Prompt, chat_prompt, plain_prompt
+from serve.engine.router import Route, route
+from serve.engine.supervisor import Answer, Call, Supervisor
+from serve.engine.trial import Trials
+from slm.chat.segments import Markers
+from slm.errors import InputError, SlmError
+from slm.joints import Finish, Message, SamplingOptions, Scored, TokenScore
+
+Event = str | Scored | Finish | SlmError
+Sink = Callable[[Event], None]
+_GREEDY = SamplingOptions()
+_FROM_THE_START = Opening()
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the model is run.
+
+    threads: cores in all (0: physical ones). context: tokens of one prompt with its answer. parallel: requests at
+    once for one adapter. hot: llama.cpp contexts at most; more adapters than that share them in turns. draft: tokens
+    that are tried at once where an answer repeats what its prompt or itself said (0: none). cache_bytes: memory
+    for the cells of conversations that left their context; cache_folder: where they go beyond it.
+    """
+
+    threads: int = 0
+    context: int = 4096
+    parallel: int = 8
+    hot: int = 3
+    draft: int = LONGEST_DRAFT
+    cache_bytes: int = 256 << 20
+    cache_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request under way; `cancel` ends it, in the middle of a step if need be."""
+
+    route: Route
+    cancel: Callable[[], None]
+
+
+class Engine:
+    """One base model with adapters (implements `slm.joints.Engine`). Use `open_engine`, or call `close`."""
+
+    def __init__(
+        self,
+        model: Path,
+        adapters: Mapping[str, Path],
+        *,
+        default_adapter: str | None = None,
+        options: EngineOptions = EngineOptions(),
+    ) -> None:
+        self.base: Base = vet_base(model)
+        self.default_adapter = default_adapter
+        self.options = options
+        self.context = 0
+        self._markers = Markers()
+        self._registry = Registry(self.base)
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._vault = Vault()
+        self._child = Supervisor(self._prepare)
+        try:
+            for name, path in adapters.items():
+                self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
+            if default_adapter is not None:
+                self._registry.get(default_adapter)
+            self._trials = Trials(self.base.path, {adapter.content for adapter in self._registry.all()})
+            self._child.start()
+        except BaseException:
+            self.close()
+            raise
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        adapter: str | None = None,
+        sampling: SamplingOptions = _GREEDY,
+        fit: bool = False,
+    ) -> Generator[str | Finish, None, None]:
+        """Yield the answer piece by piece, then one Finish. Closing the iterator early cancels the request.
+
+        adapter: a name, None or "base", or "auto". fit: let the answer end where the context ends instead of
+        refusing a max_tokens that does not fit. Raises UnknownNameError, ContextOverflowError, EngineDiedError.
+        """
+        return _iterate(lambda sink: self.begin_chat(messages, sink, adapter=adapter, sampling=sampling, fit=fit))
+
+    def complete(
+        self,
+        text: str,
+        *,
+        adapter: str | None = None,
+        sampling: SamplingOptions = _GREEDY,
+        fit: bool = False,
+    ) -> Generator[str | Finish, None, None]:
+        """Continue a plain text, without a chat template; otherwise as `chat`."""
+        return _iterate(lambda sink: self.begin_complete(text, sink, adapter=adapter, sampling=sampling, fit=fit))
+
+    def begin_chat(
+        self,
+        messages: Sequence[Message],
+        sink: Sink,
+        *,
+        adapter: str | None = None,
+        lora: Sequence[tuple[str, float]] | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+        opening: Opening = _FROM_THE_START,
+        sampling: SamplingOptions,
+        fit: bool = False,
+    ) -> Ticket:
+        """Start an answer; `sink` gets str (or Scored) pieces, at last one Finish or SlmError, on the reader's thread.
+
+        lora: adapters with their scales for this request alone, instead of `adapter`. tools: as OpenAI describes them,
+        for the chat template. opening: how the answer begins.
+        """
+        way = self.route(adapter, messages, lora=lora)
+        return self._begin(way, lora, lambda a: self._chat_prompt(a, messages, tools, opening), sink, sampling, fit)
+
+    def begin_complete(
+        self,
+        text: str | Sequence[int],
+        sink: Sink,
+        *,
+        adapter: str | None = None,
+        lora: Sequence[tuple[str, float]] | None = None,
+        sampling: SamplingOptions,
+        fit: bool = False,
+    ) -> Ticket:
+        """As `begin_chat` for a plain text or token ids."""
+        shown = text if isinstance(text, str) else ""
+        way = self.route(adapter, [Message(role="user", content=shown)], lora=lora)
+        return self._begin(way, lora, lambda _: plain_prompt(self.base, text), sink, sampling, fit)
+
+    def route(
+        self,
+        wanted: str | None,
+        messages: Sequence[Message],
+        *,
+        lora: Sequence[tuple[str, float]] | None = None,
+    ) -> Route:
+        """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
+        if lora is None:
+            known = {adapter.name: adapter.language for adapter in self.adapters()}
+            return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
+        names = [name for name, scale in lora if scale]
+        if len(set(names)) < len(names):
+            raise InputError("an adapter is named twice in 'lora'")
+        for name in names:
+            self._named(name)
+        return Route("+".join(names) or None, "named in the request with scales")
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids of a text; add_special: with BOS where the vocabulary has one. Markers like <|x|> are one token."""
+        return self._tokens(replace(plain_prompt(self.base, text), add_special=add_special))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids. Raises InputError for an id outside the vocabulary."""
+        return str(self._child.call({"op": "detokenize", "tokens": list(tokens)})["text"])
+
+    def embed(self, text: str | Sequence[int]) -> tuple[list[float], int]:
+        """The embedding of a text or of token ids (mean of the base's last hidden states, or the model's own pooling;
+        length 1) and how many tokens it has. Raises ContextOverflowError."""
+        answer = self._child.call({"op": "embed", "text": text if isinstance(text, str) else list(text)})
+        return answer["embedding"], int(answer["tokens"])
+
+    def tokens_of(self, messages: Sequence[Message], *, adapter: str | None = None) -> list[int]:
+        """The token ids the model would read for a conversation."""
+        way = self.route(adapter, messages)
+        return self._tokens(self._chat_prompt(self._named(way.adapter), messages))
+
+    # --- adapters -------------------------------------------------------------------------------------------------
+
+    def adapters(self) -> list[Adapter]:
+        """The loaded adapters, in the order they were loaded."""
+        with self._lock:
+            return self._registry.all()
+
+    def load_adapter(self, name: str, path: Path, *, scale: float = 1.0) -> Adapter:
+        """Load an adapter, or replace the one of that name: requests under way end with what they began with.
+
+        The file is vetted first, and tried in a process of its own; on any error (InputError, MismatchError,
+        EngineError) nothing has changed.
+        """
+        with self._loading:
+            adapter = vet_adapter(name, path, self.base, scale=scale, vault=self._vault)
+            try:
+                self._trials.check(adapter)
+                self._child.call({"op": "load", "content": adapter.content, "path": str(adapter.file)})
+            except SlmError:
+                adapter.file.unlink()
+                raise
+            with self._lock:
+                old = next((a for a in self._registry.all() if a.name == name), None)
+                self._registry.put(adapter)
+            self._drop_unused(old)
+            return adapter
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests under way end with it. Raises UnknownNameError."""
+        with self._loading:
+            with self._lock:
+                old = self._registry.remove(name)
+            self._drop_unused(old)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """starting, ready, down or closed."""
+        return self._child.state
+
+    @property
+    def restarts(self) -> int:
+        """How often the child process had to be started again."""
+        return self._child.restarts
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child that holds the model."""
+        return self._child.pid
+
+    def stats(self) -> dict[str, Any]:
+        """What the child is doing: `serve.child.lanes.Lanes.stats`."""
+        return self._child.call({"op": "stats"})
+
+    def close(self) -> None:
+        """End the child; requests in flight get an EngineError."""
+        self._child.close()
+        self._vault.close()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self, call: Call) -> None:
+        """Make a fresh child ready: the model, then the adapters, from the copies that were checked."""
+        options = self.options
+        folder = str(options.cache_folder) if options.cache_folder else ""
+        identity = ""
+        if folder:  # llama.cpp's own version shapes its states as well
+            identity = f"{self.base.content}/{self.context or options.context}/{version('llama-cpp-python')}"
+        opened = call(
+            {
+                "op": "open", "model": str(self.base.path.resolve()), "threads": options.threads,
+                "context": options.context, "parallel": options.parallel, "hot": options.hot, "draft": options.draft,
+                "ends": list(self.base.ends), "identity": identity, "cache_bytes": options.cache_bytes,
+                "cache_folder": folder,
+            }
+        )  # fmt: skip
+        self.context = int(opened["context"])
+        self._markers = self._markers_of(opened)
+        for adapter in self.adapters():
+            call({"op": "load", "content": adapter.content, "path": str(adapter.file)})
+
+    def _markers_of(self, opened: Mapping[str, Any]) -> Markers:
+        """The model's special tokens as a fresh child names them; the same object while they are the same."""
+        control, added = tuple(opened["control"]), tuple(opened["added"])
+        same = (control, added) == (self._markers.control, self._markers.added)
+        return self._markers if same else Markers(control, added, self.base.marker_like)
+
+    def _chat_prompt(
+        self,
+        adapter: Adapter | None,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        opening: Opening = _FROM_THE_START,
+    ) -> Prompt:
+        return chat_prompt(self.base, adapter, messages, tools, opening, markers=self._markers)
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        answer = self._child.call({"op": "tokenize", "prompt": prompt.content, "add_special": prompt.add_special})
+        return [int(token) for token in answer["tokens"]]
+
+    def _begin(
+        self,
+        way: Route,
+        lora: Sequence[tuple[str, float]] | None,
+        prompt_for: Callable[[Adapter | None], Prompt],
+        sink: Sink,
+        sampling: SamplingOptions,
+        fit: bool,
+    ) -> Ticket:
+        named = [name for name, scale in lora if scale] if lora is not None else [way.adapter] if way.adapter else []
+        prompt = prompt_for(self._named(named[0]) if named else None)
+        options = asdict(replace(sampling, stop=(*sampling.stop, *prompt.stop)))
+
+        def order() -> dict[str, Any]:
+            # A name may stand for newer content by now, which has to be the one that answers.
+            with self._lock:
+                adapters = [self._registry.get(name) for name in named]
+            scales = dict(lora or ())
+            pairs = [(a.content, scales.get(a.name, a.scale)) for a in adapters]
+            return {
+                "op": "generate", "prompt": prompt.content, "add_special": prompt.add_special, "fit": fit,
+                "lora": pairs, "sampling": options,
+            }  # fmt: skip
+
+        def take(answer: Answer) -> None:
+            for event in _events(answer, way):
+                sink(event)
+
+        harmless = {**options, "seed": 0}
+        fingerprint = hashlib.sha256(json.dumps([prompt.content, named, harmless]).encode()).hexdigest()
+        id = self._child.generate(order, take, fingerprint)
+        return Ticket(way, lambda: self._child.cancel(id))
+
+    def _named(self, name: str | None) -> Adapter | None:
+        with self._lock:
+            return self._registry.get(name) if name else None
+
+    def _drop_unused(self, adapter: Adapter | None) -> None:
+        with self._lock:
+            unused = adapter is not None and not self._registry.uses(adapter.content)
+        if unused and adapter:
+            self._child.tell({"op": "unload", "content": adapter.content})
+        if adapter:
+            adapter.file.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_engine(
+    model: Path, adapters: Mapping[str, Path], *, default_adapter: str | None = None, **options: Any
+) -> Iterator[Engine]:
+    """An Engine that is closed at the end of the block; options: the fields of EngineOptions."""
+    engine = Engine(model, adapters, default_adapter=default_adapter, options=EngineOptions(**options))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _iterate(begin: Callable[[Sink], Ticket]) -> Generator[str | Finish, None, None]:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    ticket = begin(events.put)
+    try:
+        while True:
+            event = events.get()
+            if isinstance(event, SlmError):
+                raise event
+            yield event.text if isinstance(event, Scored) else event
+            if isinstance(event, Finish):
+                return
+    finally:
+        ticket.cancel()
+
+
+def _events(answer: Answer, way: Route) -> Iterator[Event]:
+    """What the child's answer means for whoever waits for it."""
+    if isinstance(answer, SlmError):
+        yield answer
+    elif "score" in answer:
+        yield Scored(answer["text"], (_score(answer["score"]),))
+    elif "text" in answer:
+        yield answer["text"]
+    elif "finish" in answer:
+        yield Finish(adapter=way.adapter, route_reason=way.reason, **answer["finish"])
+
+
+def _score(fields: list[Any]) -> TokenScore:
+    token, piece, logprob, top = fields
+    return TokenScore(token, piece.encode("latin-1"), logprob, tuple((t, p.encode("latin-1"), v) for t, p, v in top))

@@ -1,0 +1,95 @@
+"""From a conversation to the segments the model reads: which chat template, and whether a BOS token is still missing.
+
+Text of the conversation never becomes a control token (`slm.chat.segments`); a plain prompt is read as it stands. It
+knows nothing of tokens' ids, of the child process or of HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve.adapters.registry import Adapter, Base
+from serve.engine.prefill import cut, marked
+from serve.engine.templates import render_guarded
+from slm.chat.prompt import named_template
+from slm.chat.segments import Guard, Markers, Segment, Tools, conversation, guard_for
+from slm.errors import InputError
+from slm.joints import Message
+
+# A template that marks turns with plain text has no end-of-turn token; the next turn's marker ends the answer.
+_TEXT_MARKERS = ("### Instruction:",)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Segments to tokenize, or token ids; whether BOS is to be added to the segments; and stop strings."""
+
+    content: tuple[Segment, ...] | list[int]
+    add_special: bool
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How an answer begins: after the template's words for it, after none, or inside the final message.
+
+    variables: what the template is told beside the messages (vLLM's chat_template_kwargs).
+    """
+
+    generation_prompt: bool = True
+    continues: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+def chat_prompt(
+    base: Base,
+    adapter: Adapter | None,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    opening: Opening = Opening(),
+    *,
+    markers: Markers,
+) -> Prompt:
+    """Render with the adapter's own template, else the base's, else the named one for its vocabulary.
+
+    tools: functions the model may call, as OpenAI describes them. markers: the model's special tokens; only those that
+    the template itself writes become tokens. Raises InputError where the template refuses the conversation.
+    """
+    template = (adapter and adapter.template) or base.template or named_template(base.template_name)
+    guard = guard_for(markers, template)
+    _refuse_markers(guard, opening.variables)
+    messages, mark = marked(messages) if opening.continues else (messages, "")
+
+    def rendered(turns: Sequence[Message], functions: Tools) -> str:
+        text = render_guarded(
+            template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=opening.variables,
+            add_generation_prompt=opening.generation_prompt and not opening.continues,
+        )  # fmt: skip
+        return cut(text, mark) if mark else text
+
+    segments = conversation(guard, messages, tools, rendered)
+    return Prompt(tuple(segments), needs_bos(base, segments), tuple(m for m in _TEXT_MARKERS if m in template))
+
+
+def _refuse_markers(guard: Guard, variables: Mapping[str, Any]) -> None:
+    """Raise InputError for a template's variable that would write a control token."""
+    for name, value in variables.items():
+        if found := guard.markers_in(json.dumps(value, ensure_ascii=False)):
+            raise InputError(f"the template's variable '{name}' holds the control token {found[0]!r}")
+
+
+def plain_prompt(base: Base, text: str | Sequence[int]) -> Prompt:
+    """A text to be continued as it stands, markers in it being tokens, or token ids, to which nothing is added."""
+    if isinstance(text, str):
+        segments = (Segment(text, True),)
+        return Prompt(segments, needs_bos(base, segments))
+    return Prompt(list(text), False)
+
+
+def needs_bos(base: Base, segments: Sequence[Segment]) -> bool:
+    """False when the segments begin with BOS already: a second one is out of what the model was trained on."""
+    first = segments[0] if segments else Segment("", True)
+    return not (base.bos and first.special and first.text.startswith(base.bos))

@@ -1,0 +1,239 @@
+"""Keeps the engine's child process alive: orders and their answers, its death, its restart, and who is to blame.
+
+It knows nothing of adapters' names, of prompts or of HTTP; what a fresh child has to be told comes from `prepare`.
+Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import slm.errors
+from serve.engine.process import ChildProcess
+from slm.errors import EngineDiedError, EngineError, SlmError
+from slm.terminal.console import note
+
+State = Literal["starting", "ready", "down", "closed"]
+Answer = dict[str, Any] | SlmError
+Call = Callable[[dict[str, Any]], dict[str, Any]]
+
+_RESTARTS = 3  # a child that cannot even be started so often in a row stays down
+_PATIENCE_S = 120.0
+_DEADLY = 2
+_GRUDGE_S = 600.0
+
+
+class Blame:
+    """Which requests were being computed when a child died. Twice, without an answer in between: refused for a while.
+
+    `clock` gives seconds. Not thread-safe.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._deaths: dict[str, list[float]] = {}
+
+    def died(self, fingerprints: Collection[str]) -> None:
+        """These were under way when a child ended."""
+        for fingerprint in fingerprints:
+            self._deaths.setdefault(fingerprint, []).append(self._clock())
+
+    def succeeded(self, fingerprint: str) -> None:
+        """An answer was finished: this request is harmless."""
+        self._deaths.pop(fingerprint, None)
+
+    def refuses(self, fingerprint: str) -> bool:
+        """Whether this request has killed too often to be tried again now."""
+        young = self._clock() - _GRUDGE_S
+        self._deaths = {name: kept for name, at in self._deaths.items() if (kept := [t for t in at if t > young])}
+        return len(self._deaths.get(fingerprint, ())) >= _DEADLY
+
+
+@dataclass
+class _Pending:
+    """Where the child's answers to one order go; `fingerprint` names a generation, `begun` when it is computed."""
+
+    take: Callable[[Answer], None]
+    fingerprint: str = ""
+    begun: bool = False
+
+
+class Supervisor:
+    """One child process at a time. `start` it, `close` it.
+
+    prepare(call) is run for every new child before it may be used; an SlmError from it means that the child is of no
+    use.
+    """
+
+    def __init__(self, prepare: Callable[[Call], None]) -> None:
+        self._prepare = prepare
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._pending: dict[int, _Pending] = {}
+        self._ids = itertools.count(1)
+        self._child: ChildProcess | None = None
+        self._state: State = "starting"
+        self._why_down = ""
+        self._blame = Blame()
+        self.restarts = 0
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child."""
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        """Start the first child. Raises what `prepare` raises, or EngineDiedError."""
+        self._begin()
+
+    def close(self) -> None:
+        """End the child; orders under way are answered with an EngineError."""
+        with self._lock:
+            self._state = "closed"
+            child, pending = self._child, list(self._pending.values())
+            self._pending.clear()
+            self._changed.notify_all()
+        for item in pending:
+            item.take(EngineError("the engine was closed"))
+        if child:
+            child.close()
+
+    def generate(self, order: Callable[[], dict[str, Any]], take: Callable[[Answer], None], fingerprint: str) -> int:
+        """Send the order that `order` makes at this very moment; `take` gets every answer, on the reader's thread.
+
+        Waits while the child is being restarted. Raises EngineError when it is down, or refuses this request.
+        """
+        with self._lock:
+            self._wait_ready()
+            if self._blame.refuses(fingerprint):
+                raise EngineError(
+                    "this request ended the inference process twice; it is not tried again for ten minutes",
+                    hint="Change the request, and report it with the model and the adapter.",
+                )
+            return self._send(order(), _Pending(take, fingerprint))
+
+    def cancel(self, id: int) -> None:
+        """Forget an order; a generation is ended."""
+        with self._lock:
+            if self._pending.pop(id, None) and self._child:
+                self._child.send({"op": "cancel", "id": id})
+
+    def tell(self, order: dict[str, Any]) -> None:
+        """Send an order whose answer does not matter."""
+        with self._lock:
+            if self._child:
+                self._child.send({**order, "id": 0})
+
+    def call(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Send an order and wait for its answer. Raises what the child answers, or EngineDiedError."""
+        with self._lock:
+            self._wait_ready()
+        return self._ask(order)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _wait_ready(self) -> None:
+        """With the lock held: wait while the child is being restarted."""
+        self._changed.wait_for(lambda: self._state != "starting", timeout=_PATIENCE_S)
+        if self._state != "ready":
+            raise EngineError(f"the engine is {self._state}", found=self._why_down)
+
+    def _send(self, order: dict[str, Any], pending: _Pending) -> int:
+        """With the lock held: register and write an order, so that a dying child cannot lose it unnoticed."""
+        assert self._child is not None
+        id = next(self._ids)
+        self._pending[id] = pending
+        self._child.send({**order, "id": id})
+        return id
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        with self._lock:
+            if self._state == "closed":
+                raise EngineError("the engine was closed")
+            self._send(order, _Pending(answers.put))
+        answer = answers.get()
+        if isinstance(answer, SlmError):
+            raise answer
+        return dict(answer["ok"])
+
+    def _begin(self) -> None:
+        """Start a child and prepare it; the state is 'ready' afterwards."""
+        child = ChildProcess("serve.child.worker", self._on_message, self._on_exit)
+        with self._lock:
+            closed = self._state == "closed"
+            self._child = child
+        if closed:
+            child.close()
+            return
+        try:
+            self._prepare(self._ask)
+        except SlmError:
+            child.close()
+            raise
+        with self._lock:
+            if self._state == "starting":
+                self._state = "ready"
+            self._changed.notify_all()
+
+    def _on_message(self, child: ChildProcess, message: dict[str, Any]) -> None:
+        final = "text" not in message and "begun" not in message
+        with self._lock:
+            get = self._pending.pop if final else self._pending.get
+            pending = get(message["id"], None) if child is self._child else None
+            if pending and "begun" in message:
+                pending.begun = True
+            if pending and "finish" in message:
+                self._blame.succeeded(pending.fingerprint)
+        if pending is not None:
+            pending.take(_error_of(message["error"]) if "error" in message else message)
+
+    def _on_exit(self, child: ChildProcess) -> None:
+        with self._lock:
+            if child is not self._child or self._state == "closed":
+                return
+            was_ready = self._state == "ready"
+            self._state = "starting"
+            lost = list(self._pending.values())
+            self._pending.clear()
+            self._blame.died({item.fingerprint for item in lost if item.begun})
+        if was_ready:
+            threading.Thread(target=self._restart, args=(child,), daemon=True).start()
+        epitaph = child.epitaph()
+        child.close()
+        for item in lost:
+            hint = "It is being restarted; ask again." if was_ready else ""
+            item.take(EngineDiedError("the inference process ended unexpectedly", found=epitaph, hint=hint))
+
+    def _restart(self, dead: ChildProcess) -> None:
+        self.restarts += 1
+        epitaph = dead.epitaph()
+        note(f"the engine ended ({epitaph}); starting it again")
+        for _ in range(_RESTARTS):
+            with contextlib.suppress(SlmError):
+                self._begin()
+                return
+        with self._lock:
+            if self._state == "starting":
+                self._state, self._why_down = "down", epitaph
+            self._changed.notify_all()
+
+
+def _error_of(fields: dict[str, str]) -> SlmError:
+    kind = getattr(slm.errors, fields["type"], EngineError)
+    if kind is slm.errors.UnknownNameError or not issubclass(kind, SlmError):
+        kind = EngineError
+    error = kind(fields["what"], found=fields["found"], hint=fields["hint"])
+    assert isinstance(error, SlmError)
+    return error

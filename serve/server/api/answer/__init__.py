@@ -1,0 +1,1 @@
+"""What clients get: OpenAI's objects, calls of functions, streams of events."""

@@ -1,0 +1,131 @@
+"""What form an answer is asked to have, in OpenAI's, vLLM's and llama-server's words.
+
+It knows nothing of tools, and nothing of how a form is followed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from serve.server.api.request.fields import Fields, Off
+from slm.errors import InputError
+
+Kind = Literal["json", "regex", "choice", "grammar"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """field: where it was asked for. strict: what cannot be followed is refused instead of being left out."""
+
+    kind: Kind
+    value: Any
+    field: str
+    strict: bool = True
+
+
+class JsonSchema(Fields):
+    """json_schema of a response_format. strict: refuse a schema that cannot be followed to the letter."""
+
+    harmless = frozenset({"description"})
+
+    name: str = ""
+    strict: bool = False
+    schema_: dict[str, Any] | bool = Field(default=True, alias="schema")
+
+
+class ResponseFormat(Fields):
+    """What form the answer has; llama-server's `schema` beside json_object works too."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """None for free text. Raises InputError when a json_schema has none."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Wanted("json", self.schema_ or {"type": "object"}, "response_format", strict=False)
+        if self.json_schema is None:
+            raise InputError("response_format of type json_schema needs the field json_schema")
+        asked = self.json_schema
+        return Wanted("json", asked.schema_, "response_format", strict=asked.strict)
+
+
+class StructuredOutputs(Fields):
+    """vLLM's structured_outputs: one of its fields."""
+
+    off: ClassVar[Off] = {
+        "disable_fallback": (False,), "disable_any_whitespace": (False,), "disable_additional_properties": (False,),
+        "whitespace_pattern": (), "structural_tag": (), "json_object": (False,),
+    }  # fmt: skip
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+    @classmethod
+    def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if given.get("json_object") is True:
+            given.setdefault("json", {"type": "object"})
+            del given["json_object"]
+        return given
+
+    @property
+    def asked(self) -> list[tuple[Kind, Any, str]]:
+        """Each form that it could ask for, what it asks, and where that stands."""
+        return [
+            ("json", self.json_, "structured_outputs.json"), ("regex", self.regex, "structured_outputs.regex"),
+            ("choice", self.choice, "structured_outputs.choice"),
+            ("grammar", self.grammar, "structured_outputs.grammar"),
+        ]  # fmt: skip
+
+
+class Shaped(Fields):
+    """The fields that ask for a form of the answer."""
+
+    response_format: ResponseFormat = ResponseFormat()
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    grammar: str | None = Field(None, description="GBNF, as llama-server")
+    json_schema: dict[str, Any] | None = Field(None, description="As llama-server")
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What the answer has to be; None: free text. Raises InputError when it is asked for twice."""
+        inner = self.structured_outputs.asked if self.structured_outputs else []
+        asked: list[tuple[Kind, Any, str]] = [
+            *inner, ("json", self.guided_json, "guided_json"),
+            ("regex", self.guided_regex, "guided_regex"), ("choice", self.guided_choice, "guided_choice"),
+            ("grammar", self.guided_grammar, "guided_grammar"), ("grammar", self.grammar or None, "grammar"),
+            ("json", self.json_schema, "json_schema"),
+        ]  # fmt: skip
+        given = [Wanted(kind, value, field) for kind, value, field in asked if value is not None]
+        if formatted := self.response_format.wanted:
+            given.append(formatted)
+        if len(given) > 1:
+            raise InputError(f"an answer has one form; asked for by {' and '.join(one.field for one in given)}")
+        return _parsed(given[0]) if given else None
+
+
+def _parsed(wanted: Wanted) -> Wanted:
+    """A JSON schema may come as a text."""
+    if wanted.kind != "json" or not isinstance(wanted.value, str):
+        return wanted
+    try:
+        value = json.loads(wanted.value)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{wanted.field} is no JSON", found=str(error)[:200]) from error
+    if not isinstance(value, Mapping | bool):
+        raise InputError(f"{wanted.field} has to be a JSON schema")
+    return Wanted("json", value, wanted.field)

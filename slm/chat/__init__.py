@@ -1,0 +1,1 @@
+"""Conversations as models read them: templates, system texts, tools, control tokens."""

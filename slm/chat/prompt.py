@@ -1,0 +1,178 @@
+"""Chat templates: named ones, how a base gets one, and rendering in a sandbox. It knows nothing of tokenizers.
+
+The template language is Jinja as transformers uses it: `messages`, `tools`, `add_generation_prompt`, `bos_token`,
+`eos_token`, the functions `raise_exception` and `strftime_now`, and a `tojson` that does not escape for HTML.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from slm.chat.system_text import write_all
+from slm.chat.tools import CALL_BEGIN, as_plain_turns
+from slm.errors import InputError, UnknownNameError
+from slm.joints import Message
+
+# Turn markers as published with each model family; written out anew in the smallest form that renders the same.
+TEMPLATES: dict[str, str] = {
+    "chatml": (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim"
+        " + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "gemma": (  # no system turn: its text stands in the user's, and the user's turns that follow one another are one
+        "{{ bos_token }}{% set ns = namespace(role='', text=false) %}{% for message in messages %}"
+        "{% set role = 'model' if message['role'] == 'assistant' else 'user' %}"
+        "{% set text = message['content'] | trim %}"
+        "{% if role != ns.role or role == 'model' %}{{ '<end_of_turn>\n' if ns.role else '' }}"
+        "{{ '<start_of_turn>' + role + '\n' }}{% set ns.text = false %}{% endif %}"
+        "{{ ('\n\n' if ns.text and text else '') + text }}"
+        "{% set ns.role = role %}{% set ns.text = (ns.text or text) %}{% endfor %}{{ '<end_of_turn>\n' }}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
+    "alpaca": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] | trim + '\n\n' }}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ '### Response:\n' + message['content'] | trim + eos_token + '\n\n' }}"
+        "{% else %}{{ '### Instruction:\n' + message['content'] | trim + '\n\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+    ),
+}  # fmt: skip
+_OURS = frozenset(TEMPLATES.values())  # no system text is lost in them
+# What a template's own mistakes raise: a division, an attribute of nothing, macros that call one another for ever.
+_FAULTS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+_MARKERS = {"gemma": "<start_of_turn>", "chatml": "<|im_start|>"}
+# What `render` tells every template; strangers' variables do not replace it.
+_ARGUMENTS = frozenset({"messages", "tools", "bos_token", "eos_token", "add_generation_prompt"})
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def named_template(name: str) -> str:
+    """The template called `name`. Raises UnknownNameError."""
+    if name not in TEMPLATES:
+        raise UnknownNameError("chat template", name, TEMPLATES)
+    return TEMPLATES[name]
+
+
+def template_name_for(vocabulary: Collection[str]) -> str:
+    """The named template whose turn markers are tokens of the vocabulary; plain-text `alpaca` if none is."""
+    for name, marker in _MARKERS.items():
+        if marker in vocabulary:
+            return name
+    return "alpaca"
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise InputError unless every turn has a known role and text content."""
+    if not messages:
+        raise InputError("the conversation is empty", hint="Give at least one message with role 'user'.")
+    for number, message in enumerate(messages, start=1):
+        if message.get("role") not in ROLES:
+            raise InputError(f"message {number} has the role {message.get('role')!r}; known: {', '.join(ROLES)}")
+        if not isinstance(message.get("content"), str):
+            raise InputError(f"message {number} has no text content")
+
+
+def knows_tools(template: str) -> bool:
+    """Whether a template writes functions and calls itself, in the form of `slm.chat.tools`. Others get it as text."""
+    return _compiled(template)[1]
+
+
+def _check_variables(variables: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise InputError for what a template is not told from outside, or never looks at.
+
+    Off (false or null) is what a variable is that the template does not know, so that changes nothing.
+    """
+    for name, value in variables.items():
+        if name in _ARGUMENTS:
+            raise InputError(f"the chat template's '{name}' cannot be set as a variable")
+        if name not in known and value not in (None, False):
+            listed = ", ".join(sorted(set(known) - _ARGUMENTS)) or "none"
+            raise InputError(f"the model's chat template has no variable '{name}'; known: {listed}")
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, Any] = MappingProxyType({}),
+    marked: bool = False,
+) -> str:
+    """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
+
+    variables: what the template is told besides. Every system text is in it (`slm.chat.system_text`). marked: with
+    marks around what the template's `{% generation %}` holds, for `slm.chat.generation_tag.taken_out`. Raises
+    InputError when the template refuses it or has none of the variables.
+    """
+    import jinja2
+
+    check_messages(messages)
+
+    def written(turns: Sequence[Message]) -> str:
+        try:
+            text: str = compiled.render(
+                **variables,
+                messages=[dict(m) for m in turns],
+                tools=list(tools) or None,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                add_generation_prompt=add_generation_prompt,
+            )
+            return text
+        except (jinja2.TemplateError, *_FAULTS) as error:
+            raise _refused(error) from error
+
+    try:
+        compiled, speaks, known = _compiled(template, marked)
+    except jinja2.TemplateError as error:
+        raise _refused(error) from error
+    _check_variables(variables, known)
+    if not speaks and (tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)):
+        messages, tools = as_plain_turns(messages, tools), ()
+    if template in _OURS:
+        return written(messages)
+    told = json.dumps(dict(variables), sort_keys=True, default=str)
+    return write_all(messages, written, (template, add_generation_prompt, bool(tools), told))
+
+
+def _refused(error: Exception) -> InputError:
+    return InputError(f"the model's chat template refuses this conversation: {error}")
+
+
+@lru_cache(maxsize=32)
+def _compiled(template: str, marked: bool = False) -> tuple[Any, bool, frozenset[str]]:
+    """The template, whether it knows tools, and which variables it looks at.
+
+    marked: with marks around what `{% generation %}` holds.
+    """
+    import jinja2
+    from jinja2.meta import find_undeclared_variables
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(reason: str) -> None:
+        raise jinja2.TemplateError(reason)
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    from slm.chat.generation_tag import GenerationTag, MarkedGenerationTag
+
+    tag = MarkedGenerationTag if marked else GenerationTag
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", tag]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.filters["tojson"] = to_json
+    known = frozenset(find_undeclared_variables(environment.parse(template))) - environment.globals.keys()
+    return environment.from_string(template), CALL_BEGIN in template and "tools" in known, known

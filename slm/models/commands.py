@@ -1,0 +1,95 @@
+"""The commands of the ground: pull, models, rm. It knows nothing of what the models are used for."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from slm.terminal.piped import is_terminal
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def _ask(question: str) -> bool:
+    return click.confirm(question, default=False, err=True)
+
+
+@click.command(context_settings=_HELP)
+@click.argument("name")
+@click.option(
+    "--from", "source", type=click.Choice(["hub", "package"]), help="Only this source [default: hub, then package]."
+)
+@click.option("--accept-license", is_flag=True, help="Accept the model's licence terms without being asked.")
+def pull(name: str, source: str | None, accept_license: bool) -> None:
+    """Download a model: a NAME of `slm models`, or a hub id (owner/name).
+
+    \b
+    Example:
+      slm pull smollm2-135m-instruct
+      slm pull gemma-3-270m --accept-license
+    """
+    from slm.models.fetch import pull as pull_model
+
+    ask = _ask if is_terminal() and sys.stderr.isatty() else None
+    click.echo(pull_model(name, source, accept_license, ask))
+
+
+@click.command(context_settings=_HELP)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def models(as_json: bool) -> None:
+    """List the models with a name, and which are here.
+
+    \b
+    Example:
+      slm models
+    """
+    from slm.models.catalog import CATALOG, all_pulled, entry_of
+    from slm.terminal.console import emit_json, out
+
+    pulled = {model.name: model for model in all_pulled()}
+    rows = []
+    for name in [*CATALOG, *(name for name in pulled if name not in CATALOG)]:
+        entry, here = entry_of(name), pulled.get(name)
+        rows.append(
+            {
+                "name": name,
+                "what": entry.what,
+                "path": str(here.path) if here else None,
+                "pulled": here is not None,
+                "size_bytes": here.size_bytes if here else None,
+                "licence": entry.licence.name,
+                "sources": ["hub", *(["package"] if entry.package else [])],
+                "summary": entry.summary,
+            }
+        )
+    if as_json:
+        emit_json({"models": rows})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    wide = out().width >= 130
+    for column in ("name", "what", "pulled", "licence", "from", *(["summary"] if wide else [])):
+        table.add_column(column, no_wrap=column != "summary")
+    for row in rows:
+        size = row["size_bytes"]
+        state = f"{size / 1e6:,.0f} MB" if isinstance(size, int) and size else "yes" if row["pulled"] else "no"
+        sources = ", ".join(row["sources"]) if isinstance(row["sources"], list) else ""
+        cells = [str(row["name"]), str(row["what"]), state, str(row["licence"]), sources]
+        table.add_row(*cells, *([str(row["summary"])] if wide else []))
+    out().print(table)
+
+
+@click.command(context_settings=_HELP)
+@click.argument("name")
+def rm(name: str) -> None:
+    """Remove a pulled model from this machine.
+
+    \b
+    Example:
+      slm rm smollm2-135m-instruct
+    """
+    from slm.models.fetch import remove
+
+    click.echo(f"removed {name}: {remove(name) / 1e6:,.0f} MB freed")

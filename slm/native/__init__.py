@@ -1,0 +1,1 @@
+"""The machine below: llama.cpp, malloc, threads, processes."""

@@ -1,0 +1,1 @@
+"""How the program and its user talk: notes, options, configuration, pipes, text files."""

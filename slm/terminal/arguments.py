@@ -1,0 +1,115 @@
+"""How words of a command line become arguments, where click alone would refuse what people type.
+
+It knows nothing of particular commands.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import click
+
+# What an option looks like; anything else that begins with a dash is text: "-5 degrees", "- item", "--- a rule".
+_OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.ASCII | re.DOTALL)
+
+
+class Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Words of a person. Bytes that are not in the terminal's encoding are decoded as a file's would be."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text.isascii() or not re.search("[\ud800-\udfff]", text):
+            return text
+        from slm.errors import DamagedFileError
+        from slm.terminal.console import note
+        from slm.text.decode import decode
+
+        try:
+            found = decode(os.fsencode(text))
+        except (DamagedFileError, UnicodeEncodeError):
+            self.fail(f"{text!r} cannot be read as text", param, ctx)
+        if found.encoding != "UTF-8" or found.note:
+            note(f"an argument is not UTF-8; it is read as {found.encoding}: {found.text}")
+        return found.text
+
+
+TEXT = Text()
+
+
+class TextCommand(click.Command):
+    """A command with text among its arguments: what begins with a dash and looks like no option is text."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _text_last(args, _words_after(self)))
+
+
+class ListsCommand(click.Command):
+    """A command whose repeatable options also take several values at once: --adapters en=a ja=b."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        normal = ctx.token_normalize_func or str
+        lists = {normal(opt) for p in self.params if isinstance(p, click.Option) and p.multiple for opt in p.opts}
+        return super().parse_args(ctx, _one_each(args, lambda word: normal(word) in lists))
+
+
+def _words_after(command: click.Command) -> dict[str, int]:
+    """How many words belong to each spelling of an option."""
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    return {
+        spelling: 0 if option.is_flag or option.count else option.nargs
+        for option in options
+        for spelling in (*option.opts, *option.secondary_opts)
+    }
+
+
+def _text_last(args: list[str], words_after: dict[str, int]) -> list[str]:
+    """The same words with the options first, then `--` and what is text, in its order."""
+    options: list[str] = []
+    texts: list[str] = []
+    at = 0
+    while at < len(args):
+        word = args[at]
+        at += 1
+        if word == "--":
+            texts += args[at:]
+            break
+        if not word.startswith("-") or word == "-" or not (word in words_after or _is_option(word, words_after)):
+            texts.append(word)
+            continue
+        options.append(word)
+        taken = words_after.get(word, 0)
+        if at + taken > len(args):  # click says what is missing
+            return args
+        options += args[at : at + taken]
+        at += taken
+    return [*options, "--", *texts] if texts else options
+
+
+def _is_option(word: str, words_after: dict[str, int]) -> bool:
+    """Whether a word is meant as an option, known or not; of the short ones also with its value behind it: -k3."""
+    glued = words_after.get(word[:2], 0) and re.fullmatch(r"=?[\d.]+", word[2:])
+    return bool(glued or _OPTION.fullmatch(word))
+
+
+def _one_each(args: list[str], is_list: Any) -> list[str]:
+    """Every value of a list with the option's name before it."""
+    expanded: list[str] = []
+    name = ""
+    for at, word in enumerate(args):
+        if word == "--":
+            return expanded + args[at:]
+        if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):
+            spelling, equals, _ = word.partition("=")
+            name = spelling if is_list(spelling) else ""
+            expanded.append(word)
+            if equals:
+                continue
+        elif name and expanded[-1] != name:
+            expanded += [name, word]
+        else:
+            expanded.append(word)
+    return expanded

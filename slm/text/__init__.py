@@ -1,0 +1,1 @@
+"""Text as it arrives: its encoding, its language, its normal form."""

@@ -1,0 +1,286 @@
+"""The one decoder for text that comes from elsewhere: files, pages, standard input, training data, questions.
+
+Valid UTF-8 is always UTF-8, and a byte order mark is believed. What is older than Unicode is judged by
+slm/text/charsets.py. Whatever is not certain is said in a note, which the caller puts beside the file's name.
+It knows nothing of formats: what a page declares comes as `declared`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from slm.errors import DamagedFileError
+from slm.text import charsets
+
+_BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
+    (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32-be", "UTF-32"),
+    (codecs.BOM_UTF8, "utf-8", "UTF-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
+)
+# Names that browsers know and Python does not, or reads more narrowly (https://encoding.spec.whatwg.org/#names-and-labels).
+_LABELS = {
+    "x-sjis": "cp932", "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "windows-31j": "cp932",
+    "ms_kanji": "cp932", "ms932": "cp932", "csshiftjis": "cp932", "ms-kanji": "cp932", "x-ms-cp932": "cp932",
+    "x-euc-jp": "euc_jp", "x-euc": "euc_jp", "eucjp": "euc_jp", "eucjp-ms": "euc_jp", "eucjp-win": "euc_jp",
+    "cseucpkdfmtjapanese": "euc_jp", "cp51932": "euc_jp", "csiso2022jp": "iso2022_jp", "cp50220": "iso2022_jp",
+    "gb2312": "gb18030", "gbk": "gb18030", "x-gbk": "gb18030", "gb_2312-80": "gb18030", "chinese": "gb18030",
+    "euc-kr": "cp949", "ks_c_5601-1987": "cp949", "ksc5601": "cp949", "ks_c_5601": "cp949", "korean": "cp949",
+    "windows-949": "cp949", "big5": "big5hkscs", "x-x-big5": "big5hkscs", "big5-hkscs": "big5hkscs",
+    "iso-8859-1": "cp1252", "iso8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "l1": "cp1252",
+    "us-ascii": "cp1252", "ascii": "cp1252", "x-cp1252": "cp1252", "x-cp1251": "cp1251", "iso-8859-9": "cp1254",
+    "dos-874": "cp874", "tis-620": "cp874", "iso-8859-11": "cp874", "unicode-1-1-utf-8": "utf-8", "x-unicode": "utf-8",
+}  # fmt: skip
+# Where Python's own codec leaves out what vendors added, streams take a wider one.
+_STREAMED = {"EUC-JP": "euc_jis_2004", "ISO-2022-JP": "iso2022_jp_2004"}
+_SAMPLE = 1 << 13
+_DAMAGE = 17.0  # bits a character above ASCII costs where no encoding fits
+_SURE = 25.0  # bits by which the best candidate has to be ahead of the next to be called certain
+_HIGH = re.compile(rb"[\x80-\xff]")
+_LAST_BOUNDARY = re.compile(rb"(?s:.*)[\t -/:-?]")  # characters that are the second byte of no other
+_CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The text, the encoding's name, and what is not certain about it ("" where all is), as a sentence's end."""
+
+    text: str
+    encoding: str
+    note: str = ""
+
+
+def decode(raw: bytes, *, declared: str = "") -> Decoded:
+    """Text of bytes in any encoding that is still met; `declared` is believed where the bytes agree.
+
+    Bytes that do not belong become U+FFFD and a note. Raises DamagedFileError when the bytes are no text at all.
+    """
+    for mark, codec, name in _BOMS:
+        if raw.startswith(mark):
+            return _replaced(raw[len(mark) :].decode(codec, "replace"), name)
+    codec = _wide(raw)
+    if codec:
+        return _replaced(raw.decode(codec, "replace"), "UTF-16")
+    _refuse_binary(raw)
+    if charsets.is_iso2022_jp(raw) and (raw.isascii() or _codec_of(declared) == "iso2022_jp"):
+        return _replaced(charsets.decode_iso2022_jp(raw), "ISO-2022-JP")
+    try:
+        return Decoded(raw.decode("utf-8"), "UTF-8")
+    except UnicodeDecodeError:
+        pass
+    if _is_nearly_utf8(raw):
+        return _replaced(raw.decode("utf-8", "replace"), "UTF-8")
+    return _legacy(raw, _codec_of(declared), declared)
+
+
+def _replaced(text: str, name: str, note: str = "") -> Decoded:
+    """With a note of how many characters could not be read."""
+    count = text.count("\ufffd")
+    if count:
+        bad = f"it is read as {name}, in which {count} {'byte sequence is' if count == 1 else 'byte sequences are'} no "
+        bad += "character and became U+FFFD"
+        note = f"{bad}; {note}" if note else bad
+    return Decoded(text, name, note)
+
+
+def _codec_of(label: str) -> str:
+    """The codec of an encoding's name as pages write it; "" for none or one that is not known."""
+    label = label.strip().strip("\"'").lower()
+    if not label:
+        return ""
+    try:
+        name = _LABELS.get(label) or _LABELS.get(label.replace("_", "-")) or codecs.lookup(label).name
+        b"".decode(name)  # not a codec of bytes to bytes, such as zip
+    except (LookupError, ValueError):
+        return ""
+    known = {"euc_jp": "euc_jp", "koi8-r": "koi8_r", "iso2022_jp": "iso2022_jp"}
+    name = known.get(name, name)
+    return "" if name.startswith(("utf-16", "utf-32", "utf-7", "idna", "punycode")) or "escape" in name else name
+
+
+def _wide(raw: bytes) -> str:
+    """The codec of UTF-16 without a mark, or ""; told by where the zero bytes are or by which way round it is text."""
+    sample = raw[: _SAMPLE & ~1]
+    if len(sample) < 4 or (len(raw) % 2 and raw[-1:] not in (b"\n", b"\0")):
+        return ""
+    even, odd = sample[::2].count(0), sample[1::2].count(0)
+    if even + odd == 0:
+        return _wide_without_zeros(sample)
+    if max(even, odd) < 0.05 * len(sample) / 2 or min(even, odd) > 0.05 * max(even, odd):
+        return ""
+    codec = "utf-16-le" if odd > even else "utf-16-be"
+    return codec if _plausible_wide(sample, codec) else ""
+
+
+def _wide_without_zeros(sample: bytes) -> str:
+    """Japanese alone in UTF-16, which has no zero bytes: every other byte is that of a kana or an ideograph."""
+    try:
+        sample.decode("utf-8")
+        return ""
+    except UnicodeDecodeError:
+        pass
+    best = [codec for codec, high in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2]))
+            if high.count(0x30) >= 0.3 * len(high) and _plausible_wide(sample, codec)]  # fmt: skip
+    return best[0] if len(best) == 1 else ""
+
+
+def _plausible_wide(sample: bytes, codec: str) -> bool:
+    text = sample.decode(codec, "replace").removesuffix("\ufffd")
+    usual = sum("\x20" <= c <= "\u052f" or "\u2010" <= c <= "\u203b" or "\u3000" <= c <= "\u30ff" or c in "\t\r\n"
+                or "\u4e00" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" or "\uff00" <= c <= "\uffef"
+                for c in text)  # fmt: skip
+    return bool(text) and usual >= 0.9 * len(text) and _CONTROL.search(text.encode("utf-8", "replace")) is None
+
+
+def _refuse_binary(raw: bytes) -> None:
+    """Raise DamagedFileError where control characters or zero bytes are more than a slip."""
+    sample = raw[: 1 << 16]
+    found = len(_CONTROL.findall(sample))
+    if found > 2 + len(sample) // 200 or (found and len(sample) < 64 and b"\0" in sample):
+        raise DamagedFileError("it is binary, not text")
+
+
+def _is_nearly_utf8(raw: bytes) -> bool:
+    """Whether the bytes are UTF-8 but for a few bad ones: many more whole sequences than broken ones."""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(raw)  # a sequence cut by the end is not bad
+    bad = text.count("\ufffd")
+    whole = sum(char > "\x7f" for char in text) - bad
+    # By chance two bytes of another encoding look like a sequence about once in ten times, three hardly ever.
+    long = sum(char > "\u07ff" and char != "\ufffd" for char in text)
+    return whole + 3 * long > max(8 * bad, 2)
+
+
+def _sample_of(raw: bytes) -> bytes:
+    """Lines, or parts of long ones, that hold bytes above ASCII: about 8 kB that begin and end with a character."""
+    pieces: list[bytes] = []
+    size = 0
+    match = _HIGH.search(raw)
+    while match and size < _SAMPLE:
+        # All before the first high byte is ASCII, so that a cut there divides no character.
+        begin = max(raw.rfind(b"\n", 0, match.start()) + 1, match.start() - 40)
+        newline = raw.find(b"\n", match.start())
+        end = len(raw) if newline < 0 else newline + 1
+        if end - begin > _SAMPLE:
+            cut = _LAST_BOUNDARY.search(raw[begin : begin + _SAMPLE])
+            end = begin + (cut.end() if cut else _SAMPLE)
+        pieces.append(raw[begin:end])
+        size += end - begin
+        match = _HIGH.search(raw, end)
+    return b"".join(pieces)
+
+
+def _legacy(raw: bytes, codec: str, declared: str) -> Decoded:
+    sample = _sample_of(raw)
+    order = charsets.ranked(sample)
+    best_cost, best = order[0]
+    if codec and codec not in ("utf-8", "iso2022_jp"):
+        named = next((charset for charset in charsets.CANDIDATES if charset.codec == codec), None)
+        if named is not None and charsets.cost(named, sample) - named.prior <= best_cost + _SURE:
+            return _replaced(named.decode(raw), named.name)
+        if named is None and _reads_as_letters(raw, codec):
+            return _replaced(raw.decode(codec, "replace"), codec)
+    text = best.decode(sample)
+    # A byte here and there that makes sense in no encoding is damage, not a language.
+    if best_cost - best.prior - charsets.ascii_cost(text) > _DAMAGE * _characters(text):
+        return _replaced(raw.decode("utf-8", "replace"), "UTF-8")
+    note = ""
+    rival = next(((bits, charset) for bits, charset in order[1:] if charset.decode(sample) != text), None)
+    if codec and codec != best.codec:
+        note = f"it declares the encoding {declared.strip()}, but is read as {best.name}"
+    elif rival is not None and rival[0] - best_cost < _SURE and best.codec != "cp1252":
+        note = f"its encoding is not certain: it is read as {best.name}, {rival[1].name} fits nearly as well"
+    elif rival is not None and rival[0] - best_cost < _SURE / 5:
+        note = f"its encoding is not certain: it is read as {best.name}"
+    return _replaced(best.decode(raw), best.name, note)
+
+
+def _characters(text: str) -> int:
+    return sum(char > "\x7f" for char in text)
+
+
+def _reads_as_letters(raw: bytes, codec: str) -> bool:
+    """Whether a declared encoding that is not judged by its letters at least makes letters of most high bytes."""
+    try:
+        text = raw.decode(codec)
+    except UnicodeDecodeError:
+        return False
+    high = [char for char in text if char > "\x7f"]
+    return sum(unicodedata.category(char)[0] in "LM" or char in "“”‘’«»–—…°§№\xa0" for char in high) >= 0.8 * len(high)
+
+
+class TextStream:
+    """Lines of a file of any size, decoded as they are read; `note` grows when a bad byte is met.
+
+    The encoding is found from the beginning and the first part that is not ASCII. Lines end with \\n whatever ends
+    them in the file.
+    """
+
+    def __init__(self, file: BinaryIO, encoding: str, codec: str, note: str) -> None:
+        self.encoding, self._first_note, self._bad = encoding, note, 0
+        wide = codec.startswith(("utf-16", "utf-32"))
+        stray = charsets.STRAY.pattern if codec == "cp932" else ""
+        self._bad_characters = re.compile(f"[\ud800-\udfff]{'|' + stray if stray else ''}")
+        self._text = io.TextIOWrapper(file, encoding=codec, errors="replace" if wide else "surrogateescape")
+
+    @property
+    def note(self) -> str:
+        """What is not certain so far, in the words of Decoded.note."""
+        if not self._bad:
+            return self._first_note
+        return _replaced("\ufffd" * self._bad, self.encoding, self._first_note).note
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._text:
+            yield line if line.isascii() else self._mended(line)
+
+    def _mended(self, line: str) -> str:
+        mended = self._bad_characters.sub("\ufffd", line)
+        if mended != line or self._text.errors == "replace":
+            self._bad += mended.count("\ufffd")
+        return mended
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._text.close()
+
+
+def open_text(path: Path | str) -> TextStream:
+    """Open a text file of any size as a stream of lines. Raises OSError, DamagedFileError (no text)."""
+    file = Path(path).open("rb")  # noqa: SIM115  # the stream closes it
+    try:
+        sample = file.read(1 << 20)
+        chunk = sample
+        while chunk.isascii() and b"\x1b" not in chunk:
+            chunk = file.read(1 << 20)
+            if not chunk:
+                break
+            if not chunk.isascii():
+                sample = chunk
+        found = decode(_whole_characters(sample))
+        mark = next((mark for mark, codec, name in _BOMS if sample.startswith(mark)), b"")
+        file.seek(len(mark))
+        if found.encoding in ("UTF-8", "UTF-16", "UTF-32"):
+            codec = next((codec for m, codec, _ in _BOMS if m == mark), "") or _wide(sample) or "utf-8"
+        else:
+            named = (c.codec for c in charsets.CANDIDATES if c.name == found.encoding)
+            codec = _STREAMED.get(found.encoding) or next(named, found.encoding)
+        return TextStream(file, found.encoding, codec, "" if "\ufffd" in found.text else found.note)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _whole_characters(sample: bytes) -> bytes:
+    """The sample up to its last line's end, so that no character is cut in two."""
+    at = sample.rfind(b"\n", len(sample) // 2)
+    return sample if len(sample) < 1 << 20 or at < 0 else sample[: at + 1]

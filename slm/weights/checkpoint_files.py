@@ -1,0 +1,184 @@
+"""The files of a checkpoint folder: which weights are read, and what makes a folder unreadable, said before it is read.
+
+transformers decides which weights those are, so that a conversion and a training see the same. Git LFS pointers and
+quantized weights are named here for every room. It knows nothing of architectures.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from slm.artifacts import read_json
+from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
+
+CONFIG, SINGLE = "config.json", "model.safetensors"
+INDEX = SINGLE + ".index.json"
+# Both spellings of the first line (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser is its old name).
+_POINTERS = (b"version https://git-lfs", b"version https://hawser")
+_TEXTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.bpe", "*.spm")
+# Tensors that only quantized weights have beside them, by the end of their names.
+_BESIDE = {
+    "bitsandbytes": (".absmax", ".quant_map", ".SCB", ".weight_format"),
+    "GPTQ or AWQ": (".qweight", ".qzeros"),
+    "compressed-tensors": (".weight_packed", ".weight_zero_point"),
+    "FP8": ("_scale_inv", ".weight_scale", ".input_scale"),
+    "MXFP4": ("_proj_blocks", "_proj_scales"),
+    "MLX": (".scales",),
+    "HQQ": (".W_q",),
+    "AQLM": (".codebooks",),
+}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_MAX_HEADER = 100_000_000  # the reference implementation's own bound
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weight files of a checkpoint, and the tensors that its index promises (none without an index)."""
+
+    files: tuple[Path, ...]
+    promised: frozenset[str] = frozenset()
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    """The safetensors files that transformers reads: those config.json names, else the single one, else the shards.
+
+    So says transformers/modeling_utils.py, `_get_resolved_checkpoint_files`: an index that was left behind beside a
+    newer `model.safetensors` counts for nothing. Raises MissingFileError or DamagedFileError (also a Git LFS pointer).
+    """
+    named = _named_weights(folder)
+    if named is None and not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
+        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".safetensors", ".gguf"))
+        raise MissingFileError(
+            f"'{folder}' has no .safetensors weights ({SINGLE}, or shards with their index)",
+            found=", ".join(found[:8]) or "no weights",
+            hint="Pickled weights (.bin) are not read; save the model again with save_pretrained.",
+        )
+    first = named or (SINGLE if (folder / SINGLE).is_file() else INDEX)
+    if not first.endswith(".index.json"):
+        return WeightFiles((_weight_file(folder, first),))
+    weight_map = _json(_weight_file(folder, first)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DamagedFileError(f"'{folder / first}' has no weight_map")
+    shards = sorted({str(name) for name in weight_map.values()})
+    return WeightFiles(tuple(_weight_file(folder, name) for name in shards), frozenset(map(str, weight_map)))
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder whose files are Git LFS pointers, or whose weights are quantized.
+
+    Raises DamagedFileError or UnsupportedError. Weights that are missing are left to `weight_files`.
+    """
+    refuse_pointers(folder)
+    try:
+        files = weight_files(folder).files
+    except MissingFileError:
+        files = ()
+    dtypes = {name: dtype for file in files for name, dtype in _dtypes(file).items()}
+    config = _json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    told, shown = _told(config), _shown(dtypes)
+    faults = [one for one in (told, shown) if one is not None]
+    if not faults:
+        return
+    hint = "Take the checkpoint it was made from, in float32, float16 or bfloat16."
+    if told and dtypes and not shown:
+        hint += f" If these weights are no longer quantized, remove the key {told[1]}."
+    raise UnsupportedError(f"the weights in '{folder}' are quantized ({faults[0][0]})", found=faults[-1][1], hint=hint)
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Raise DamagedFileError when a configuration or tokenizer file of the folder is a Git LFS pointer."""
+    for pattern in _TEXTS:
+        for path in sorted(folder.glob(pattern)):
+            refuse_pointer(path)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise DamagedFileError when a file is only the pointer that Git LFS keeps in its place."""
+    if not path.is_file() or path.stat().st_size > 1024:  # the specification's own bound
+        return
+    content = path.read_bytes()
+    if content.startswith(_POINTERS):
+        size = next((line[5:] for line in content.split(b"\n") if line.startswith(b"size ")), b"").strip()
+        stands_for = f" for {int(size):,} bytes" if size.isdigit() else ""
+        raise DamagedFileError(
+            f"'{path}' is a Git LFS pointer, not the file itself",
+            found=f"{len(content)} bytes of text that stand{stands_for}",
+            hint="Fetch the files with 'git lfs pull' in that repository, or download them again.",
+        )
+
+
+def _named_weights(folder: Path) -> str | None:
+    config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    named = config.get("transformers_weights")
+    return named if isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json")) else None
+
+
+def _weight_file(folder: Path, name: str) -> Path:
+    """A file that the folder or its index names, which must lie in the folder itself."""
+    if PurePosixPath(name).name != name or {"\\", "\0"} & set(name) or name in ("", ".", "..") or len(name) > 255:
+        raise DamagedFileError(f"the index of '{folder}' names a shard outside the folder", found=name[:120])
+    if not (folder / name).exists():
+        raise MissingFileError(f"'{folder}' lacks the shard '{name}'", hint="Copy or download the checkpoint again.")
+    refuse_pointer(folder / name)
+    return folder / name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    refuse_pointer(path)
+    return read_json(path)
+
+
+def _dtypes(path: Path) -> dict[str, str]:
+    """{tensor: dtype} of a safetensors file; {} for a damaged one, which its reader describes better."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        raw = file.read(length) if 0 < length <= min(_MAX_HEADER, path.stat().st_size) else b""
+    try:
+        header = json.loads(raw or b"{}")
+        return {name: str(info["dtype"]) for name, info in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def _told(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(the method, where that is said) of a configuration that calls its weights quantized."""
+    parts = [config, *(config[name] for name in ("text_config", "llm_config") if isinstance(config.get(name), dict))]
+    for part in parts:
+        for key in ("quantization_config", "compression_config", "quantization"):
+            settings = part.get(key)
+            if isinstance(settings, dict) and settings:
+                return _described(settings, "MLX" if key == "quantization" else ""), f"'{key}' in {CONFIG}"
+    return None
+
+
+def _described(settings: Mapping[str, Any], fallback: str) -> str:
+    method = str(settings.get("quant_method") or settings.get("quant_algo") or fallback or "by an unnamed method")
+    bits = settings.get("bits") or settings.get("w_bit")
+    if method == "bitsandbytes":
+        bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else bits
+    kind = settings.get("bnb_4bit_quant_type") if bits == 4 else None
+    return ", ".join(map(str, filter(None, [method, bits and f"{bits} bits", kind])))
+
+
+def _shown(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
+    """(the method, an example) where the tensors themselves are those of quantized weights."""
+    for name in sorted(dtypes):
+        for method, endings in _BESIDE.items():
+            if name.endswith(endings) or (method == "bitsandbytes" and ".quant_state." in name):
+                return method, f"the tensor '{name}'"
+    for name, dtype in sorted(dtypes.items()):
+        if name.endswith("weight") and dtype not in _FLOATS:
+            return f"stored as {dtype}", f"the tensor '{name}'"
+    return None
+
+
+def shaping_files(folder: Path) -> Iterable[Path]:
+    """The files beside the weights that shape what is made of a checkpoint: configuration, tokenizer, template."""
+    pooling = "*/config.json"  # of an embedder
+    return sorted({path for pattern in (*_TEXTS, pooling) for path in folder.glob(pattern) if path.is_file()})

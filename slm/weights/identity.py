@@ -1,0 +1,156 @@
+"""What identifies weights: which ones they are (a fingerprint that survives conversions), and their exact bytes.
+
+A fingerprint says what weights a file came from. It goes with them from a checkpoint into GGUF files of every type,
+back into a restored checkpoint and on, so that an adapter fits all of them. The exact bytes differ from one to the
+next; caches of what was computed from them are keyed by those. It knows nothing of what a file is used for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from slm.artifacts import MANIFEST, read_manifest, sha256_files
+from slm.errors import MismatchError
+from slm.weights.checkpoint_files import weight_files
+from slm.weights.gguf_reader import GgufFile
+
+# Keys of GGUF files: of a model what it came from, of an adapter what it was trained on.
+FINGERPRINT, WEIGHTS = "slm.fingerprint", "slm.source_weights"
+BASE_FINGERPRINT, BASE_WEIGHTS = "slm.base_fingerprint", "slm.base_weights"
+# Fingerprints of files that name none (somebody else's) are made of their tensors: this, a hash of the vectors, which
+# quantization leaves as they are, one of all tensors' types, and one of everything, with colons between.
+_OF_TENSORS = "gguf:"
+_BLOCK = 1 << 20
+# (path, size, time of change) -> hash: a server asks for it with every adapter.
+_TENSORS_HASHED: dict[tuple[str, int, int], str] = {}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """fingerprint: which weights these are. weights: SHA-256 of the exact files, the same where nothing came before."""
+
+    fingerprint: str
+    weights: str
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset((self.fingerprint, self.weights))
+
+    def keys(self, fingerprint: str, weights: str) -> dict[str, str]:
+        """As key-values under two names; the second only where it says something of its own."""
+        exact = {weights: self.weights} if self.weights != self.fingerprint else {}
+        return {fingerprint: self.fingerprint, **exact}
+
+
+def identity_of(folder: Path) -> Identity:
+    """The identity of a checkpoint's weights; all of them are read.
+
+    The manifest's fingerprint counts as long as its `weights` are those that are there: after a training in place it
+    speaks of others. Raises MissingFileError or DamagedFileError.
+    """
+    weights = _hashed(
+        tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(folder).files)
+    )
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    known = manifest.get("fingerprint") if manifest.get("weights") == weights else None
+    return Identity(known if isinstance(known, str) else weights, weights)
+
+
+@lru_cache(maxsize=8)
+def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """One hash over (path, size, time of change); gigabytes, which one command may ask for several times."""
+    return sha256_files([path for path, _, _ in files])
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """Which weights a checkpoint has; see `identity_of`."""
+    return identity_of(folder).fingerprint
+
+
+def gguf_fingerprint(file: GgufFile) -> str:
+    """Which weights a GGUF model has: what it names, else a hash of all its tensors, which are read then."""
+    return text_of(file.metadata, FINGERPRINT) or tensors_hash(file)
+
+
+def tensors_hash(file: GgufFile) -> str:
+    """The fingerprint of a file that names none: names, shapes, types and bytes of its tensors, without its keys."""
+    state = file.path.stat()
+    key = str(file.path.resolve()), state.st_size, state.st_mtime_ns
+    if key in _TENSORS_HASHED:
+        return _TENSORS_HASHED[key]
+    vectors, types, everything = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    with file.path.open("rb") as source:
+        for name, info in sorted(file.tensors.items()):
+            digests = (everything, vectors) if len(info.shape) == 1 else (everything,)
+            for digest in (*digests, types):
+                digest.update(f"{name}\0{info.shape}\0{info.type_name}\0".encode("utf-8", "surrogateescape"))
+            source.seek(info.offset)
+            left = info.nbytes
+            while left and (block := source.read(min(left, _BLOCK))):
+                for digest in digests:
+                    digest.update(block)
+                left -= len(block)
+    name = f"{vectors.hexdigest()[:16]}:{types.hexdigest()[:16]}:{everything.hexdigest()}"
+    return _TENSORS_HASHED.setdefault(key, _OF_TENSORS + name)
+
+
+def trained_on(adapter: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the weights that an adapter file's key-values say it was trained on; none where it does not."""
+    return frozenset(filter(None, (text_of(adapter, BASE_FINGERPRINT), text_of(adapter, BASE_WEIGHTS))))
+
+
+def names_of(model: Mapping[str, Any]) -> frozenset[str]:
+    """The names of a model file's weights by its key-values; none in somebody else's file."""
+    return frozenset(filter(None, (text_of(model, FINGERPRINT), text_of(model, WEIGHTS))))
+
+
+def belong(wanted: Collection[str], known: Collection[str], tensors: Callable[[], str]) -> bool:
+    """Whether an adapter trained on weights called `wanted` fits a model called `known`; True where nothing tells.
+
+    A model without a name is known by its tensors. Two of somebody else's files with the same vectors (norms, biases)
+    in different types may be one model quantized twice, so the adapter fits; in the same types they are two models.
+    """
+    if not known:
+        of_files = [name for name in wanted if name.startswith(_OF_TENSORS)]
+        return not of_files or any(_may_be_one(name, tensors()) for name in of_files)
+    return not wanted or not set(wanted).isdisjoint(known)
+
+
+def _may_be_one(left: str, right: str) -> bool:
+    (vectors, types, _), (theirs, their_types, _) = (
+        name.removeprefix(_OF_TENSORS).split(":") for name in (left, right)
+    )
+    return left == right or (vectors == theirs and types != their_types)
+
+
+def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> Identity:
+    """The identity of `base`, once the adapter folder's manifest (which may be empty) is known to mean it.
+
+    Raises MismatchError when the adapter was trained on other weights.
+    """
+    known, said = identity_of(base), manifest.get("base")
+    said = said if isinstance(said, dict) else {}
+    wanted = {said[key] for key in ("fingerprint", "weights") if isinstance(said.get(key), str)}
+    if wanted and wanted.isdisjoint(known.names):
+        raise MismatchError(
+            f"the adapter '{adapter}' was trained on another base than '{base}'",
+            found=f"trained on {short(str(said.get('fingerprint')))}, given {short(known.fingerprint)}",
+            hint=f"Its base was: {said.get('path', 'unknown')}",
+        )
+    return known
+
+
+def short(fingerprint: str) -> str:
+    """The beginning of a fingerprint, enough to tell two apart."""
+    return fingerprint.rpartition(":")[2][:12]
+
+
+def text_of(metadata: Mapping[str, Any], key: str) -> str | None:
+    """A key's text, or None where it has none."""
+    value = metadata.get(key)
+    return value if isinstance(value, str) and value else None

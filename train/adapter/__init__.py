@@ -1,0 +1,1 @@
+"""LoRA adapters: fresh, opened, merged, combined, and text sampled from them."""

@@ -1,0 +1,150 @@
+"""Puts a trained adapter folder onto its base, after checking that the two belong together.
+
+It knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slm.artifacts import MANIFEST, read_json, read_manifest, require_folder
+from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
+from slm.weights.checkpoint_files import refuse_pointer
+from slm.weights.empty_tensors import refuse_empty
+from slm.weights.identity import check_same_base
+from train.base import load_model, load_tokenizer
+
+_WEIGHTS = "adapter_model.safetensors"
+_WRAPPINGS = {"default", "base_layer", "modules_to_save", "original_module", "token_adapter"}
+_MOST_GROWTH = 4  # times the rows of the base
+
+
+def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
+    """The adapter's manifest (empty if it is not one of ours), once it is known to be trained on `base`.
+
+    Raises MissingFileError, DamagedFileError, or MismatchError when the manifest names other weights.
+    """
+    require_folder(adapter, hint="Give an adapter folder as `slm train` writes it.")
+    for name in ("adapter_config.json", _WEIGHTS):
+        if not (adapter / name).exists():
+            raise MissingFileError(
+                f"'{adapter}' is not an adapter folder: it has no {name}",
+                found=", ".join(sorted(p.name for p in adapter.iterdir())[:6]) or "an empty folder",
+            )
+        refuse_pointer(adapter / name)
+    config = _settings(adapter)
+    if str(config.get("init_lora_weights")).startswith("pissa_niter"):
+        raise UnsupportedError(
+            f"the adapter '{adapter}' began with a randomized PiSSA and was not turned into a LoRA for its base",
+            found="the base's part of it is drawn anew at every loading, so the two would not fit",
+            hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
+        )
+    refuse_empty(adapter / _WEIGHTS, _shapes(adapter))
+    if not (adapter / MANIFEST).exists():
+        return {}
+    manifest = read_manifest(adapter)
+    check_same_base(adapter, manifest, base)
+    return manifest
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    return read_json(adapter / "adapter_config.json")
+
+
+def load_with_adapter(base: Path, adapter: Path | None) -> Any:
+    """The float32 model of `base`, wrapped by PEFT with the adapter if there is one, ready for inference.
+
+    An adapter with tokens of its own keeps the whole embedding or the rows of these tokens, so the base is given as
+    many rows; one that nobody trained is the mean of the others, as transformers begins it.
+    Raises MismatchError when the adapter's tensors do not fit the base.
+    """
+    import torch
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    if adapter is None:
+        return load_model(base).eval()
+    check_adapter(adapter, base)
+    model = load_model(base)
+    try:
+        rows, old = _embedding_rows(adapter, model), model.get_input_embeddings().weight.shape[0]
+        if rows > old:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+            with torch.no_grad():
+                for table in {
+                    id(m): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())
+                }.values():
+                    table[old:] = table[:old].mean(dim=0)
+        wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+    except SafetensorError as error:
+        raise DamagedFileError(f"'{adapter / _WEIGHTS}' cannot be read: {error}") from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise MismatchError(
+            f"the adapter '{adapter}' does not fit the base '{base}'",
+            found=str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__,
+            hint="Give the base it was trained on.",
+        ) from error
+    _require_all(adapter, wrapped)
+    return wrapped.eval()
+
+
+def _require_all(adapter: Path, wrapped: Any) -> None:
+    """Raise MismatchError where the file and the model have not the same adapter; PEFT leaves out what does not fit."""
+    saved = {_plain(name) for name in _shapes(adapter)}
+    there = {_plain(name) for name in wrapped.state_dict()}
+    strays = sorted(saved - there)
+    own = {_plain(name) for name, _ in wrapped.named_parameters()}  # a weight that two modules share is named once
+    missing = sorted(name for name in own - saved if ".lora_" in name or "trainable_tokens" in name)
+    if not strays and not missing:
+        return
+    found = f"{len(strays)} of its {len(saved)} tensors have no place there, such as {strays[0]}" if strays else ""
+    if missing:
+        found += f"{'; ' if found else ''}none for {len(missing)} of the model's, such as {missing[0]}"
+    hint = "Give the base it was trained on."
+    if any("._orig_mod." in name for name in strays):
+        hint = "It was saved from a model under torch.compile: save it again from the model inside (model._orig_mod)."
+    elif any(".language_model." in name for name in strays):
+        hint = "It was trained on the language part of a model with images, which is named otherwise there."
+    raise MismatchError(f"the adapter '{adapter}' does not fit the base", found=found, hint=hint)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without what PEFT adds to it in the model, or saves only sometimes."""
+    parts = [part for part in name.split(".") if part not in _WRAPPINGS]
+    return ".".join(parts[:-1] if parts[-1] == "weight" else parts)
+
+
+def _embedding_rows(adapter: Path, model: Any) -> int:
+    """How many rows of the token embedding the adapter needs: those it keeps whole, or the last token it trains.
+
+    Raises MismatchError for a token far beyond the base's, which is another model's.
+    """
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    shapes = _shapes(adapter)
+    whole = max((shape[0] for key, shape in shapes.items() if f".{key}".endswith(f".{name}.weight")), default=0)
+    trained = _settings(adapter).get("trainable_token_indices") or []
+    lists = trained.values() if isinstance(trained, dict) else [trained]
+    last = max((int(token) for tokens in lists for token in tokens), default=-1)
+    old = int(embedding.weight.shape[0])
+    if last >= old:
+        if last >= _MOST_GROWTH * old:
+            raise MismatchError(
+                f"the adapter '{adapter}' trains token {last:,}, and its base has {old:,}",
+                hint="Give the base it was trained on.",
+            )
+        if (adapter / "tokenizer_config.json").exists():
+            last = max(last, len(load_tokenizer(adapter)) - 1)
+    return max(whole, last + 1)
+
+
+def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of an adapter folder. Raises DamagedFileError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(adapter / _WEIGHTS, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise DamagedFileError(f"'{adapter / _WEIGHTS}' cannot be read: {error}") from error
