@@ -83,9 +83,9 @@ def test_the_probabilities_are_those_of_llama_cpps_chain(
     seen = np.random.default_rng(seed).integers(0, size, 90).tolist()
     options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat)
     expected, got = llama_chain(logits, options, seen), ours(logits, options, seen)
-    # llama.cpp sums in float32: of flat logits, a few right at top-p's limit may fall on either side.
+    # llama.cpp sums in float32, an epsilon a token: of flat logits, those right at top-p's limit fall on either side.
     odd = sum(expected.get(token, 0.0) + got.get(token, 0.0) for token in set(expected) ^ set(got))
-    assert odd < 1e-3
+    assert odd < max(1e-3, size * float(np.finfo(np.float32).eps))
     for token in set(expected) & set(got):
         assert abs(got[token] - expected[token]) < 1e-5 + odd * expected[token]
 
