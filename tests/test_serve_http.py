@@ -26,13 +26,14 @@ from serve.cli import serve as cli
 from serve.engine.engine import open_engine
 from serve.server.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
-from slm.joints import Grounded, Joints, Message, Passage
+from slm.joints import Grounded, Message, Passage
+from tests.path_joints import PathJoints
 from tests.served import Served, error_of, running
 from tests.tiny_gguf import write_adapter, write_model
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent
-JOINTS = Joints(gguf_of=Path)
+JOINTS = PathJoints()
 
 
 class Index:
@@ -334,10 +335,8 @@ def test_route_explains_itself() -> None:
 
 
 def test_serve_starts_says_where_and_stops_on_ctrl_c(served: Served) -> None:
-    code = "from pathlib import Path; from serve.cli.serve import serve; from slm.joints import Joints; "
-    code += (
-        f"serve.main([{str(served.folder / 'tiny.gguf')!r}, '--port', '0', '--threads', '1'], obj=Joints(gguf_of=Path))"
-    )
+    code = "from serve.cli.serve import serve; from tests.path_joints import PathJoints; "
+    code += f"serve.main([{str(served.folder / 'tiny.gguf')!r}, '--port', '0', '--threads', '1'], obj=PathJoints())"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stderr is not None
         said = ""
