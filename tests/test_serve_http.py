@@ -212,8 +212,8 @@ def test_a_client_that_goes_away_cancels_its_request(served: Served) -> None:
             if stream:
                 connection.getresponse().read(50)
             else:
-                assert eventually(lambda: served.engine.stats()["running"] == 1)
-        assert eventually(lambda: served.engine.stats()["running"] == 0)
+                assert eventually(lambda: served.engine.stats().running == 1)
+        assert eventually(lambda: served.engine.stats().running == 0)
 
 
 def test_the_engines_death_is_an_error_event_and_a_503_and_then_it_answers_again(served: Served) -> None:

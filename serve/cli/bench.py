@@ -81,7 +81,7 @@ def _show(result: dict[str, Any]) -> None:
         if short:
             click.echo(f"{server['name']}: {short} answers ended before {plan['tokens']} tokens")
     overhead = result["overhead"]
-    if overhead is not None and overhead["overhead"] is not None:
+    if overhead["overhead"] is not None:
         click.echo(
             f"our loop beside llama_decode: {overhead['overhead']:.1%} of {overhead['steps']:,} steps' "
             f"{overhead['step_s']:.2f} s"

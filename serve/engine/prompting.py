@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.adapters.registry import Adapter, Base
+from serve.child.messages import Segments, TokenIds
 from serve.engine.prefill import cut, marked
 from serve.engine.templates import render_guarded
 from slm.chat.prompt import named_template
@@ -27,7 +28,7 @@ _TEXT_MARKERS = ("### Instruction:",)
 class Prompt:
     """Segments to tokenize, or token ids; whether BOS is to be added to the segments; and stop strings."""
 
-    content: tuple[Segment, ...] | list[int]
+    content: Segments | TokenIds
     add_special: bool
     stop: tuple[str, ...] = ()
 
@@ -86,7 +87,7 @@ def plain_prompt(base: Base, text: str | Sequence[int]) -> Prompt:
     if isinstance(text, str):
         segments = (Segment(text, True),)
         return Prompt(segments, needs_bos(base, segments))
-    return Prompt(list(text), False)
+    return Prompt(tuple(text), False)
 
 
 def needs_bos(base: Base, segments: Sequence[Segment]) -> bool:
