@@ -116,6 +116,15 @@ class Finish:
     decode_s: float
     cached_tokens: int = 0
 
+    def timings(self) -> dict[str, float | None]:
+        """Tokens per second; prefill counts only those that were not in the cache. None: too short to tell."""
+        read = self.prompt_tokens - self.cached_tokens
+        made = self.completion_tokens - 1  # the first token belongs to prefill
+        return {
+            "prefill_tokens_per_s": round(read / self.prefill_s, 1) if self.prefill_s > 0 else None,
+            "decode_tokens_per_s": round(made / self.decode_s, 1) if made > 0 and self.decode_s > 0 else None,
+        }
+
 
 class Engine(Protocol):
     """A loaded model with adapters, seen from outside its room."""

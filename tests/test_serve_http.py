@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -325,6 +325,20 @@ def test_chat_in_a_pipe_takes_a_line_for_a_turn(served: Served) -> None:
     assert "tok/s" in result.stderr and "[ja" in result.stderr and "/reset" in result.stderr
     failed = invoke(cli.chat, *args, "--threads", "1", input="/adapter nobody\n")
     assert isinstance(failed.exception, UnknownNameError)
+
+
+def test_chat_lists_the_passages_as_rag_ask_does(served: Served) -> None:
+    class Indexed(PathJoints):
+        def open_retriever(self, index: str) -> AbstractContextManager[Index]:
+            return nullcontext(Index())
+
+    args = [str(served.folder / "tiny.gguf"), "--rag", "handbook", "--max-tokens", "6", "--threads", "1"]
+    result = CliRunner().invoke(cli.chat, args, obj=Indexed(), input="How many days?\n", catch_exceptions=False)
+    assert len(result.stdout.splitlines()) == 1
+    assert (
+        "\nThe answer cites no passage. It was given these:\n  1. Leave > Paid leave (leave.md)\n     “Ten days.”\n"
+        in result.stderr
+    )
 
 
 def test_route_explains_itself() -> None:
