@@ -22,13 +22,14 @@ from serve.server.api.request.bodies import ChatRequest, CompletionRequest, Gene
 from serve.server.api.request.forms import Form, form_of
 from serve.server.metrics import Metrics
 from serve.server.respond import Begin, respond
+from serve.server.routes.parsed import ParsedRoute
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 
 
 def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metrics) -> APIRouter:
     """The two paths that generate text."""
-    router = APIRouter()
+    router = APIRouter(route_class=ParsedRoute)
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:

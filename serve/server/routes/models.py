@@ -15,6 +15,7 @@ from serve.child.messages import RunningRow
 from serve.engine.engine import Engine
 from serve.server.api.answer.models import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, embedding_row
 from serve.server.api.errors import Json
+from serve.server.routes.parsed import ParsedRoute
 from slm import __version__
 from slm.errors import InputError, UnknownNameError, UnsupportedError
 from slm.joints import SamplingOptions
@@ -26,7 +27,7 @@ _FOREIGN_TOKENS = (
 
 def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
     """The paths that tell of the model and use it without generating text. retrieval: there is an index."""
-    router = APIRouter()
+    router = APIRouter(route_class=ParsedRoute)
 
     def rows() -> list[dict[str, Any]]:
         base = engine.base.name
