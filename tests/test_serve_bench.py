@@ -25,7 +25,7 @@ from serve.bench.peers import contenders, end_tokens
 from serve.bench.process import peak_rss_mb, running
 from serve.bench.prompts import conversation, long_conversation, next_turn
 from serve.bench.report import failures, median_of_rounds, ratios, table_rows
-from serve.bench.run import bench_serving
+from serve.bench.run import BenchOptions, bench_serving
 from serve.bench.scenarios import Plan, summary
 from serve.cli import bench as cli_bench
 from serve.engine.engine import open_engine
@@ -290,7 +290,7 @@ def test_only_a_peer_that_was_named_has_to_be_there(tmp_path: Path, monkeypatch:
 def test_a_whole_run_beside_llama_cpps_python_server(tmp_path: Path) -> None:
     model = write_model(tmp_path / "tiny.gguf")
     plan = Plan(clients=2, tokens=4, seconds=0.3, records=2, long_tokens=40, repeats=1)
-    result = bench_serving(model, {}, ["llama-cpp-python"], plan, rounds=1, context=2048, threads=1)
+    result = bench_serving(model, {}, ["llama-cpp-python"], plan, BenchOptions(rounds=1, context=2048, threads=1))
     assert [server["name"] for server in result["servers"]] == ["slm", "llama-cpp-python"]
     for server in result["servers"]:
         failed, requests, words = failures(server)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from serve.child.schedule import LONGEST_DRAFT
-from serve.cli.guard import guard_options, policy_of
+from serve.cli.guard import GuardOptions, guard_options, policy_of
 from slm.errors import InputError
 from slm.joints import Joints, Message, SamplingOptions, pass_joints
 from slm.terminal.answer import ShownAnswer
@@ -244,7 +244,7 @@ def serve(
     """
     from serve.server.listen import bind, url_of
 
-    policy = policy_of(host, **guarding)
+    policy = policy_of(host, GuardOptions(**guarding))
     with ExitStack() as stack:
         listeners = bind(stack, host, port)
         if engine != "slm":

@@ -36,7 +36,7 @@ from serve.child.messages import (
     is_segments,
 )
 from serve.child.schedule import LONGEST_DRAFT
-from serve.engine.prompting import Opening, Prompt, chat_prompt, plain_prompt
+from serve.engine.prompting import Prompt, TemplateOptions, chat_prompt, plain_prompt
 from serve.engine.router import Route, route
 from serve.engine.supervisor import Call, Supervisor
 from serve.engine.trial import Trials
@@ -47,7 +47,7 @@ from slm.joints import Finish, Message, SamplingOptions, Scored
 Event = str | Scored | Finish | SlmError
 Sink = Callable[[Event], None]
 _GREEDY = SamplingOptions()
-_FROM_THE_START = Opening()
+_PLAIN = TemplateOptions()
 
 
 @dataclass(frozen=True)
@@ -144,18 +144,16 @@ class Engine:
         *,
         adapter: str | None = None,
         lora: Sequence[tuple[str, float]] | None = None,
-        tools: Sequence[dict[str, Any]] = (),
-        opening: Opening = _FROM_THE_START,
+        template: TemplateOptions = _PLAIN,
         sampling: SamplingOptions,
         fit: bool = False,
     ) -> Ticket:
         """Start an answer; `sink` gets str (or Scored) pieces, at last one Finish or SlmError, on the reader's thread.
 
-        lora: adapters with their scales for this request alone, instead of `adapter`. tools: as OpenAI describes them,
-        for the chat template. opening: how the answer begins.
+        lora: adapters with their scales for this request alone, instead of `adapter`.
         """
         way = self.route(adapter, messages, lora=lora)
-        return self._begin(way, lora, lambda a: self._chat_prompt(a, messages, tools, opening), sink, sampling, fit)
+        return self._begin(way, lora, lambda a: self._chat_prompt(a, messages, template), sink, sampling, fit)
 
     def begin_complete(
         self,
@@ -299,10 +297,9 @@ class Engine:
         self,
         adapter: Adapter | None,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] = (),
-        opening: Opening = _FROM_THE_START,
+        template: TemplateOptions = _PLAIN,
     ) -> Prompt:
-        return chat_prompt(self.base, adapter, messages, tools, opening, markers=self._markers)
+        return chat_prompt(self.base, adapter, messages, template, markers=self._markers)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if not is_segments(prompt.content):

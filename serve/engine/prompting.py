@@ -34,12 +34,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How an answer begins: after the template's words for it, after none, or inside the final message.
+class TemplateOptions:
+    """What a chat template is told beside the messages, and how the answer begins.
 
-    variables: what the template is told beside the messages (vLLM's chat_template_kwargs).
+    tools: functions the model may call, as OpenAI describes them. generation_prompt: the answer begins after the
+    template's words for it; continues: inside the final message. variables: vLLM's chat_template_kwargs.
     """
 
+    tools: Tools = ()
     generation_prompt: bool = True
     continues: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
@@ -49,29 +51,28 @@ def chat_prompt(
     base: Base,
     adapter: Adapter | None,
     messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
-    opening: Opening = Opening(),
+    options: TemplateOptions = TemplateOptions(),
     *,
     markers: Markers,
 ) -> Prompt:
     """Render with the adapter's own template, else the base's, else the named one for its vocabulary.
 
-    tools: functions the model may call, as OpenAI describes them. markers: the model's special tokens; only those that
-    the template itself writes become tokens. Raises InputError where the template refuses the conversation.
+    markers: the model's special tokens; only those that the template itself writes become tokens. Raises InputError
+    where the template refuses the conversation.
     """
     template = (adapter and adapter.template) or base.template or named_template(base.template_name)
     guard = guard_for(markers, template)
-    _refuse_markers(guard, opening.variables)
-    messages, mark = marked(messages) if opening.continues else (messages, "")
+    _refuse_markers(guard, options.variables)
+    messages, mark = marked(messages) if options.continues else (messages, "")
 
     def rendered(turns: Sequence[Message], functions: Tools) -> str:
         text = render_guarded(
-            template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=opening.variables,
-            add_generation_prompt=opening.generation_prompt and not opening.continues,
+            template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=options.variables,
+            add_generation_prompt=options.generation_prompt and not options.continues,
         )  # fmt: skip
         return cut(text, mark) if mark else text
 
-    segments = conversation(guard, messages, tools, rendered)
+    segments = conversation(guard, messages, options.tools, rendered)
     return Prompt(tuple(segments), needs_bos(base, segments), tuple(m for m in _TEXT_MARKERS if m in template))
 
 

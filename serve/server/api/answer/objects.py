@@ -70,7 +70,8 @@ class Choice:
     @property
     def reason(self) -> str:
         """OpenAI's finish_reason."""
-        assert self.finish is not None
+        if self.finish is None:
+            raise RuntimeError("the answer has no end yet")
         if self.finish.reason == "stop" and self._calls and self._calls.calls:
             return "tool_calls"
         return self.finish.reason
