@@ -7,8 +7,8 @@ A room's `cli` module is imported only when one of its commands is named or list
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -68,43 +68,82 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _checkpoint_of(model: str) -> Path:
-    """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""
-    from slm.models.model_argument import model_argument
+class Roof(Joints):
+    """The rooms as they find each other. What is made on the way is kept in the caches, under its content's hash."""
 
-    path = model_argument(model)
-    if path.is_dir():
-        return path
-    from convert.output.version import converter_version
-    from convert.restore import restore_checkpoint
-    from slm.artifacts import sha256_file
-    from slm.models import caches
+    def open_engine(
+        self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
+    ) -> AbstractContextManager[Engine]:
+        from serve.engine.engine import open_engine
 
-    folder = caches.checkpoint_folder(path.stem, sha256_file(path))
-    if not caches.is_made_by(folder, converter_version()):
-        note(f"restoring {path.name} to a checkpoint once; it is kept in {folder}")
-        restore_checkpoint(path, folder)
-    return folder
+        return open_engine(model, adapters, threads=threads, context=context)
 
+    def open_retriever(self, index: str) -> AbstractContextManager[Retriever]:
+        from rag.answer.prompt import open_retriever
 
-def _gguf_of(model: str) -> Path:
-    """A GGUF file for a file, a catalog name or a checkpoint folder; a checkpoint is converted once and kept."""
-    from slm.models.model_argument import model_argument
+        return open_retriever(index)
 
-    path = model_argument(model)
-    if path.is_file():
-        return path
-    from convert.model import convert_checkpoint
-    from convert.output.version import converter_version
-    from slm.models import caches
+    def checkpoint_of(self, model: str) -> Path:
+        """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""
+        from slm.models.model_argument import model_argument
 
-    source, converter = _content_of(path), converter_version()
-    file = caches.export_file(path.resolve().name, source, converter, ".q8_0.gguf")
-    if not file.exists():
-        note(f"converting {path} to GGUF (q8_0) once; it is kept as {file}")
-        convert_checkpoint(path, file, "q8_0")
+        path = model_argument(model)
+        if path.is_dir():
+            return path
+        from convert.output.version import converter_version
+        from convert.restore import restore_checkpoint
+        from slm.artifacts import sha256_file
+        from slm.models import caches
+
+        folder = caches.checkpoint_folder(path.stem, sha256_file(path))
+        if not caches.is_made_by(folder, converter_version()):
+            note(f"restoring {path.name} to a checkpoint once; it is kept in {folder}")
+            restore_checkpoint(path, folder)
+        return folder
+
+    def gguf_of(self, model: str) -> Path:
+        """A GGUF file for a file, a catalog name or a checkpoint folder; a checkpoint is converted once and kept."""
+        from slm.models.model_argument import model_argument
+
+        path = model_argument(model)
+        if path.is_file():
+            return path
+        from convert.model import convert_checkpoint
+        from convert.output.version import converter_version
+        from slm.models import caches
+
+        source, converter = _content_of(path), converter_version()
+        file = caches.export_file(path.resolve().name, source, converter, ".q8_0.gguf")
+        if not file.exists():
+            note(f"converting {path} to GGUF (q8_0) once; it is kept as {file}")
+            convert_checkpoint(path, file, "q8_0")
+            caches.drop_of_other_converters(file, converter)
+        return file
+
+    def adapter_gguf_of(self, folder: Path, model: str) -> Path:
+        """The adapter GGUF of a PEFT folder for that model; converted once for both their contents, and kept."""
+        from convert.lora.adapter import WEIGHTS, convert_adapter
+        from convert.output.version import converter_version
+        from slm.artifacts import sha256_file
+        from slm.models import caches
+        from slm.weights.checkpoint_files import shaping_files
+        from slm.weights.gguf_reader import read_gguf
+        from slm.weights.identity import gguf_fingerprint
+
+        base, converter = gguf_fingerprint(read_gguf(self.gguf_of(model))), converter_version()
+        files = [*(path for path in (folder / WEIGHTS,) if path.exists()), *shaping_files(folder)]
+        source = caches.key_of(base, *(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))
+        file = caches.export_file(folder.resolve().name, source, converter, ".adapter.gguf")
+        if file.exists():
+            return file
+        try:
+            convert_adapter(folder, file)
+        except (MissingFileError, MismatchError) as error:
+            # Its base is elsewhere on this machine, or another one by now: then it has to be the served model.
+            note(f"{error.what}: taking {model} as the base of '{folder.name}'")
+            convert_adapter(folder, file, self.checkpoint_of(model))
         caches.drop_of_other_converters(file, converter)
-    return file
+        return file
 
 
 def _content_of(checkpoint: Path) -> str:
@@ -117,48 +156,6 @@ def _content_of(checkpoint: Path) -> str:
     check_checkpoint(checkpoint)
     beside = [f"{file.relative_to(checkpoint)} {sha256_file(file)}" for file in shaping_files(checkpoint)]
     return key_of(identity_of(checkpoint).weights, *beside)
-
-
-def _adapter_gguf_of(folder: Path, model: str) -> Path:
-    """The adapter GGUF of a PEFT folder for that model; converted once for its content and for the model, and kept."""
-    from convert.lora.adapter import WEIGHTS, convert_adapter
-    from convert.output.version import converter_version
-    from slm.artifacts import sha256_file
-    from slm.models import caches
-    from slm.weights.checkpoint_files import shaping_files
-    from slm.weights.gguf_reader import read_gguf
-    from slm.weights.identity import gguf_fingerprint
-
-    base, converter = gguf_fingerprint(read_gguf(_gguf_of(model))), converter_version()
-    files = [*(path for path in (folder / WEIGHTS,) if path.exists()), *shaping_files(folder)]
-    source = caches.key_of(base, *(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))
-    file = caches.export_file(folder.resolve().name, source, converter, ".adapter.gguf")
-    if file.exists():
-        return file
-    try:
-        convert_adapter(folder, file)
-    except (MissingFileError, MismatchError) as error:
-        # Its base is elsewhere on this machine, or another one by now: then it has to be the served model.
-        note(f"{error.what}: taking {model} as the base of '{folder.name}'")
-        convert_adapter(folder, file, _checkpoint_of(model))
-    caches.drop_of_other_converters(file, converter)
-    return file
-
-
-def _open_engine(
-    model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
-) -> AbstractContextManager[Engine]:
-    from serve.engine.engine import open_engine
-
-    return open_engine(model, dict(adapters), threads=threads, context=context)
-
-
-@contextmanager
-def _open_retriever(index: str) -> Iterator[Retriever]:
-    from rag.answer.prompt import open_retriever
-
-    with open_retriever(index) as retriever:
-        yield retriever
 
 
 def _config_defaults() -> dict[str, Any]:
@@ -211,7 +208,7 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
             quiet=quiet or ctx.default_map.get("quiet", False), debug=debug or ctx.default_map.get("debug", False)
         )
     if ctx.obj is None:
-        ctx.obj = Joints(_open_engine, _open_retriever, _checkpoint_of, _gguf_of, _adapter_gguf_of)
+        ctx.obj = Roof()
 
 
 def main() -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from slm.text.visible import one_line
+
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _ATX = re.compile(r"^ {0,3}(#{1,6})[ \t]")
 _TABLE_CELL = re.compile(r":?-+:?")
 _SETEXT = re.compile(r"^ {0,3}(=+|-{2,})[ \t]*$")
-# Invisible characters that can hide text or reorder it on screen: zero-width space, marks and overrides of writing
-# direction, invisible operators, byte order marks, tag characters; and control characters but tab and newline.
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
-)
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]")
 
 
 @dataclass(frozen=True)
@@ -33,16 +29,6 @@ class Document:
     source: str
     lang: str
     sections: tuple[Section, ...]
-
-
-def visible(text: str) -> str:
-    """The text without ANSI escapes, control and invisible characters; newlines as \\n."""
-    return _INVISIBLE.sub("", _ANSI.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
-
-
-def one_line(text: str) -> str:
-    """A title or heading for display: visible characters, white space joined."""
-    return " ".join(visible(text).split())
 
 
 def is_table_rule(line: str) -> bool:

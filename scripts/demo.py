@@ -19,8 +19,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from slm import console  # noqa: E402
-from slm.joints import Citations, Engine, Finish, Message, SamplingOptions  # noqa: E402
+from slm.errors import EngineError  # noqa: E402
+from slm.joints import Engine, Finish, Grounded, Message, SamplingOptions  # noqa: E402
+from slm.terminal import console  # noqa: E402
+from slm.terminal.answer import ShownAnswer, sources_of  # noqa: E402
 
 LANGUAGES = {"en": "English", "ja": "Japanese"}
 QUESTIONS = {
@@ -49,14 +51,13 @@ def headline(text: str) -> None:
     console.out().rule(f"[bold]{text}", align="left")
 
 
-def answer(engine: Engine, messages: list[Message], citations: Citations | None = None) -> Finish:
+def answer(engine: Engine, messages: list[Message], grounded: Grounded | None = None) -> Finish:
     """Ask through `auto`, print the answer as it comes, and return its figures."""
-    for piece in engine.chat(messages, adapter="auto", sampling=SamplingOptions(max_tokens=160)):
-        if isinstance(piece, Finish):
-            print(citations.end() if citations else "", flush=True)
-            return piece
-        print(citations.feed(piece) if citations else piece, end="", flush=True)
-    raise AssertionError("an answer ends with its figures")
+    pieces = engine.chat(messages, adapter="auto", sampling=SamplingOptions(max_tokens=160))
+    finish = ShownAnswer().show(pieces, grounded).finish
+    if finish is None:
+        raise EngineError("the answer broke off before its end")
+    return finish
 
 
 def build(base: str, work: Path) -> dict[str, Any]:
@@ -104,10 +105,10 @@ def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
         for lang, question in HANDBOOK_QUESTIONS.items():
             print(f"\n> {question}")
             grounded = retriever.grounded(question)
-            finish = answer(engine, grounded.messages, grounded.citations)
-            for number, (passage, quote) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), 1):
-                verb = "cited" if number in grounded.citations.cited else "given"
-                print(f"  {verb} [{number}] {passage_head(passage)}\n            “{quote}”")
+            finish = answer(engine, grounded.messages, grounded)
+            for source in sources_of(grounded):
+                verb = "cited" if source.cited else "given"
+                print(f"  {verb} [{source.number}] {passage_head(source.passage)}\n            “{source.quote}”")
             figures.append((f"handbook in {LANGUAGES[lang]}", question, finish))
     return figures
 

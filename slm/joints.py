@@ -1,18 +1,22 @@
 """What the roof hands from one room to another. It knows the shapes of these objects, not who makes them.
 
-A room's command that needs something of another room takes `Joints` from click's context
-(`@pass_joints`); the roof fills it. Plain data goes in and out, so that an object may live in another process.
+A room's command that needs something of another room takes `Joints` from click's context (`@pass_joints`); the roof
+puts it there (`slm_cli.Roof`). Plain data goes in and out, so that an object may live in another process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import update_wrapper
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar
 
 import click
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Turn(TypedDict):
@@ -112,6 +116,15 @@ class Finish:
     decode_s: float
     cached_tokens: int = 0
 
+    def timings(self) -> dict[str, float | None]:
+        """Tokens per second; prefill counts only those that were not in the cache. None: too short to tell."""
+        read = self.prompt_tokens - self.cached_tokens
+        made = self.completion_tokens - 1  # the first token belongs to prefill
+        return {
+            "prefill_tokens_per_s": round(read / self.prefill_s, 1) if self.prefill_s > 0 else None,
+            "decode_tokens_per_s": round(made / self.decode_s, 1) if made > 0 and self.decode_s > 0 else None,
+        }
+
 
 class Engine(Protocol):
     """A loaded model with adapters, seen from outside its room."""
@@ -167,26 +180,45 @@ class Retriever(Protocol):
         ...
 
 
-def _missing(*_args: object, **_kwargs: object) -> AbstractContextManager[object]:
-    raise RuntimeError("this command was started without the roof; run it through `slm`")
+class Joints(Protocol):
+    """The doors between rooms. Each says that it is missing, unless whoever implements this has it."""
+
+    def open_engine(
+        self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
+    ) -> AbstractContextManager[Engine]:
+        """A GGUF file with its adapters {name: file}. threads: 0 for the physical cores. context: in tokens."""
+        raise _no_roof()
+
+    def open_retriever(self, index: str) -> AbstractContextManager[Retriever]:
+        """An index, by its name or its path."""
+        raise _no_roof()
+
+    def checkpoint_of(self, model: str) -> Path:
+        """A checkpoint folder for a folder, a catalog name or a GGUF (restored when needed)."""
+        raise _no_roof()
+
+    def gguf_of(self, model: str) -> Path:
+        """A GGUF file for a file, a catalog name or a checkpoint folder (converted when needed)."""
+        raise _no_roof()
+
+    def adapter_gguf_of(self, folder: Path, model: str) -> Path:
+        """The adapter GGUF of a PEFT folder for that model (converted when needed)."""
+        raise _no_roof()
 
 
-@dataclass(frozen=True)
-class Joints:
-    """The doors between rooms.
-
-    open_engine(model, adapters {name: file}, threads, context) -> context manager of an Engine
-    open_retriever(index) -> context manager of a Retriever
-    checkpoint_of(model) -> a checkpoint folder for a folder, a catalog name or a GGUF (restored when needed)
-    gguf_of(model) -> a GGUF file for a file, a catalog name or a checkpoint folder (converted when needed)
-    adapter_gguf_of(folder, model) -> the adapter GGUF of a PEFT folder for that model (converted when needed)
-    """
-
-    open_engine: Callable[..., AbstractContextManager[Engine]] = _missing  # type: ignore[assignment]
-    open_retriever: Callable[[str], AbstractContextManager[Retriever]] = _missing  # type: ignore[assignment]
-    checkpoint_of: Callable[[str], Path] = _missing  # type: ignore[assignment]
-    gguf_of: Callable[[str], Path] = _missing  # type: ignore[assignment]
-    adapter_gguf_of: Callable[[Path, str], Path] = _missing  # type: ignore[assignment]
+class _NoRoof(Joints):
+    """What a command has that was not started through `slm`."""
 
 
-pass_joints = click.make_pass_decorator(Joints, ensure=True)
+def _no_roof() -> RuntimeError:
+    return RuntimeError("this command needs another room and was started without the roof; run it through `slm`")
+
+
+def pass_joints(command: Callable[Concatenate[Joints, _P], _R]) -> Callable[_P, _R]:
+    """Hand a command the joints as its first argument: what the roof put into click's context."""
+
+    def with_joints(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        joints: Joints | None = click.get_current_context().obj
+        return command(_NoRoof() if joints is None else joints, *args, **kwargs)
+
+    return update_wrapper(with_joints, command)

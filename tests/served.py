@@ -17,6 +17,7 @@ import openai
 import pytest
 import uvicorn
 
+from serve.child.messages import Stats
 from serve.engine.engine import Engine, Ticket, open_engine
 from serve.server.app import create_app
 from serve.server.connection import server_config
@@ -42,10 +43,10 @@ class FakeEngine:
     def adapters(self) -> list[Any]:
         return [SimpleNamespace(name=name) for name in self.names]
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         self.asked += 1
         self.free.wait(20)
-        return {"running": 1, "waiting": 3, "contexts": 2, "adapters": ["k"]}
+        return Stats(parallel=4, running=1, waiting=3, contexts=2, adapters=("k",))
 
 
 @dataclass(frozen=True)

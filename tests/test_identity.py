@@ -137,10 +137,10 @@ def test_an_adapter_without_a_known_base_belongs_to_the_served_model_whichever_w
     folder = peft_folder(base, tmp_path / "hub", manifest=False, base_model_name_or_path="somebody/model-bnb-4bit")
     convert_checkpoint(tiny.llama(tmp_path / "other", seed=5), tmp_path / "other.gguf", "f32")
     for model in (tmp_path / "other.gguf", siblings["f16"], tmp_path / "other"):
-        served = slm_cli._gguf_of(str(model))
-        made = slm_cli._adapter_gguf_of(folder, str(model))
+        served = slm_cli.Roof().gguf_of(str(model))
+        made = slm_cli.Roof().adapter_gguf_of(folder, str(model))
         assert vet_adapter("a", made, vet_base(served)).name == "a"
-        assert slm_cli._adapter_gguf_of(folder, str(model)) == made
+        assert slm_cli.Roof().adapter_gguf_of(folder, str(model)) == made
 
 
 def test_the_manifest_of_an_adapter_is_part_of_its_cached_file(
@@ -148,10 +148,10 @@ def test_the_manifest_of_an_adapter_is_part_of_its_cached_file(
 ) -> None:
     monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
     folder = peft_folder(base, tmp_path / "adapter")
-    first = slm_cli._adapter_gguf_of(folder, str(siblings["f32"]))
+    first = slm_cli.Roof().adapter_gguf_of(folder, str(siblings["f32"]))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "lang": "ja"}))
-    second = slm_cli._adapter_gguf_of(folder, str(siblings["f32"]))
+    second = slm_cli.Roof().adapter_gguf_of(folder, str(siblings["f32"]))
     assert first != second and read_gguf(second).metadata["slm.lang"] == "ja"
 
 
@@ -161,25 +161,25 @@ def test_the_cached_file_of_a_checkpoint_follows_every_file_that_shapes_it(
 ) -> None:
     monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
     folder = tiny.llama(tmp_path / "model")
-    first = slm_cli._gguf_of(str(folder))
-    assert slm_cli._gguf_of(str(folder)) == first
+    first = slm_cli.Roof().gguf_of(str(folder))
+    assert slm_cli.Roof().gguf_of(str(folder)) == first
     settings = json.loads((folder / changed).read_text())
     (folder / changed).write_text(json.dumps({**settings, "chat_template": "{{ 'new' }}", "eos_token_id": [0, 2]}))
-    assert slm_cli._gguf_of(str(folder)) != first
+    assert slm_cli.Roof().gguf_of(str(folder)) != first
 
 
 def test_another_converter_makes_everything_anew_where_it_was(
     siblings: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
-    restored, exported = slm_cli._checkpoint_of(str(siblings["f16"])), slm_cli._gguf_of(str(base))
+    restored, exported = slm_cli.Roof().checkpoint_of(str(siblings["f16"])), slm_cli.Roof().gguf_of(str(base))
     manifest = json.loads((restored / "manifest.json").read_text())
     (restored / "manifest.json").write_text(json.dumps({**manifest, "converter": "older"}))
     older = exported.with_name(exported.name.replace(manifest["converter"], "older0000000"))
     exported.rename(older)
-    assert slm_cli._checkpoint_of(str(siblings["f16"])) == restored
+    assert slm_cli.Roof().checkpoint_of(str(siblings["f16"])) == restored
     assert json.loads((restored / "manifest.json").read_text()) == manifest
-    assert slm_cli._gguf_of(str(base)) == exported and not older.exists()
+    assert slm_cli.Roof().gguf_of(str(base)) == exported and not older.exists()
 
 
 def test_caches_are_listed_with_their_sizes_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,13 @@ from rag.answer.cite import Citations
 from rag.answer.marks import without_marks
 from rag.answer.prompt import defused
 from rag.answer.quote import sentences_of
-from rag.document import Document, Section, is_table_rule, one_line, sections_of, visible
+from rag.document import Document, Section, is_table_rule, sections_of
 from rag.index.chunk import chunk_document, indexed_texts
 from rag.index.lexical import terms_of
 from rag.index.variants import comparable
 from slm.text.language import detect, is_name_only
 from slm.text.normal_form import nfkc
+from slm.text.visible import one_line, visible
 from tests.tiny_rag import passage
 
 # Each is repeated: what regular expressions begin to read, and then have to give up.

@@ -16,7 +16,7 @@ from rag.index.names import index_path
 from rag.index.store import open_generation
 from rag.index.update import add_documents
 from slm.errors import InputError, MissingFileError
-from slm.joints import Joints
+from tests.path_joints import PathJoints
 from tests.tiny_rag import PairEmbedder, own_home, page
 
 __all__ = ["own_home"]  # a fixture
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(*args: str) -> Result:
-    return CliRunner().invoke(rag, list(args), obj=Joints())
+    return CliRunner().invoke(rag, list(args), obj=PathJoints())
 
 
 def added(*paths: Path, options: tuple[str, ...] = ()) -> dict[str, Any]:

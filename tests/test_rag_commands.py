@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from rag.answer.prompt import open_retriever
 from rag.cli.rag import rag
 from rag.evaluate.answers import says
 from slm.errors import InputError, MismatchError, MissingFileError, UnknownNameError
-from slm.joints import Finish, Joints, Message, SamplingOptions
+from slm.joints import Finish, Message, SamplingOptions
+from tests.path_joints import PathJoints
 from tests.tiny_rag import handbook, own_home
 
 __all__ = ["handbook", "own_home"]  # fixtures
@@ -36,13 +37,15 @@ class ScriptedEngine:
 
 
 def run(*args: str, engine: ScriptedEngine | None = None) -> Result:
-    @contextmanager
-    def open_engine(model: Path, adapters: dict[str, Path], **_: Any) -> Iterator[ScriptedEngine]:
-        assert engine is not None
-        yield engine
+    class Scripted(PathJoints):
+        @contextmanager
+        def open_engine(
+            self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
+        ) -> Iterator[ScriptedEngine]:
+            assert engine is not None
+            yield engine
 
-    joints = Joints(open_engine=open_engine, gguf_of=lambda name: Path(name))
-    return CliRunner().invoke(rag, list(args), obj=joints)
+    return CliRunner().invoke(rag, list(args), obj=Scripted())
 
 
 @pytest.fixture

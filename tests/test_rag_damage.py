@@ -20,7 +20,7 @@ from rag.index.retrieve import search
 from rag.index.store import FORMAT, open_generation, write_vectors
 from rag.index.update import add_documents, remove_documents
 from slm.errors import DamagedFileError, ResourceError, UnsupportedError
-from slm.joints import Joints
+from tests.path_joints import PathJoints
 from tests.tiny_rag import PairEmbedder, own_home, page
 
 __all__ = ["own_home"]  # a fixture
@@ -30,7 +30,7 @@ HARM = ["missing", "empty", "half", "random", "one byte"]
 
 
 def run(*args: str) -> Result:
-    return CliRunner().invoke(rag, list(args), obj=Joints())
+    return CliRunner().invoke(rag, list(args), obj=PathJoints())
 
 
 def harm(file: Path, how: str) -> None:

@@ -95,14 +95,14 @@ def test_closing_the_stream_cancels_the_request_and_frees_its_slot(files: Files)
     with open_engine(files.model, {}, threads=1, parallel=1) as live:
         stream = live.chat(user("On and on"), sampling=SamplingOptions(max_tokens=1900))
         next(stream)
-        assert live.stats()["running"] == 1
+        assert live.stats().running == 1
         waiting = live.chat(user("Queued"), sampling=SamplingOptions(max_tokens=1900))
         thread = threading.Thread(target=lambda: next(waiting))
         thread.start()
         stream.close()
         thread.join(30)
         waiting.close()
-        assert eventually(lambda: live.stats()["running"] == 0)
+        assert eventually(lambda: live.stats().running == 0)
         assert ask(live, "Next", None, 4)[1].completion_tokens == 4
 
 

@@ -101,7 +101,7 @@ def test_more_adapters_than_hot_contexts_all_answer(files: Files, oracle: Oracle
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert small.stats()["contexts"] == 1
+        assert small.stats().contexts == 1
         for (name, n), text in got.items():
             prompt = small.tokens_of(user(QUESTIONS[n]))
             assert oracle.same(paths[name], prompt, text, ask(small, QUESTIONS[n], name, 8)[0])
@@ -115,7 +115,7 @@ def test_an_adapter_can_be_replaced_and_unloaded_while_it_streams(files: Files, 
         stream = live.chat(user("Go on"), adapter="x", sampling=SamplingOptions(max_tokens=1500))
         text = str(next(stream))
         live.load_adapter("x", files.b)
-        assert live.stats()["running"] == 1, "the first answer has to be under way still"
+        assert live.stats().running == 1, "the first answer has to be under way still"
         prompt = live.tokens_of(user("Go on"))
         assert oracle.same(files.b, prompt, ask(live, "Go on", "x")[0], new)
         live.unload_adapter("x")
@@ -123,7 +123,7 @@ def test_an_adapter_can_be_replaced_and_unloaded_while_it_streams(files: Files, 
             ask(live, "Go on", "x")
         text += "".join(piece for piece in stream if isinstance(piece, str))
         assert len(text) == 1500 and oracle.same(files.a, prompt, text, whole)
-        assert eventually(lambda: old not in live.stats()["adapters"])
+        assert eventually(lambda: old not in live.stats().adapters)
         live.load_adapter("z", files.c)
         assert ask(live, "Go on", "z")[0][:8] not in (new[:8], whole[:8])
 
@@ -156,12 +156,12 @@ def test_a_second_turn_reuses_the_first_and_answers_as_from_cold(engine: Engine,
 
 
 def test_loading_and_unloading_many_adapters_leaves_nothing_behind(engine: Engine, files: Files) -> None:
-    kept = set(engine.stats()["adapters"])
+    kept = set(engine.stats().adapters)
     for round_ in range(6):
         engine.load_adapter("guest", files.c, scale=1 + round_ / 10)
         ask(engine, "Hello", "guest", 2)
         engine.unload_adapter("guest")
-    assert eventually(lambda: set(engine.stats()["adapters"]) == kept)
+    assert eventually(lambda: set(engine.stats().adapters) == kept)
 
 
 # --- bad files and names ----------------------------------------------------------------------------------------

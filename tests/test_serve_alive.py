@@ -154,7 +154,7 @@ def test_a_client_that_leaves_a_silent_stream_cancels_its_request(served: Served
         ) as reply,
     ):
         assert next(reply.iter_lines()).startswith("data: ")
-    assert eventually(lambda: served.engine.stats()["running"] == served.engine.stats()["waiting"] == 0, 5)
+    assert eventually(lambda: served.engine.stats().running == served.engine.stats().waiting == 0, 5)
 
 
 # --- HEAD -------------------------------------------------------------------------------------------------------

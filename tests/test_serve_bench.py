@@ -25,15 +25,16 @@ from serve.bench.peers import contenders, end_tokens
 from serve.bench.process import peak_rss_mb, running
 from serve.bench.prompts import conversation, long_conversation, next_turn
 from serve.bench.report import failures, median_of_rounds, ratios, table_rows
-from serve.bench.run import bench_serving
+from serve.bench.run import BenchOptions, bench_serving
 from serve.bench.scenarios import Plan, summary
 from serve.cli import bench as cli_bench
 from serve.engine.engine import open_engine
 from serve.upstream import Launch, Options
 from slm.errors import EngineError, InputError, MissingFileError
-from slm.joints import Finish, Joints, SamplingOptions
+from slm.joints import Finish, SamplingOptions
 from slm.native.process import children_of, status_mb
 from slm.native.threads import settle_openmp, without_settling
+from tests.path_joints import PathJoints
 from tests.tiny_gguf import EOS, LAYERS, TOKENS, write_adapter, write_model
 
 BODY = {"messages": [], "max_tokens": 5}
@@ -289,7 +290,7 @@ def test_only_a_peer_that_was_named_has_to_be_there(tmp_path: Path, monkeypatch:
 def test_a_whole_run_beside_llama_cpps_python_server(tmp_path: Path) -> None:
     model = write_model(tmp_path / "tiny.gguf")
     plan = Plan(clients=2, tokens=4, seconds=0.3, records=2, long_tokens=40, repeats=1)
-    result = bench_serving(model, {}, ["llama-cpp-python"], plan, rounds=1, context=2048, threads=1)
+    result = bench_serving(model, {}, ["llama-cpp-python"], plan, BenchOptions(rounds=1, context=2048, threads=1))
     assert [server["name"] for server in result["servers"]] == ["slm", "llama-cpp-python"]
     for server in result["servers"]:
         failed, requests, words = failures(server)
@@ -309,9 +310,9 @@ def test_the_command_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest
     asked: list[Any] = []
     monkeypatch.setattr("serve.bench.run.bench_serving", lambda *args, **_: asked.append(args) or shown)
     adapters = [f"--adapter={name}={write_adapter(tmp_path / f'{name}.gguf')}" for name in ("en", "ja", "fr")]
-    result = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", *adapters], obj=Joints(gguf_of=Path))
+    result = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", *adapters], obj=PathJoints())
     assert result.exception is None and asked[0][3].adapters == 3
     assert "3.0%" in result.stdout and "a: 4 failed; the first: words" in result.stdout
-    one = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", adapters[0]], obj=Joints(gguf_of=Path))
+    one = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", adapters[0]], obj=PathJoints())
     assert isinstance(one.exception, InputError) and "two or more" in str(one.exception)
     assert CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", "--adapter", "x"]).exit_code == 2

@@ -14,7 +14,8 @@ from serve.child import schedule
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.lookup import GRAM, Lookup
 from serve.child.choice.sampling import Sampler, vocabulary_of
-from serve.child.contexts import HotContext, Piece
+from serve.child.contexts import Gain, HotContext
+from serve.child.messages import Finished
 from serve.child.slots import Request
 from serve.engine.engine import open_engine
 from slm.joints import SamplingOptions
@@ -103,6 +104,11 @@ def test_no_other_number_of_drafted_tokens_gains_more_for_its_cost(shares: list[
 # --- that no answer changes --------------------------------------------------------------------------------------
 
 
+def finished(gain: Gain) -> Finished:
+    assert isinstance(gain.end, Finished)
+    return gain.end
+
+
 class _Wanted(Lookup):
     """Drafts what a test wants to see tried, and is sure of it."""
 
@@ -128,13 +134,13 @@ class _Answers:
         stack.callback(self.context.close)
         self._draft = draft
 
-    def __call__(self, text: str, **options: Any) -> tuple[list[Piece], list[int]]:
+    def __call__(self, text: str, **options: Any) -> tuple[list[Gain], list[int]]:
         """The pieces of an answer, and the tokens whose cells are kept after it."""
         prompt = [letter(char) for char in text]
         asked = SamplingOptions(**options)
         assert self.context.admit(Request(1, "", prompt, asked, Sampler(asked, prompt, self.vocabulary)))
         slot = self.context.slots.busy[0]
-        pieces: list[Piece] = []
+        pieces: list[Gain] = []
         while slot.running:
             if slot.running.lookup and self._draft:
                 slot.running.lookup = _Wanted(self._draft(slot.running))
@@ -164,7 +170,7 @@ def test_right_and_wrong_drafts_give_the_answer_that_none_gives(files: Files, te
             assert [piece.score.token for piece in found if piece.score] == tokens
             for one, other in zip(found, pieces, strict=True):
                 assert one.score and other.score and one.score.logprob == pytest.approx(other.score.logprob, abs=0.02)
-            assert cells == kept and found[-1].finish and found[-1].finish["completion_tokens"] == 40
+            assert cells == kept and finished(found[-1]).completion_tokens == 40
             clock = context.context.clock
             assert clock.steps <= steps + 1 and clock.accepted == 40 - clock.steps
             assert clock.drafted > clock.accepted or draft is known
@@ -180,9 +186,9 @@ def test_an_answer_that_ends_inside_a_draft_keeps_only_its_own_cells(files: File
         drafting = _Answers(stack, files, lambda running: lambda count: tokens[running.generated :][:count])
         pieces, kept = drafting("Hello", max_tokens=24, stop=(stop,))
         assert "".join(piece.text for piece in pieces) == until
-        finish = pieces[-1].finish
-        assert finish and finish["reason"] == "stop"
-        assert kept == [letter(char) for char in "Hello"] + tokens[: finish["completion_tokens"] - 1]
+        finish = finished(pieces[-1])
+        assert finish.reason == "stop"
+        assert kept == [letter(char) for char in "Hello"] + tokens[: finish.completion_tokens - 1]
         again, _ = drafting("Hello" + text[:4], max_tokens=8)  # the cells that stayed are right
         assert oracle.same(
             None, [letter(char) for char in "Hello" + text[:4]], "".join(piece.text for piece in again), text[4:12]
@@ -194,4 +200,4 @@ def test_the_engine_drafts_unless_told_otherwise_and_says_how_often_it_was_right
         with open_engine(files.model, {"en": files.a}, threads=1, parallel=2, draft=draft) as engine:
             assert ask(engine, "la la la la la la", "en", tokens=120)[1].completion_tokens == 120
             stats = engine.stats()
-        assert (stats["drafted"] > 0) == (draft > 0) and stats["accepted"] <= stats["drafted"]
+        assert (stats.drafted > 0) == (draft > 0) and stats.accepted <= stats.drafted

@@ -48,7 +48,7 @@ def still_well(engine: Engine, served: Served, impatient: Served) -> Iterator[No
     for server in (served, impatient):
         assert server.chat("Hello").status_code == 200
     assert engine.pid == pid
-    assert eventually(lambda: engine.stats()["running"] == engine.stats()["waiting"] == 0)
+    assert eventually(lambda: engine.stats().running == engine.stats().waiting == 0)
 
 
 def connect(server: Served) -> socket.socket:
@@ -244,7 +244,7 @@ def test_a_client_that_leaves_while_it_is_answered_ends_its_request(
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
     # `still_well` waits until nothing runs; 1,900 tokens would also end by themselves, so look at once.
-    assert eventually(lambda: engine.stats()["running"] == 0, 5)
+    assert eventually(lambda: engine.stats().running == 0, 5)
 
 
 # --- many connections -------------------------------------------------------------------------------------------

@@ -133,10 +133,10 @@ def test_many_adapters_share_few_contexts_and_none_waits_for_anothers_end(files:
         next(long)
         for name in "bc":
             text = ask(live, "Short", name, 8)[0]
-            assert live.stats()["running"] == 1, "the long answer has to be under way still"
+            assert live.stats().running == 1, "the long answer has to be under way still"
             prompt = live.tokens_of(user("Short"), adapter=name)
             assert oracle.same(names[name], prompt, text, oracle.greedy(names[name], prompt, 8))
-        assert live.stats()["contexts"] == 1
+        assert live.stats().contexts == 1
         long.close()
 
 
@@ -153,7 +153,7 @@ def test_cancelling_interrupts_a_long_prompt_and_spares_its_neighbours(files: Fi
             )
             time.sleep(0.01)
             ticket.cancel()
-        assert eventually(lambda: live.stats()["running"] <= 1, 5)
+        assert eventually(lambda: live.stats().running <= 1, 5)
         text += "".join(piece for piece in neighbour if isinstance(piece, str))
         prompt = live.tokens_of(user("Go on"), adapter="a")
         assert oracle.same(files.a, prompt, text[:60], oracle.greedy(files.a, prompt, 60))
@@ -188,7 +188,7 @@ def test_no_request_is_forgotten_whatever_comes_and_goes(files: Files, threads: 
         seen: set[int] = set()
         while not kept <= seen:
             seen.add(ends.get(timeout=60))
-        assert eventually(lambda: (live.stats()["running"], live.stats()["waiting"]) == (0, 0), 20)
+        assert eventually(lambda: (live.stats().running, live.stats().waiting) == (0, 0), 20)
 
 
 def test_a_request_that_was_there_at_two_deaths_is_refused(files: Files) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,13 +26,14 @@ from serve.cli import serve as cli
 from serve.engine.engine import open_engine
 from serve.server.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
-from slm.joints import Grounded, Joints, Message, Passage
+from slm.joints import Grounded, Message, Passage
+from tests.path_joints import PathJoints
 from tests.served import Served, error_of, running
 from tests.tiny_gguf import write_adapter, write_model
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent
-JOINTS = Joints(gguf_of=Path)
+JOINTS = PathJoints()
 
 
 class Index:
@@ -211,8 +212,8 @@ def test_a_client_that_goes_away_cancels_its_request(served: Served) -> None:
             if stream:
                 connection.getresponse().read(50)
             else:
-                assert eventually(lambda: served.engine.stats()["running"] == 1)
-        assert eventually(lambda: served.engine.stats()["running"] == 0)
+                assert eventually(lambda: served.engine.stats().running == 1)
+        assert eventually(lambda: served.engine.stats().running == 0)
 
 
 def test_the_engines_death_is_an_error_event_and_a_503_and_then_it_answers_again(served: Served) -> None:
@@ -326,6 +327,20 @@ def test_chat_in_a_pipe_takes_a_line_for_a_turn(served: Served) -> None:
     assert isinstance(failed.exception, UnknownNameError)
 
 
+def test_chat_lists_the_passages_as_rag_ask_does(served: Served) -> None:
+    class Indexed(PathJoints):
+        def open_retriever(self, index: str) -> AbstractContextManager[Index]:
+            return nullcontext(Index())
+
+    args = [str(served.folder / "tiny.gguf"), "--rag", "handbook", "--max-tokens", "6", "--threads", "1"]
+    result = CliRunner().invoke(cli.chat, args, obj=Indexed(), input="How many days?\n", catch_exceptions=False)
+    assert len(result.stdout.splitlines()) == 1
+    assert (
+        "\nThe answer cites no passage. It was given these:\n  1. Leave > Paid leave (leave.md)\n     “Ten days.”\n"
+        in result.stderr
+    )
+
+
 def test_route_explains_itself() -> None:
     result = invoke(cli.route, "Good morning everyone", "おはよう", "--adapter", "ja_lora", "--json")
     rows = json.loads(result.stdout)["routes"]
@@ -334,10 +349,8 @@ def test_route_explains_itself() -> None:
 
 
 def test_serve_starts_says_where_and_stops_on_ctrl_c(served: Served) -> None:
-    code = "from pathlib import Path; from serve.cli.serve import serve; from slm.joints import Joints; "
-    code += (
-        f"serve.main([{str(served.folder / 'tiny.gguf')!r}, '--port', '0', '--threads', '1'], obj=Joints(gguf_of=Path))"
-    )
+    code = "from serve.cli.serve import serve; from tests.path_joints import PathJoints; "
+    code += f"serve.main([{str(served.folder / 'tiny.gguf')!r}, '--port', '0', '--threads', '1'], obj=PathJoints())"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stderr is not None
         said = ""

@@ -122,7 +122,7 @@ def test_a_request_over_its_time_is_ended_in_the_engine_too(engine: Engine, fold
             assert reply.status_code == 504 and error_of(reply)["type"] == "timeout_error"
             streamed = server.post("/v1/chat/completions", {**long, "stream": True})
             assert streamed.status_code == 504
-        assert eventually(lambda: engine.stats()["running"] == engine.stats()["waiting"] == 0)
+        assert eventually(lambda: engine.stats().running == engine.stats().waiting == 0)
     with guarded(engine, folder) as server:
         assert server.chat("Hello", model="en").status_code == 200
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.child import schedule
+from serve.child.adapters import contents_of, key_of
 from serve.child.cells import placement
 from serve.child.cells.store import SMALLEST, PrefixStore
-from serve.child.lanes import contents_of, key_of
 from serve.engine.supervisor import Blame
 
 # --- tokens of a step -------------------------------------------------------------------------------------------
@@ -60,7 +60,6 @@ def test_adapters_that_share_a_context_take_turns_of_a_quantum() -> None:
     assert [rotation.next(["b", "a"]) for _ in range(9)] == list("aaabbbaaa")
     assert [rotation.next(["a"]) for _ in range(5)] == list("aaaaa")
     assert rotation.next(["a", "b"]) == "b", "one that was alone for long gives way at once"
-    assert rotation.next([]) is None
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])

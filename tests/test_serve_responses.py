@@ -431,7 +431,7 @@ def test_a_client_that_leaves_cancels_its_answer(served: Served) -> None:
     body = {"model": "en", "input": "x", "max_output_tokens": 1500, "stream": True}
     with httpx.stream("POST", f"{served.url}/v1/responses", json=body, timeout=60) as stream:
         assert next(stream.iter_lines()) == "event: response.created"
-    assert eventually(lambda: served.engine.stats()["running"] == 0, 5)
+    assert eventually(lambda: served.engine.stats().running == 0, 5)
 
 
 def test_an_error_after_the_start_is_told_and_raised() -> None:

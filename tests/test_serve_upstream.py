@@ -21,7 +21,7 @@ from serve.bench.process import free_port
 from serve.cli import serve as cli
 from serve.upstream import Options, limits, llama_cpp_python_launch, llama_server_launch
 from slm.errors import DamagedFileError, InputError, MissingExtraError, MissingFileError, UnsupportedError
-from slm.joints import Joints
+from tests.path_joints import PathJoints
 from tests.tiny_gguf import write_adapter, write_model
 
 ROOT = Path(__file__).parent.parent
@@ -203,7 +203,7 @@ def test_llama_cpp_server_answers_with_base_and_adapter_and_wants_its_key(model:
 
 
 def serve(*args: str) -> BaseException | None:
-    return CliRunner().invoke(cli.serve, list(args), obj=Joints(gguf_of=Path)).exception
+    return CliRunner().invoke(cli.serve, list(args), obj=PathJoints()).exception
 
 
 def test_options_that_the_engine_has_nothing_for_are_refused_by_name(model: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_options_that_the_engine_has_nothing_for_are_refused_by_name(model: Path
         assert option in str(error)
     assert "--port" not in str(error)
     runner, args = CliRunner(), [str(model), "--port", "0", "--engine", "llama-server"]
-    by_file = runner.invoke(cli.serve, args, obj=Joints(gguf_of=Path), default_map={"hot": 4}).exception
+    by_file = runner.invoke(cli.serve, args, obj=PathJoints(), default_map={"hot": 4}).exception
     assert isinstance(by_file, UnsupportedError) and "--hot" in str(by_file)
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from convert.quality.sample_text import read_texts
 from rag.evaluate.retrieval import read_questions
-from serve.cli.guard import policy_of
-from serve.server.guard import Limits
+from serve.cli.guard import GuardOptions, policy_of
 from slm.artifacts import read_manifest
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.text_file import read_text, text_lines
@@ -77,12 +76,7 @@ def test_a_key_file_of_another_editor_has_the_same_keys(tmp_path: Path, encoding
     path = tmp_path / "keys.txt"
     path.write_bytes("# 社内\r\nsecret-key\r\n".encode(encoding))
     path.chmod(0o600)
-    limits = Limits()
-    policy = policy_of(
-        "127.0.0.1", api_key_env=None, api_key_file=path, no_key_ok=False, hosts=(), origins=(), max_body=1,
-        max_prompt=0, max_n=1, max_queue=1, max_connections=1, request_timeout=limits.request_s,
-        read_timeout=limits.read_s, keep_alive=1, access_log=False,
-    )  # fmt: skip
+    policy = policy_of("127.0.0.1", GuardOptions(api_key_file=path))
     assert policy.keys.single() == "secret-key"
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from slm.chat.prompt import TEMPLATES
 from slm.errors import InputError, MismatchError, MissingFileError
-from slm.joints import Joints
+from tests.path_joints import PathJoints
 from tests.tiny_adapters import FAMILIES, checkpoints, instruct, options, trained
 from train.adapter.merge import merge
 from train.adapter.opened import load_with_adapter
@@ -151,7 +151,7 @@ def test_the_commands_train_merge_and_evaluate_with_figures_as_json(
     from train.cli.train import evaluate, train
     from train.cli.train import merge as merge_command
 
-    joints = Joints(checkpoint_of=Path)
+    joints = PathJoints()
     base, adapter, merged = (str(p) for p in (checkpoints["gpt2"], tmp_path / "a", tmp_path / "m"))
 
     def call(command: Any, *arguments: str) -> dict[str, Any]:

@@ -183,11 +183,11 @@ def test_a_template_that_makes_several_sequences_of_one_conversation_is_refused(
 def test_the_command_prints_one_json_object_and_a_table(
     monkeypatch: pytest.MonkeyPatch, base: Path, talks: Path
 ) -> None:
-    from slm.joints import Joints
+    from tests.path_joints import PathJoints
     from train.cli.bench import bench_train
 
     monkeypatch.setattr(bench, "_measure", lambda name, *_: [_row(name)])
-    joints = Joints(checkpoint_of=Path)
+    joints = PathJoints()
     arguments = ["--model", str(base), "--data", str(talks), "--steps", "1", "--peer", "trainer"]
     said = CliRunner().invoke(bench_train, [*arguments, "--json"], obj=joints)
     assert said.exit_code == 0, said.output

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from slm.joints import Joints
+from tests.path_joints import PathJoints
 from tests.tiny_training import conversations, write_checkpoint, write_jsonl
 from train.adapter.fresh import add_adapter
 from train.base import load_model
@@ -181,7 +181,7 @@ def test_the_command_takes_the_options_of_either_kind_of_run(
     text.write_text("".join(f"Desk {n} stands by the window of the office.\n" for n in range(80)), encoding="utf-8")
 
     def call(*arguments: str) -> Any:
-        joints = Joints(checkpoint_of=Path)
+        joints = PathJoints()
         base = ["--base", str(bases["gpt2"]), "--dtype", "float32", "--max-length", "64"]
         return CliRunner().invoke(command, [*base, *arguments], obj=joints)
 
@@ -216,7 +216,7 @@ else:
 def test_the_memory_of_a_real_run_is_foreseen(pulled_model: Callable[[str], Path], tmp_path: Path) -> None:
     import slm_cli
 
-    base = slm_cli._checkpoint_of(str(pulled_model("smollm2-135m-instruct")))
+    base = slm_cli.Roof().checkpoint_of(str(pulled_model("smollm2-135m-instruct")))
     peaks = {}
     for what in ("estimate", "run"):
         command = [sys.executable, "-c", _RUN, what, str(base), str(ROOT / "data/instruct.jsonl"), str(tmp_path / what)]

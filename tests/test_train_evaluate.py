@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
 from slm.errors import DamagedFileError, InputError, MismatchError
-from slm.joints import Joints
 from tests import tiny_checkpoints
+from tests.path_joints import PathJoints
 from train.adapter.opened import load_with_adapter
 from train.base import TARGETS, load_tokenizer
 from train.measure.evaluate import evaluate_texts
@@ -212,11 +212,12 @@ def test_the_command_takes_a_peft_folder_for_a_gguf_too(
     base, gguf = bases["gemma3"], ggufs["gemma3"]
     folder = adapter(base, tmp_path / "a")
 
-    def converted(folder: Path, model: str) -> Path:
-        convert_adapter(folder, tmp_path / "made.gguf", Path(base))
-        return tmp_path / "made.gguf"
+    class Converting(PathJoints):
+        def adapter_gguf_of(self, folder: Path, model: str) -> Path:
+            convert_adapter(folder, tmp_path / "made.gguf", Path(base))
+            return tmp_path / "made.gguf"
 
-    joints = Joints(checkpoint_of=Path, adapter_gguf_of=converted)
+    joints = Converting()
     found = []
     for model in (base, gguf):
         named = [item for lang, (file,) in texts.items() for item in ("--text", f"{lang}={file}")]
@@ -236,7 +237,7 @@ def test_a_real_model_with_an_adapter_agrees_between_its_forms_to_half_a_percent
 ) -> None:
     import slm_cli
 
-    base = slm_cli._checkpoint_of(str(pulled_model("smollm2-135m-instruct")))
+    base = slm_cli.Roof().checkpoint_of(str(pulled_model("smollm2-135m-instruct")))
     convert_checkpoint(base, tmp_path / "model.gguf", "f16", verify=False)
     folder = adapter(base, tmp_path / "a", size=0.02)
     convert_adapter(folder, tmp_path / "a.gguf")

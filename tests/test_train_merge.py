@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.errors import InputError, MismatchError, UnsupportedError
-from slm.joints import Joints
+from tests.path_joints import PathJoints
 from tests.tiny_training import write_checkpoint
 from train.adapter.combine import combine
 from train.adapter.merge import merge
@@ -140,7 +140,7 @@ def test_the_manifest_and_the_command_name_every_adapter_with_its_weight(
     base, adapters, _ = pair
     named = [item for one in adapters for item in ("--adapter", str(one))] + ["--weight", "0.7", "--weight", "0.3"]
     arguments = ["--base", str(base), *named, "-o", str(tmp_path / "command")]
-    said = CliRunner().invoke(command, [*arguments, "--json"], obj=Joints(checkpoint_of=Path))
+    said = CliRunner().invoke(command, [*arguments, "--json"], obj=PathJoints())
     assert said.exit_code == 0, said.output
     manifest = json.loads((tmp_path / "command" / "manifest.json").read_text())
     assert [(Path(one["path"]).name, one["weight"]) for one in manifest["adapters"]] == [("en", 0.7), ("ja", 0.3)]

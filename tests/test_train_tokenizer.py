@@ -16,7 +16,7 @@ from convert.vocabulary.base.proof import MIXED_LINES, differences, special_line
 from slm.artifacts import read_manifest
 from slm.chat.prompt import named_template
 from slm.errors import DamagedFileError, InputError
-from slm.joints import Joints
+from tests.path_joints import PathJoints
 from train.base import load_tokenizer
 from train.cli.scratch import compared
 from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
@@ -178,7 +178,7 @@ def test_the_command_reports_each_language_beside_others(folder: Path, tmp_path:
 def test_without_a_choice_the_known_tokenizers_that_are_here_are_compared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    joints = Joints(checkpoint_of=Path)
+    joints = PathJoints()
     monkeypatch.setattr("slm.models.catalog.find_pulled", lambda name: name if name.startswith("gemma") else None)
     assert list(compared(joints, ())) == ["gemma-3-270m"]
     assert "slm pull smollm2-135m-instruct" in capsys.readouterr().err

@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rag.answer.marks import Mark, Marks
-from rag.document import visible
 from rag.index.lexical import terms_of
 from slm.joints import Passage
+from slm.text.visible import visible
 
 NOT_FOUND = {"en": "I could not find this in the documents", "ja": "資料には見つかりませんでした"}
 # The end of a text that may yet become an escape sequence or a line end.

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 from rag.answer.cite import NOT_FOUND, Citations
 from rag.answer.quote import quotes_of
-from rag.document import one_line, visible
 from rag.index.embed import Embedder, open_embedder
 from rag.index.names import index_path
 from rag.index.retrieve import search
@@ -20,6 +19,7 @@ from rag.index.update import check_embedder
 from slm.errors import InputError
 from slm.joints import Grounded, Message, Passage
 from slm.text.language import detect
+from slm.text.visible import one_line, visible
 
 _INSTRUCTION = {
     "en": (

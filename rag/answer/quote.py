@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rag.document import is_table_rule, one_line, visible
+from rag.document import is_table_rule
 from rag.index.embed import Embedder
 from rag.index.variants import comparable
 from slm.joints import Passage
+from slm.text.visible import one_line, visible
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 _ITEM = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s+")

@@ -12,6 +12,7 @@ from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate, named_files
 from rag.cli.read import read
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
+from slm.terminal.answer import ShownAnswer, show_sources, shown_path, sources_of
 from slm.terminal.arguments import TEXT, TextCommand
 
 if TYPE_CHECKING:
@@ -77,16 +78,16 @@ def add(index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, 
     looked = seen(paths, reading)
     if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
         raise nothing_read(paths, reading)
-    _note_some([f"skipped {_shown(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
-    _note_some([f"{_shown(noted.source)}: {noted.text}" for noted in reading.notes])
+    _note_some([f"skipped {shown_path(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
+    _note_some([f"{shown_path(noted.source)}: {noted.text}" for noted in reading.notes])
     embed = open_embedder(embedder or made_with or DEFAULT_EMBEDDER)
     with progress("embedding", total=100, unit="%") as done:
         change = add_documents(
             where, reading.documents, embed, lambda n, total: done(100 * n / total),
             seen=looked, fresh=fresh, sure=yes,
         )  # fmt: skip
-    _note_some([f"removed {_shown(source)}: {reason}" for source, reason in change.gone.items()])
-    _note_some([f"kept the old text of {_shown(source)}: {reason}" for source, reason in change.kept.items()])
+    _note_some([f"removed {shown_path(source)}: {reason}" for source, reason in change.gone.items()])
+    _note_some([f"kept the old text of {shown_path(source)}: {reason}" for source, reason in change.kept.items()])
     result = {
         "index": str(where), "embedder": embed.identity.name, "added": change.added, "replaced": change.replaced,
         "unchanged": change.unchanged, "moved": change.moved, "chunks": change.chunks,
@@ -130,8 +131,8 @@ def search(index: str, query: str, k: int, as_json: bool) -> None:
       slm rag search handbook "paid leave" -k 3
     """
     from rag.answer.prompt import open_retriever, passage_head
-    from rag.document import visible
     from slm.terminal.console import emit_json
+    from slm.text.visible import visible
 
     with open_retriever(index) as retriever:
         passages = retriever.search(query, k)
@@ -140,7 +141,7 @@ def search(index: str, query: str, k: int, as_json: bool) -> None:
         return
     for number, passage in enumerate(passages, start=1):
         click.secho(f"{number}. {passage_head(passage)}", bold=True)
-        click.echo(f"   {_shown(passage.source)}  (score {passage.score:.4f})")
+        click.echo(f"   {shown_path(passage.source)}  (score {passage.score:.4f})")
         click.echo("   " + visible(passage.text).replace("\n", "\n   ") + "\n")
 
 
@@ -179,39 +180,30 @@ def ask(
     gguf = joints.gguf_of(model)
     with open_retriever(index) as retriever:
         grounded = retriever.grounded(question, k)
-    finish: Finish | None = None
-    answer = ""
-    chosen = "auto" if files else None
+    chosen, sampling = "auto" if files else None, SamplingOptions(max_tokens=max_tokens)
     with joints.open_engine(gguf, files, threads=threads, context=4096) as engine:
-        for piece in engine.chat(grounded.messages, adapter=chosen, sampling=SamplingOptions(max_tokens=max_tokens)):
-            finish = piece if isinstance(piece, Finish) else None
-            ready = grounded.citations.end() if isinstance(piece, Finish) else grounded.citations.feed(piece)
-            answer += ready
-            if not as_json:
-                click.echo(ready, nl=False)
-    if not as_json:
-        click.echo()
+        shown = ShownAnswer().show(
+            engine.chat(grounded.messages, adapter=chosen, sampling=sampling), grounded, silent=as_json
+        )
+    finish, sources = shown.finish, sources_of(grounded)
     if finish is None:
         raise EngineError("the answer broke off before its end", hint="Run it again with --debug.")
-    cited = grounded.citations.cited
-    numbered = [(n, p, q) for n, (p, q) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), start=1)]
     if as_json:
         emit_json(
             {
                 "question": question,
-                "answer": answer.strip(),
-                "citations": cited,
-                "sources": [{"number": n, "cited": n in cited, "quote": q, **_as_dict(p)} for n, p, q in numbered],
+                "answer": shown.text.strip(),
+                "citations": grounded.citations.cited,
+                "sources": [
+                    {"number": s.number, "cited": s.cited, "quote": s.quote, **_as_dict(s.passage)} for s in sources
+                ],
                 **_figures(finish),
             }
         )
         return
     if finish.reason == "length":
         note(f"the answer was cut at --max-tokens {max_tokens}")
-    click.echo("\nSources:" if cited else "\nThe answer cites no passage. It was given these:")
-    for number, passage, quote in numbered:
-        if not cited or number in cited:
-            click.echo(f"  {_line(number, passage)}\n     “{quote}”")
+    show_sources(sources, click.echo)
 
 
 @rag.command(context_settings=_HELP)
@@ -231,7 +223,7 @@ def remove(index: str, documents: tuple[str, ...], every: bool) -> None:
 
     removed = remove_documents(index_path(index), documents, every=every)
     for source in removed:
-        click.echo(f"removed {_shown(source)}")
+        click.echo(f"removed {shown_path(source)}")
     click.echo(f"{len(removed)} documents removed")
 
 
@@ -245,10 +237,10 @@ def status(index: str, as_json: bool) -> None:
     Example:
       slm rag status handbook --json
     """
-    from rag.document import one_line
     from rag.index.names import index_path
     from rag.index.store import open_generation
     from slm.terminal.console import emit_json
+    from slm.text.visible import one_line
 
     generation = open_generation(index_path(index))
     size = sum(file.stat().st_size for file in generation.folder.iterdir())
@@ -266,7 +258,7 @@ def status(index: str, as_json: bool) -> None:
     click.echo(f"holds     {len(generation.documents)} documents in {len(generation.chunks)} chunks")
     for document in result["documents"]:
         title = one_line(document["title"])
-        click.echo(f"  {document['lang']:4}{document['chunks']:4} chunks  {title}  ({_shown(document['source'])})")
+        click.echo(f"  {document['lang']:4}{document['chunks']:4} chunks  {title}  ({shown_path(document['source'])})")
 
 
 def _figures(finish: Finish) -> dict[str, Any]:
@@ -285,19 +277,3 @@ def _as_dict(passage: Passage) -> dict[str, Any]:
         "title": passage.title, "heading": passage.heading, "source": passage.source, "score": passage.score,
         "text": passage.text,
     }  # fmt: skip
-
-
-def _line(number: int, passage: Passage) -> str:
-    from rag.answer.prompt import passage_head
-
-    return f"{number}. {passage_head(passage)} ({_shown(passage.source)})"
-
-
-def _shown(source: str) -> str:
-    """A source for people: visible characters, and relative to the working folder when it lies below it."""
-    from rag.document import one_line
-
-    path = Path(source)
-    if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        source = path.relative_to(Path.cwd()).as_posix()
-    return one_line(source)

@@ -19,10 +19,10 @@ def read(paths: tuple[Path, ...], as_json: bool) -> None:
     Example:
       slm rag read data/handbook/en/03-overtime.md
     """
-    from rag.document import one_line
     from rag.sources.files import nothing_read, read_files
     from rag.sources.reader import markdown_of
     from slm.terminal.console import emit_json, note
+    from slm.text.visible import one_line
 
     reading = read_files(paths, none_ok=True)
     if as_json:

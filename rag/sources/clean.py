@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from rag.document import visible
+from slm.text.visible import visible
 
 # Form feeds, NEL and Unicode's line and paragraph separators end a line.
 _LINE_ENDS = re.compile("[\x0b\x0c\x85\u2028\u2029]")

@@ -9,7 +9,7 @@ import asyncio
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,22 @@ from serve.upstream import Options
 from slm.terminal.console import note
 
 
+@dataclass(frozen=True)
+class BenchOptions:
+    """How often everybody is measured and how every server is started. binary: of llama-server, if it is a peer."""
+
+    rounds: int = 3
+    context: int = 4096
+    threads: int = 0
+    binary: Path | None = None
+
+
 def bench_serving(
     model: Path,
     adapters: Mapping[str, Path],
     peers: Sequence[str],
     plan: Plan,
-    *,
-    rounds: int = 3,
-    context: int = 4096,
-    threads: int = 0,
-    binary: Path | None = None,
+    setup: BenchOptions = BenchOptions(),
 ) -> dict[str, Any]:
     """Measure ours and the peers. Without adapters two random ones of rank 16 are made for the run.
 
@@ -41,27 +47,32 @@ def bench_serving(
     """
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
         files = {name: path.resolve() for name, path in adapters.items()} or _random(model, Path(scratch))
-        who, missing = contenders(model, list(files), peers, binary)
+        who, missing = contenders(model, list(files), peers, setup.binary)
         for line in missing:
             note(line)
         taken: dict[str, list[dict[str, Any]]] = {one.name: [] for one in who}
-        for number in range(rounds):
+        for number in range(setup.rounds):
             for one in who:
-                note(f"round {number + 1} of {rounds}: {one.name}")
+                note(f"round {number + 1} of {setup.rounds}: {one.name}")
                 options = Options(
-                    model.resolve(), tuple(files.items()), context, threads, plan.clients, port=free_port()
+                    model.resolve(),
+                    tuple(files.items()),
+                    setup.context,
+                    setup.threads,
+                    plan.clients,
+                    port=free_port(),
                 )
                 taken[one.name].append(_measured(one, options, plan, number))
         overhead = loop_overhead(
-            model, files, clients=plan.clients, tokens=plan.tokens, context=context, threads=threads,
-            parallel=plan.clients,
+            model, files, clients=plan.clients, tokens=plan.tokens, context=setup.context,
+            threads=setup.threads, parallel=plan.clients,
         )  # fmt: skip
     servers = [_over_rounds(name, parts) for name, parts in taken.items()]
     return {
         "model": model.name,
         "adapters": list(files) if adapters else [f"random, rank 16 ({name})" for name in files],
         "plan": asdict(plan),
-        "rounds": rounds,
+        "rounds": setup.rounds,
         "servers": servers,
         "ratios": {peer["name"]: ratios(servers[0], peer) for peer in servers[1:]},
         "overhead": overhead,

@@ -6,8 +6,6 @@ With a pipe: one line is one turn, and only answers go to stdout.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,9 +13,9 @@ from dataclasses import dataclass, field
 import click
 
 from serve.engine.engine import Engine
-from serve.server.api.answer.objects import timings
 from slm.errors import SlmError
-from slm.joints import Finish, Grounded, Message, Retriever, SamplingOptions
+from slm.joints import Message, Retriever, SamplingOptions
+from slm.terminal.answer import ShownAnswer, show_sources, sources_of
 from slm.terminal.console import note
 from slm.terminal.piped import is_terminal, stdin_lines
 
@@ -110,58 +108,30 @@ class Chat:
         # Routed by the question; the passages may be in another language.
         grounded = self.retriever.grounded(text) if self.retriever else None
         sent = grounded.messages if grounded else asked
-        answer, finish, first = "", None, 0.0
-        started = time.perf_counter()
+        shown = ShownAnswer()
         try:
             with closing(self.engine.chat(sent, adapter=way.adapter, sampling=self.sampling, fit=True)) as pieces:
-                for piece in pieces:
-                    if isinstance(piece, Finish):
-                        finish = piece
-                        continue
-                    first = first or time.perf_counter() - started
-                    answer += _written(grounded.citations.feed(piece) if grounded else piece)
-                if grounded:
-                    answer += _written(grounded.citations.end())
+                shown.show(pieces, grounded)
         except KeyboardInterrupt:
             if not is_terminal():
                 raise
-        finally:
-            if answer:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
         if grounded:
-            _list_passages(grounded)
-        if answer or finish:
-            self.messages = [*asked, Message(role="assistant", content=answer)]
-        _dim(_figures(way.adapter, way.reason if self.wanted == "auto" else "", finish, first))
+            show_sources(sources_of(grounded), note)
+        if shown.text or shown.finish:
+            self.messages = [*asked, Message(role="assistant", content=shown.text)]
+        _dim(_figures(way.adapter, way.reason if self.wanted == "auto" else "", shown))
 
 
-def _written(piece: str) -> str:
-    """Show a piece of the answer at once."""
-    sys.stdout.write(piece)
-    sys.stdout.flush()
-    return piece
-
-
-def _list_passages(grounded: Grounded) -> None:
-    """The cited passages under the answer, or all that were given when it cites none."""
-    cited = grounded.citations.cited
-    if not cited:
-        note("  The answer cites no passage. It was given these:")
-    for number, (passage, quote) in enumerate(zip(grounded.passages, grounded.quotes(), strict=True), 1):
-        if not cited or number in cited:
-            note(f"  [{number}] {passage.place}  {passage.source}\n      “{quote}”")
-
-
-def _figures(adapter: str | None, reason: str, finish: Finish | None, first_s: float) -> str:
+def _figures(adapter: str | None, reason: str, shown: ShownAnswer) -> str:
     who = adapter or "base"
     why = f" ({reason})" if reason else ""
+    finish = shown.finish
     if finish is None:
         return f"[{who}{why} · stopped]"
-    speed = timings(finish)["decode_tokens_per_s"]
+    speed = finish.timings()["decode_tokens_per_s"]
     rate = f" · {speed} tok/s" if speed else ""
     cut = " · cut at the length limit" if finish.reason == "length" else ""
-    return f"[{who}{why}{rate} · {finish.completion_tokens} tokens · first after {first_s:.2f} s{cut}]"
+    return f"[{who}{why}{rate} · {finish.completion_tokens} tokens · first after {shown.first_s:.2f} s{cut}]"
 
 
 def _dim(text: str) -> None:

@@ -2,7 +2,7 @@
 
 Several adapters may live in a context: each sequence belongs to one set of adapters, a step computes those of one
 set, and cells are shared within a set only. Runs in the engine's child process, on one thread at a time. It knows
-nothing of the protocol, of adapters' names, of other contexts or of who asked.
+nothing of how answers are written, of adapters' names, of other contexts or of who asked.
 """
 
 from __future__ import annotations
@@ -18,28 +18,35 @@ from typing import Any
 import numpy as np
 
 from serve.child import schedule
+from serve.child.adapters import Handles, contents_of
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.lookup import Lookup
 from serve.child.choice.sampling import Vocabulary
+from serve.child.messages import Answer, Failed, Finished, Piece, RunningRow
 from serve.child.slots import Request, Running, Slot, Slots
 from serve.child.text import TextStream
 from slm.errors import EngineError, SlmError
 from slm.joints import TokenScore
 from slm.native.llama import library, open_context, set_adapters
 
-Adapters = list[tuple[Any, float]]
 _ABORTED = 2  # llama_decode: the abort callback said so
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one request gained in a step, and its end if this was the last: figures with a `reason`, or an error."""
+class Gain:
+    """What one request gained by a token, and its end if this was the last: the figures, or an error."""
 
     request: int
     text: str
     score: TokenScore | None = None
-    finish: dict[str, Any] | None = None
-    error: SlmError | None = None
+    end: Finished | Failed | None = None
+
+    def answers(self) -> Iterator[Answer]:
+        """What there is to tell of it."""
+        if self.text or self.score:
+            yield Piece(self.text, self.score)
+        if self.end:
+            yield self.end
 
 
 @dataclass
@@ -117,6 +124,18 @@ class HotContext:
         """How many requests run for each set of adapters."""
         return Counter(slot.key for slot in self.slots.busy)
 
+    def rows(self) -> list[RunningRow]:
+        """The requests that run, with what of them is done; from any thread."""
+        pairs = ((slot, slot.running) for slot in self.slots.all)
+        return [
+            RunningRow(
+                running.request.id, tuple(contents_of(slot.key)), cells=len(slot.tokens),
+                prompt_tokens=len(running.request.prompt), cached_tokens=running.cached, generated=running.generated,
+                max_tokens=running.request.options.max_tokens,
+            )
+            for slot, running in pairs if running
+        ]  # fmt: skip
+
     def interrupt(self) -> None:
         """End the step under way as soon as its current node is computed; from any thread."""
         self._stop[0] = b"x"
@@ -136,11 +155,11 @@ class HotContext:
         slot.running = Running(request, text, cached, arrived=slot.last_used, started=time.perf_counter())
         return True
 
-    def cancel(self, request: int) -> dict[str, Any] | None:
+    def cancel(self, request: int) -> Finished | None:
         """End a running request between two steps; its cells stay as cache. None if it does not run here."""
         for slot in self.slots.busy:
             if slot.running and slot.running.request.id == request:
-                return self._end(slot, "cancelled")
+                return self._end(slot, slot.running, "cancelled")
         return None
 
     def forget(self, key: str) -> None:
@@ -154,7 +173,7 @@ class HotContext:
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def step(self, key: str, adapters: Adapters, *, threads: int) -> list[Piece]:
+    def step(self, key: str, adapters: Handles, *, threads: int) -> list[Gain]:
         """Decode one batch of the sequences of `key` and return what each gained; nothing when interrupted.
 
         Raises EngineError when llama.cpp refuses the batch.
@@ -177,11 +196,11 @@ class HotContext:
         if sum(len(feed.tokens) for feed in feeds if feed.reads) >= schedule.SMALLEST_CHUNK // 2:
             rate = count / (after - before)
             self.prefill_rate = (self.prefill_rate + rate) / 2 if self.prefill_rate else rate
-        pieces = [piece for feed in feeds for piece in self._gain(feed)]
+        gains = [gain for feed in feeds for gain in self._gained(feed)]
         self.clock.steps += 1
         self.clock.decode_s += after - before
         self.clock.step_s += time.perf_counter() - begun
-        return pieces
+        return gains
 
     def fail(self, key: str) -> list[int]:
         """After a refused batch: drop every running request of `key` and its cells; returns the requests dropped."""
@@ -189,7 +208,7 @@ class HotContext:
         for slot in self.slots.busy:
             if slot.running and slot.key == key:
                 dropped.append(slot.running.request.id)
-                self._end(slot, "error")
+                self._end(slot, slot.running, "error")
                 self.slots.clear(slot)
         return dropped
 
@@ -230,7 +249,7 @@ class HotContext:
         self._batch.n_tokens = row
         return row
 
-    def _use(self, key: str, adapters: Adapters, threads: int) -> None:
+    def _use(self, key: str, adapters: Handles, threads: int) -> None:
         if key != self._active:
             self._active = None  # should llama.cpp refuse, nothing is known of the context's state
             set_adapters(self._context, adapters)
@@ -246,8 +265,8 @@ class HotContext:
         self._batch.seq_id[row][0] = sequence
         self._batch.logits[row] = logits
 
-    def _gain(self, feed: _Feed) -> Iterator[Piece]:
-        """The pieces of one sequence after its tokens were decoded: one, and one for every drafted token that was
+    def _gained(self, feed: _Feed) -> Iterator[Gain]:
+        """The gains of one sequence after its tokens were decoded: one, and one for every drafted token that was
         right. The others' cells are dropped."""
         slot, running = feed.slot, feed.running
         base = len(slot.tokens)
@@ -258,9 +277,9 @@ class HotContext:
             return
         known = 0
         for known, drafted in enumerate([*feed.tokens[1:], None], 1):
-            piece = self._advance(slot, running, feed.row + known - 1)
-            yield piece
-            if piece.finish or piece.error or running.pending != drafted:
+            gain = self._advance(slot, running, feed.row + known - 1)
+            yield gain
+            if gain.end or running.pending != drafted:
                 break
         self.clock.drafted += len(feed.tokens) - 1
         self.clock.accepted += known - 1
@@ -268,13 +287,13 @@ class HotContext:
             del slot.tokens[base + known :]
             self.slots.cut(slot)
 
-    def _advance(self, slot: Slot, running: Running, row: int) -> Piece:
+    def _advance(self, slot: Slot, running: Running, row: int) -> Gain:
         address = self._lib.llama_get_logits_ith(self._context, row)
         try:
             picked = running.request.sampler.pick(np.ctypeslib.as_array(address, shape=(self._vocabulary.size,)))
         except SlmError as error:
-            self._end(slot, "error")
-            return Piece(running.request.id, "", error=error)
+            self._end(slot, running, "error")
+            return Gain(running.request.id, "", end=Failed(error))
         if running.pending is None:
             running.first_token = time.perf_counter()
         token, id = picked.token, running.request.id
@@ -283,28 +302,26 @@ class HotContext:
             running.lookup = running.lookup or Lookup(running.request.prompt)
             running.lookup.append(token)
         if token in self._vocabulary.eog or token in running.request.options.stop_tokens:
-            return Piece(id, running.text.flush(), None, self._end(slot, "stop"))
+            return Gain(id, running.text.flush(), None, self._end(slot, running, "stop"))
         running.generated += 1
         text = running.text.feed(self._vocabulary.piece(token))
         if running.text.stopped:
-            return Piece(id, text, picked.score, self._end(slot, "stop"))
+            return Gain(id, text, picked.score, self._end(slot, running, "stop"))
         if picked.end or running.generated >= running.request.options.max_tokens:
             text += running.text.flush()
-            return Piece(id, text, picked.score, self._end(slot, "stop" if picked.end else "length"))
-        return Piece(id, text, picked.score)
+            return Gain(id, text, picked.score, self._end(slot, running, "stop" if picked.end else "length"))
+        return Gain(id, text, picked.score)
 
-    def _end(self, slot: Slot, reason: str) -> dict[str, Any]:
-        running = slot.running
-        assert running is not None
+    def _end(self, slot: Slot, running: Running, reason: str) -> Finished:
         now = time.perf_counter()
         first = running.first_token or now
         self.slots.use(slot)
         slot.running, slot.reserved = None, 0
-        return {
-            "reason": reason,
-            "prompt_tokens": len(running.request.prompt),
-            "completion_tokens": running.generated,
-            "prefill_s": first - running.started,
-            "decode_s": now - first,
-            "cached_tokens": running.cached,
-        }
+        return Finished(
+            reason,
+            prompt_tokens=len(running.request.prompt),
+            completion_tokens=running.generated,
+            prefill_s=first - running.started,
+            decode_s=now - first,
+            cached_tokens=running.cached,
+        )

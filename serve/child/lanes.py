@@ -12,15 +12,17 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from serve.child import schedule
+from serve.child.adapters import Handles, OpenAdapters, contents_of
 from serve.child.cells.store import PrefixStore
-from serve.child.contexts import Adapters, HotContext, Piece
+from serve.child.contexts import Gain, HotContext
+from serve.child.messages import Answer, Begun, Failed, Stats
 from serve.child.pool import Team
 from serve.child.slots import Request
 from slm.errors import EngineError, SlmError
@@ -34,20 +36,9 @@ _SHARE_S = 0.1
 class Sink(Protocol):
     """Where answers go; called on any thread."""
 
-    def begun(self, request: int) -> None: ...
-
-    def piece(self, piece: Piece) -> None: ...
-
-    def error(self, request: int, error: SlmError) -> None: ...
+    def add(self, request: int, answer: Answer) -> None: ...
 
     def flush(self) -> None: ...
-
-
-@dataclass
-class _Adapter:
-    handle: Any
-    stack: ExitStack
-    retired: bool = False
 
 
 @dataclass
@@ -64,16 +55,6 @@ class _Lane:
     full: bool = False
     stepping: bool = False
     reading: int = 0
-
-
-def key_of(adapters: Sequence[tuple[str, float]]) -> str:
-    """The identity of a set of (content hash, scale): the same set gives the same key, whatever the order."""
-    return "+".join(sorted(f"{content}@{scale:g}" for content, scale in adapters))
-
-
-def contents_of(key: str) -> list[tuple[str, float]]:
-    """The (content hash, scale) pairs of a key."""
-    return [(part.rpartition("@")[0], float(part.rpartition("@")[2])) for part in key.split("+") if part]
 
 
 class Lanes:
@@ -100,7 +81,7 @@ class Lanes:
         self._guests = 0
         self._waiting: list[Request] = []
         self._wanted: dict[str, float] = {}  # when a request of each set of adapters last waited or ended
-        self._adapters: dict[str, _Adapter] = {}
+        self._adapters = OpenAdapters()
         self._lanes = [_Lane(index) for index in range(lanes)]
         self._lanes[0].context = open_context(cores)
         for lane in self._lanes:
@@ -111,9 +92,7 @@ class Lanes:
     def submit(self, request: Request) -> None:
         """Queue a request. Raises EngineError when an adapter of its key is not loaded."""
         with self._changed:
-            for content, _ in contents_of(request.key):
-                if content not in self._adapters:
-                    raise EngineError("the adapter of this request is not loaded")
+            self._adapters.of(request.key)
             self._waiting.append(request)
             self._changed.notify_all()
 
@@ -135,18 +114,12 @@ class Lanes:
     def load(self, content: str, open_adapter: Callable[[ExitStack], Any]) -> None:
         """Load an adapter under the hash of its content, unless it is there; no context computes meanwhile."""
         with self._alone():
-            if known := self._adapters.get(content):
-                known.retired = False
-                return
-            with ExitStack() as stack:
-                handle = open_adapter(stack)
-                self._adapters[content] = _Adapter(handle, stack.pop_all())
+            self._adapters.load(content, open_adapter)
 
     def unload(self, content: str) -> None:
         """Forget an adapter as soon as no request uses it any more."""
         with self._changed:
-            if content in self._adapters:
-                self._adapters[content].retired = True
+            self._adapters.retire(content)
         self.sweep()
 
     def sweep(self) -> None:
@@ -156,16 +129,19 @@ class Lanes:
                 return
         with self._alone():
             for content in self._unused():
-                for lane in self._lanes:
-                    for key in {slot.key for slot in lane.context.slots.all} if lane.context else ():
-                        if lane.context and content in dict(contents_of(key)):
-                            lane.context.forget(key)
-                self._adapters.pop(content).stack.close()
+                for context in self._contexts:
+                    for key in {slot.key for slot in context.slots.all}:
+                        if content in dict(contents_of(key)):
+                            context.forget(key)
+                self._adapters.free(content)
 
     def _unused(self) -> list[str]:
-        keys = {request.key for request in self._waiting} | {key for lane in self._lanes for key in lane.running}
-        used = {content for key in keys for content, _ in contents_of(key)}
-        return [content for content, adapter in self._adapters.items() if adapter.retired and content not in used]
+        running = {key for lane in self._lanes for key in lane.running}
+        return self._adapters.unused({request.key for request in self._waiting} | running)
+
+    @property
+    def _contexts(self) -> list[HotContext]:
+        return [lane.context for lane in self._lanes if lane.context]
 
     # --- others who compute ---------------------------------------------------------------------------------------
 
@@ -185,39 +161,24 @@ class Lanes:
                 self._cores.release(guest)
                 self._changed.notify_all()
 
-    def stats(self) -> dict[str, Any]:
-        """Running and waiting requests, contexts, adapters (by content), steps, where their time
-        went (seconds), drafted tokens and how many of them were right."""
+    def stats(self) -> Stats:
+        """What is going on at this moment."""
         with self._changed:
-            contexts = [lane.context for lane in self._lanes if lane.context]
-            return {
-                "parallel": self._parallel,
-                "running": sum(sum(lane.running.values()) for lane in self._lanes),
-                "waiting": len(self._waiting),
-                "contexts": len(contexts),
-                "adapters": sorted(self._adapters),
-                "steps": sum(context.clock.steps for context in contexts),
-                "decode_s": sum(context.clock.decode_s for context in contexts),
-                "step_s": sum(context.clock.step_s for context in contexts),
-                "drafted": sum(context.clock.drafted for context in contexts),
-                "accepted": sum(context.clock.accepted for context in contexts),
-                "slots": [
-                    {
-                        "context": lane.index,
-                        "sequence": slot.index,
-                        "lora": contents_of(slot.key),
-                        "cells": len(slot.tokens),
-                        "request": slot.running.request.id if slot.running else None,
-                        "prompt_tokens": len(slot.running.request.prompt) if slot.running else 0,
-                        "cached_tokens": slot.running.cached if slot.running else 0,
-                        "generated": slot.running.generated if slot.running else 0,
-                        "max_tokens": slot.running.request.options.max_tokens if slot.running else 0,
-                    }
-                    for lane in self._lanes
-                    if lane.context
-                    for slot in lane.context.slots.all
-                ],
-            }
+            contexts = self._contexts
+            clocks = [context.clock for context in contexts]
+            return Stats(
+                parallel=self._parallel,
+                running=sum(lane.running.total() for lane in self._lanes),
+                waiting=len(self._waiting),
+                contexts=len(contexts),
+                adapters=self._adapters.contents,
+                steps=sum(clock.steps for clock in clocks),
+                decode_s=sum(clock.decode_s for clock in clocks),
+                step_s=sum(clock.step_s for clock in clocks),
+                drafted=sum(clock.drafted for clock in clocks),
+                accepted=sum(clock.accepted for clock in clocks),
+                rows=tuple(row for context in contexts for row in context.rows()),
+            )
 
     def finish(self) -> None:
         """Stop all lanes after their step and keep what is worth keeping; nothing can be asked afterwards."""
@@ -261,30 +222,31 @@ class Lanes:
                 lane.stepping = True
                 context.uninterrupt()
             error: EngineError | None = None
-            pieces: list[Piece] = []
+            gains: list[Gain] = []
             try:
-                pieces = lane.team.run(partial(context.step, key, adapters, threads=cores), cores=cores)
+                gains = lane.team.run(partial(context.step, key, adapters, threads=cores), cores=cores)
             except EngineError as problem:
                 error = problem
-            for piece in pieces:
-                self._sink.piece(piece)
+            for gain in gains:
+                for answer in gain.answers():
+                    self._sink.add(gain.request, answer)
             with self._changed:
                 if error is not None:
                     for request in context.fail(key):
-                        self._sink.error(request, error)
+                        self._sink.add(request, Failed(error))
                 lane.stepping = False
                 self._cores.release(lane.index)
-                if error is not None or any(piece.finish or piece.error for piece in pieces):
-                    self._ended(lane)
+                if error is not None or any(gain.end for gain in gains):
+                    self._ended(lane, context)
                 self._changed.notify_all()
             self._sink.flush()
 
-    def _next(self, lane: _Lane) -> tuple[str, int, Adapters, HotContext] | None:
+    def _next(self, lane: _Lane) -> tuple[str, int, Handles, HotContext] | None:
         """The lane's next step: adapters' key, cores, adapters and context; None: it has to wait."""
         for id in lane.cancelled:
             if lane.context and (finish := lane.context.cancel(id)):
-                self._sink.piece(Piece(id, "", finish=finish))
-                self._ended(lane)
+                self._sink.add(id, finish)
+                self._ended(lane, lane.context)
                 self._changed.notify_all()  # who waits for this place may belong to another lane
         lane.cancelled.clear()
         if self._exclusive:
@@ -304,9 +266,7 @@ class Lanes:
             lane.team.rest()
             return None
         key = lane.rotation.next(lane.running.keys())
-        assert key is not None
-        adapters = [(self._adapters[content].handle, scale) for content, scale in contents_of(key)]
-        return key, cores, adapters, context
+        return key, cores, self._adapters.of(key), context
 
     def _admit(self, lane: _Lane) -> None:
         """Take the waiting requests that belong here, oldest first; one that must wait holds back its adapter's."""
@@ -343,20 +303,19 @@ class Lanes:
                 lane.context = self._open_context(self._cores.total)
             if lane.context.admit(request):
                 lane.running[request.key] += 1
-                self._sink.begun(request.id)
+                self._sink.add(request.id, Begun())
                 return True
         except SlmError as error:
-            self._sink.error(request.id, error)
+            self._sink.add(request.id, Failed(error))
             return True
         lane.full = True
         self._changed.notify_all()  # another lane may have room
         return False
 
-    def _ended(self, lane: _Lane) -> None:
+    def _ended(self, lane: _Lane, context: HotContext) -> None:
         """A request of this lane is over: others may find room, adapters may have become unused."""
-        assert lane.context is not None
         self._wanted.update(dict.fromkeys(lane.running, time.monotonic()))
-        lane.running = lane.context.running()
+        lane.running = context.running()
         lane.full = False
         if self._unused():
             threading.Thread(target=self.sweep, daemon=True).start()

@@ -109,17 +109,16 @@ class Rotation:
         self._current: str | None = None
         self._left = 0
 
-    def next(self, waiting: Collection[str]) -> str | None:
-        """The adapter of the next step among those with work; counts the step."""
-        if not waiting:
-            return None
-        if self._current not in waiting or (self._left <= 0 and len(waiting) > 1):
+    def next(self, waiting: Collection[str]) -> str:
+        """The adapter of the next step among those with work, of which there is one at least; counts the step."""
+        current = self._current
+        if current is None or current not in waiting or (self._left <= 0 and len(waiting) > 1):
             ordered = sorted(waiting)
-            last = self._current
-            self._current = next((key for key in ordered if last is not None and key > last), ordered[0])
+            following = (key for key in ordered if current is not None and key > current)
+            self._current = current = next(following, ordered[0])
             self._left = self._quantum
         self._left -= 1
-        return self._current
+        return current
 
 
 @dataclass

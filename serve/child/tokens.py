@@ -34,11 +34,6 @@ def markers_of(model: Any, kinds: Mapping[int, int]) -> Markers:
     return Markers(tuple(control), tuple(added))
 
 
-def segments_of(fields: Sequence[Sequence[Any]]) -> list[Segment]:
-    """Segments from their JSON form."""
-    return [Segment(str(text), bool(special)) for text, special in fields]
-
-
 def prompt_tokens(model: Any, segments: Sequence[Segment], add_special: bool) -> list[int]:
     """Token ids of a prompt. add_special: with BOS where the vocabulary has one, never with an end token.
 

@@ -42,16 +42,14 @@ def bench_serve(
     Example:
       slm bench serve smollm2-135m-instruct --llama-server ~/llama.cpp/build/bin/llama-server
     """
-    from serve.bench.run import bench_serving
+    from serve.bench.run import BenchOptions, bench_serving
     from serve.bench.scenarios import Plan
 
     named = unique(adapters)
     if len(named) == 1:
         raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
     plan = Plan(clients, tokens, seconds, len(named) or 2)
-    result = bench_serving(
-        joints.gguf_of(model), named, peers, plan, rounds=rounds, context=context, threads=threads, binary=binary
-    )
+    result = bench_serving(joints.gguf_of(model), named, peers, plan, BenchOptions(rounds, context, threads, binary))
     if as_json:
         emit_json(result)
     else:
@@ -81,7 +79,7 @@ def _show(result: dict[str, Any]) -> None:
         if short:
             click.echo(f"{server['name']}: {short} answers ended before {plan['tokens']} tokens")
     overhead = result["overhead"]
-    if overhead is not None and overhead["overhead"] is not None:
+    if overhead["overhead"] is not None:
         click.echo(
             f"our loop beside llama_decode: {overhead['overhead']:.1%} of {overhead['steps']:,} steps' "
             f"{overhead['step_s']:.2f} s"

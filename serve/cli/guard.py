@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,48 +93,53 @@ _OPTIONS = (
 
 
 def guard_options(function: _F) -> _F:
-    """Add the options; the command passes them to `policy_of` as they come."""
+    """Add the options; the command passes them to `GuardOptions` as they come."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
-def policy_of(
-    host: str,
-    *,
-    api_key_env: str | None,
-    api_key_file: Path | None,
-    no_key_ok: bool,
-    hosts: tuple[str, ...],
-    origins: tuple[str, ...],
-    max_body: int,
-    max_prompt: int,
-    max_n: int,
-    max_queue: int,
-    max_connections: int,
-    request_timeout: float,
-    read_timeout: float,
-    keep_alive: int,
-    access_log: bool,
-) -> Policy:
+@dataclass(frozen=True)
+class GuardOptions:
+    """What the options say, by the names of `guard_options`. Sizes in bytes and characters, times in seconds."""
+
+    api_key_env: str | None = None
+    api_key_file: Path | None = None
+    no_key_ok: bool = False
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    max_body: int = _DEFAULT.body_bytes
+    max_prompt: int = _DEFAULT.prompt_characters
+    max_n: int = _DEFAULT.choices
+    max_queue: int = _DEFAULT.queue
+    max_connections: int = _DEFAULT.connections
+    request_timeout: float = _DEFAULT.request_s
+    read_timeout: float = _DEFAULT.read_s
+    keep_alive: int = int(_DEFAULT.idle_s)
+    access_log: bool = False
+
+
+def policy_of(host: str, options: GuardOptions) -> Policy:
     """What the options say, for a server on `host`. Raises InputError: no key found, or none and not on loopback."""
-    keys = (_key_of_env(api_key_env) if api_key_env else ()) + (_keys_of_file(api_key_file) if api_key_file else ())
+    keys = _key_of_env(options.api_key_env) if options.api_key_env else ()
+    keys += _keys_of_file(options.api_key_file) if options.api_key_file else ()
     loopback = is_loopback(host)
-    if not loopback and not keys and not no_key_ok:
+    if not loopback and not keys and not options.no_key_ok:
         raise InputError(
             f"'{host}' can be reached from other machines and no API key is set",
             hint="Name a variable with --api-key-env VAR, a file with --api-key-file FILE, or say --no-key-ok.",
         )
-    named = {host_name(name) for name in hosts} | {host_name(f"[{host}]" if ":" in host else host)} | LOOPBACK_NAMES
+    named = {host_name(name) for name in options.hosts} | {host_name(f"[{host}]" if ":" in host else host)}
     return Policy(
         keys=Keys(keys),
         limits=Limits(
-            body_bytes=max_body, prompt_characters=max_prompt, choices=max_n, queue=max_queue,
-            request_s=request_timeout, read_s=read_timeout, idle_s=keep_alive, connections=max_connections,
+            body_bytes=options.max_body, prompt_characters=options.max_prompt, choices=options.max_n,
+            queue=options.max_queue, request_s=options.request_timeout, read_s=options.read_timeout,
+            idle_s=options.keep_alive, connections=options.max_connections,
         ),
-        hosts=frozenset(named) if loopback or hosts else None,
-        origins=origins,
-        access_log=access_log,
+        hosts=frozenset(named | LOOPBACK_NAMES) if loopback or options.hosts else None,
+        origins=options.origins,
+        access_log=options.access_log,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from serve.child.schedule import LONGEST_DRAFT
-from serve.cli.guard import guard_options, policy_of
+from serve.cli.guard import GuardOptions, guard_options, policy_of
 from slm.errors import InputError
-from slm.joints import Finish, Joints, Message, SamplingOptions, pass_joints
+from slm.joints import Joints, Message, SamplingOptions, pass_joints
+from slm.terminal.answer import ShownAnswer
 from slm.terminal.arguments import TEXT, TextCommand
 from slm.terminal.console import emit_json, note
 from slm.terminal.piped import is_terminal, read_stdin
@@ -139,32 +139,14 @@ def generate(
             turns = [Message(role="system", content=system)] if system else []
             turns.append(Message(role="user", content=prompt))
             events = engine.chat(turns, adapter=wanted, sampling=options)
-        _print_answer(events, as_json)
-
-
-def _print_answer(events: Any, as_json: bool) -> None:
-    import time
-
-    from serve.server.api.answer.objects import timings
-
-    started, first, text = time.perf_counter(), 0.0, ""
-    for event in events:
-        if isinstance(event, Finish):
-            if as_json:
-                figures = {
-                    "text": text, "adapter": event.adapter, "route_reason": event.route_reason,
-                    "finish_reason": event.reason, "prompt_tokens": event.prompt_tokens,
-                    "completion_tokens": event.completion_tokens, **timings(event), "ttft_s": round(first, 4),
-                }  # fmt: skip
-                emit_json(figures)
-            else:
-                click.echo()
-            return
-        first = first or time.perf_counter() - started
-        text += event
-        if not as_json:
-            sys.stdout.write(event)
-            sys.stdout.flush()
+        shown = ShownAnswer().show(events, silent=as_json)
+    if as_json and (finish := shown.finish):
+        figures = {
+            "text": shown.text, "adapter": finish.adapter, "route_reason": finish.route_reason,
+            "finish_reason": finish.reason, "prompt_tokens": finish.prompt_tokens,
+            "completion_tokens": finish.completion_tokens, **finish.timings(), "ttft_s": round(shown.first_s, 4),
+        }  # fmt: skip
+        emit_json(figures)
 
 
 @click.command(context_settings=_HELP)
@@ -262,7 +244,7 @@ def serve(
     """
     from serve.server.listen import bind, url_of
 
-    policy = policy_of(host, **guarding)
+    policy = policy_of(host, GuardOptions(**guarding))
     with ExitStack() as stack:
         listeners = bind(stack, host, port)
         if engine != "slm":

@@ -7,31 +7,47 @@ knows nothing of HTTP.
 from __future__ import annotations
 
 import hashlib
-import json
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from serve.adapters.registry import Adapter, Base, Registry, vet_adapter, vet_base
 from serve.adapters.vault import Vault
+from serve.child.messages import (
+    Answer,
+    AskStats,
+    Detokenize,
+    Embed,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Open,
+    Opened,
+    Piece,
+    Stats,
+    Tokenize,
+    Unload,
+    is_segments,
+)
 from serve.child.schedule import LONGEST_DRAFT
-from serve.engine.prompting import Opening, Prompt, chat_prompt, plain_prompt
+from serve.engine.prompting import Prompt, TemplateOptions, chat_prompt, plain_prompt
 from serve.engine.router import Route, route
-from serve.engine.supervisor import Answer, Call, Supervisor
+from serve.engine.supervisor import Call, Supervisor
 from serve.engine.trial import Trials
 from slm.chat.segments import Markers
 from slm.errors import InputError, SlmError
-from slm.joints import Finish, Message, SamplingOptions, Scored, TokenScore
+from slm.joints import Finish, Message, SamplingOptions, Scored
 
 Event = str | Scored | Finish | SlmError
 Sink = Callable[[Event], None]
 _GREEDY = SamplingOptions()
-_FROM_THE_START = Opening()
+_PLAIN = TemplateOptions()
 
 
 @dataclass(frozen=True)
@@ -128,18 +144,16 @@ class Engine:
         *,
         adapter: str | None = None,
         lora: Sequence[tuple[str, float]] | None = None,
-        tools: Sequence[dict[str, Any]] = (),
-        opening: Opening = _FROM_THE_START,
+        template: TemplateOptions = _PLAIN,
         sampling: SamplingOptions,
         fit: bool = False,
     ) -> Ticket:
         """Start an answer; `sink` gets str (or Scored) pieces, at last one Finish or SlmError, on the reader's thread.
 
-        lora: adapters with their scales for this request alone, instead of `adapter`. tools: as OpenAI describes them,
-        for the chat template. opening: how the answer begins.
+        lora: adapters with their scales for this request alone, instead of `adapter`.
         """
         way = self.route(adapter, messages, lora=lora)
-        return self._begin(way, lora, lambda a: self._chat_prompt(a, messages, tools, opening), sink, sampling, fit)
+        return self._begin(way, lora, lambda a: self._chat_prompt(a, messages, template), sink, sampling, fit)
 
     def begin_complete(
         self,
@@ -180,13 +194,13 @@ class Engine:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids. Raises InputError for an id outside the vocabulary."""
-        return str(self._child.call({"op": "detokenize", "tokens": list(tokens)})["text"])
+        return self._child.call(Detokenize(tuple(tokens))).text
 
     def embed(self, text: str | Sequence[int]) -> tuple[list[float], int]:
         """The embedding of a text or of token ids (mean of the base's last hidden states, or the model's own pooling;
         length 1) and how many tokens it has. Raises ContextOverflowError."""
-        answer = self._child.call({"op": "embed", "text": text if isinstance(text, str) else list(text)})
-        return answer["embedding"], int(answer["tokens"])
+        answer = self._child.call(Embed(text if isinstance(text, str) else tuple(text)))
+        return list(answer.vector), answer.tokens
 
     def tokens_of(self, messages: Sequence[Message], *, adapter: str | None = None) -> list[int]:
         """The token ids the model would read for a conversation."""
@@ -210,7 +224,7 @@ class Engine:
             adapter = vet_adapter(name, path, self.base, scale=scale, vault=self._vault)
             try:
                 self._trials.check(adapter)
-                self._child.call({"op": "load", "content": adapter.content, "path": str(adapter.file)})
+                self._child.call(Load(adapter.content, str(adapter.file)))
             except SlmError:
                 adapter.file.unlink()
                 raise
@@ -244,9 +258,9 @@ class Engine:
         """Process id of the child that holds the model."""
         return self._child.pid
 
-    def stats(self) -> dict[str, Any]:
-        """What the child is doing: `serve.child.lanes.Lanes.stats`."""
-        return self._child.call({"op": "stats"})
+    def stats(self) -> Stats:
+        """What the child is doing."""
+        return self._child.call(AskStats())
 
     def close(self) -> None:
         """End the child; requests in flight get an EngineError."""
@@ -263,36 +277,34 @@ class Engine:
         if folder:  # llama.cpp's own version shapes its states as well
             identity = f"{self.base.content}/{self.context or options.context}/{version('llama-cpp-python')}"
         opened = call(
-            {
-                "op": "open", "model": str(self.base.path.resolve()), "threads": options.threads,
-                "context": options.context, "parallel": options.parallel, "hot": options.hot, "draft": options.draft,
-                "ends": list(self.base.ends), "identity": identity, "cache_bytes": options.cache_bytes,
-                "cache_folder": folder,
-            }
+            Open(
+                str(self.base.path.resolve()), threads=options.threads, context=options.context,
+                parallel=options.parallel, hot=options.hot, draft=options.draft, ends=self.base.ends,
+                identity=identity, cache_bytes=options.cache_bytes, cache_folder=folder,
+            )
         )  # fmt: skip
-        self.context = int(opened["context"])
+        self.context = opened.context
         self._markers = self._markers_of(opened)
         for adapter in self.adapters():
-            call({"op": "load", "content": adapter.content, "path": str(adapter.file)})
+            call(Load(adapter.content, str(adapter.file)))
 
-    def _markers_of(self, opened: Mapping[str, Any]) -> Markers:
+    def _markers_of(self, opened: Opened) -> Markers:
         """The model's special tokens as a fresh child names them; the same object while they are the same."""
-        control, added = tuple(opened["control"]), tuple(opened["added"])
-        same = (control, added) == (self._markers.control, self._markers.added)
-        return self._markers if same else Markers(control, added, self.base.marker_like)
+        same = (opened.control, opened.added) == (self._markers.control, self._markers.added)
+        return self._markers if same else Markers(opened.control, opened.added, self.base.marker_like)
 
     def _chat_prompt(
         self,
         adapter: Adapter | None,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] = (),
-        opening: Opening = _FROM_THE_START,
+        template: TemplateOptions = _PLAIN,
     ) -> Prompt:
-        return chat_prompt(self.base, adapter, messages, tools, opening, markers=self._markers)
+        return chat_prompt(self.base, adapter, messages, template, markers=self._markers)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
-        answer = self._child.call({"op": "tokenize", "prompt": prompt.content, "add_special": prompt.add_special})
-        return [int(token) for token in answer["tokens"]]
+        if not is_segments(prompt.content):
+            return list(prompt.content)
+        return list(self._child.call(Tokenize(prompt.content, prompt.add_special)).tokens)
 
     def _begin(
         self,
@@ -305,25 +317,22 @@ class Engine:
     ) -> Ticket:
         named = [name for name, scale in lora if scale] if lora is not None else [way.adapter] if way.adapter else []
         prompt = prompt_for(self._named(named[0]) if named else None)
-        options = asdict(replace(sampling, stop=(*sampling.stop, *prompt.stop)))
+        options = replace(sampling, stop=(*sampling.stop, *prompt.stop))
 
-        def order() -> dict[str, Any]:
+        def order() -> Generate:
             # A name may stand for newer content by now, which has to be the one that answers.
             with self._lock:
                 adapters = [self._registry.get(name) for name in named]
             scales = dict(lora or ())
-            pairs = [(a.content, scales.get(a.name, a.scale)) for a in adapters]
-            return {
-                "op": "generate", "prompt": prompt.content, "add_special": prompt.add_special, "fit": fit,
-                "lora": pairs, "sampling": options,
-            }  # fmt: skip
+            pairs = tuple((a.content, scales.get(a.name, a.scale)) for a in adapters)
+            return Generate(prompt.content, prompt.add_special, fit, pairs, options)
 
         def take(answer: Answer) -> None:
-            for event in _events(answer, way):
+            if (event := _event(answer, way)) is not None:
                 sink(event)
 
-        harmless = {**options, "seed": 0}
-        fingerprint = hashlib.sha256(json.dumps([prompt.content, named, harmless]).encode()).hexdigest()
+        harmless = replace(options, seed=0)
+        fingerprint = hashlib.sha256(ascii((prompt.content, named, harmless)).encode()).hexdigest()
         id = self._child.generate(order, take, fingerprint)
         return Ticket(way, lambda: self._child.cancel(id))
 
@@ -335,7 +344,7 @@ class Engine:
         with self._lock:
             unused = adapter is not None and not self._registry.uses(adapter.content)
         if unused and adapter:
-            self._child.tell({"op": "unload", "content": adapter.content})
+            self._child.tell(Unload(adapter.content))
         if adapter:
             adapter.file.unlink(missing_ok=True)
 
@@ -367,18 +376,18 @@ def _iterate(begin: Callable[[Sink], Ticket]) -> Generator[str | Finish, None, N
         ticket.cancel()
 
 
-def _events(answer: Answer, way: Route) -> Iterator[Event]:
-    """What the child's answer means for whoever waits for it."""
-    if isinstance(answer, SlmError):
-        yield answer
-    elif "score" in answer:
-        yield Scored(answer["text"], (_score(answer["score"]),))
-    elif "text" in answer:
-        yield answer["text"]
-    elif "finish" in answer:
-        yield Finish(adapter=way.adapter, route_reason=way.reason, **answer["finish"])
-
-
-def _score(fields: list[Any]) -> TokenScore:
-    token, piece, logprob, top = fields
-    return TokenScore(token, piece.encode("latin-1"), logprob, tuple((t, p.encode("latin-1"), v) for t, p, v in top))
+def _event(answer: Answer, way: Route) -> Event | None:
+    """What the child's answer means for whoever waits for it; None: nothing yet."""
+    match answer:
+        case Piece(text, None):
+            return text
+        case Piece(text, score) if score:
+            return Scored(text, (score,))
+        case Finished():
+            return Finish(
+                answer.reason, way.adapter, way.reason, answer.prompt_tokens, answer.completion_tokens,
+                answer.prefill_s, answer.decode_s, answer.cached_tokens,
+            )  # fmt: skip
+        case Failed(error):
+            return error
+    return None

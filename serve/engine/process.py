@@ -1,17 +1,16 @@
-"""A child process that speaks JSON lines, with a reader thread. It knows nothing of models or of what is said."""
+"""A child process that is spoken to in lines, with a reader thread. It knows nothing of models or of what is said."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
+from slm.errors import SlmError
 from slm.native.process import ROOT, child_environment
 
 # Conversations' cells come and go in megabytes and on many threads: glibc's malloc kept the holes they left, and the
@@ -27,14 +26,15 @@ def engine_environment() -> dict[str, str]:
 class ChildProcess:
     """`python -m <module>` with its stdin and stdout as a channel.
 
-    on_message(child, message) is called for every line, on_exit(child) once after the last one, both on the
-    child's reader thread. The child sees end-of-file on its stdin when this process dies in any way.
+    on_line(child, line) is called for every line, on_exit(child) once after the last one, both on the child's reader
+    thread. An SlmError from on_line ends the child: nobody knows what it means by the next line. The child sees
+    end-of-file on its stdin when this process dies in any way.
     """
 
     def __init__(
         self,
         module: str,
-        on_message: Callable[[ChildProcess, dict[str, Any]], None],
+        on_line: Callable[[ChildProcess, bytes], None],
         on_exit: Callable[[ChildProcess], None],
     ) -> None:
         keep_log = bool(os.environ.get("SLM_LLAMA_LOG"))
@@ -47,7 +47,9 @@ class ChildProcess:
             env={**engine_environment(), "GGML_NO_BACKTRACE": "1"},
             start_new_session=True,  # Ctrl-C in the terminal is for this process; the child is told what to do
         )
-        self._on_message, self._on_exit = on_message, on_exit
+        assert self._process.stdin and self._process.stdout  # pipes, as was asked for
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._on_line, self._on_exit = on_line, on_exit
         self._words: deque[str] = deque(maxlen=20)
         self._log_reader = threading.Thread(target=self._read_log, daemon=True)
         self._log_reader.start()
@@ -57,20 +59,18 @@ class ChildProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, order: dict[str, Any]) -> None:
-        """Write one order. When the child is gone nothing happens here: on_exit tells."""
-        assert self._process.stdin is not None
+    def send(self, line: str) -> None:
+        """Write one line. When the child is gone nothing happens here: on_exit tells."""
         try:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            self._process.stdin.flush()
+            self._stdin.write(line.encode() + b"\n")
+            self._stdin.flush()
         except (BrokenPipeError, ValueError):  # ValueError: closed by close()
             return
 
     def close(self, *, patience_s: float = 3.0) -> None:
         """Close its stdin, which ends the child; kill it if it does not listen."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended already
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
@@ -87,9 +87,12 @@ class ChildProcess:
         return f"{how}: {word[:300]}" if word else how
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._on_message(self, json.loads(line))
+        try:
+            for line in self._stdout:
+                self._on_line(self, line)
+        except SlmError as error:
+            self._words.append(f"Error: {error}")
+            self._process.kill()
         self._on_exit(self)
 
     def _read_log(self) -> None:

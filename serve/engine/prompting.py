@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.adapters.registry import Adapter, Base
+from serve.child.messages import Segments, TokenIds
 from serve.engine.prefill import cut, marked
 from serve.engine.templates import render_guarded
 from slm.chat.prompt import named_template
@@ -27,18 +28,20 @@ _TEXT_MARKERS = ("### Instruction:",)
 class Prompt:
     """Segments to tokenize, or token ids; whether BOS is to be added to the segments; and stop strings."""
 
-    content: tuple[Segment, ...] | list[int]
+    content: Segments | TokenIds
     add_special: bool
     stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How an answer begins: after the template's words for it, after none, or inside the final message.
+class TemplateOptions:
+    """What a chat template is told beside the messages, and how the answer begins.
 
-    variables: what the template is told beside the messages (vLLM's chat_template_kwargs).
+    tools: functions the model may call, as OpenAI describes them. generation_prompt: the answer begins after the
+    template's words for it; continues: inside the final message. variables: vLLM's chat_template_kwargs.
     """
 
+    tools: Tools = ()
     generation_prompt: bool = True
     continues: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
@@ -48,29 +51,28 @@ def chat_prompt(
     base: Base,
     adapter: Adapter | None,
     messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
-    opening: Opening = Opening(),
+    options: TemplateOptions = TemplateOptions(),
     *,
     markers: Markers,
 ) -> Prompt:
     """Render with the adapter's own template, else the base's, else the named one for its vocabulary.
 
-    tools: functions the model may call, as OpenAI describes them. markers: the model's special tokens; only those that
-    the template itself writes become tokens. Raises InputError where the template refuses the conversation.
+    markers: the model's special tokens; only those that the template itself writes become tokens. Raises InputError
+    where the template refuses the conversation.
     """
     template = (adapter and adapter.template) or base.template or named_template(base.template_name)
     guard = guard_for(markers, template)
-    _refuse_markers(guard, opening.variables)
-    messages, mark = marked(messages) if opening.continues else (messages, "")
+    _refuse_markers(guard, options.variables)
+    messages, mark = marked(messages) if options.continues else (messages, "")
 
     def rendered(turns: Sequence[Message], functions: Tools) -> str:
         text = render_guarded(
-            template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=opening.variables,
-            add_generation_prompt=opening.generation_prompt and not opening.continues,
+            template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=options.variables,
+            add_generation_prompt=options.generation_prompt and not options.continues,
         )  # fmt: skip
         return cut(text, mark) if mark else text
 
-    segments = conversation(guard, messages, tools, rendered)
+    segments = conversation(guard, messages, options.tools, rendered)
     return Prompt(tuple(segments), needs_bos(base, segments), tuple(m for m in _TEXT_MARKERS if m in template))
 
 
@@ -86,7 +88,7 @@ def plain_prompt(base: Base, text: str | Sequence[int]) -> Prompt:
     if isinstance(text, str):
         segments = (Segment(text, True),)
         return Prompt(segments, needs_bos(base, segments))
-    return Prompt(list(text), False)
+    return Prompt(tuple(text), False)
 
 
 def needs_bos(base: Base, segments: Sequence[Segment]) -> bool:

@@ -1,7 +1,7 @@
 """Keeps the engine's child process alive: orders and their answers, its death, its restart, and who is to blame.
 
-It knows nothing of adapters' names, of prompts or of HTTP; what a fresh child has to be told comes from `prepare`.
-Thread-safe.
+What is said is in `serve.child.messages`; what a fresh child has to be told comes from `prepare`. It knows nothing of
+adapters' names, of prompts or of HTTP. Thread-safe.
 """
 
 from __future__ import annotations
@@ -13,21 +13,31 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-import slm.errors
+from serve.child.messages import (
+    Answer,
+    Begun,
+    Cancel,
+    Failed,
+    Finished,
+    Generate,
+    Order,
+    R,
+    order_line,
+    read_answer,
+)
 from serve.engine.process import ChildProcess
 from slm.errors import EngineDiedError, EngineError, SlmError
 from slm.terminal.console import note
 
 State = Literal["starting", "ready", "down", "closed"]
-Answer = dict[str, Any] | SlmError
-Call = Callable[[dict[str, Any]], dict[str, Any]]
 
 _RESTARTS = 3  # a child that cannot even be started so often in a row stays down
 _PATIENCE_S = 120.0
 _DEADLY = 2
 _GRUDGE_S = 600.0
+_UNHEARD = 0  # the id of orders whose answer nobody waits for
 
 
 class Blame:
@@ -54,6 +64,12 @@ class Blame:
         young = self._clock() - _GRUDGE_S
         self._deaths = {name: kept for name, at in self._deaths.items() if (kept := [t for t in at if t > young])}
         return len(self._deaths.get(fingerprint, ())) >= _DEADLY
+
+
+class Call(Protocol):
+    """Gives an order and waits for its answer. Raises what the child answers, or EngineDiedError."""
+
+    def __call__(self, order: Order[R]) -> R: ...
 
 
 @dataclass
@@ -105,11 +121,11 @@ class Supervisor:
             self._pending.clear()
             self._changed.notify_all()
         for item in pending:
-            item.take(EngineError("the engine was closed"))
+            item.take(Failed(EngineError("the engine was closed")))
         if child:
             child.close()
 
-    def generate(self, order: Callable[[], dict[str, Any]], take: Callable[[Answer], None], fingerprint: str) -> int:
+    def generate(self, order: Callable[[], Generate], take: Callable[[Answer], None], fingerprint: str) -> int:
         """Send the order that `order` makes at this very moment; `take` gets every answer, on the reader's thread.
 
         Waits while the child is being restarted. Raises EngineError when it is down, or refuses this request.
@@ -127,15 +143,15 @@ class Supervisor:
         """Forget an order; a generation is ended."""
         with self._lock:
             if self._pending.pop(id, None) and self._child:
-                self._child.send({"op": "cancel", "id": id})
+                self._child.send(order_line(_UNHEARD, Cancel(id)))
 
-    def tell(self, order: dict[str, Any]) -> None:
+    def tell(self, order: Order[Any]) -> None:
         """Send an order whose answer does not matter."""
         with self._lock:
             if self._child:
-                self._child.send({**order, "id": 0})
+                self._child.send(order_line(_UNHEARD, order))
 
-    def call(self, order: dict[str, Any]) -> dict[str, Any]:
+    def call(self, order: Order[R]) -> R:
         """Send an order and wait for its answer. Raises what the child answers, or EngineDiedError."""
         with self._lock:
             self._wait_ready()
@@ -149,28 +165,31 @@ class Supervisor:
         if self._state != "ready":
             raise EngineError(f"the engine is {self._state}", found=self._why_down)
 
-    def _send(self, order: dict[str, Any], pending: _Pending) -> int:
+    def _send(self, order: Order[Any], pending: _Pending) -> int:
         """With the lock held: register and write an order, so that a dying child cannot lose it unnoticed."""
-        assert self._child is not None
+        if self._child is None:
+            raise EngineError("the engine was not started")
         id = next(self._ids)
         self._pending[id] = pending
-        self._child.send({**order, "id": id})
+        self._child.send(order_line(id, order))
         return id
 
-    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, order: Order[R]) -> R:
         answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         with self._lock:
             if self._state == "closed":
                 raise EngineError("the engine was closed")
             self._send(order, _Pending(answers.put))
         answer = answers.get()
-        if isinstance(answer, SlmError):
-            raise answer
-        return dict(answer["ok"])
+        if isinstance(answer, Failed):
+            raise answer.error
+        if not isinstance(answer, order.reply):
+            raise EngineError(f"{type(order).__name__} was answered by {type(answer).__name__}")
+        return answer
 
     def _begin(self) -> None:
         """Start a child and prepare it; the state is 'ready' afterwards."""
-        child = ChildProcess("serve.child.worker", self._on_message, self._on_exit)
+        child = ChildProcess("serve.child.worker", self._on_line, self._on_exit)
         with self._lock:
             closed = self._state == "closed"
             self._child = child
@@ -187,17 +206,17 @@ class Supervisor:
                 self._state = "ready"
             self._changed.notify_all()
 
-    def _on_message(self, child: ChildProcess, message: dict[str, Any]) -> None:
-        final = "text" not in message and "begun" not in message
+    def _on_line(self, child: ChildProcess, line: bytes) -> None:
+        id, answer = read_answer(line)
         with self._lock:
-            get = self._pending.pop if final else self._pending.get
-            pending = get(message["id"], None) if child is self._child else None
-            if pending and "begun" in message:
+            get = self._pending.pop if answer.last else self._pending.get
+            pending = get(id, None) if child is self._child else None
+            if pending and isinstance(answer, Begun):
                 pending.begun = True
-            if pending and "finish" in message:
+            if pending and isinstance(answer, Finished):
                 self._blame.succeeded(pending.fingerprint)
         if pending is not None:
-            pending.take(_error_of(message["error"]) if "error" in message else message)
+            pending.take(answer)
 
     def _on_exit(self, child: ChildProcess) -> None:
         with self._lock:
@@ -214,7 +233,7 @@ class Supervisor:
         child.close()
         for item in lost:
             hint = "It is being restarted; ask again." if was_ready else ""
-            item.take(EngineDiedError("the inference process ended unexpectedly", found=epitaph, hint=hint))
+            item.take(Failed(EngineDiedError("the inference process ended unexpectedly", found=epitaph, hint=hint)))
 
     def _restart(self, dead: ChildProcess) -> None:
         self.restarts += 1
@@ -228,12 +247,3 @@ class Supervisor:
             if self._state == "starting":
                 self._state, self._why_down = "down", epitaph
             self._changed.notify_all()
-
-
-def _error_of(fields: dict[str, str]) -> SlmError:
-    kind = getattr(slm.errors, fields["type"], EngineError)
-    if kind is slm.errors.UnknownNameError or not issubclass(kind, SlmError):
-        kind = EngineError
-    error = kind(fields["what"], found=fields["found"], hint=fields["hint"])
-    assert isinstance(error, SlmError)
-    return error

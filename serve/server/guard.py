@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from slm.errors import InputError, UnsupportedError
@@ -32,7 +31,6 @@ MAX_ANSWERS = 128
 _MOST_VALUES = 500_000
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:\[\]@/?#]+?)\.?)(?::\d*)?")
 _HEAD_BYTES, _HEADERS = 16_384, 100
-_STOPS, _STOP_CHARACTERS = 16, 1_000
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ def refuse_values(body: bytes | bytearray) -> Refusal | None:
 
 
 def refuse_body(value: Any, limits: Limits, context: int) -> Refusal | None:
-    """Judge a parsed body: the length of its texts, `n`, stop strings, and numbers that are none."""
+    """Judge a parsed body: the length of its texts, `n`, and numbers that are none."""
     characters, finite = _measure(value)
     if not finite:
         return Refusal(400, "the body holds a number that is too large", "invalid_request")
@@ -226,11 +224,6 @@ def refuse_body(value: Any, limits: Limits, context: int) -> Refusal | None:
     n = value.get("n")
     if isinstance(n, int) and n > limits.choices:
         return Refusal(400, f"n is {n:,}; at most {limits.choices} answers are given", "invalid_value", param="n")
-    stop = value.get("stop")
-    stops = stop if isinstance(stop, list) else [stop]
-    if len(stops) > _STOPS or any(isinstance(text, str) and len(text) > _STOP_CHARACTERS for text in stops):
-        message = f"at most {_STOPS} stop strings of {_STOP_CHARACTERS:,} characters are looked for"
-        return Refusal(400, message, "invalid_value", param="stop")
     return None
 
 
@@ -318,23 +311,3 @@ class Queue:
         rate = len(self._ended) / max(1.0, now - self._ended[0])
         ahead = sum(1 for then in self._refused if now - then < 10) + 1
         return max(1, min(120, math.ceil(ahead / rate)))
-
-
-def allowed_file(path: str, folders: Sequence[Path]) -> Path:
-    """The resolved path, if it lies in one of the (resolved) folders and is a file or a folder.
-
-    Raises InputError. Links are followed first, so that none leads out; what lies elsewhere is not looked at.
-    """
-    refused = InputError(
-        f"adapters may not be loaded from '{path[:200]}'",
-        hint="Start the server with --adapters-dir naming the folder that holds them.",
-    )
-    try:
-        resolved = Path(path).resolve()
-        if not any(resolved.is_relative_to(folder) for folder in folders):
-            raise refused
-        if resolved.exists() and not (resolved.is_file() or resolved.is_dir()):
-            raise refused  # a pipe or a device: reading it might never end
-    except (ValueError, OSError, RuntimeError) as error:  # a NUL, a name too long, links in a circle
-        raise refused from error
-    return resolved

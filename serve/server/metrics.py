@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -23,6 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from serve.adapters.registry import Adapter
+from serve.child.messages import Stats
 from serve.engine.engine import Event, Sink, Ticket
 from slm.errors import ContextOverflowError, EngineError, SlmError
 from slm.joints import Finish
@@ -46,7 +47,7 @@ class Observed(Protocol):
     @property
     def pid(self) -> int | None: ...
     def adapters(self) -> list[Adapter]: ...
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> Stats: ...
 
 
 class _Registry(CollectorRegistry):
@@ -67,7 +68,7 @@ class Metrics:
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         self._asker = ThreadPoolExecutor(1, thread_name_prefix="metrics")
-        self._asked: Future[dict[str, Any]] | None = None
+        self._asked: Future[Stats] | None = None
 
         def counter(name: str, help: str, *labels: str) -> Counter:
             return Counter(f"slm_{name}", help, ("adapter", *labels), registry=self._registry)
@@ -147,37 +148,30 @@ class Metrics:
         yield _gauge("engine_up", "Whether the engine is ready to answer.", int(engine.state == "ready"))
         yield CounterMetricFamily("slm_engine_restarts", "Times the engine was started again.", value=engine.restarts)
         yield _gauge("adapters_loaded", "Adapters that can be asked.", len(engine.adapters()))
-        stats = self._stats()
-        for key, name, help in (
-            ("running", "requests_running", "Answers being generated."),
-            ("waiting", "requests_waiting", "Requests that wait for a slot."),
-            ("contexts", "contexts_open", "Contexts of llama.cpp that are open."),
-        ):
-            if key in stats:
-                yield _gauge(name, help, stats[key])
-        for key, help in (
-            ("drafted", "Tokens tried because the same had followed before."),
-            ("accepted", "Drafted tokens that were right."),
-        ):
-            if key in stats:
-                yield CounterMetricFamily(f"slm_{key}_tokens", help, value=stats[key])
+        if stats := self._stats():
+            yield _gauge("requests_running", "Answers being generated.", stats.running)
+            yield _gauge("requests_waiting", "Requests that wait for a slot.", stats.waiting)
+            yield _gauge("contexts_open", "Contexts of llama.cpp that are open.", stats.contexts)
+            drafted, accepted = "Tokens tried because the same had followed before.", "Drafted tokens that were right."
+            yield CounterMetricFamily("slm_drafted_tokens", drafted, value=stats.drafted)
+            yield CounterMetricFamily("slm_accepted_tokens", accepted, value=stats.accepted)
         memory = GaugeMetricFamily("slm_resident_memory_bytes", "Resident memory by process.", labels=["process"])
         for process, pid in (("server", os.getpid()), ("engine", engine.pid)):
             if (size := resident_bytes(pid)) is not None:
                 memory.add_metric([process], size)
         yield memory
 
-    def _stats(self) -> dict[str, Any]:
-        """The engine's own figures; none while it is starting or too busy. One question at a time."""
+    def _stats(self) -> Stats | None:
+        """The engine's own figures; None while it is starting or too busy. One question at a time."""
         if self._engine.state != "ready":
-            return {}
+            return None
         with self._lock:
             if self._asked is None or self._asked.done():
                 self._asked = self._asker.submit(self._engine.stats)
             asked = self._asked
         with suppress(NotInTime, SlmError):
             return asked.result(_STATS_S)
-        return {}
+        return None
 
     def _known(self, model: object) -> str | None:
         return str(model) if model == _BASE or any(model == a.name for a in self._engine.adapters()) else None

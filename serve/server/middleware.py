@@ -36,6 +36,7 @@ from serve.server.guard import (
     took_too_long,
 )
 from serve.server.metrics import Metrics
+from serve.server.routes.parsed import PARSED
 from slm.terminal.console import is_debug, note
 
 _HEADERS = (
@@ -149,11 +150,12 @@ class Guard:
             return
         value, refusal = await self._parse(body)
         refusal = refusal or refuse_body(value, self._policy.limits, self._context)
-        if refusal or scope["path"] not in GENERATION:
-            if refusal:
-                await answer.refuse(refusal)
-            else:
-                await self._run(scope, _replay(body, receive), answer)
+        if refusal:
+            await answer.refuse(refusal)
+            return
+        scope[PARSED] = value
+        if scope["path"] not in GENERATION:
+            await self._run(scope, _replay(body, receive), answer)
             return
         answers = answers_asked(value)
         refusal = self._queue.enter(answers)

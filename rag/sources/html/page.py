@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rag.document import Document, one_line, sections_of
+from rag.document import Document, sections_of
 from rag.sources.clean import clean, without_data_uris
 from rag.sources.html.tree import is_seen, regions
 from rag.sources.html.writer import write
 from rag.sources.reader import Read, titled
 from slm.text.decode import decode
+from slm.text.visible import one_line
 
 _XML_ENCODING = re.compile(rb"^\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*[\"']([\w.:-]{1,40})")
 _META_CHARSET = re.compile(rb"<meta\b[^>]{0,1000}?\bcharset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)

@@ -10,7 +10,7 @@ import re
 import sys
 from typing import Any
 
-from rag.document import one_line
+from slm.text.visible import one_line
 
 _OPENING = re.compile(r"(?P<mark>---|\+\+\+)[ \t]*\n")
 _CLOSING = {

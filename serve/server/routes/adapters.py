@@ -11,15 +11,16 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from serve.adapters.allowed import allowed_file
 from serve.engine.engine import Engine
 from serve.server.api.answer.models import LoadAdapter, VllmLoad, VllmUnload
-from serve.server.guard import allowed_file
+from serve.server.routes.parsed import ParsedRoute
 from slm.errors import InputError
 
 
 def adapter_routes(engine: Engine, folders: Sequence[Path]) -> APIRouter:
     """The paths. folders: where adapters may be loaded from."""
-    router = APIRouter()
+    router = APIRouter(route_class=ParsedRoute)
 
     def load(name: str, path: str, scale: float = 1.0) -> dict[str, Any]:
         adapter = engine.load_adapter(name, allowed_file(path, folders), scale=scale)

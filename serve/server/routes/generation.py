@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from serve.engine.engine import Engine, Sink, Ticket
-from serve.engine.prompting import Opening
+from serve.engine.prompting import TemplateOptions
 from serve.engine.router import Route
 from serve.server.api.answer.objects import Answer, Choice
 from serve.server.api.answer.writer import ChatWriter
@@ -22,13 +22,14 @@ from serve.server.api.request.bodies import ChatRequest, CompletionRequest, Gene
 from serve.server.api.request.forms import Form, form_of
 from serve.server.metrics import Metrics
 from serve.server.respond import Begin, respond
+from serve.server.routes.parsed import ParsedRoute
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 
 
 def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metrics) -> APIRouter:
     """The two paths that generate text."""
-    router = APIRouter()
+    router = APIRouter(route_class=ParsedRoute)
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
@@ -88,7 +89,9 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
     form = await asyncio.to_thread(form_of, body)
     sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
     messages = body.conversation()
-    opening = Opening(body.add_generation_prompt is not False, body.continues, body.template_variables)
+    template = TemplateOptions(
+        form.tools, body.add_generation_prompt is not False, body.continues, body.template_variables
+    )
     lora = _lora(engine, body.lora)
     way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
     grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
@@ -103,8 +106,7 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
                 sink,
                 adapter=way.adapter,
                 lora=lora,
-                tools=form.tools,
-                opening=opening,
+                template=template,
                 sampling=options,
                 fit=body.limit is None,
             )

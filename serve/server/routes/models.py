@@ -11,9 +11,11 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from serve.child.messages import RunningRow
 from serve.engine.engine import Engine
 from serve.server.api.answer.models import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, embedding_row
 from serve.server.api.errors import Json
+from serve.server.routes.parsed import ParsedRoute
 from slm import __version__
 from slm.errors import InputError, UnknownNameError, UnsupportedError
 from slm.joints import SamplingOptions
@@ -25,7 +27,7 @@ _FOREIGN_TOKENS = (
 
 def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
     """The paths that tell of the model and use it without generating text. retrieval: there is an index."""
-    router = APIRouter()
+    router = APIRouter(route_class=ParsedRoute)
 
     def rows() -> list[dict[str, Any]]:
         base = engine.base.name
@@ -93,7 +95,7 @@ def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
         }  # fmt: skip
         return Json({
             "default_generation_settings": {"n_ctx": engine.context, "params": params},
-            "total_slots": engine.stats()["parallel"],
+            "total_slots": engine.stats().parallel,
             "model_path": base.path.name,
             "chat_template": base.template or "",
             "bos_token": base.bos,
@@ -107,28 +109,27 @@ def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
     def slots() -> JSONResponse:
         stats = engine.stats()
         names = {adapter.content: adapter.name for adapter in engine.adapters()}
-        busy = [slot for slot in stats["slots"] if slot["request"] is not None]
-        idle = max(0, stats["parallel"] - len(busy))
-        rows = [slot_row(slot, names) for slot in busy] + [{"is_processing": False}] * idle
+        idle = max(0, stats.parallel - len(stats.rows))
+        rows = [slot_row(row, names) for row in stats.rows] + [{"is_processing": False}] * idle
         return Json([{"id": n, "n_ctx": engine.context, "speculative": False, **row} for n, row in enumerate(rows)])
 
     return router
 
 
-def slot_row(slot: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A running sequence as llama-server's /slots shows it (tools/server/server-context.cpp, `server_slot::to_json`).
+def slot_row(row: RunningRow, names: Mapping[str, str]) -> dict[str, Any]:
+    """A running request as llama-server's /slots shows it (tools/server/server-context.cpp, `server_slot::to_json`).
 
-    slot: of `serve.child.lanes.Lanes.stats`. names: of the adapters by content; a replaced one has none.
+    names: of the adapters by content; a replaced one has none.
     """
-    read = min(slot["cells"], slot["prompt_tokens"])
-    lora = [{"name": names.get(content, ""), "scale": scale} for content, scale in slot["lora"]]
-    left = slot["max_tokens"] - slot["generated"]
+    read = min(row.cells, row.prompt_tokens)
+    lora = [{"name": names.get(content, ""), "scale": scale} for content, scale in row.lora]
+    left = row.max_tokens - row.generated
     return {
         "is_processing": True,
-        "id_task": slot["request"],
-        "n_prompt_tokens": slot["prompt_tokens"],
-        "n_prompt_tokens_processed": max(0, read - slot["cached_tokens"]),
-        "n_prompt_tokens_cache": slot["cached_tokens"],
+        "id_task": row.request,
+        "n_prompt_tokens": row.prompt_tokens,
+        "n_prompt_tokens_processed": max(0, read - row.cached_tokens),
+        "n_prompt_tokens_cache": row.cached_tokens,
         "lora": lora,
-        "next_token": [{"has_next_token": left > 0, "n_remain": left, "n_decoded": slot["generated"]}],
+        "next_token": [{"has_next_token": left > 0, "n_remain": left, "n_decoded": row.generated}],
     }

@@ -16,11 +16,12 @@ from serve.server.api.responses.writer import ResponsesWriter
 from serve.server.metrics import Metrics
 from serve.server.respond import respond
 from serve.server.routes.generation import answer_of, planned, route_headers
+from serve.server.routes.parsed import ParsedRoute
 
 
 def responses_routes(engine: Engine, metrics: Metrics) -> APIRouter:
     """The path, and those beneath it that there is nothing at."""
-    router = APIRouter()
+    router = APIRouter(route_class=ParsedRoute)
 
     @router.post("/v1/responses")
     async def responses(request: Request, body: ResponsesRequest) -> Response:

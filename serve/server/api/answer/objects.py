@@ -70,7 +70,8 @@ class Choice:
     @property
     def reason(self) -> str:
         """OpenAI's finish_reason."""
-        assert self.finish is not None
+        if self.finish is None:
+            raise RuntimeError("the answer has no end yet")
         if self.finish.reason == "stop" and self._calls and self._calls.calls:
             return "tool_calls"
         return self.finish.reason
@@ -142,7 +143,7 @@ class Answer:
             **body,
             "choices": rows,
             "usage": usage(finishes, prompts),
-            "timings": timings(finishes[0]),
+            "timings": finishes[0].timings(),
             **citations,
         }
 
@@ -178,16 +179,6 @@ def usage(finishes: Sequence[Finish], prompts: int = 1) -> dict[str, Any]:
         "completion_tokens": made,
         "total_tokens": read + made,
         "prompt_tokens_details": {"cached_tokens": sum(f.cached_tokens for f in firsts)},
-    }
-
-
-def timings(finish: Finish) -> dict[str, float | None]:
-    """Speeds in tokens per second; prefill counts only tokens that were not in the cache. None: too short to tell."""
-    read = finish.prompt_tokens - finish.cached_tokens
-    made = finish.completion_tokens - 1  # the first token belongs to prefill
-    return {
-        "prefill_tokens_per_s": round(read / finish.prefill_s, 1) if finish.prefill_s > 0 else None,
-        "decode_tokens_per_s": round(made / finish.decode_s, 1) if made > 0 and finish.decode_s > 0 else None,
     }
 
 

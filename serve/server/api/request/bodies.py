@@ -21,6 +21,8 @@ from slm.joints import Message, SamplingOptions
 
 # The answer's length when a request names none and the context has room for it.
 DEFAULT_MAX_TOKENS = 512
+# Every piece of text is searched for all of them.
+_STOPS, _STOP_CHARACTERS = 16, 1_000
 
 
 class StreamOptions(Fields):
@@ -84,8 +86,8 @@ class Generation(Shaped):
         stops = value if isinstance(value, list) else [value]
         if not all(isinstance(stop, str) for stop in stops):
             raise ValueError("has to be a text or a list of texts")
-        if len(stops) > 16:
-            raise ValueError("at most 16 stop strings")
+        if len(stops) > _STOPS or any(len(stop) > _STOP_CHARACTERS for stop in stops):
+            raise ValueError(f"at most {_STOPS} stop strings of {_STOP_CHARACTERS:,} characters are looked for")
         return value
 
     @model_validator(mode="after")

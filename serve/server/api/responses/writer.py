@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from serve.server.api.answer.objects import Choice, timings
+from serve.server.api.answer.objects import Choice
 from serve.server.api.errors import error_body
 from slm.errors import SlmError
 from slm.joints import Finish, Scored
@@ -82,7 +82,7 @@ class ResponsesWriter:
             "usage": _usage(finish) if finish else None,
         }
         if finish:
-            body |= {"completed_at": int(time.time()), "timings": timings(finish)}
+            body |= {"completed_at": int(time.time()), "timings": finish.timings()}
         return body
 
     def _said(self, text: str) -> Iterator[_Event]:

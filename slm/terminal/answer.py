@@ -1,0 +1,87 @@
+"""An answer on a terminal: its text as it comes, and then the passages it was given.
+
+It knows nothing of models, of indexes or of what was asked.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from slm.joints import Finish, Grounded, Passage
+from slm.text.visible import one_line
+
+
+@dataclass
+class ShownAnswer:
+    """The text so far, the figures once it is over (None: it broke off), and after how many seconds text came."""
+
+    text: str = ""
+    finish: Finish | None = None
+    first_s: float = 0.0
+
+    def show(
+        self, pieces: Iterable[str | Finish], grounded: Grounded | None = None, *, silent: bool = False
+    ) -> ShownAnswer:
+        """Write what an engine says to stdout, piece by piece, and end the line. silent: take it only.
+
+        grounded: whose citations are checked on the way. An exception leaves what was said until then.
+        """
+        began = time.perf_counter()
+        try:
+            for piece in pieces:
+                if isinstance(piece, Finish):
+                    self._take(grounded.citations.end() if grounded else "", silent)
+                    self.finish = piece
+                    continue
+                self.first_s = self.first_s or time.perf_counter() - began
+                self._take(grounded.citations.feed(piece) if grounded else piece, silent)
+        finally:
+            if (self.text or self.finish) and not silent:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+        return self
+
+    def _take(self, text: str, silent: bool) -> None:
+        self.text += text
+        if not silent:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A passage that an answer was given: its number, whether the answer cites it, and its nearest sentence."""
+
+    number: int
+    cited: bool
+    passage: Passage
+    quote: str
+
+
+def sources_of(grounded: Grounded) -> list[Source]:
+    """The passages of an answer that has been shown; takes some tenths of a second."""
+    cited = grounded.citations.cited
+    pairs = zip(grounded.passages, grounded.quotes(), strict=True)
+    return [Source(number, number in cited, passage, quote) for number, (passage, quote) in enumerate(pairs, 1)]
+
+
+def show_sources(sources: Iterable[Source], write: Callable[[str], None]) -> None:
+    """The cited passages under an answer, or all that it was given when it cites none; `write` takes lines."""
+    sources = list(sources)
+    cited = [source for source in sources if source.cited]
+    write("\nSources:" if cited else "\nThe answer cites no passage. It was given these:")
+    for source in cited or sources:
+        where = f"{one_line(source.passage.place)} ({shown_path(source.passage.source)})"
+        write(f"  {source.number}. {where}\n     “{source.quote}”")
+
+
+def shown_path(source: str) -> str:
+    """A document's source for people: visible characters, and relative to the working folder when it lies below it."""
+    path = Path(source)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        source = path.relative_to(Path.cwd()).as_posix()
+    return one_line(source)
