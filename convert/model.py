@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from convert.families import Encoder
 from convert.output.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
 from convert.quantize.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
 from convert.source.checkpoint import Checkpoint, read_checkpoint
@@ -27,6 +26,7 @@ from convert.vocabulary.files.ends import end_ids, ends_to_metadata
 from convert.vocabulary.vocab_source import read_vocabulary
 from slm.artifacts import new_file, read_json, require_space
 from slm.errors import InputError, VerificationError
+from slm.families import Encoder
 from slm.native.llama import open_model
 from slm.terminal.console import note, progress
 from slm.weights.identity import FINGERPRINT, WEIGHTS, Identity, identity_of

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from convert.families import family_of_config
-from convert.families.parts.base import HeadsApart
 from convert.model import convert_checkpoint
 from convert.restore import restore_checkpoint
 from convert.source.safetensors_file import read_header
 from slm.errors import DamagedFileError, SlmError, UnsupportedError
+from slm.families import family_of_config
+from slm.families.parts.base import HeadsApart
 from slm.native.llama import open_model, tokenize
 from slm.weights.gguf_reader import read_gguf
 
