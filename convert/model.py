@@ -16,17 +16,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from convert.families import Encoder
 from convert.output.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
 from convert.quantize.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
 from convert.source.checkpoint import Checkpoint, read_checkpoint
 from convert.source.pooling import pooling_metadata
-from convert.vocabulary.base.proof import Source, compare_ids
+from convert.vocabulary.base.proof import Proof
 from convert.vocabulary.base.swallowing import name_for
 from convert.vocabulary.files.ends import end_ids, ends_to_metadata
 from convert.vocabulary.vocab_source import read_vocabulary
-from slm.artifacts import new_file, read_json, require_space
+from slm.artifacts import new_file, require_space
 from slm.errors import InputError, VerificationError
+from slm.families import Encoder
 from slm.native.llama import open_model
 from slm.terminal.console import note, progress
 from slm.weights.identity import FINGERPRINT, WEIGHTS, Identity, identity_of
@@ -59,17 +59,7 @@ def convert_checkpoint(
     checkpoint = read_checkpoint(folder)
     plan = checkpoint.plan()
     with _no_garbage_collection():
-        # This hashes all weights; the tokenizer is read meanwhile.
-        identity = _in_background(lambda: identity_of(checkpoint.folder))
-        embedder = isinstance(checkpoint.family, Encoder)
-        source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
-        if not embedder:
-            source.vocabulary.ends = end_ids(checkpoint.folder, checkpoint.config, source.vocabulary)
-        source.vocabulary.fitted(checkpoint.vocabulary_rows)
-        proof = _Proof(source) if verify else None
-        source.ids_of = None  # with it goes the content of the tokenizer's files
-        metadata = _metadata(checkpoint, source, identity())
-    caveats = [*source.caveats, *checkpoint.family.caveats(checkpoint.config)]
+        metadata, proof, caveats = _prepared(checkpoint, verify)
     for caveat in caveats:
         note(f"note: {caveat}")
     targets = ladder(Path(out), checkpoint.folder.resolve().name, names)
@@ -139,64 +129,42 @@ def _check_options(names: list[str], options: Options) -> None:
         prepare(name, options)
 
 
-def _metadata(checkpoint: Checkpoint, source: Source, identity: Identity) -> dict[str, Any]:
+def _prepared(checkpoint: Checkpoint, verify: bool) -> tuple[dict[str, Any], Proof | None, list[str]]:
+    """The file's keys, the proof of its tokenizer, and what the runtime does otherwise.
+
+    The source tokenizer, hundreds of MB for a large vocabulary, ends with this function; the proof has taken its ids.
+    """
+    # This hashes all weights; the tokenizer is read meanwhile.
+    identity = _in_background(lambda: identity_of(checkpoint.folder))
+    embedder = isinstance(checkpoint.family, Encoder)
+    source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
+    vocabulary, caveats = source.vocabulary, list(source.caveats)
+    if not embedder:
+        vocabulary.ends = end_ids(checkpoint.folder, checkpoint.config, vocabulary)
+    vocabulary.fitted(checkpoint.vocabulary_rows)
+    proof = Proof(source) if verify else None
     pooling: dict[str, Any] = {}
-    if isinstance(checkpoint.family, Encoder):
+    if embedder:
         pooling = pooling_metadata(checkpoint.folder, checkpoint.family.gguf_architecture)
         if not pooling:
-            source.caveats.append("the folder names no pooling (modules.json), so the file names none either")
-    return {
+            caveats.append("the folder names no pooling (modules.json), so the file names none either")
+    metadata = {
         "general.architecture": checkpoint.family.gguf_architecture,
         "general.type": "model",
-        "general.name": _runtime_name(checkpoint, source),
+        "general.name": name_for(checkpoint.folder.resolve().name, vocabulary.swallowing),
         **checkpoint.metadata(),
         **pooling,
-        **source.vocabulary.to_metadata(),
-        **ends_to_metadata(source.vocabulary),
-        **identity.keys(FINGERPRINT, WEIGHTS),
+        **vocabulary.to_metadata(),
+        **ends_to_metadata(vocabulary),
+        **identity().keys(FINGERPRINT, WEIGHTS),
     }
-
-
-def _runtime_name(checkpoint: Checkpoint, source: Source) -> str:
-    name, path = checkpoint.folder.resolve().name, checkpoint.folder / "tokenizer.json"
-    is_phi3 = checkpoint.family.gguf_architecture == "phi3" and path.exists()
-    added = read_json(path).get("added_tokens") if is_phi3 else None
-    return name_for(name, source.vocabulary.tokens, added or [])
-
-
-class _Proof:
-    """The source tokenizer's ids of the lines, and their comparison with llama.cpp's."""
-
-    def __init__(self, source: Source) -> None:
-        self._source, self._lines, self.lines_proven = source, source.all_lines(), 0
-        self._expected = self._by_encoder() if source.ids_of is None else source.ids_of(self._lines)
-
-    def _by_encoder(self) -> list[list[int]]:
-        encode = self._source.encoder()
-        return [encode(line) for line in self._lines]
-
-    def compare(self, model: Any) -> None:
-        """Raise VerificationError unless llama.cpp's loaded vocabulary gives the same ids. The first time only."""
-        if self.lines_proven:
-            return
-        try:
-            self._compare(model)
-        except VerificationError:
-            # What is shown to the user comes from the whole tokenizer, not from one cut down to the lines.
-            self._expected = self._by_encoder()
-            self._compare(model)
-
-    def _compare(self, model: Any) -> None:
-        expected = dict(zip(self._lines, self._expected, strict=True))
-        self.lines_proven = compare_ids(
-            model, expected.__getitem__, lines=self._lines, add_special=self._source.add_special
-        )
+    return metadata, proof, [*caveats, *checkpoint.family.caveats(checkpoint.config)]
 
 
 class _Writer:
     """Writes float files of one checkpoint, proven before they get their names."""
 
-    def __init__(self, checkpoint: Checkpoint, metadata: dict[str, Any], proof: _Proof | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, metadata: dict[str, Any], proof: Proof | None) -> None:
         self._checkpoint, self._metadata, self._proof = checkpoint, metadata, proof
 
     @property
@@ -233,7 +201,7 @@ class _Writer:
             "fallbacks": {"F16": fallbacks} if fallbacks else {},
         }
 
-    def _check_header(self, path: Path, proof: _Proof) -> None:
+    def _check_header(self, path: Path, proof: Proof) -> None:
         """On a file without its weights: llama.cpp knows every tensor and its shape, and its token ids are right."""
         with ExitStack() as stack:
             try:

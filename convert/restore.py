@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convert.families import Family, family_of_gguf
-from convert.families.parts.base import Rule, check_shapes
 from convert.output.version import converter_version
 from convert.output.vet import vet_model
 from convert.source.malformed import load_fast_tokenizer, reading
@@ -26,6 +24,8 @@ from convert.vocabulary.files.ends import ends_from_metadata, template_end
 from slm.artifacts import new_folder, require_space
 from slm.chat.prompt import TEMPLATES, named_template, template_name_for
 from slm.errors import DamagedFileError, InputError, UnsupportedError
+from slm.families import Family, family_of_gguf
+from slm.families.parts.base import Rule, check_shapes
 from slm.terminal.console import note, progress
 from slm.terminal.text_file import read_text
 from slm.weights.gguf_reader import GgufFile, read_gguf

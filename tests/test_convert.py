@@ -17,7 +17,6 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM
 
 from convert.cli import verify as cli_verify
-from convert.families.parts.base import PlusOne, RopePermuted, Transposed
 from convert.model import convert_checkpoint
 from convert.publish.inspect import inspect_gguf
 from convert.quality.verify import Bounds, verify_model
@@ -27,6 +26,7 @@ from convert.vocabulary.base.charsmap import apply_charsmap, lower_casing, read_
 from convert.vocabulary.fast_tokenizer import pre_tokenizer_of
 from convert.vocabulary.vocab_source import pre_name
 from slm.errors import UnsupportedError, VerificationError
+from slm.families.parts.base import PlusOne, RopePermuted, Transposed
 from slm.native.llama import all_logits, open_context, open_model, tokenize
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import checkpoint_fingerprint

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from convert.families import family_of_config
-from convert.families.parts.base import HeadsApart
 from convert.model import convert_checkpoint
 from convert.restore import restore_checkpoint
 from convert.source.safetensors_file import read_header
 from slm.errors import DamagedFileError, SlmError, UnsupportedError
+from slm.families import family_of_config
+from slm.families.parts.base import HeadsApart
 from slm.native.llama import open_model, tokenize
 from slm.weights.gguf_reader import read_gguf
 
@@ -115,8 +115,9 @@ def test_a_window_the_runtime_has_not_is_told_and_harms_nothing_within_it(family
     assert not [c for c in convert_checkpoint(wide, tmp_path / "wide.gguf", "f32")[0]["caveats"] if "equal up to" in c]
 
 
-def test_phi3s_special_tokens_swallow_white_space_whatever_the_folder_is_called(tmp_path: Path) -> None:
-    folder = tiny.write(tmp_path / "my-model", "phi3")
+@pytest.mark.parametrize("family", ["phi3", "mistral"])  # "llamafied" ones are the same tokenizer in another graph
+def test_phi3s_special_tokens_swallow_white_space_whatever_the_folder_is_called(family: str, tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path / "my-model", family)
     text = (folder / "tokenizer.json").read_text("utf-8")
     for old, new in (("<pad>", "<|endoftext|>"), ("<eos>", "</s>"), ("<bos>", "<s>"), ("<start_of_turn>", "<|user|>")):
         text = text.replace(f'"{old}"', f'"{new}"')

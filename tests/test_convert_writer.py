@@ -110,7 +110,7 @@ import json, resource, struct, sys
 from pathlib import Path
 from convert.source.checkpoint import Planned
 from convert.output.encode import encode
-from convert.families.parts.base import Rule
+from slm.families.parts.base import Rule
 from convert.source.safetensors_file import read_header
 from convert.output.writer import OutTensor, write_gguf
 import numpy as np

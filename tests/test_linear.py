@@ -12,7 +12,7 @@ from rag.answer.marks import without_marks
 from rag.answer.prompt import defused
 from rag.answer.quote import sentences_of
 from rag.document import Document, Section, is_table_rule, sections_of
-from rag.index.chunk import chunk_document, indexed_texts
+from rag.index.chunk import chunk_document
 from rag.index.lexical import terms_of
 from rag.index.variants import comparable
 from slm.text.language import detect, is_name_only
@@ -30,7 +30,11 @@ JUNK = [
 
 
 def chunked(text: str) -> None:
-    indexed_texts(chunk_document(Document("T", "s", "en", (Section(("H",), text),)), 240, len), 240, len)
+    chunk_document(Document("T", "s", "en", (Section(("H",), text),)), 240, len)
+
+
+def chunked_under_it(text: str) -> None:
+    chunk_document(Document("T", "s", "en", (Section((text,), "a"), Section((text, "b"), "b"))), 240, len)
 
 
 def cited(text: str) -> None:
@@ -40,8 +44,8 @@ def cited(text: str) -> None:
 
 
 READERS: list[Callable[[str], object]] = [
-    chunked, cited, defused, visible, one_line, sections_of, sentences_of, is_table_rule, terms_of, comparable, nfkc,
-    without_marks, detect, is_name_only,
+    chunked, chunked_under_it, cited, defused, visible, one_line, sections_of, sentences_of, is_table_rule, terms_of,
+    comparable, nfkc, without_marks, detect, is_name_only,
 ]  # fmt: skip
 
 
@@ -82,8 +86,7 @@ def test_chunking_measures_each_character_a_few_times_however_long_the_text(unit
             seen += len(piece)
             return len(piece)
 
-        chunks = chunk_document(Document("T", "s", "en", (Section(("H",), text),)), 240, measure)
-        indexed_texts(chunks, 240, measure)
+        chunk_document(Document("T", "s", "en", (Section(("H",), text),)), 240, measure)
         measured.append(seen / len(text))
     assert max(measured) < 8
 

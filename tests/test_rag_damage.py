@@ -6,6 +6,7 @@ import errno
 import json
 import random
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rag.index.names import index_path
 from rag.index.retrieve import search
 from rag.index.store import FORMAT, open_generation, write_vectors
 from rag.index.update import add_documents, remove_documents
+from slm.artifacts import sha256_file
 from slm.errors import DamagedFileError, ResourceError, UnsupportedError
 from tests.path_joints import PathJoints
 from tests.tiny_rag import PairEmbedder, own_home, page
@@ -115,9 +117,27 @@ def test_a_full_disk_or_memory_leaves_the_old_generation_in_use(
         assert list(open_generation(path).documents) == ["a.md"]
 
 
+def without_context_lines(path: Path) -> Path:
+    """Rewrite the chunks of an index as formats 1 and 2 had them; the file of its manifest."""
+    chunks = path / "gen-1" / "chunks.jsonl"
+    rows = [json.loads(line) for line in chunks.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        del row["context"]
+    chunks.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path / "gen-1" / "manifest.json"
+
+
+def as_format_2(path: Path) -> None:
+    """Rewrite an index as it was before its chunks had a context line."""
+    file = without_context_lines(path)
+    manifest = json.loads(file.read_text())
+    files = {**manifest["files"], "chunks.jsonl": sha256_file(path / "gen-1" / "chunks.jsonl")}
+    file.write_text(json.dumps({**manifest, "format": 2, "files": files}))
+
+
 def as_format_1(path: Path) -> Path:
     """Rewrite an index as the first release left it: no format, checksums or roots."""
-    file = path / "gen-1" / "manifest.json"
+    file = without_context_lines(path)
     manifest = json.loads(file.read_text())
     del manifest["format"], manifest["files"]
     for entry in manifest["documents"].values():
@@ -126,16 +146,19 @@ def as_format_1(path: Path) -> Path:
     return file
 
 
-def test_an_index_of_the_first_release_opens_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_format", [as_format_1, as_format_2])
+def test_an_index_of_an_earlier_format_opens_and_goes_on(tmp_path: Path, as_format: Callable[[Path], object]) -> None:
     path, embedder = tmp_path / "i", PairEmbedder()
     add_documents(path, [page("a.md", "髙橋さんの席", lang="ja"), page("b.md", "pears")], embedder)
-    as_format_1(path)
+    as_format(path)
     embedder.embedded.clear()
     generation = open_generation(path)
     assert generation.chunks[search(generation, embedder, "高橋", 1, "lexical")[0].row].source == "a.md"
     change = add_documents(path, [page("b.md", "pears"), page("c.md", "figs")], embedder)
     assert (change.added, change.unchanged, len(embedder.embedded)) == (1, 1, 1)
-    assert open_generation(path).manifest["format"] == FORMAT
+    again = open_generation(path)
+    assert again.manifest["format"] == FORMAT
+    assert {chunk.context for chunk in again.chunks} == {"Page > Heading"}
 
 
 @pytest.mark.parametrize("name", ["chunks.jsonl", "vectors.faiss", "manifest.json"])

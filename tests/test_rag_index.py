@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rag.document import Document, Section
 from rag.index import update as index_module
 from rag.index.chunk import Chunk
 from rag.index.lexical import build_bm25, load_bm25, terms_of
@@ -16,6 +17,7 @@ from rag.index.names import index_path
 from rag.index.retrieve import search
 from rag.index.store import Generation, open_generation
 from rag.index.update import add_documents, check_embedder, remove_documents
+from rag.index.variants import comparable
 from slm.errors import DamagedFileError, InputError, MismatchError, ResourceError, UnknownNameError
 from tests.tiny_rag import PairEmbedder, own_home, page
 
@@ -81,9 +83,25 @@ def test_an_index_round_trips_through_the_disk(tmp_path: Path) -> None:
     change = add_documents(tmp_path / "i", documents, embedder)
     generation = open_generation(tmp_path / "i")
     assert (change.added, change.replaced, change.unchanged, change.chunks) == (2, 0, 0, 2)
-    assert generation.chunks[1] == Chunk("Page", ("Heading",), "有給休暇の申請", "b.md", "ja", 0)
+    assert generation.chunks[1] == Chunk("Page", ("Heading",), "有給休暇の申請", "b.md", "ja", 0, "Page > Heading")
     assert np.allclose(vectors_by_source(generation)["a.md"], embedder.queries(["Page > Heading\napples and pears"])[0])
     assert generation.documents["b.md"]["chunks"] == 1
+
+
+def test_vectors_and_words_are_of_the_same_text_however_long_the_headings(tmp_path: Path) -> None:
+    embedder = PairEmbedder()
+    long = tuple(f"heading {n} " + "word " * 30 for n in range(4))
+    sections = (Section(long, "apples"), Section((*long, "pears"), "plums"), Section((), "figs"))
+    documents = [Document("有給休暇" * 40, "a.md", "ja", sections), page("b.md", "令和6年の申請")]
+    add_documents(tmp_path / "i", documents, embedder)
+    generation = open_generation(tmp_path / "i")
+    texts = [chunk.indexed_text for chunk in generation.chunks]
+    assert embedder.embedded == [comparable(text) for text in texts]
+    assert np.array_equal(
+        generation.lexical.scores("word 休暇 apples 2024年"), build_bm25(texts).scores("word 休暇 apples 2024年")
+    )
+    for word in ("apples", "heading 3", "pears", "plums", "figs"):
+        assert generation.lexical.top(word, 1), word
 
 
 def test_a_document_with_a_known_source_is_replaced_and_an_unchanged_one_not_embedded_again(tmp_path: Path) -> None:

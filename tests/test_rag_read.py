@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.document import Document, Section, sections_of, visible
-from rag.index.chunk import chunk_document, indexed_text
+from rag.index.chunk import chunk_document
 from rag.sources.files import Skipped, read_file, read_files
 from rag.sources.html.page import html_document
 from rag.sources.markdown.page import markdown_document
@@ -138,7 +139,7 @@ def test_chunks_lose_no_text_and_keep_the_budget(text: str, limit: int) -> None:
     assert "".join("".join(c.text for c in chunks).split()) == "".join(
         (text if text.strip() else "").split() or ["x"] * (not text)
     )
-    assert all(len(indexed_text(chunk, limit, len)) <= limit for chunk in chunks)
+    assert all(len(chunk.indexed_text) <= limit for chunk in chunks)
     assert [chunk.ordinal for chunk in chunks] == list(range(len(chunks)))
 
 
@@ -171,7 +172,37 @@ def test_code_is_cut_only_at_line_ends_and_small_code_not_at_all() -> None:
 def test_a_chunk_is_indexed_with_its_title_and_headings_even_when_these_are_long() -> None:
     document = Document("Leave", "s", "en", (Section(("Kinds", "Paid"), "Twenty days."), Section(("Empty",), "")))
     chunks = chunk_document(document, 100, len)
-    assert indexed_text(chunks[0], 100, len) == "Leave > Kinds > Paid\nTwenty days."
+    assert chunks[0].indexed_text == "Leave > Kinds > Paid\nTwenty days."
     assert chunks[1].text == "Empty"
     long = chunk_document(Document("x" * 500, "s", "en", (Section((), "body text " * 30),)), 100, len)
-    assert all(len(indexed_text(chunk, 100, len)) <= 100 for chunk in long)
+    assert all(len(chunk.indexed_text) <= 100 for chunk in long)
+
+
+ALL = None  # what the context line leaves out
+
+
+@pytest.mark.parametrize(
+    ("title", "headings", "said"),
+    [
+        ("x" * 90 + "end", [("Kinds",), ("Kinds", "Paid")], [ALL, "Paid"]),
+        ("Leave", [("y" * 90 + "end", "Paid"), ("y" * 90 + "end", "Unpaid")], [ALL, "Unpaid"]),
+        ("休暇", [("規" * 50 + "程",), ("規" * 50 + "程", "有給"), ("規則",)], [ALL, "有給", ""]),
+        ("", [("z" * 50,), ("z" * 50 + "w",)], [ALL, ALL]),
+    ],
+)
+def test_what_a_long_context_line_has_no_room_for_begins_the_text_once(
+    title: str, headings: list[tuple[str, ...]], said: list[str | None]
+) -> None:
+    document = Document(title, "s", "en", tuple(Section(path, "Body.") for path in headings))
+    chunks = chunk_document(document, 100, len)
+    assert all(len(chunk.indexed_text) <= 100 for chunk in chunks)
+    assert all(len(chunk.context) <= 40 for chunk in chunks)
+    for path, words in zip(headings, said, strict=True):
+        own = [chunk for chunk in chunks if chunk.headings == path]
+        text = "".join(chunk.text for chunk in own)
+        assert text.endswith("Body.")
+        begins = re.sub("[ >\n]", "", text.removesuffix("Body."))
+        if words is ALL:
+            words = "".join([title, *path])
+            begins = re.sub("[ >]", "", own[0].context) + begins
+        assert begins == words

@@ -185,5 +185,5 @@ def test_target_presets_name_layers_of_each_family(checkpoints: dict[str, Path])
         model = load_model(checkpoints[family])
         names = [name for name, _ in model.named_modules()]
         for preset in ("qv", "attention", "all"):
-            for target in target_modules(model.config.model_type, preset):
+            for target in target_modules(model.config, preset):
                 assert sum(name.endswith("." + target) for name in names) == 2, (family, target)

@@ -22,7 +22,7 @@ from slm.errors import DamagedFileError, InputError, MismatchError
 from tests import tiny_checkpoints
 from tests.path_joints import PathJoints
 from train.adapter.opened import load_with_adapter
-from train.base import TARGETS, load_tokenizer
+from train.base import has_columns_first, load_tokenizer, target_modules
 from train.measure.evaluate import evaluate_texts
 from train.measure.strides import pieces, windows
 
@@ -109,9 +109,8 @@ def ggufs(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 def adapter(base: Path, folder: Path, *, size: float = 0.4) -> Path:
     """A random LoRA adapter that changes a model visibly."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    family = model.config.model_type
-    config = LoraConfig(r=4, target_modules=list(TARGETS[family]["qv"]), fan_in_fan_out=family == "gpt2",
-                        task_type="CAUSAL_LM")  # fmt: skip
+    config = LoraConfig(r=4, target_modules=target_modules(model.config, "qv"),
+                        fan_in_fan_out=has_columns_first(model.config), task_type="CAUSAL_LM")  # fmt: skip
     wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from slm.families.targets import decoder_families
 from tests.tiny_packs import a_batch, gradient, tiny, with_adapter
-from train.base import TARGETS
 from train.batch.attention import packed_attention
 from train.batch.batches import packed
 from train.batch.feed import use_gradient_checkpointing
@@ -47,7 +47,7 @@ def assert_fused_is_equal(model: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("targets", ["qv", "all"])
-@pytest.mark.parametrize("model_type", sorted(TARGETS))
+@pytest.mark.parametrize("model_type", sorted(decoder_families()))
 def test_fused_layers_have_the_losses_and_gradients_of_the_plain_ones(
     model_type: str, targets: str, tmp_path: Path
 ) -> None:
@@ -55,7 +55,7 @@ def test_fused_layers_have_the_losses_and_gradients_of_the_plain_ones(
     assert model_type not in WHOLE or not called
 
 
-@pytest.mark.parametrize("model_type", sorted(TARGETS))
+@pytest.mark.parametrize("model_type", sorted(decoder_families()))
 def test_in_bfloat16_they_are_as_near_to_float32_as_the_plain_ones(model_type: str, tmp_path: Path) -> None:
     model = with_adapter(tiny(model_type), tmp_path, targets="all")
     loss, wanted = loss_and_gradient(model)

@@ -21,7 +21,7 @@ from tests.path_joints import PathJoints
 from tests.tiny_training import write_checkpoint
 from train.adapter.combine import combine
 from train.adapter.merge import merge
-from train.base import TARGETS, load_model, load_tokenizer
+from train.base import has_columns_first, load_model, load_tokenizer, target_modules
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 KINDS: dict[str, dict[str, Any]] = {
@@ -43,14 +43,14 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def adapter(base: Path, folder: Path, *, seed: int = 0, tokens: tuple[str, ...] = (), **config: Any) -> Path:
     """A PEFT adapter with random factors of some size; with new tokens it keeps the embedding and a tokenizer."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    family = model.config.model_type
     generator = torch.Generator().manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokens:
         tokenizer.add_tokens(list(tokens))
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    chosen = {"r": 4, "lora_alpha": 8, "target_modules": list(TARGETS[family]["attention"]), "task_type": "CAUSAL_LM"}
-    wrapped = get_peft_model(model, LoraConfig(fan_in_fan_out=family == "gpt2", **(chosen | config)))
+    chosen: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": target_modules(model.config, "attention")}
+    chosen |= {"fan_in_fan_out": has_columns_first(model.config), "task_type": "CAUSAL_LM"}
+    wrapped = get_peft_model(model, LoraConfig(**(chosen | config)))
     with torch.no_grad():
         for parameter in (p for p in wrapped.parameters() if p.requires_grad):
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)

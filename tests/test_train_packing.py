@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.errors import InputError
+from slm.families.targets import decoder_families
 from tests.tiny_packs import a_batch, encoded, gradient, tiny, with_adapter
-from train.base import TARGETS
 from train.batch.attention import packed_attention
 from train.batch.batches import packed, pad
 from train.batch.feed import use_gradient_checkpointing
@@ -31,7 +31,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["separate", "shared"])
-@pytest.mark.parametrize("model_type", sorted(TARGETS))
+@pytest.mark.parametrize("model_type", sorted(decoder_families()))
 def test_a_pack_has_the_losses_and_gradients_of_its_sequences(model_type: str, share: bool, tmp_path: Path) -> None:
     model = with_adapter(tiny(model_type), tmp_path)
     items = a_batch()
@@ -55,7 +55,7 @@ def test_a_pack_has_the_losses_and_gradients_of_its_sequences(model_type: str, s
     assert float(again * items[0].supervised) == pytest.approx(float(alone[0]))  # the model is as it was
 
 
-@pytest.mark.parametrize("model_type", sorted(TARGETS))
+@pytest.mark.parametrize("model_type", sorted(decoder_families()))
 def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
     model_type: str, tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +79,7 @@ def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
     assert list(decoder_layers(model)) == lower
 
 
-@pytest.mark.parametrize("model_type", sorted(TARGETS))
+@pytest.mark.parametrize("model_type", sorted(decoder_families()))
 def test_gradient_checkpointing_keeps_less_of_the_same(model_type: str, tmp_path: Path, stack: ExitStack) -> None:
     model = with_adapter(tiny(model_type), tmp_path)
     stack.enter_context(packed_attention(model))

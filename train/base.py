@@ -13,33 +13,10 @@ from typing import Any
 
 from slm.artifacts import read_json, require_folder
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnsupportedError
+from slm.families import Family
+from slm.families.targets import PRESETS, decoder_families, keeps_columns_first, linear_layers
 from slm.weights.checkpoint_files import check_checkpoint, refuse_pointers, weight_files
 
-# model_type of config.json -> names of the linear layers that an adapter can change, by preset.
-# GPT-2 has one fused projection for queries, keys and values (transformers, models/gpt2/modeling_gpt2.py).
-_GATED = {
-    "qv": ("q_proj", "v_proj"),
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-}
-TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
-    "gpt2": {
-        "qv": ("c_attn",),
-        "attention": ("c_attn", "attn.c_proj"),
-        "all": ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"),
-    },
-    "gpt_neox": {
-        "qv": ("query_key_value",),
-        "attention": ("query_key_value", "attention.dense"),
-        "all": ("query_key_value", "attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
-    },
-    "phi3": {
-        "qv": ("qkv_proj",),
-        "attention": ("qkv_proj", "o_proj"),
-        "all": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-    },
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _GATED),
-}
 # Where the output vectors of tokens are, most telling first: an own head, else the embedding it is tied to.
 _OUTPUT_VECTORS = (
     *("lm_head.weight", "embed_out.weight"),
@@ -80,18 +57,33 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if "model_type" not in config:
         raise DamagedFileError(f"'{path}' names no model_type")
-    if config["model_type"] not in TARGETS:
-        raise UnsupportedError(
-            f"training does not support the architecture '{config['model_type']}'",
-            hint=f"Supported: {', '.join(sorted(TARGETS))}.",
-        )
+    _family(config["model_type"])
     return config
 
 
-def target_modules(model_type: str, targets: str) -> list[str]:
-    """Module names for a preset (qv, attention, all) or for a comma-separated list of names."""
-    preset = TARGETS[model_type].get(targets)
-    return list(preset) if preset else [name.strip() for name in targets.split(",") if name.strip()]
+def _family(model_type: object) -> Family:
+    known = decoder_families()
+    if not isinstance(model_type, str) or model_type not in known:
+        raise UnsupportedError(
+            f"training does not support the architecture '{model_type}'",
+            hint=f"Supported: {', '.join(sorted(known))}.",
+        )
+    return known[model_type]
+
+
+def target_modules(config: Any, targets: str) -> list[str]:
+    """Module names for a preset (qv, attention, all) or for a comma-separated list of names.
+
+    config: transformers' configuration of the model. Raises UnsupportedError for a family that is not known.
+    """
+    if targets in PRESETS:
+        return linear_layers(_family(config.model_type), config.to_dict(), targets)
+    return [name.strip() for name in targets.split(",") if name.strip()]
+
+
+def has_columns_first(config: Any) -> bool:
+    """PEFT's fan_in_fan_out: whether the model keeps the weights of its linear layers as (in, out)."""
+    return keeps_columns_first(_family(config.model_type), config.to_dict())
 
 
 def load_model(folder: Path) -> Any:

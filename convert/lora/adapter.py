@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from convert.families.parts.base import EMBEDDING, HEAD, FloatArray
 from convert.lora.adapter_config import MERGE, check_kind, invocation_tokens, module_scale, runtime_alpha
 from convert.output.writer import OutTensor, write_gguf
 from convert.source.checkpoint import Checkpoint, Planned, read_checkpoint
@@ -24,6 +23,7 @@ from convert.source.safetensors_file import Entry, read_header
 from convert.vocabulary.vocab_source import chat_template
 from slm.artifacts import MANIFEST, new_file, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, SlmError, UnsupportedError
+from slm.families.parts.base import EMBEDDING, HEAD, FloatArray
 from slm.weights.checkpoint_files import CONFIG, check_checkpoint
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_same_base

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.families import known_architectures
 from convert.source.malformed import reading
 from convert.vocabulary.base.vocab import from_metadata
 from slm.errors import DamagedFileError
+from slm.families import known_architectures
 from slm.weights.gguf_reader import GgufFile
 
 _MAX_LAYERS = 512  # llama.cpp, src/llama-hparams.h, LLAMA_MAX_LAYERS

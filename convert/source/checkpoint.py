@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convert.families import Family, family_of_config
-from convert.families.parts.base import Rule
 from convert.source.malformed import check_values, reading
 from convert.source.safetensors_file import Entry, read_header
 from slm.artifacts import read_json, require_folder
 from slm.errors import DamagedFileError, MissingFileError
+from slm.families import Family, family_of_config
+from slm.families.parts.base import Rule
 from slm.weights.checkpoint_files import CONFIG, check_checkpoint, refuse_pointer, weight_files
 
 _PIECE_ELEMENTS = 1 << 20  # 4 MB of float32 at a time: it stays in the processor's cache

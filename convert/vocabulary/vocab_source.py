@@ -13,6 +13,7 @@ from typing import Any
 from convert.source.malformed import fast_tokenizer_of, load_fast_tokenizer
 from convert.vocabulary.base.pre_tokenizers import pre_name
 from convert.vocabulary.base.proof import Encode, Source, hf_encode
+from convert.vocabulary.base.swallowing import all_swallow
 from convert.vocabulary.base.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
 from convert.vocabulary.files.added import read_settings, special_tokens
 from convert.vocabulary.files.cut_down import can_cut, ids_of_lines
@@ -153,6 +154,7 @@ def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool, tokenizer: C
         return hf_encode(loaded, add_special=embedder)
 
     source.encoder, source.add_special = load, embedder
+    source.vocabulary.swallowing = all_swallow(source.vocabulary.tokens, fast.get("added_tokens") or [])
     if can_cut(fast):
         source.ids_of = lambda lines: ids_of_lines(fast, lines, add_special=embedder, path=path)
     _surroundings(source, fast, embedder)

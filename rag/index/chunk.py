@@ -8,17 +8,19 @@ text and not faster: no more is measured at once than may be a chunk, and where 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 from rag.document import Document, is_table_rule
 
 # A sentence ends after 。！？ and their closing brackets, or after . ! ? before white space; a line end ends it too.
 _SENTENCE = re.compile(r".*?(?:[。！？][」』）)】\"”]*|[.!?][\"')\]”’]*(?=\s)|\n|\Z)\s*", re.DOTALL)
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-# Headings longer than this share of the limit are shortened in what is embedded, so that text has room.
-_HEADING_SHARE = 0.4
+# A context line has no more than this share of the limit, so that text has room.
+_CONTEXT_SHARE = 0.4
+_JOINT = " > "
 # No chunk has more characters than this for each unit of the limit: blanks may cost nothing, and yet fill a prompt.
 _CHARACTERS_A_UNIT = 16
 _GUESSED_CHARACTERS_A_UNIT = 2
@@ -28,7 +30,10 @@ Fits = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a document. `ordinal` counts the chunks of the document from 0."""
+    """A piece of a document. `ordinal` counts the chunks of the document from 0.
+
+    context: where it stands, in one line that leaves room for the text.
+    """
 
     title: str
     headings: tuple[str, ...]
@@ -36,45 +41,31 @@ class Chunk:
     source: str
     lang: str
     ordinal: int
+    context: str
 
     @property
     def heading(self) -> str:
         return " > ".join(self.headings)
 
+    @property
+    def indexed_text(self) -> str:
+        """What is searched of it, by vectors and by words: its context line and its text."""
+        return f"{self.context}\n{self.text}" if self.context else self.text
+
 
 def context_line(title: str, headings: tuple[str, ...]) -> str:
     """Where a chunk stands, in one line: page title and heading path."""
-    return " > ".join(part for part in (title, *headings) if part)
+    return _JOINT.join(_parts(title, headings))
 
 
-def indexed_text(chunk: Chunk, limit: int, measure: Callable[[str], int]) -> str:
-    """What is embedded and searched of a chunk: its context line and its text, within the limit."""
-    return _context(chunk.title, chunk.headings, limit, measure) + chunk.text
+def _parts(title: str, headings: tuple[str, ...]) -> list[str]:
+    return [part for part in (title, *headings) if part]
 
 
-def indexed_texts(chunks: Iterable[Chunk], limit: int, measure: Callable[[str], int]) -> list[str]:
-    """`indexed_text` of each chunk; a context line that several in a row share is measured once."""
-    texts: list[str] = []
-    last: tuple[str, tuple[str, ...]] | None = None
-    context = ""
-    for chunk in chunks:
-        if last != (chunk.title, chunk.headings):
-            last = (chunk.title, chunk.headings)
-            context = _context(chunk.title, chunk.headings, limit, measure)
-        texts.append(context + chunk.text)
-    return texts
-
-
-def _context(title: str, headings: tuple[str, ...], limit: int, measure: Callable[[str], int]) -> str:
-    line = context_line(title, headings)
-    room = int(limit * _HEADING_SHARE)
-    return next(_pieces(line, room, _fits("", room, measure))).rstrip() + "\n" if line else ""
-
-
-def _fits(context: str, limit: int, measure: Callable[[str], int]) -> Fits:
-    """Whether a text fits into the limit under its context line; one that is far too long is not measured at all."""
+def _fits(before: str, limit: int, measure: Callable[[str], int]) -> Fits:
+    """Whether a text fits into the limit after what is before it; one that is far too long is not measured at all."""
     most = limit * _CHARACTERS_A_UNIT
-    return lambda text: len(text) <= most and measure(context + text) <= limit
+    return lambda text: len(text) <= most and measure(before + text) <= limit
 
 
 def chunk_document(document: Document, limit: int, measure: Callable[[str], int]) -> list[Chunk]:
@@ -83,13 +74,24 @@ def chunk_document(document: Document, limit: int, measure: Callable[[str], int]
     measure must not grow when text is cut off at the end.
     """
     chunks: list[Chunk] = []
+    room = int(limit * _CONTEXT_SHARE)
+    before: list[str] = []
     for section in document.sections:
-        context = _context(document.title, section.headings, limit, measure)
+        parts = _parts(document.title, section.headings)
+        line = _JOINT.join(parts)
+        context = next(_pieces(line, room, _fits("", room, measure)), "").rstrip()
+        # What the line has no room for begins the text, unless the section before has it already.
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(before, parts, strict=False))))
+        known = len(_JOINT.join(parts[:same]))
+        rest = line[max(len(context), known) :].strip(_JOINT)
+        before = parts
         # A heading alone still says something; it stands for the text it does not have.
-        text = section.text or (section.headings[-1] if section.headings else "")
-        fits = _fits(context, limit, measure)
-        for piece in _gather(_blocks(text), "\n\n", fits, partial(_tear, limit=limit, fits=fits)):
-            chunks.append(Chunk(document.title, section.headings, piece, document.source, document.lang, len(chunks)))
+        text = section.text or (section.headings[-1] if section.headings and not rest else "")
+        fits = _fits(context + "\n" if context else "", limit, measure)
+        blocks = [*_blocks(rest), *_blocks(text)]
+        for piece in _gather(blocks, "\n\n", fits, partial(_tear, limit=limit, fits=fits)):
+            place = document.title, section.headings
+            chunks.append(Chunk(*place, piece, document.source, document.lang, len(chunks), context))
     return chunks
 
 

@@ -25,7 +25,8 @@ from slm.errors import DamagedFileError, MissingFileError, ResourceError, Unknow
 CHUNKS, VECTORS = "chunks.jsonl", "vectors.faiss"
 KIND = "index generation"
 # Format 1 had no checksums, and words in the lexical index as they were written: it is read, and its words made anew.
-FORMAT = 2
+# Chunks of format 2 had no context line of their own: their words are those of the whole one.
+FORMAT = 3
 _FILES = (CHUNKS, VECTORS, ARRAYS, TERMS)
 _EXACT = "IDMap2,Flat"
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, EOFError)
@@ -132,7 +133,7 @@ def _load(path: Path, folder: Path) -> Generation:
                 ids.append(int(row.pop("id")))
                 chunks.append(_chunk(row))
         vectors = faiss.read_index(str(folder / VECTORS))
-        lexical = load_bm25(folder) if version > 1 else build_bm25(lexical_texts(chunks))
+        lexical = load_bm25(folder) if version > 1 else build_bm25([chunk.indexed_text for chunk in chunks])
         counts = (len(chunks), int(vectors.ntotal), lexical.size, int(manifest["chunks"]))
         if len(set(counts)) != 1 or vectors.d != int(manifest["embedder"]["dimension"]):
             raise ValueError("its parts do not have the same number of chunks")
@@ -147,7 +148,9 @@ def _load(path: Path, folder: Path) -> Generation:
 
 
 def _chunk(row: dict[str, Any]) -> Chunk:
-    chunk = Chunk(**{**row, "headings": tuple(row["headings"])})
+    headings = tuple(row["headings"])
+    row.setdefault("context", context_line(row["title"], headings))  # format 2 and before
+    chunk = Chunk(**{**row, "headings": headings})
     texts = [getattr(chunk, field.name) for field in fields(Chunk) if field.name not in ("headings", "ordinal")]
     if not all(isinstance(text, str) for text in (*texts, *chunk.headings)):
         raise TypeError("a chunk holds something that is not text")
@@ -164,11 +167,6 @@ def _check_table(manifest: dict[str, Any], chunks: Sequence[Chunk]) -> None:
     for entry in table.values():
         if not all(isinstance(entry[key], str) for key in ("title", "lang", "sha256")) or entry["chunks"] < 0:
             raise ValueError("an entry of its manifest is no document")
-
-
-def lexical_texts(chunks: Iterable[Chunk]) -> list[str]:
-    """What the lexical index holds of each chunk: title, headings and text."""
-    return [f"{context_line(chunk.title, chunk.headings)}\n{chunk.text}" for chunk in chunks]
 
 
 def write_generation(
@@ -195,7 +193,7 @@ def write_generation(
                 file.write(json.dumps({"id": id_, **asdict(chunk)}, ensure_ascii=False) + "\n")
         with (temporary / VECTORS).open("wb") as binary:
             write_vectors(store, binary)
-        build_bm25(lexical_texts(chunk for _, chunk in rows)).save(temporary)
+        build_bm25([chunk.indexed_text for _, chunk in rows]).save(temporary)
         own.update(format=FORMAT, files={name: sha256_file(temporary / name) for name in _FILES}, **manifest)
 
 

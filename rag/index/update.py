@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rag.document import Document
-from rag.index.chunk import Chunk, chunk_document, indexed_texts
+from rag.index.chunk import Chunk, chunk_document
 from rag.index.embed import Embedder, Vectors
 from rag.index.gone import Seen, confirm_removal, departed
 from rag.index.names import CURRENT, composed, documents_named, is_index
@@ -186,7 +186,7 @@ def _embedded(
     """The chunks of documents and their vectors, (chunks, dimension)."""
     limit = min(CHUNK_TOKENS, embedder.identity.max_tokens)
     chunks = [chunk for document in documents for chunk in chunk_document(document, limit, embedder.count_tokens)]
-    texts = [comparable(text) for text in indexed_texts(chunks, limit, embedder.count_tokens)]
+    texts = [comparable(chunk.indexed_text) for chunk in chunks]
     vectors = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from slm.errors import InputError
-from train.base import target_modules
+from train.base import has_columns_first, target_modules
 from train.batch.layers import lowest_layer
 from train.config import TrainOptions
 
@@ -28,7 +28,6 @@ def add_adapter(model: Any, options: TrainOptions) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    family = model.config.model_type
     set_seed(options.seed)
     layers = None
     if options.top_layers:
@@ -41,9 +40,9 @@ def add_adapter(model: Any, options: TrainOptions) -> Any:
         use_rslora=options.rslora,
         use_dora=options.dora,
         init_lora_weights=_PISSA if options.pissa else True,
-        target_modules=target_modules(family, options.targets),
+        target_modules=target_modules(model.config, options.targets),
         layers_to_transform=layers,
-        fan_in_fan_out=family == "gpt2",  # GPT-2 keeps its weights as (in, out)
+        fan_in_fan_out=has_columns_first(model.config),
         task_type="CAUSAL_LM",
     )
     try:

@@ -103,16 +103,17 @@ def _ours(plan: Plan, *, top_layers: int) -> dict[str, Any]:
 
 def _lora(plan: Plan) -> Any:
     from peft import LoraConfig
+    from transformers import AutoConfig
 
-    from train.base import read_config, target_modules
+    from train.base import has_columns_first, target_modules
 
-    family = read_config(Path(plan.base))["model_type"]
+    config = AutoConfig.from_pretrained(plan.base, local_files_only=True)
     return LoraConfig(
         r=plan.rank,
         lora_alpha=plan.alpha,
         lora_dropout=0.0,
-        target_modules=target_modules(family, "qv"),
-        fan_in_fan_out=family == "gpt2",
+        target_modules=target_modules(config, "qv"),
+        fan_in_fan_out=has_columns_first(config),
         task_type="CAUSAL_LM",
     )
 

@@ -48,7 +48,7 @@ class Source:
 
     add_special: `encoder` and the runtime add the special tokens around a text, as an embedder needs them.
     `caveats` are known differences of the runtime that the lines leave out; they are told to the user. `ids_of` gives
-    what `encoder` gives, for known lines and for much less memory; it holds the source's files until it is dropped.
+    what `encoder` gives, for known lines and for much less memory; it holds the content of the source's files.
     """
 
     vocabulary: Vocabulary
@@ -64,6 +64,34 @@ class Source:
         ids = [i for i in self.special_ids if i < len(self.vocabulary.tokens)]
         chat = conversation(self.vocabulary) if ids else None
         return [*self.lines, *special_lines(self.vocabulary.tokens, ids), *([] if chat is None else [chat])]
+
+
+class Proof:
+    """The source tokenizer's ids of the lines, compared with llama.cpp's; of the source it keeps no more."""
+
+    def __init__(self, source: Source) -> None:
+        self._lines, self._encoder, self._add_special = source.all_lines(), source.encoder, source.add_special
+        self._expected = self._by_encoder() if source.ids_of is None else source.ids_of(self._lines)
+        self.lines_proven = 0
+
+    def _by_encoder(self) -> list[list[int]]:
+        encode = self._encoder()
+        return [encode(line) for line in self._lines]
+
+    def compare(self, model: Any) -> None:
+        """Raise VerificationError unless llama.cpp's loaded vocabulary gives the same ids. The first time only."""
+        if self.lines_proven:
+            return
+        try:
+            self._compare(model)
+        except VerificationError:
+            # What is shown to the user comes from the whole tokenizer, not from one cut down to the lines.
+            self._expected = self._by_encoder()
+            self._compare(model)
+
+    def _compare(self, model: Any) -> None:
+        expected = dict(zip(self._lines, self._expected, strict=True))
+        self.lines_proven = compare_ids(model, expected.__getitem__, lines=self._lines, add_special=self._add_special)
 
 
 def differences(lines: Sequence[str], expected: Encode, found: Encode) -> list[tuple[str, list[int], list[int]]]:

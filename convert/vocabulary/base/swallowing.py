@@ -19,9 +19,14 @@ def swallows(name: str) -> bool:
     return bool(_NAME.search(name))
 
 
-def name_for(name: str, tokens: Collection[str], added: Iterable[Mapping[str, Any]]) -> str:
-    """The name under which llama.cpp does what `added` (of tokenizer.json) says: "phi-3" is in it, or is not."""
+def all_swallow(tokens: Collection[str], added: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether `added` (of tokenizer.json) lets its special tokens swallow white space just as llama.cpp does then."""
     others = [bool(token.get("rstrip")) for token in added if token.get("content") not in _OWN]
-    if set(tokens) >= _OWN and others and all(others):
+    return set(tokens) >= _OWN and bool(others) and all(others)
+
+
+def name_for(name: str, swallowing: bool) -> str:
+    """The name under which llama.cpp does so, or does not: "phi-3" is in it, or is not."""
+    if swallowing:
         return name if swallows(name) else f"Phi-3 {name}"
     return _NAME.sub("Phi 3", name)

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from convert.families.parts.base import Config, FloatArray, Metadata, Rule, Transform, need, positive, refuse, register
-from convert.families.parts.encoder import Encoder
 from slm.errors import DamagedFileError, UnsupportedError
+from slm.families.parts.base import Config, FloatArray, Metadata, Rule, Transform, need, positive, refuse, register
+from slm.families.parts.encoder import Encoder
 
 
 @dataclass(frozen=True)

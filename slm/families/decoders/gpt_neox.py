@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.families.parts.base import (
+from slm.errors import DamagedFileError
+from slm.families.parts.base import (
     EMBEDDING,
     HEAD,
     Config,
@@ -25,8 +26,7 @@ from convert.families.parts.base import (
     register,
     scalar,
 )
-from convert.families.parts.rope import Rope, read_rope, rope_config, rope_metadata
-from slm.errors import DamagedFileError
+from slm.families.parts.rope import Rope, read_rope, rope_config, rope_metadata
 
 # The runtime's GELU is the tanh approximation; an exact one differs from it by less than 5e-4.
 _GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.families.decoders.qwen2 import qwen_caveats
-from convert.families.parts.base import Config, Metadata, positive, refuse, register
-from convert.families.parts.gated import GatedDecoder
+from slm.families.decoders.qwen2 import qwen_caveats
+from slm.families.parts.base import Config, Metadata, positive, refuse, register
+from slm.families.parts.gated import GatedDecoder
 
 
 @register

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.families.parts.base import Config, Metadata, PlusOne, positive, refuse, register, scalar
-from convert.families.parts.gated import GatedDecoder
+from slm.families.parts.base import Config, Metadata, PlusOne, positive, refuse, register, scalar
+from slm.families.parts.gated import GatedDecoder
 
 _CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # the published values
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.families.parts.base import Config, Metadata, positive, register, scalar
-from convert.families.parts.gated import GatedDecoder, window_caveat
-from convert.families.parts.rope import Rope, read_rope
+from slm.families.parts.base import Config, Metadata, positive, register, scalar
+from slm.families.parts.gated import GatedDecoder, window_caveat
+from slm.families.parts.rope import Rope, read_rope
 
 
 @register

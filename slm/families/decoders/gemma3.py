@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.families.decoders.gemma import Gemma2, alternating
-from convert.families.parts.base import Config, Metadata, PlusOne, positive, refuse, register, scalar
-from convert.families.parts.gated import GatedDecoder
-from convert.families.parts.rope import Rope, read_rope
 from slm.errors import UnsupportedError
+from slm.families.decoders.gemma import Gemma2, alternating
+from slm.families.parts.base import Config, Metadata, PlusOne, positive, refuse, register, scalar
+from slm.families.parts.gated import GatedDecoder
+from slm.families.parts.rope import Rope, read_rope
 
 _PATTERN = 6  # every sixth layer sees the whole context
 

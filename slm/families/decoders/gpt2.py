@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.families.parts.base import Config, Family, Metadata, Rule, Transposed, positive, refuse, register, scalar
+from slm.families.parts.base import Config, Family, Metadata, Rule, Transposed, positive, refuse, register, scalar
 
 
 @register

@@ -1,7 +1,7 @@
 """What a model family is: a table of tensor names with invertible transforms, and its hyper-parameters.
 
-It knows nothing of files. The same table serves conversion (checkpoint -> GGUF), restoring (GGUF -> checkpoint)
-and adapters, so that the three cannot disagree.
+It knows nothing of files. The same table serves conversion (checkpoint -> GGUF), restoring (GGUF -> checkpoint),
+adapters and their training, so that the four cannot disagree.
 """
 
 from __future__ import annotations
@@ -232,6 +232,11 @@ def register(cls: _Class) -> _Class:
     """Class decorator: make a family findable by its model types and architectures."""
     _FAMILIES.append(cls())
     return cls
+
+
+def families() -> tuple[Family, ...]:
+    """Every family that is registered."""
+    return tuple(_FAMILIES)
 
 
 def supported() -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.families.parts.base import Config, FloatArray, Metadata, scalar
 from slm.errors import DamagedFileError, UnsupportedError
+from slm.families.parts.base import Config, FloatArray, Metadata, scalar
 
 # Llama 3.x publishes these three with every size; a GGUF keeps only the resulting factors.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -1,6 +1,6 @@
 """What encoders share: no causal mask, no head to predict tokens, a pooling of their output. It knows nothing of files.
 
-The pooling itself is no part of config.json; `convert.source.pooling` reads it.
+The pooling itself is no part of config.json; conversion reads it beside that.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from convert.families.parts.base import Config, Family, Metadata, Rule
 from slm.errors import UnsupportedError
+from slm.families.parts.base import Config, Family, Metadata, Rule
 
 
 class Encoder(Family):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.families.parts.base import Config, Metadata, positive, register
-from convert.families.parts.gated import GatedDecoder, window_caveat
+from slm.families.parts.base import Config, Metadata, positive, register
+from slm.families.parts.gated import GatedDecoder, window_caveat
 
 
 def qwen_caveats(config: Config, runtime: str) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from convert.families.decoders.llama import Llama
-from convert.families.parts.base import Config, positive, register
-from convert.families.parts.gated import window_caveat
+from slm.families.decoders.llama import Llama
+from slm.families.parts.base import Config, positive, register
+from slm.families.parts.gated import window_caveat
 
 
 @register

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from convert.families.parts.base import Config, Metadata, RopePermuted, Transform, positive, register
-from convert.families.parts.gated import GatedDecoder
+from slm.families.parts.base import Config, Metadata, RopePermuted, Transform, positive, register
+from slm.families.parts.gated import GatedDecoder
 
 
 @register

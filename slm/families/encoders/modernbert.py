@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from convert.families.parts.base import Config, Metadata, Rule, positive, refuse, register
-from convert.families.parts.encoder import Encoder
 from slm.errors import UnsupportedError
+from slm.families.parts.base import Config, Metadata, Rule, positive, refuse, register
+from slm.families.parts.encoder import Encoder
 
 
 def _thetas(config: Config) -> tuple[float, float]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from convert.families.parts.base import (
+from slm.errors import DamagedFileError, UnsupportedError
+from slm.families.parts.base import (
     EMBEDDING,
     HEAD,
     Config,
@@ -21,8 +22,7 @@ from convert.families.parts.base import (
     refuse,
     scalar,
 )
-from convert.families.parts.rope import RUNTIME_TENSORS, Rope, read_rope, rope_config, rope_metadata, rope_tensors
-from slm.errors import DamagedFileError, UnsupportedError
+from slm.families.parts.rope import RUNTIME_TENSORS, Rope, read_rope, rope_config, rope_metadata, rope_tensors
 
 _NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _WEIGHTS = {
