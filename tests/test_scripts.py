@@ -118,3 +118,11 @@ def test_wrong_usage_exits_with_2_and_help_shows_an_example(folder: Path) -> Non
     for name in ("train_lora_causal", "train_sft_lora", "merge_lora", "generate", "router"):
         shown = script(name, "--help", cwd=folder)
         assert shown.returncode == 0 and f"python scripts/{name}.py" in shown.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_finds_what_it_imports(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import scripts.{path.stem}"], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
