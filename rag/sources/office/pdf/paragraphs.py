@@ -1,0 +1,223 @@
+"""Lines become paragraphs, headings and list items: by size, distance, indent, and where a line ends. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rag.sources.office.pdf.aligned import aligned_table
+from rag.sources.office.pdf.marks import Piece, Sheet, is_wide, joined
+
+_BULLET = re.compile(r"([•‣▪◦●○■□◆◇・]|[*–—-](?= ))\s*(?=\S)")
+_COUNT = re.compile(r"(\d{1,3})[.)．]\s+(?=\S)")
+_ITEM = re.compile(r"[(（\[][\da-zA-Zア-ン]{1,3}[)）\]]\s?|[①-⑳]|第[\d一二三四五六七八九十百]{1,4}[条章節項]|※")
+_SECTION = re.compile(r"(\d{1,2}(?:\.\d{1,2}){0,4})\.?\s+\S")
+_LEADERS = re.compile(r"(?:[.．]\s?){4,}|[…‥]{2,}|[・]{4,}")
+_ENDED = tuple(".。!?！？:：」』）)”\"…;；")
+_BIGGER = 1.12  # times the size of the text, for a heading
+_MOST_HEADING, _MOST_BOLD = 200, 90
+_MOST_LEVELS = 4
+
+
+@dataclass
+class Line:
+    """One line of a flow."""
+
+    text: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    size: float
+    bold: bool
+
+
+@dataclass
+class Part:
+    """A paragraph ("p"), a heading ("h"), a list item ("li") or a table ("table", `text` is HTML)."""
+
+    kind: str
+    text: str
+    size: float = 0.0
+    bold: bool = False
+    x0: float = 0.0
+    number: str = ""
+    level: int = 0
+
+
+class Book:
+    """What is known of a whole file: the size of its text, its words, the sizes of its headings."""
+
+    def __init__(self, sheets: Iterable[Sheet]) -> None:
+        sizes: Counter[float] = Counter()
+        bold = total = 0
+        self.words: Counter[str] = Counter()
+        for sheet in sheets:
+            for piece in sheet.pieces:
+                sizes[piece.size] += len(piece.text)
+                total += len(piece.text)
+                bold += len(piece.text) if piece.bold else 0
+                self.words.update(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", piece.text.lower()))
+        self.size = sizes.most_common(1)[0][0] if sizes else 10.0
+        self.is_bold = 2 * bold > total
+
+    def joined(self, one: str, other: str) -> str:
+        """Two lines of one paragraph; a word that was divided between them is whole again."""
+        bare = one.rstrip()
+        if not bare.endswith(("-", "\xad", "‐")) or len(bare) < 2 or not bare[-2].isalpha() or not other:
+            return joined(one.replace("\xad", "-"), other)
+        first = re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*$", bare[:-1].lower())
+        second = re.findall(r"^[^\W\d_]+", other.lower())
+        if not other[0].islower() or not first or not second:
+            return bare[:-1] + "-" + other
+        whole, apart = first[0] + second[0], f"{first[0]}-{second[0]}"
+        keeps = self.words[apart] > self.words[whole]
+        return bare[:-1] + ("-" if keeps else "") + other
+
+
+def parts_of(rows: list[list[Piece]], book: Book) -> list[Part]:
+    """What a flow of rows is, in its order."""
+    parts: list[Part] = []
+    lines: list[Line] = []
+    at = 0
+    while at < len(rows):
+        table = aligned_table(rows, at)
+        if table is not None:
+            parts += _paragraphs(lines, book)
+            lines = []
+            parts.append(Part("table", table.html))
+            at = table.end
+            continue
+        lines_here: list[Piece] = []
+        for piece in rows[at]:
+            if piece.html:
+                parts += _paragraphs(lines, book)
+                lines = []
+                parts.append(Part("table", piece.html))
+            else:
+                lines_here.append(piece)
+        if lines_here:
+            lines.append(_line(lines_here))
+        at += 1
+    return parts + _paragraphs(lines, book)
+
+
+def _line(row: list[Piece]) -> Line:
+    text = ""
+    for piece in row:
+        text = joined(text, piece.text)
+    size = Counter({p.size: 0 for p in row})
+    for piece in row:
+        size[piece.size] += len(piece.text)
+    return Line(_LEADERS.sub(" ", text).strip(), min(p.x0 for p in row), min(p.y0 for p in row),
+                max(p.x1 for p in row), max(p.y1 for p in row), size.most_common(1)[0][0],
+                all(p.bold for p in row))  # fmt: skip
+
+
+def _paragraphs(lines: Sequence[Line], book: Book) -> list[Part]:
+    if not lines:
+        return []
+    left, right = min(line.x0 for line in lines), max(line.x1 for line in lines)
+    pitches = [b.y0 - a.y0 for a, b in zip(lines, lines[1:], strict=False) if b.y0 > a.y0]
+    pitch = median(pitches) if pitches else 0.0
+    parts: list[Part] = []
+    last: Line | None = None
+    first: Line = lines[0]
+    for line in lines:
+        if not line.text:
+            continue
+        if last is None or _begins(line, last, first, left, right, pitch, parts[-1]):
+            first = line
+            parts.append(_part(line))
+        else:
+            parts[-1].text = book.joined(parts[-1].text, line.text)
+        last = line
+    for part in parts:
+        part.text = re.sub("\xad(?=.)", "", part.text).replace("\xad", "-")
+        if part.kind in ("p", "li") and _is_heading(part, book):
+            part.kind = "h"
+    return parts
+
+
+def _part(line: Line) -> Part:
+    bullet, count = _BULLET.match(line.text), _COUNT.match(line.text)
+    if bullet:
+        return Part("li", line.text[bullet.end() :], line.size, line.bold, line.x0)
+    if count:
+        return Part("li", line.text[count.end() :], line.size, line.bold, line.x0, count.group(1))
+    return Part("p", line.text, line.size, line.bold, line.x0)
+
+
+def _begins(line: Line, last: Line, first: Line, left: float, right: float, pitch: float, part: Part) -> bool:
+    """Whether a line begins a paragraph of its own."""
+    height = last.y1 - last.y0
+    if abs(line.size - last.size) > 0.06 * last.size or line.bold != last.bold:
+        return line.bold != part.bold or abs(line.size - part.size) > 0.06 * part.size
+    if _BULLET.match(line.text) or _ITEM.match(line.text):
+        return True
+    if _COUNT.match(line.text) and (last.text.endswith(_ENDED) or part.number or abs(line.x0 - last.x0) > line.size):
+        return True
+    if line.y0 - last.y1 > 0.75 * height or (pitch and line.y0 - last.y0 > 1.4 * pitch):
+        return True
+    if line.y0 < last.y0 - height:  # the next column of a vertical or a divided page
+        return False
+    if last.text.endswith(("-", "\xad")):
+        return False
+    indent = line.x0 - last.x0
+    if indent > 0.8 * line.size and part.kind == "p" and last is not first:
+        return True
+    if indent > 1.2 * line.size and part.kind == "p" and last.text.endswith(_ENDED):
+        return True
+    if part.kind == "li" and line.x0 < part.x0 - 0.5 * line.size:
+        return True
+    word = line.text.split(" ", 1)[0]
+    if is_wide(line.text[0]):
+        return right - last.x1 > 2.5 * line.size
+    share = (line.x1 - line.x0) / max(len(line.text), 1)
+    return right - last.x1 > (len(word) + 1) * share + 1.5 * line.size
+
+
+def _is_heading(part: Part, book: Book) -> bool:
+    if not any(char.isalpha() for char in part.text):
+        return False
+    if part.size >= _BIGGER * book.size:
+        return len(part.text) <= _MOST_HEADING
+    if not part.bold or book.is_bold or len(part.text) > _MOST_BOLD or part.size < 0.95 * book.size:
+        return False
+    return not part.text.endswith(tuple(".。!?！？:：;；,、")) and (part.kind == "p" or bool(part.number))
+
+
+def levels(parts: Sequence[Part]) -> None:
+    """Give headings their level, by size and then by weight: the biggest is 1."""
+    kinds: Counter[tuple[float, bool]] = Counter()
+    for part in parts:
+        if part.kind == "h":
+            kinds[round(part.size), part.bold] += 1
+    order = sorted(kinds, reverse=True)
+    for part in parts:
+        if part.kind == "h":
+            part.level = min(order.index((round(part.size), part.bold)) + 1, _MOST_LEVELS)
+            if part.number:
+                part.text = f"{part.number}. {part.text}"
+
+
+def across_breaks(flows: Sequence[list[Part]], book: Book) -> list[Part]:
+    """All parts in their order; a paragraph that a column or page divides is whole again."""
+    parts: list[Part] = []
+    for flow in flows:
+        if parts and flow and _goes_on(parts[-1], flow[0]):
+            parts[-1].text = book.joined(parts[-1].text, flow[0].text)
+            flow = flow[1:]
+        parts += flow
+    return parts
+
+
+def _goes_on(one: Part, other: Part) -> bool:
+    if one.kind not in ("p", "li") or other.kind != "p" or abs(one.size - other.size) > 0.3 or one.bold != other.bold:
+        return False
+    if one.text.endswith(_ENDED) or not other.text or len(one.text) < 12:
+        return False
+    return other.text[0].islower() or (is_wide(one.text[-1]) and is_wide(other.text[0]) and not _ITEM.match(other.text))

@@ -1,0 +1,55 @@
+"""What is printed on every page: headers, footers and page numbers. Pure functions over pages."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rag.sources.office.pdf.marks import Piece, Sheet
+from rag.sources.office.pdf.ruled import rows_of_pieces
+
+_MARGIN = 0.15  # of a page's height, above and below
+_MOST_ROWS = 4
+_NEAR = 6.0  # points by which the place may differ
+_ENOUGH = 5  # pages; a chapter's header is not that of the whole book
+_NUMBER = re.compile(r"\W*(?:page|p\.|seite|頁)?\s*(?:#|[ivxlc]{1,7})\s*(?:(?:/|of|von|ページ中)\s*#)?\s*(?:ページ|頁)?\W*", re.I)
+
+# What can be nothing but a page's number, on a single page too.
+_COUNTED = re.compile(r"[-–—]\s*#\s*[-–—]|(?:page\s*)?#\s*(?:/|of)\s*#|page\s*#|#\s*ページ", re.IGNORECASE)
+
+
+def without_running(sheets: Sequence[Sheet]) -> None:
+    """Take out of the pages what stands at the edge of many of them, digits apart, in the same place."""
+    found: dict[str, list[tuple[int, float, list[Piece]]]] = defaultdict(list)
+    gone: dict[int, set[int]] = defaultdict(set)
+    for index, sheet in enumerate(sheets):
+        for row in _edge_rows(sheet):
+            text = re.sub(r"\d+", "#", " ".join(piece.text for piece in row)).strip()
+            key = "#" if _NUMBER.fullmatch(text) else text
+            found[key].append((index, row[0].middle, row))
+    least = max(2, min(_ENOUGH, (len(sheets) + 1) // 2))
+    for entries in found.values():
+        entries.sort(key=lambda entry: entry[1])
+        start = 0
+        for at in range(1, len(entries) + 1):
+            if at == len(entries) or entries[at][1] - entries[at - 1][1] > _NEAR:
+                group = entries[start:at]
+                if len({index for index, _, _ in group}) >= least:
+                    for index, _, row in group:
+                        gone[index] |= {id(piece) for piece in row}
+                start = at
+    if not gone:
+        return
+    for index, sheet in enumerate(sheets):
+        kept = [piece for piece in sheet.pieces if id(piece) not in gone[index]]
+        if kept or any(other.pieces for other in sheets):
+            sheet.pieces = kept
+
+
+def _edge_rows(sheet: Sheet) -> list[list[Piece]]:
+    """The first and last rows of a page that stand in its margins."""
+    edge = [p for p in sheet.pieces if p.middle < _MARGIN * sheet.height or p.middle > (1 - _MARGIN) * sheet.height]
+    rows = rows_of_pieces([piece for piece in edge if not piece.is_vertical])
+    top = [row for row in rows if row[0].middle < sheet.height / 2][:_MOST_ROWS]
+    return top + [row for row in rows if row[0].middle > sheet.height / 2][-_MOST_ROWS:]
