@@ -12,7 +12,7 @@ _MOST_ROWS, _MOST_SERIES = 500, 100
 
 
 def graphic_html(package: Package, part: str) -> str:
-    """A chart's or a diagram's part as HTML; "" for one that is missing or damaged, which carries no text of its own."""
+    """A chart's or a diagram's part as HTML; "" for one that is missing or damaged."""
     try:
         tree = package.tree(part)
     except DamagedFileError:

@@ -10,7 +10,7 @@ import posixpath
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -21,6 +21,7 @@ _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _MOST_ENTRIES = 50_000
 _MOST_BYTES = 2 << 30  # unpacked, of all parts together
 _MOST_TREE = 100 << 20  # unpacked, of a part that is held in memory
+_PROLOG = 1 << 16
 _MOST_RATIO, _RATIO_MATTERS = 400, 20 << 20  # markup packs well, but not so well
 # The transitional and the strict spelling of a namespace (ISO/IEC 29500-1 and -4) get one prefix.
 _NAMESPACES = (
@@ -135,14 +136,30 @@ class Package:
     def check(self, *, most: int = _MOST_TREE) -> None:
         """Bound every XML part, for a library that opens the package itself; refuse document types in them."""
         for name in self._entries:
-            if name.endswith((".xml", ".rels", ".vml")):
-                with self.open(name, most) as file:
-                    try:
-                        head = file.read(4096)
-                    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError):
-                        continue  # the part is named where it is read
-                if b"<!DOCTYPE" in head.replace(b"\0", b""):
-                    raise DamagedFileError(f"its part {name} declares a document type, as no office file does")
+            if not name.endswith((".xml", ".rels", ".vml")):
+                continue
+            with self.open(name, most) as file:
+                try:
+                    head = file.read(_PROLOG).replace(b"\0", b"")
+                except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError):
+                    continue  # the part is named where it is read
+            # A document type stands before the first element, which must be seen, in whatever encoding.
+            if b"<!DOCTYPE" in head or (head.strip() and not re.search(rb"<[A-Za-z_]", head)):
+                raise DamagedFileError(f"its part {name} declares a document type, or does not begin as XML does")
+
+    def without(self, names: Iterable[str], instead: bytes) -> bytes:
+        """The package with these parts replaced."""
+        gone = {name.lower() for name in names}
+        buffer = BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+            for name, entry in self._entries.items():
+                file.writestr(entry.filename, instead if name in gone else self.read(name, entry.file_size))
+        return buffer.getvalue()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all parts, in lower case."""
+        return list(self._entries)
 
     def tree(self, name: str) -> Any:
         """A part as a tree of elements."""
@@ -191,8 +208,9 @@ class Package:
 
 
 _MADE_UP = re.compile(
-    r"(?:microsoft (?:word|powerpoint|excel) - .*|(?:powerpoint|word) ?(?:presentation|document|プレゼンテーション|文書)"
-    r"|untitled.*|document ?\d*|presentation ?\d*|slide ?\d*|無題.*|スライド ?\d*|title|(?:un)?named|\(?(?:anonymous|unspecified|none)\)?|.*\.\w{2,5})",
+    r"(?:microsoft (?:word|powerpoint|excel) - .*|(?:powerpoint|word) ?(?:presentation|document|プレゼンテーション)"
+    r"|untitled.*|document ?\d*|presentation ?\d*|slide ?\d*|無題.*|スライド ?\d*|title|(?:un)?named"
+    r"|\(?(?:anonymous|unspecified|none)\)?|.*\.\w{2,5})",
     re.IGNORECASE | re.DOTALL,
 )
 

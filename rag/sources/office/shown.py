@@ -74,7 +74,7 @@ def _shown_number(value: int | float | Decimal, number_format: str) -> str:
         return literal if literal and literal != "@" and any(kind == "quoted" for kind, _ in parts) else _plain(value)
     if any(kind == "date" for kind, _ in parts) or ("other", "/") in parts:
         return _plain(value)
-    number = abs(value) if index == 1 else value
+    number: int | float | Decimal = -value if index == 1 else value
     if any((kind, text) == ("other", "%") for kind, text in parts):
         number = number * 100
     pieces = iter(_placed(number, digits))

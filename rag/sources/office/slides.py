@@ -114,7 +114,9 @@ def _paragraphs(body: Any, *, bullets: bool) -> str:
         marks = {tag(part) for part in properties} if properties is not None else set()
         level = attribute(properties, "lvl", "0") if properties is not None else "0"
         depth = int(level) if level.isdigit() else 0
-        if "a:buNone" not in marks and ({"a:buChar", "a:buAutoNum", "a:buBlip"} & marks or bullets and several or depth):
+        if "a:buNone" not in marks and (
+            {"a:buChar", "a:buAutoNum", "a:buBlip"} & marks or (bullets and several) or depth
+        ):
             count = {key: value for key, value in count.items() if key <= depth}
             number = ""
             if "a:buAutoNum" in marks:

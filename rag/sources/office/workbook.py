@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -17,28 +19,30 @@ from rag.sources.office.grid import Span, cell_text, markdown_of_rows
 from rag.sources.office.package import Package, told_title
 from rag.sources.office.shown import shown
 from rag.sources.reader import Read
-from slm.errors import DamagedFileError, InputError
+from slm.errors import DamagedFileError
 
 MOST_ROWS, _MOST_COLUMNS, _MOST_CELLS = 50_000, 1_000, 1_000_000
 _MOST_SHEET = 1 << 30  # unpacked; a sheet is streamed, and cut at MOST_ROWS
 _MOST_GAP = 1_000  # empty rows before what is taken to be another place of the sheet
 _SCANNED = 256 << 20
+_EMPTY = b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData/></worksheet>'
 _MERGE = re.compile(rb'<(?:\w+:)?mergeCell\s+ref="\$?([A-Z]{1,3})\$?(\d{1,7}):\$?([A-Z]{1,3})\$?(\d{1,7})"')
 _NO_VALUE = re.compile(rb"</(?:\w+:)?f>\s*(?:<(?:\w+:)?v\s*/>|<(?:\w+:)?v></(?:\w+:)?v>)?\s*</(?:\w+:)?c>")
 
 
 def read_workbook(raw: bytes, name: str) -> Read:
     """A workbook as a document. Raises DamagedFileError, UnsupportedError (encrypted, of another format)."""
-    import openpyxl
-
     package = Package(raw)
     package.check(most=_MOST_SHEET)
     try:
-        book = openpyxl.load_workbook(BytesIO(raw), read_only=True, data_only=True, keep_links=False)
-    except InputError:
-        raise
-    except Exception as error:  # the library fails in many ways at workbooks that are not whole
-        raise DamagedFileError(f"it is no workbook that can be read ({type(error).__name__}: {error})"[:300]) from error
+        book = _opened(raw)
+    except Exception:
+        damaged = [name for name in package.names if "/worksheets/" in name and not _begins(package, name)]
+        if not damaged:
+            raise
+        book = _opened(package.without(damaged, _EMPTY))  # the library opens all sheets, or none
+    else:
+        damaged = []
     sections: list[Section] = []
     notes: list[str] = []
     hidden = 0
@@ -47,12 +51,10 @@ def read_workbook(raw: bytes, name: str) -> Read:
             hidden += 1
             continue
         title = one_line(sheet.title)
-        try:
-            read = _read_sheet(sheet, package)
-        except Exception as error:  # one sheet that is damaged must not end the reading of the others
-            what = error.what if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            notes.append(f"its sheet '{title}' could not be read ({what[:200]})")
+        if sheet._worksheet_path.lower() in damaged:
+            notes.append(f"its sheet '{title}' is damaged and could not be read")
             continue
+        read = _read_sheet(sheet, package)
         notes += [f"its sheet '{title}' {note}" for note in read.notes]
         if read.markdown.strip():
             sections.append(Section((title,), read.markdown))
@@ -67,6 +69,26 @@ def read_workbook(raw: bytes, name: str) -> Read:
     return Read(Document(title or name, "", "und", tuple(sections)), "; ".join(notes))
 
 
+def _opened(raw: bytes) -> Any:
+    import openpyxl
+
+    try:
+        return openpyxl.load_workbook(BytesIO(raw), read_only=True, data_only=True, keep_links=False)
+    except Exception as error:  # the library fails in many ways at workbooks that are not whole
+        raise DamagedFileError(f"it is no workbook that can be read ({type(error).__name__}: {error})"[:300]) from error
+
+
+def _begins(package: Package, name: str) -> bool:
+    """Whether a sheet can be read up to its first rows."""
+    from lxml import etree
+
+    try:
+        with package.open(name, _MOST_SHEET) as file:
+            return any(True for _ in etree.iterparse(file, ("end",), resolve_entities=False, no_network=True))
+    except Exception:
+        return False
+
+
 @dataclass
 class _Sheet:
     markdown: str
@@ -79,7 +101,7 @@ def _read_sheet(sheet: Any, package: Package) -> _Sheet:
     cells = 0
     notes: list[str] = []
     blank = 0
-    for row in sheet.iter_rows(max_col=_MOST_COLUMNS):
+    for row in _rows(sheet, notes):
         texts = [cell_text(shown(cell.value, cell.number_format)) if cell.value is not None else "" for cell in row]
         while texts and not texts[-1]:
             texts.pop()
@@ -98,6 +120,14 @@ def _read_sheet(sheet: Any, package: Package) -> _Sheet:
         notes.append(f"holds {unsaved:,} formula{'s' * (unsaved > 1)} without a saved value; "
                      "open the file and save it to have them read")  # fmt: skip
     return _Sheet(markdown_of_rows(rows, spans), notes)
+
+
+def _rows(sheet: Any, notes: list[str]) -> Iterator[Any]:
+    """The rows of a sheet; one that is damaged ends with a note."""
+    try:
+        yield from sheet.iter_rows(max_col=_MOST_COLUMNS)
+    except Exception as error:  # one sheet that is damaged must not end the reading of the others
+        notes.append(f"is damaged and could not be read to its end ({type(error).__name__}: {error})"[:200])
 
 
 def _scan(sheet: Any, package: Package) -> tuple[list[Span], int]:
@@ -120,7 +150,7 @@ def _scan(sheet: Any, package: Package) -> tuple[list[Span], int]:
                     unsaved += 1
                     end = max(end, match.end())
                 tail = text[max(end, len(text) - 200) :]
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
         pass  # the rows were read; what is damaged after them was told by the reader of rows
     return spans, unsaved
 

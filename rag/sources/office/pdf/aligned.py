@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from rag.sources.office.markup import TableCell, escape, html_table
-from rag.sources.office.pdf.marks import Piece, joined
+from rag.sources.office.pdf.sheet import Piece, joined
 
 _MARK = re.compile(r"[•‣▪·◦\-–—*○●■□◆◇・※]|[\[(（]?(?:\d{1,3}|[a-zA-Z]|[ivx]{1,5})[.)）\]]?|[①-⑳]|第.{1,4}[条章節項]")
 _NUMBER = re.compile(r"[-+(]?[¥$€£]?\d[\d,.:/%)]*")
@@ -81,5 +82,5 @@ def _grown(columns: list[tuple[float, float]], row: list[Piece]) -> list[tuple[f
         else:
             grown.append((piece.x0, piece.x1))
     grown.sort()
-    apart = all(one[1] <= other[0] for one, other in zip(grown, grown[1:], strict=False))
+    apart = all(one[1] <= other[0] for one, other in pairwise(grown))
     return grown if apart else None

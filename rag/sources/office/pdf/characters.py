@@ -8,16 +8,17 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
-from rag.sources.office.pdf.marks import Piece, Rule, Sheet
+from rag.sources.office.pdf.sheet import Piece, Rule, Sheet, is_wide
 
 _GAP = 1.1  # times the size of the letters: a gap that is wider is none between words
 _MOST_OBJECTS, _MOST_SEGMENTS, _MOST_CHARACTERS = 20_000, 5_000, 400_000
 _THIN = 2.5  # points: a filled box that is thinner is a rule
 # Ligatures, and radicals that some programs write for the ideographs that look the same.
 _COMPATIBLE = re.compile("[\ufb00-\ufb06\u2f00-\u2fdf]")
-_HYPHENS = ("\x02", "\ufffe", "\xad")
+_HYPHENS = ("\x02", "\ufffe")  # what pdfium makes of a hyphen at the end of a line
 
 Place = Callable[[float, float], tuple[float, float]]
 
@@ -64,6 +65,7 @@ def _pieces(text_page: Any, pdf: Any, place: Place, width: float, height: float)
     box = pdf.FS_RECTF()
     piece: Piece | None = None
     blank = False
+    box_before = (0.0, 0.0, 0.0, 0.0)
     seen: set[tuple[str, int, int]] = set()
     for index in range(min(text_page.count_chars(), _MOST_CHARACTERS)):
         char = chr(pdf.FPDFText_GetUnicode(text_page, index))
@@ -71,37 +73,47 @@ def _pieces(text_page: Any, pdf: Any, place: Place, width: float, height: float)
             blank = True
             continue
         if char in _HYPHENS:
-            char = "\xad"
+            char = "-"
         if not pdf.FPDFText_GetLooseCharBox(text_page, index, box):
             continue
         (ax, ay), (bx, by) = place(box.left, box.top), place(box.right, box.bottom)
         x0, x1, y0, y1 = min(ax, bx), max(ax, bx), min(ay, by), max(ay, by)
         if not (0 <= (x0 + x1) / 2 <= width and 0 <= (y0 + y1) / 2 <= height):
             continue  # off the page, where nobody sees it
-        if char == "\xad" and piece is not None and x1 - x0 < 0.1:
+        if char == "-" and piece is not None and x1 - x0 < 0.1:
             x0 = x1 = piece.x1
             y0, y1 = piece.y0, piece.y1
+        if piece is not None and not blank and (x0, x1, y0, y1) == box_before:
+            _add(piece, char, piece.x1, y0, x1, y1, False)  # another letter of one ligature
+            continue
+        box_before = (x0, x1, y0, y1)
         if (char, round(x0), round(y0)) in seen and piece is not None:
             continue  # drawn twice, to look bold
         seen.add((char, round(x0), round(y0)))
-        if piece is not None and _follows(piece, x0, y0, x1, y1):
+        if piece is not None and _follows(piece, char, x0, y0, x1, y1, blank):
+            if len(piece.text) == 1 and not piece.text.isalnum() and not piece.is_vertical:
+                piece.size, piece.bold, piece.is_fixed = _font(
+                    text_page, pdf, index
+                )  # a bullet's font is not the line's
             _add(piece, char, x0, y0, x1, y1, blank)
         else:
             if piece is not None:
                 yield _finished(piece)
-            size, bold = _font(text_page, pdf, index)
-            piece = Piece(char, x0, y0, x1, y1, size or y1 - y0, bold, False, array("f", [x0]))
+            size, bold, fixed = _font(text_page, pdf, index)
+            piece = Piece(char, x0, y0, x1, y1, size or y1 - y0, bold, fixed, False, array("f", [x0]))
         blank = False
     if piece is not None:
         yield _finished(piece)
 
 
-def _follows(piece: Piece, x0: float, y0: float, x1: float, y1: float) -> bool:
+def _follows(piece: Piece, char: str, x0: float, y0: float, x1: float, y1: float, blank: bool) -> bool:
     """Whether a character goes on with a piece: to the right of it, or below it in vertical writing."""
     size = max(piece.size, 1.0)
-    if piece.is_vertical or (len(piece.text) == 1 and y0 > piece.middle):
-        aligned = abs((x0 + x1) / 2 - (piece.x0 + piece.x1) / 2) < 0.3 * size
-        return aligned and -0.5 * size < y0 - piece.y1 < 0.6 * size and x1 - x0 > 0.3 * size
+    if piece.is_vertical or (len(piece.text) == 1 and not blank and is_wide(piece.text + char)):
+        # pdfium knows the right edge of a vertical character; the left one may be anywhere.
+        below = abs(x1 - piece.x1) < 0.3 * size and -0.5 * size < y0 - piece.y1 < 0.6 * size
+        if below or piece.is_vertical:
+            return below
     overlap = min(piece.y1, y1) - max(piece.y0, y0)
     if overlap < 0.5 * min(piece.y1 - piece.y0, y1 - y0):
         return False
@@ -109,8 +121,10 @@ def _follows(piece: Piece, x0: float, y0: float, x1: float, y1: float) -> bool:
 
 
 def _add(piece: Piece, char: str, x0: float, y0: float, x1: float, y1: float, blank: bool) -> None:
-    if not piece.is_vertical and len(piece.text) == 1 and y0 > piece.middle and x0 < piece.x1 - 0.3 * piece.size:
+    if len(piece.text) == 1 and y0 > piece.middle and is_wide(piece.text + char):
         piece.is_vertical = True
+    if piece.is_vertical:
+        x0 = piece.x0 = max(piece.x0, piece.x1 - piece.size)
     gap = x0 - piece.x1
     if not piece.is_vertical and (blank or gap > 0.25 * piece.size):
         last = piece.text[-1]
@@ -124,9 +138,24 @@ def _add(piece: Piece, char: str, x0: float, y0: float, x1: float, y1: float, bl
     piece.y0, piece.y1 = min(piece.y0, y0), max(piece.y1, y1)
 
 
+def _close_up(piece: Piece) -> None:
+    """Join letters that are only spaced out (S p a c e d); where the blank is wider, a word ends."""
+    text = piece.text
+    if len(text) < 7 or any(char != " " for char in text[1::2]) or " " in text[::2]:
+        return
+    gaps = [piece.lefts[i + 1] - piece.lefts[i] for i in range(1, len(text) - 1, 2)]
+    usual = median(gaps)
+    kept = [i for i in range(len(text)) if i % 2 == 0 or gaps[i // 2] > 1.6 * usual + 0.1]
+    piece.text = "".join(text[i] for i in kept)
+    piece.lefts = array("f", (piece.lefts[i] for i in kept))
+
+
 def _finished(piece: Piece) -> Piece:
     """With ligatures and halves of characters put right; the left edges still fit the text where they matter."""
+    _close_up(piece)
     text = piece.text
+    if "\xad" in text:  # a soft hyphen is only seen where a line ends
+        text = text[:-1].replace("\xad", "") + text[-1]
     if any("\ud800" <= char <= "\udfff" for char in text):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = _COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match.group()), text)
@@ -138,8 +167,8 @@ def _finished(piece: Piece) -> Piece:
     return piece
 
 
-def _font(text_page: Any, pdf: Any, index: int) -> tuple[float, bool]:
-    """The size on the page, in points, and whether the font is bold."""
+def _font(text_page: Any, pdf: Any, index: int) -> tuple[float, bool, bool]:
+    """The size on the page, in points, and whether the font is bold, and of one width."""
     matrix = pdf.FS_MATRIX()
     scale = 1.0
     if pdf.FPDFText_GetMatrix(text_page, index, matrix):
@@ -151,7 +180,8 @@ def _font(text_page: Any, pdf: Any, index: int) -> tuple[float, bool]:
     bold = any(word in name for word in ("bold", "black", "heavy", "demi", "-w6", "-w7", "-w8")) or bool(
         flags.value & (1 << 18)
     )
-    return round(pdf.FPDFText_GetFontSize(text_page, index) * scale, 1), bold
+    fixed = bool(flags.value & 1) or any(word in name for word in ("mono", "courier", "consol", "typewriter", "cmtt"))
+    return round(pdf.FPDFText_GetFontSize(text_page, index) * scale, 1), bold, fixed
 
 
 def _objects(page: Any, pdf: Any, place: Place, sheet: Sheet) -> None:

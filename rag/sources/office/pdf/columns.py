@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from rag.sources.office.pdf.marks import Piece, is_wide
 from rag.sources.office.pdf.ruled import rows_of_pieces
+from rag.sources.office.pdf.sheet import Piece, is_wide
 
 Row = list[Piece]
 _GUTTER = 0.75  # times the size of the letters, at least

@@ -1,4 +1,4 @@
-"""Lines become paragraphs, headings and list items: by size, distance, indent, and where a line ends. Pure functions."""
+"""Lines become paragraphs, headings and list items: by size, distance and indent. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from rag.sources.office.pdf.aligned import aligned_table
-from rag.sources.office.pdf.marks import Piece, Sheet, is_wide, joined
+from rag.sources.office.pdf.sheet import Piece, Sheet, is_wide, joined
 
 _BULLET = re.compile(r"([•‣▪◦●○■□◆◇・]|[*–—-](?= ))\s*(?=\S)")
 _COUNT = re.compile(r"(\d{1,3})[.)．]\s+(?=\S)")
 _ITEM = re.compile(r"[(（\[][\da-zA-Zア-ン]{1,3}[)）\]]\s?|[①-⑳]|第[\d一二三四五六七八九十百]{1,4}[条章節項]|※")
 _SECTION = re.compile(r"(\d{1,2}(?:\.\d{1,2}){0,4})\.?\s+\S")
 _LEADERS = re.compile(r"(?:[.．]\s?){4,}|[…‥]{2,}|[・]{4,}")
-_ENDED = tuple(".。!?！？:：」』）)”\"…;；")
+_ENDED = tuple('.。!?！？:：」』）)”"…;；')
 _BIGGER = 1.12  # times the size of the text, for a heading
 _MOST_HEADING, _MOST_BOLD = 200, 90
 _MOST_LEVELS = 4
@@ -33,11 +34,13 @@ class Line:
     y1: float
     size: float
     bold: bool
+    is_fixed: bool = False
+    is_leader: bool = False
 
 
 @dataclass
 class Part:
-    """A paragraph ("p"), a heading ("h"), a list item ("li") or a table ("table", `text` is HTML)."""
+    """A paragraph ("p"), a heading ("h"), a list item ("li"), code ("pre") or a table ("table", `text` is HTML)."""
 
     kind: str
     text: str
@@ -53,16 +56,17 @@ class Book:
 
     def __init__(self, sheets: Iterable[Sheet]) -> None:
         sizes: Counter[float] = Counter()
-        bold = total = 0
+        bold = fixed = total = 0
         self.words: Counter[str] = Counter()
         for sheet in sheets:
             for piece in sheet.pieces:
                 sizes[piece.size] += len(piece.text)
                 total += len(piece.text)
                 bold += len(piece.text) if piece.bold else 0
+                fixed += len(piece.text) if piece.is_fixed else 0
                 self.words.update(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", piece.text.lower()))
         self.size = sizes.most_common(1)[0][0] if sizes else 10.0
-        self.is_bold = 2 * bold > total
+        self.is_bold, self.is_fixed = 2 * bold > total, 2 * fixed > total
 
     def joined(self, one: str, other: str) -> str:
         """Two lines of one paragraph; a word that was divided between them is whole again."""
@@ -112,16 +116,18 @@ def _line(row: list[Piece]) -> Line:
     size = Counter({p.size: 0 for p in row})
     for piece in row:
         size[piece.size] += len(piece.text)
-    return Line(_LEADERS.sub(" ", text).strip(), min(p.x0 for p in row), min(p.y0 for p in row),
+    shown, leaders = _LEADERS.subn(" ", text)
+    is_fixed = all(p.is_fixed for p in row) and not any(map(is_wide, text))
+    return Line((text if is_fixed else shown).strip(), min(p.x0 for p in row), min(p.y0 for p in row),
                 max(p.x1 for p in row), max(p.y1 for p in row), size.most_common(1)[0][0],
-                all(p.bold for p in row))  # fmt: skip
+                all(p.bold for p in row), is_fixed, leaders > 0)  # fmt: skip
 
 
 def _paragraphs(lines: Sequence[Line], book: Book) -> list[Part]:
     if not lines:
         return []
     left, right = min(line.x0 for line in lines), max(line.x1 for line in lines)
-    pitches = [b.y0 - a.y0 for a, b in zip(lines, lines[1:], strict=False) if b.y0 > a.y0]
+    pitches = [b.y0 - a.y0 for a, b in pairwise(lines) if b.y0 > a.y0]
     pitch = median(pitches) if pitches else 0.0
     parts: list[Part] = []
     last: Line | None = None
@@ -129,17 +135,30 @@ def _paragraphs(lines: Sequence[Line], book: Book) -> list[Part]:
     for line in lines:
         if not line.text:
             continue
-        if last is None or _begins(line, last, first, left, right, pitch, parts[-1]):
+        if line.is_fixed and not book.is_fixed:
+            _add_code(parts, line, last, left)
+        elif last is None or last.is_fixed or _begins(line, last, first, left, right, pitch, parts[-1]):
             first = line
             parts.append(_part(line))
         else:
             parts[-1].text = book.joined(parts[-1].text, line.text)
         last = line
     for part in parts:
-        part.text = re.sub("\xad(?=.)", "", part.text).replace("\xad", "-")
+        part.text = part.text.replace("\xad", "-")
         if part.kind in ("p", "li") and _is_heading(part, book):
             part.kind = "h"
     return parts
+
+
+def _add_code(parts: list[Part], line: Line, last: Line | None, left: float) -> None:
+    """A line of code with its indent, under the one before it."""
+    width = (line.x1 - line.x0) / max(len(line.text), 1)
+    text = " " * round((line.x0 - left) / max(width, 1)) + line.text
+    if last is not None and last.is_fixed and parts[-1].kind == "pre":
+        gap = "\n\n" if line.y0 - last.y1 > 0.6 * (last.y1 - last.y0) else "\n"
+        parts[-1].text += gap + text
+    else:
+        parts.append(Part("pre", text, line.size, False, line.x0))
 
 
 def _part(line: Line) -> Part:
@@ -173,11 +192,17 @@ def _begins(line: Line, last: Line, first: Line, left: float, right: float, pitc
         return True
     if part.kind == "li" and line.x0 < part.x0 - 0.5 * line.size:
         return True
-    word = line.text.split(" ", 1)[0]
+    if last.is_leader or line.is_leader:
+        return True
+    room = right - last.x1
+    ended = last.text.endswith(_ENDED)
     if is_wide(line.text[0]):
-        return right - last.x1 > 2.5 * line.size
+        return room > (2.5 * line.size if ended else 0.3 * (right - left))
+    if not ended and not line.text[0].isupper():
+        return False
+    word = line.text.split(" ", 1)[0]
     share = (line.x1 - line.x0) / max(len(line.text), 1)
-    return right - last.x1 > (len(word) + 1) * share + 1.5 * line.size
+    return room > (len(word) + 1) * share + (1.5 if ended else 4) * line.size
 
 
 def _is_heading(part: Part, book: Book) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rag.sources.office.markup import TableCell, escape, html_table
-from rag.sources.office.pdf.marks import Piece, Rule, joined
+from rag.sources.office.pdf.sheet import Piece, Rule
 
+Join = Callable[[str, str], str]
 _NEAR = 3.0  # points within which two rules are one, or meet
 _MOST_RULES = 4_000
 
@@ -23,8 +24,8 @@ class Ruled:
     html: str
 
 
-def ruled_tables(rules: Sequence[Rule], pieces: list[Piece]) -> tuple[list[Ruled], list[Piece]]:
-    """The tables, and the pieces that are in none of them."""
+def ruled_tables(rules: Sequence[Rule], pieces: list[Piece], join: Join) -> tuple[list[Ruled], list[Piece]]:
+    """The tables, and the pieces that are in none of them; `join` puts two lines of a cell together."""
     tables: list[Ruled] = []
     if not 4 <= len(rules) <= _MOST_RULES:
         return tables, pieces
@@ -35,7 +36,7 @@ def ruled_tables(rules: Sequence[Rule], pieces: list[Piece]) -> tuple[list[Ruled
             continue
         table = Ruled(down[0], across[0], down[-1], across[-1], "")
         inside = [piece for piece in pieces if _is_inside(piece, table)]
-        html = _table(across, down, group, inside)
+        html = _table(across, down, group, inside, join)
         if html:
             table.html = html
             tables.append(table)
@@ -81,7 +82,7 @@ def _positions(values: Sequence[float]) -> list[float]:
     return found
 
 
-def _table(across: list[float], down: list[float], rules: list[Rule], pieces: list[Piece]) -> str:
+def _table(across: list[float], down: list[float], rules: list[Rule], pieces: list[Piece], join: Join) -> str:
     rows, columns = len(across) - 1, len(down) - 1
 
     def is_ruled_right(row: int, column: int) -> bool:
@@ -112,7 +113,7 @@ def _table(across: list[float], down: list[float], rules: list[Rule], pieces: li
         for column, part in _cut(piece, down):
             texts.setdefault(owner[min(row, rows - 1), column], []).append(part)
     for place, parts in texts.items():
-        cells[place].html = escape(text_of(parts))
+        cells[place].html = escape(text_of(parts, join))
     if len(cells) < 4 or len(texts) < 2:
         return ""
     lines = [[cells[row, column] for column in range(columns) if (row, column) in cells] for row in range(rows)]
@@ -133,12 +134,12 @@ def _cut(piece: Piece, down: list[float]) -> list[tuple[int, Piece]]:
     return parts
 
 
-def text_of(pieces: Sequence[Piece]) -> str:
+def text_of(pieces: Sequence[Piece], join: Join) -> str:
     """Pieces as one text, line by line from the top."""
     text = ""
     for piece in in_lines(pieces):
-        text = joined(text.removesuffix("\xad"), piece.text) if not text.endswith("\xad") else text[:-1] + piece.text
-    return text.replace("\xad", "-")
+        text = join(text, piece.text) if text else piece.text
+    return text
 
 
 def in_lines(pieces: Sequence[Piece]) -> list[Piece]:

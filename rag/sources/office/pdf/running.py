@@ -6,15 +6,17 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from rag.sources.office.pdf.marks import Piece, Sheet
 from rag.sources.office.pdf.ruled import rows_of_pieces
+from rag.sources.office.pdf.sheet import Piece, Sheet
 
 _MARGIN = 0.15  # of a page's height, above and below
 _MOST_ROWS = 4
 _NEAR = 6.0  # points by which the place may differ
 _ENOUGH = 5  # pages; a chapter's header is not that of the whole book
-_NUMBER = re.compile(r"\W*(?:page|p\.|seite|頁)?\s*(?:#|[ivxlc]{1,7})\s*(?:(?:/|of|von|ページ中)\s*#)?\s*(?:ページ|頁)?\W*", re.I)
-
+_NUMBER = re.compile(
+    r"\W*(?:page|p\.|seite|頁)?\s*(?:#|[ivxlc]{1,7})\s*(?:(?:/|of|von)\s*#)?\s*(?:ページ|頁)?\W*", re.IGNORECASE
+)
+_AT_ENDS = re.compile(r"^\d{1,4}(?=\D|$)|(?<!\d)\d{1,4}$")
 # What can be nothing but a page's number, on a single page too.
 _COUNTED = re.compile(r"[-–—]\s*#\s*[-–—]|(?:page\s*)?#\s*(?:/|of)\s*#|page\s*#|#\s*ページ", re.IGNORECASE)
 
@@ -29,6 +31,8 @@ def without_running(sheets: Sequence[Sheet]) -> None:
             key = "#" if _NUMBER.fullmatch(text) else text
             found[key].append((index, row[0].middle, row))
     least = max(2, min(_ENOUGH, (len(sheets) + 1) // 2))
+    for index, row in _numbered(sheets):
+        gone[index] |= {id(piece) for piece in row}
     for entries in found.values():
         entries.sort(key=lambda entry: entry[1])
         start = 0
@@ -45,6 +49,19 @@ def without_running(sheets: Sequence[Sheet]) -> None:
         kept = [piece for piece in sheet.pieces if id(piece) not in gone[index]]
         if kept or any(other.pieces for other in sheets):
             sheet.pieces = kept
+
+
+def _numbered(sheets: Sequence[Sheet]) -> list[tuple[int, list[Piece]]]:
+    """Outermost rows that begin or end with a number that counts the pages, whatever else they say."""
+    found: dict[tuple[int, bool], list[tuple[int, list[Piece]]]] = defaultdict(list)
+    for index, sheet in enumerate(sheets):
+        rows = _edge_rows(sheet)
+        for row in rows[:1] + rows[-1:]:
+            text = " ".join(piece.text for piece in row).strip()
+            for number in {match.group() for match in _AT_ENDS.finditer(text)}:
+                found[int(number) - index, row[0].middle < sheet.height / 2].append((index, row))
+    least = max(3, (len(sheets) + 2) // 3)
+    return [entry for entries in found.values() if len(entries) >= least for entry in entries]
 
 
 def _edge_rows(sheet: Sheet) -> list[list[Piece]]:

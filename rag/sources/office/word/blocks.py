@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -63,12 +64,13 @@ class Blocks:
             if code:
                 out.append(f"<pre>{chr(10).join(code)}</pre>\n")
                 code.clear()
+            notes()
 
         def notes() -> None:
             for kind, number in pending:
-                note = self._notes[kind].get(number)
+                mark = self._mark(kind, number)
+                note = self._notes[kind].pop(number, None)  # once, should a note name itself
                 if note is not None:
-                    mark = self._mark(kind, number)
                     out.append(self.html(note).replace("<p>", f"<p>{mark}: ", 1))
             pending.clear()
 
@@ -77,7 +79,6 @@ class Blocks:
             if name == "w:tbl":
                 close()
                 out.append(self._table(element))
-                notes()
                 continue
             paragraph = paragraph_of(element, self._styles, self._mark)
             if paragraph.joins_next:
@@ -88,11 +89,10 @@ class Blocks:
             html = "".join(one.html for one in everything)
             style = self._style(element)
             if not style.is_contents:
-                before = len(out)
-                self._write(element, style, html, out, items, code, close)
-                if len(out) > before:
-                    notes()
+                self._write(style, html, out, items, code, close)
             pending += [note for one in everything for note in one.notes]
+            if not items and not code:
+                notes()
             beside = [self.html(box) for one in everything for box in one.boxes]
             beside += [self._graphic(number) for one in everything for number in one.graphics]
             if any(beside):
@@ -101,11 +101,12 @@ class Blocks:
         if carried:
             out.append(f"<p>{''.join(one.html for one in carried)}</p>\n")
         close()
-        notes()
         return "".join(out)
 
-    def _write(self, element: Any, style: Style, html: str, out: list[str], items: list[tuple[int, str, str]],
-               code: list[str], close: Any) -> None:  # fmt: skip
+    def _write(
+        self, style: Style, html: str, out: list[str], items: list[tuple[int, str, str]], code: list[str],
+        close: Callable[[], None],
+    ) -> None:  # fmt: skip
         """Add one paragraph to what is open, or close that and begin something."""
         if style.is_code and style.level is None:
             if not code:
@@ -163,7 +164,7 @@ class Blocks:
         return replace(style, level=level, number_id=number_id, number_level=number_level)
 
     def _mark(self, kind: str, number: str) -> str:
-        if number not in self._notes[kind]:
+        if number not in self._notes[kind] and (kind, number) not in self._marks:
             return ""
         return f"[^{self._marks.setdefault((kind, number), len(self._marks) + 1)}]"
 

@@ -99,7 +99,7 @@ def paragraph_of(element: Any, styles: dict[str, Style], mark: Callable[[str, st
 
     def picture(node: Any) -> None:
         words = attribute(node, "descr").strip()
-        if words and not attribute(node, "hidden") in ("1", "true"):
+        if words and attribute(node, "hidden") not in ("1", "true"):
             parts.append(f'<img alt="{escape(words)}">')
 
     walk(element)

@@ -12,6 +12,7 @@ from rag.sources.office.package import attribute, child, tag
 _HEADING = re.compile(r"(?:heading|見出し|überschrift|titre|título|titolo|заголовок|标题|제목) ?([1-9])", re.IGNORECASE)
 _CODE = re.compile(r"(?:source ?)?code(?: ?block)?|html preformatted|preformatted ?text|plain text|listing|verbatim|"
                    r"コード|ソースコード", re.IGNORECASE)  # fmt: skip
+_CONTENTS = re.compile(r"(?:toc|目次) ?\d|table of figures|図表目次", re.IGNORECASE)
 _NESTED = re.compile(r"list (?:bullet|number) ([2-5])", re.IGNORECASE)
 _DEEPEST = 20
 
@@ -33,14 +34,17 @@ def styles_of(tree: Any) -> dict[str, Style]:
     """Styles by id, with what they inherit; the default style of paragraphs under ""."""
     raw = {attribute(element, "styleId"): element for element in tree if tag(element) == "w:style"}
     styles = {name: _style(name, raw) for name in raw}
-    default = (name for name, element in raw.items()
-               if attribute(element, "default") in ("1", "true", "on") and attribute(element, "type") == "paragraph")
+    default = (
+        name
+        for name, element in raw.items()
+        if attribute(element, "default") in ("1", "true", "on") and attribute(element, "type") == "paragraph"
+    )
     styles[""] = styles.get(next(default, ""), Style())
     return styles
 
 
 def _style(name: str, raw: dict[str, Any]) -> Style:
-    chain = []
+    chain: list[Any] = []
     while name in raw and len(chain) < _DEEPEST:
         chain.append(raw[name])
         name = value(raw[name], "w:basedOn") or ""
@@ -62,7 +66,7 @@ def _style(name: str, raw: dict[str, Any]) -> Style:
     return Style(
         level,
         any(_CODE.fullmatch(own.strip()) for own in names),
-        bool(names) and re.fullmatch(r"(?:toc|目次) ?\d|table of figures|図表目次", names[0], re.IGNORECASE) is not None,
+        bool(names) and _CONTENTS.fullmatch(names[0]) is not None,
         number_id,
         number_level,
         bool(chain) and is_on(child(chain[0], "w:rPr", "w:vanish")),

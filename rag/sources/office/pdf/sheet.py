@@ -17,6 +17,7 @@ class Piece:
     y1: float
     size: float
     bold: bool = False
+    is_fixed: bool = False  # every letter of one width, as code is set
     is_vertical: bool = False
     lefts: array[float] = field(default_factory=lambda: array("f"))
     html: str = ""  # of a table that stands here, whose text is not in `text`
@@ -48,9 +49,11 @@ class Sheet:
     pictures: int = 0
 
 
-def is_wide(char: str) -> bool:
-    """Whether a character is of a script that is written without blanks (kana, ideographs, full width)."""
-    return "\u2e80" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" or "\uff00" <= char <= "\uffef"
+def is_wide(text: str) -> bool:
+    """Whether all characters are of a script that is written without blanks (kana, ideographs, full width)."""
+    return all(
+        "\u2e80" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" or "\uff00" <= char <= "\uffef" for char in text
+    )
 
 
 def joined(one: str, other: str) -> str:

@@ -12,10 +12,10 @@ from rag.sources.office.markup import document_of, escape, html_list
 from rag.sources.office.package import told_title
 from rag.sources.office.pdf.characters import read_sheet
 from rag.sources.office.pdf.columns import flows_of
-from rag.sources.office.pdf.marks import Piece, Sheet
 from rag.sources.office.pdf.paragraphs import Book, Part, across_breaks, levels, parts_of
 from rag.sources.office.pdf.ruled import ruled_tables
 from rag.sources.office.pdf.running import without_running
+from rag.sources.office.pdf.sheet import Piece, Sheet
 from rag.sources.reader import Read
 from slm.errors import DamagedFileError, UnsupportedError
 
@@ -83,7 +83,7 @@ def _parts(sheets: Sequence[Sheet]) -> list[Part]:
     book = Book(sheets)
     flows: list[list[Part]] = []
     for sheet in sheets:
-        tables, pieces = ruled_tables(sheet.rules, sheet.pieces)
+        tables, pieces = ruled_tables(sheet.rules, sheet.pieces, book.joined)
         pieces = pieces + [Piece("", t.x0, t.y0, t.x1, t.y1, book.size, html=t.html) for t in tables]
         if pieces:
             flows += [parts_of(flow, book) for flow in flows_of(pieces)]
@@ -109,6 +109,8 @@ def _written(parts: Sequence[Part]) -> str:
         close()
         if part.kind == "table":
             out.append(part.text)
+        elif part.kind == "pre":
+            out.append(f"<pre>{escape(part.text)}</pre>\n")
         elif part.kind == "h":
             out.append(f"<h{part.level}>{escape(part.text)}</h{part.level}>\n")
         else:
