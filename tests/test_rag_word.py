@@ -66,8 +66,10 @@ def test_furigana_is_dropped_and_boxes_content_controls_and_formulas_are_read_on
         "<w:p><w:r><w:ruby><w:rt><w:r><w:t>ひなん</w:t></w:r></w:rt><w:rubyBase><w:r><w:t>避難</w:t></w:r></w:rubyBase>"
         "</w:ruby></w:r><w:r><w:t>場所</w:t></w:r></w:p>"
         "<w:p><w:r><w:t>Beside</w:t></w:r><w:r><mc:AlternateContent><mc:Choice Requires='wps'>" + box + "</mc:Choice>"
-        "<mc:Fallback><w:pict><v:textbox>" + box + "</v:textbox></w:pict></mc:Fallback></mc:AlternateContent></w:r></w:p>"
-        "<w:sdt><w:sdtPr><w:alias w:val='LEAK'/></w:sdtPr><w:sdtContent>" + p("# no heading") + "</w:sdtContent></w:sdt>"
+        "<mc:Fallback><w:pict><v:textbox>" + box + "</v:textbox></w:pict></mc:Fallback></mc:AlternateContent></w:r>"
+        "</w:p>"
+        "<w:sdt><w:sdtPr><w:alias w:val='LEAK'/></w:sdtPr><w:sdtContent>" + p("# no heading")
+        + "</w:sdtContent></w:sdt>"
         "<w:p><m:oMath><m:r><m:t>E=m</m:t></m:r><m:sSup><m:e><m:r><m:t>c</m:t></m:r></m:e><m:sup><m:r><m:t>2</m:t>"
         "</m:r></m:sup></m:sSup></m:oMath></w:p>"
         "<w:p><w:r><w:t>10</w:t></w:r><w:r><w:rPr><w:vertAlign w:val='superscript'/></w:rPr><w:t>-3</w:t></w:r></w:p>"
@@ -103,7 +105,8 @@ def test_headings_are_known_by_style_inheritance_and_outline_and_carry_their_num
         "</w:lvl></w:abstractNum><w:num w:numId='7'><w:abstractNumId w:val='3'/></w:num>"
     )
     raw = word(
-        p("総則", "<w:pStyle w:val='1'/>") + p("総則 ..... 1", "<w:pStyle w:val='toc'/>") + p("a", "<w:pStyle w:val='loop'/>")
+        p("総則", "<w:pStyle w:val='1'/>") + p("総則 ..... 1", "<w:pStyle w:val='toc'/>")
+        + p("a", "<w:pStyle w:val='loop'/>")
         + p("休暇", "<w:pStyle w:val='mine'/>") + p("種類", "<w:outlineLvl w:val='1'/>") + p("b"),
         styles=styles, numbering=numbering,
     )  # fmt: skip
@@ -135,8 +138,8 @@ def test_code_keeps_its_lines_and_indents(tmp_path: Path) -> None:
 
 def test_tables_in_cells_one_cell_boxes_and_deep_tables_are_read(tmp_path: Path) -> None:
     def table(*rows: list[str]) -> str:
-        return "<w:tbl>" + "".join(
-            "<w:tr>" + "".join(f"<w:tc>{cell}</w:tc>" for cell in row) + "</w:tr>" for row in rows) + "</w:tbl>"  # fmt: skip
+        lines = ("".join(f"<w:tc>{cell}</w:tc>" for cell in row) for row in rows)
+        return "<w:tbl>" + "".join(f"<w:tr>{line}</w:tr>" for line in lines) + "</w:tbl>"
 
     inner = table([p("in1"), p("in2")]) + p("")
     raw = word(table([p("Name"), p("More")], [p("x"), inner]) + p("between") + table([p("Only a box")]))

@@ -10,7 +10,7 @@ import posixpath
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -147,13 +147,12 @@ class Package:
             if b"<!DOCTYPE" in head or (head.strip() and not re.search(rb"<[A-Za-z_]", head)):
                 raise DamagedFileError(f"its part {name} declares a document type, or does not begin as XML does")
 
-    def without(self, names: Iterable[str], instead: bytes) -> bytes:
-        """The package with these parts replaced."""
-        gone = {name.lower() for name in names}
+    def replaced(self, parts: Mapping[str, bytes]) -> bytes:
+        """The package with these parts, named as `names` names them, replaced."""
         buffer = BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
             for name, entry in self._entries.items():
-                file.writestr(entry.filename, instead if name in gone else self.read(name, entry.file_size))
+                file.writestr(entry.filename, parts[name] if name in parts else self.read(name, entry.file_size))
         return buffer.getvalue()
 
     @property
@@ -161,17 +160,24 @@ class Package:
         """The names of all parts, in lower case."""
         return list(self._entries)
 
-    def tree(self, name: str) -> Any:
-        """A part as a tree of elements."""
+    def tree(self, name: str, *, mended: bool = False) -> Any:
+        """A part as a tree of elements; what can be read of it where it is damaged, if that is wanted."""
         from lxml import etree
 
         parser = etree.XMLParser(
-            resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True
+            resolve_entities=False,
+            no_network=True,
+            load_dtd=False,
+            huge_tree=False,
+            remove_comments=True,
+            recover=mended,
         )
         try:
             root = etree.fromstring(self.read(name), parser)
         except etree.XMLSyntaxError as error:
             raise DamagedFileError(f"its part {name} is no XML that can be read ({error})") from error
+        if root is None:
+            raise DamagedFileError(f"its part {name} is no XML that can be read")
         if root.getroottree().docinfo.doctype:
             raise DamagedFileError(f"its part {name} declares a document type, as no office file does")
         return root

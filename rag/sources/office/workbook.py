@@ -16,7 +16,7 @@ from typing import Any
 
 from rag.document import Document, Section, one_line
 from rag.sources.office.grid import Span, cell_text, markdown_of_rows
-from rag.sources.office.package import Package, told_title
+from rag.sources.office.package import Package, tag, told_title
 from rag.sources.office.shown import shown
 from rag.sources.reader import Read
 from slm.errors import DamagedFileError
@@ -34,15 +34,14 @@ def read_workbook(raw: bytes, name: str) -> Read:
     """A workbook as a document. Raises DamagedFileError, UnsupportedError (encrypted, of another format)."""
     package = Package(raw)
     package.check(most=_MOST_SHEET)
+    mended: dict[str, bytes] = {}
     try:
         book = _opened(raw)
-    except Exception:
-        damaged = [name for name in package.names if "/worksheets/" in name and not _begins(package, name)]
-        if not damaged:
+    except DamagedFileError:  # the library opens all sheets, or none
+        mended = _mended(package)
+        if not mended:
             raise
-        book = _opened(package.without(damaged, _EMPTY))  # the library opens all sheets, or none
-    else:
-        damaged = []
+        book = _opened(package.replaced(mended))
     sections: list[Section] = []
     notes: list[str] = []
     hidden = 0
@@ -51,9 +50,8 @@ def read_workbook(raw: bytes, name: str) -> Read:
             hidden += 1
             continue
         title = one_line(sheet.title)
-        if sheet._worksheet_path.lower() in damaged:
-            notes.append(f"its sheet '{title}' is damaged and could not be read")
-            continue
+        if sheet._worksheet_path.lower() in mended:
+            notes.append(f"its sheet '{title}' is damaged and only read in part")
         read = _read_sheet(sheet, package)
         notes += [f"its sheet '{title}' {note}" for note in read.notes]
         if read.markdown.strip():
@@ -78,15 +76,21 @@ def _opened(raw: bytes) -> Any:
         raise DamagedFileError(f"it is no workbook that can be read ({type(error).__name__}: {error})"[:300]) from error
 
 
-def _begins(package: Package, name: str) -> bool:
-    """Whether a sheet can be read up to its first rows."""
+def _mended(package: Package) -> dict[str, bytes]:
+    """The sheets that are damaged, with what can be read of them."""
     from lxml import etree
 
-    try:
-        with package.open(name, _MOST_SHEET) as file:
-            return any(True for _ in etree.iterparse(file, ("end",), resolve_entities=False, no_network=True))
-    except Exception:
-        return False
+    found: dict[str, bytes] = {}
+    for name in (name for name in package.names if "/worksheets/" in name and name.endswith(".xml")):
+        try:
+            package.tree(name)
+        except DamagedFileError:
+            try:
+                tree = package.tree(name, mended=True)
+                found[name] = etree.tostring(tree) if tag(tree).endswith("worksheet") else _EMPTY
+            except DamagedFileError:
+                found[name] = _EMPTY
+    return found
 
 
 @dataclass
