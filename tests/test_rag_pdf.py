@@ -1,4 +1,4 @@
-"""PDF: the text word for word in the order of reading, with headings, lists and tables, and nothing that every page has."""
+"""PDF: word for word in the order of reading, with headings, lists and tables, without what every page has."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_form_fields_are_read_and_a_file_that_only_its_owner_may_change_is_open(
 def test_turned_pages_are_read_as_they_are_seen(tmp_path: Path, turn: int) -> None:
     def page(canvas: Any) -> None:
         canvas.setPageRotation(turn)
-        canvas.translate(*{90: (595, 0), 180: (595, 842), 270: (0, 842)}[turn])
+        canvas.translate(*{90: (595, 0), 180: (595, 842), 270: (0, 595)}[turn])
         canvas.rotate(turn)
         canvas.drawString(100, 400, "The first line is above")
         canvas.drawString(100, 386, "the second line.")

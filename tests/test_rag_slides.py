@@ -10,6 +10,7 @@ from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
+_P = "http://schemas.openxmlformats.org/presentationml/2006/main"
 _BOX = (0, 0, Inches(4), Inches(2))
 
 

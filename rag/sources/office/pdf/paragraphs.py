@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
+from textwrap import dedent
 
 from rag.sources.office.pdf.aligned import aligned_table
 from rag.sources.office.pdf.sheet import Piece, Sheet, is_wide, joined
@@ -36,6 +37,17 @@ class Line:
     bold: bool
     is_fixed: bool = False
     is_leader: bool = False
+    is_vertical: bool = False
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Where the lines of a flow begin and end, and their usual distance."""
+
+    left: float
+    right: float
+    bottom: float
+    pitch: float
 
 
 @dataclass
@@ -72,7 +84,8 @@ class Book:
         """Two lines of one paragraph; a word that was divided between them is whole again."""
         bare = one.rstrip()
         if not bare.endswith(("-", "\xad", "‐")) or len(bare) < 2 or not bare[-2].isalpha() or not other:
-            return joined(one.replace("\xad", "-"), other)
+            glued = bare and other and (is_wide(bare[-1]) or is_wide(other[0]))
+            return bare + other if glued else joined(one.replace("\xad", "-"), other)
         first = re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*$", bare[:-1].lower())
         second = re.findall(r"^[^\W\d_]+", other.lower())
         if not other[0].islower() or not first or not second:
@@ -120,15 +133,15 @@ def _line(row: list[Piece]) -> Line:
     is_fixed = all(p.is_fixed for p in row) and not any(map(is_wide, text))
     return Line((text if is_fixed else shown).strip(), min(p.x0 for p in row), min(p.y0 for p in row),
                 max(p.x1 for p in row), max(p.y1 for p in row), size.most_common(1)[0][0],
-                all(p.bold for p in row), is_fixed, leaders > 0)  # fmt: skip
+                all(p.bold for p in row), is_fixed, leaders > 0, row[0].is_vertical)  # fmt: skip
 
 
 def _paragraphs(lines: Sequence[Line], book: Book) -> list[Part]:
     if not lines:
         return []
-    left, right = min(line.x0 for line in lines), max(line.x1 for line in lines)
     pitches = [b.y0 - a.y0 for a, b in pairwise(lines) if b.y0 > a.y0]
-    pitch = median(pitches) if pitches else 0.0
+    flow = Flow(min(line.x0 for line in lines), max(line.x1 for line in lines), max(line.y1 for line in lines),
+                median(pitches) if pitches else 0.0)  # fmt: skip
     parts: list[Part] = []
     last: Line | None = None
     first: Line = lines[0]
@@ -136,15 +149,15 @@ def _paragraphs(lines: Sequence[Line], book: Book) -> list[Part]:
         if not line.text:
             continue
         if line.is_fixed and not book.is_fixed:
-            _add_code(parts, line, last, left)
-        elif last is None or last.is_fixed or _begins(line, last, first, left, right, pitch, parts[-1]):
+            _add_code(parts, line, last, flow.left)
+        elif last is None or last.is_fixed or _begins(line, last, first, flow, parts[-1]):
             first = line
             parts.append(_part(line))
         else:
             parts[-1].text = book.joined(parts[-1].text, line.text)
         last = line
     for part in parts:
-        part.text = part.text.replace("\xad", "-")
+        part.text = dedent(part.text) if part.kind == "pre" else part.text.replace("\xad", "-")
         if part.kind in ("p", "li") and _is_heading(part, book):
             part.kind = "h"
     return parts
@@ -170,8 +183,12 @@ def _part(line: Line) -> Part:
     return Part("p", line.text, line.size, line.bold, line.x0)
 
 
-def _begins(line: Line, last: Line, first: Line, left: float, right: float, pitch: float, part: Part) -> bool:
+def _begins(line: Line, last: Line, first: Line, flow: Flow, part: Part) -> bool:
     """Whether a line begins a paragraph of its own."""
+    if line.is_vertical and last.is_vertical:
+        return line.y0 - last.y0 > 0.8 * line.size or (
+            last.text.endswith(_ENDED) and last.y1 < flow.bottom - 2 * line.size
+        )
     height = last.y1 - last.y0
     if abs(line.size - last.size) > 0.06 * last.size or line.bold != last.bold:
         return line.bold != part.bold or abs(line.size - part.size) > 0.06 * part.size
@@ -179,7 +196,7 @@ def _begins(line: Line, last: Line, first: Line, left: float, right: float, pitc
         return True
     if _COUNT.match(line.text) and (last.text.endswith(_ENDED) or part.number or abs(line.x0 - last.x0) > line.size):
         return True
-    if line.y0 - last.y1 > 0.75 * height or (pitch and line.y0 - last.y0 > 1.4 * pitch):
+    if line.y0 - last.y1 > 0.75 * height or (flow.pitch and line.y0 - last.y0 > 1.4 * flow.pitch):
         return True
     if line.y0 < last.y0 - height:  # the next column of a vertical or a divided page
         return False
@@ -194,10 +211,10 @@ def _begins(line: Line, last: Line, first: Line, left: float, right: float, pitc
         return True
     if last.is_leader or line.is_leader:
         return True
-    room = right - last.x1
+    room = flow.right - last.x1
     ended = last.text.endswith(_ENDED)
     if is_wide(line.text[0]):
-        return room > (2.5 * line.size if ended else 0.3 * (right - left))
+        return room > (2.5 * line.size if ended else 0.3 * (flow.right - flow.left))
     if not ended and not line.text[0].isupper():
         return False
     word = line.text.split(" ", 1)[0]

@@ -28,6 +28,8 @@ def without_running(sheets: Sequence[Sheet]) -> None:
     for index, sheet in enumerate(sheets):
         for row in _edge_rows(sheet):
             text = re.sub(r"\d+", "#", " ".join(piece.text for piece in row)).strip()
+            if _COUNTED.fullmatch(text):
+                gone[index] |= {id(piece) for piece in row}
             key = "#" if _NUMBER.fullmatch(text) else text
             found[key].append((index, row[0].middle, row))
     least = max(2, min(_ENOUGH, (len(sheets) + 1) // 2))
@@ -65,8 +67,19 @@ def _numbered(sheets: Sequence[Sheet]) -> list[tuple[int, list[Piece]]]:
 
 
 def _edge_rows(sheet: Sheet) -> list[list[Piece]]:
-    """The first and last rows of a page that stand in its margins."""
-    edge = [p for p in sheet.pieces if p.middle < _MARGIN * sheet.height or p.middle > (1 - _MARGIN) * sheet.height]
-    rows = rows_of_pieces([piece for piece in edge if not piece.is_vertical])
-    top = [row for row in rows if row[0].middle < sheet.height / 2][:_MOST_ROWS]
-    return top + [row for row in rows if row[0].middle > sheet.height / 2][-_MOST_ROWS:]
+    """The first and last rows of a page that stand in its margins, apart from the text."""
+    rows = rows_of_pieces([piece for piece in sheet.pieces if not piece.is_vertical])
+    top = [row for row in rows if row[0].middle < _MARGIN * sheet.height]
+    bottom = [row for row in reversed(rows) if row[0].middle > (1 - _MARGIN) * sheet.height]
+    return _apart(top, rows) + _apart(bottom, rows[::-1])[::-1]
+
+
+def _apart(margin: list[list[Piece]], rows: list[list[Piece]]) -> list[list[Piece]]:
+    """The rows of a margin up to the last gap in it, counted from the page's edge."""
+    count = 0
+    for number, row in enumerate(margin[:_MOST_ROWS]):
+        following = rows[number + 1][0] if number + 1 < len(rows) else None
+        height = row[0].y1 - row[0].y0
+        if following is None or abs(following.middle - row[0].middle) > 1.6 * height:
+            count = number + 1
+    return margin[:count]
