@@ -103,10 +103,10 @@ def test_a_title_across_two_columns_comes_before_them(tmp_path: Path) -> None:
 
 
 def test_japanese_lines_join_without_blanks_in_one_and_two_columns_and_across_pages(tmp_path: Path) -> None:
-    sentence = "会議室の予約は、前日の17時までに総務課へ申し込みます。"
+    story = "".join(f"会議室{n}の予約は、前日の17時までに総務課へ申し込み、鍵を受け取ります。" for n in range(100))
     for columns in (1, 2):
-        raw = laid_out([Paragraph(sentence * 120, _JA)], columns)
-        assert markdown(tmp_path, "a.pdf", raw) == "# a\n\n" + sentence * 120
+        raw = laid_out([Paragraph(story, _JA)], columns)
+        assert markdown(tmp_path, "a.pdf", raw) == "# a\n\n" + story
 
 
 def test_vertical_writing_is_read_from_the_right(tmp_path: Path) -> None:

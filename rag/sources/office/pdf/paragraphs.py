@@ -262,4 +262,6 @@ def _goes_on(one: Part, other: Part) -> bool:
         return False
     if one.text.endswith(_ENDED) or not other.text or len(one.text) < 12:
         return False
-    return other.text[0].islower() or (is_wide(one.text[-1]) and is_wide(other.text[0]) and not _ITEM.match(other.text))
+    if is_wide(other.text[0]):
+        return any(map(is_wide, one.text)) and not _ITEM.match(other.text)
+    return other.text[0].islower()
