@@ -146,6 +146,9 @@ def test_tables_in_cells_one_cell_boxes_and_deep_tables_are_read(tmp_path: Path)
     text = text_of(tmp_path, raw)
     assert "| Name | More |\n| --- | --- |\n| x | in1; in2 |" in text
     assert text.endswith("between\n\nOnly a box")
+    across = "<w:tcPr><w:gridSpan w:val='2'/></w:tcPr>" + p("Fees of 2024")
+    text = text_of(tmp_path, word(table([across], [p("Room"), p("Fee")], [p("A"), p("10")])))
+    assert text == "# 規程\n\nFees of 2024\n\n| Room | Fee |\n| --- | --- |\n| A | 10 |"
     deep = p("bottom")
     for _ in range(60):
         deep = table([deep])

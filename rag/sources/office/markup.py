@@ -27,9 +27,13 @@ class TableCell:
 
 def html_table(rows: Sequence[Sequence[TableCell]], heads: int = 0) -> str:
     """A table; without a row that is said to be its header, the first one is."""
+    captions: list[str] = []
+    while not heads and len(rows) > 2 and len(rows[0]) == 1 and rows[0][0].columns > 1:
+        captions.append(f"<p>{rows[0][0].html}</p>\n")  # across the whole table, and so a title and no header
+        rows = rows[1:]
     if not heads and len(rows) > 1 and sum(cell.columns for cell in rows[0]) > 1:
         heads = _head_rows(rows)
-    lines = ["<table>"]
+    lines = [*captions, "<table>"]
     for number, row in enumerate(rows):
         name = "th" if number < heads else "td"
         cells = (f'<{name} colspan="{c.columns}" rowspan="{c.rows}">{c.html}</{name}>' for c in row)
