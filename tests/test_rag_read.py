@@ -79,7 +79,7 @@ def test_files_that_give_nothing_are_reported_by_name(handbook: Path) -> None:
     (handbook / "empty.md").write_text("  \n")
     (handbook / "binary.txt").write_bytes(b"ab\0cd")
     (handbook / "hidden.html").write_text("<p hidden>x</p>")
-    (handbook / "report.pdf").write_bytes(b"%PDF-1.7")
+    (handbook / "report.odt").write_bytes(b"PK")
     (handbook / "style.css").write_text("p {}")
     (handbook / ".git").mkdir()
     (handbook / ".git" / "notes.md").write_text("never read")
@@ -89,7 +89,7 @@ def test_files_that_give_nothing_are_reported_by_name(handbook: Path) -> None:
         "empty.md": "it is empty",
         "binary.txt": "it is binary, not text",
         "hidden.html": "it holds no visible text",
-        "report.pdf": "files of the kind '.pdf' are not read",
+        "report.odt": "files of the kind '.odt' are not read",
     }
 
 
@@ -117,11 +117,11 @@ def test_zero_documents_is_an_error_that_names_the_reasons(tmp_path: Path) -> No
         read_files([tmp_path / "nowhere"])
     with pytest.raises(InputError, match="no files"):
         read_files([tmp_path])
-    (tmp_path / "report.pdf").write_bytes(b"%PDF-1.7")
-    with pytest.raises(InputError, match=r"report\.pdf: files of the kind '\.pdf' are not read"):
+    (tmp_path / "report.odt").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"report\.odt: files of the kind '\.odt' are not read"):
         read_files([tmp_path])
     with pytest.raises(UnsupportedError):
-        read_file(tmp_path / "report.pdf")
+        read_file(tmp_path / "report.odt")
 
 
 # Chunking

@@ -21,11 +21,22 @@ from slm.text.language import detect
 MARKDOWN = (".md", ".markdown", ".mdown")
 HTML = (".html", ".htm", ".xhtml")
 TEXT = (".txt", ".text")
+# Those of .doc, .xls and .ppt say what to do about the formats before 2007.
+OFFICE = {
+    (".csv", ".tsv"): ("delimited", "read_delimited"),
+    (".docx", ".docm", ".doc"): ("word.read", "read_word"),
+    (".pdf",): ("pdf.read", "read_pdf"),
+    (".pptx", ".pptm", ".ppsx", ".ppt"): ("slides", "read_slides"),
+    (".xlsx", ".xlsm", ".xls"): ("workbook", "read_workbook"),
+}
 # Readers are imported when the first file of their kind is met.
 _READERS = {
     **dict.fromkeys(MARKDOWN, ("rag.sources.markdown.page", "read_markdown")),
     **dict.fromkeys(HTML, ("rag.sources.html.page", "read_html")),
     **dict.fromkeys(TEXT, ("rag.sources.text", "read_text")),
+    **{
+        suffix: (f"rag.sources.office.{part}", name) for suffixes, (part, name) in OFFICE.items() for suffix in suffixes
+    },
 }
 # Parts of web pages that belong to the site and not to the page; they are never worth an error or a report.
 _SITE_FILES = (".css", ".js", ".map", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".ico", ".webp", ".woff", ".woff2")

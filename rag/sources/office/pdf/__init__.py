@@ -1,0 +1,1 @@
+"""Reads PDF: characters and rules from pdfium, order, tables, paragraphs and headings from where they stand."""
