@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.document import Document, Section, sections_of, visible
+from rag.document import Document, Section, sections_of
 from rag.index.chunk import chunk_document
 from rag.sources.files import Skipped, read_file, read_files
 from rag.sources.html.page import html_document
 from rag.sources.markdown.page import markdown_document
 from slm.errors import InputError, MissingFileError, UnsupportedError
+from slm.text.visible import visible
 from tests.tiny_rag import handbook
 
 __all__ = ["handbook"]  # a fixture

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from rag.document import Document, one_line, sections_of
+from rag.document import Document, sections_of
 from rag.sources.html.page import html_to_markdown
 from rag.sources.reader import titled
+from slm.text.visible import one_line
 
 __all__ = ["TableCell", "document_of", "escape", "html_list", "html_table"]
 

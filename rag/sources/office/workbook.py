@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-from rag.document import Document, Section, one_line
+from rag.document import Document, Section
 from rag.sources.office.grid import Span, cell_text, markdown_of_rows
 from rag.sources.office.package import Package, tag, told_title
 from rag.sources.office.shown import shown
 from rag.sources.reader import Read
 from slm.errors import DamagedFileError
+from slm.text.visible import one_line
 
 MOST_ROWS, _MOST_COLUMNS, _MOST_CELLS = 50_000, 1_000, 1_000_000
 _MOST_SHEET = 1 << 30  # unpacked; a sheet is streamed, and cut at MOST_ROWS
