@@ -38,10 +38,12 @@ def read_answer_file(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Wh
     if not pages:
         raise UnsupportedError("it is JSON, but no answer of Confluence that holds pages")
     base = text_at(answer, "_links", "base") if isinstance(answer, dict) else ""
-    with_body = [page for page in pages if body_of(page) is not None]
-    if not with_body:
+    if all(body_of(page) is None for page in pages):
         raise UnsupportedError("it is an answer of Confluence that lists pages without their bodies")
-    for page in with_body:
+    for page in pages:
+        if body_of(page) is None:
+            yield LeftOut(text_at(page, "id"), "the answer lists it without its body")
+            continue
         read = read_answer(page, base or wanted.base_url)
         yield alone(read) if single else read
 

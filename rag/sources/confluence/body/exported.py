@@ -51,13 +51,14 @@ def expand_exported(node: Node) -> list[Piece] | None:
 
 
 def _image(node: Node, classes: list[str]) -> list[Piece]:
-    if not _DROPPED.isdisjoint(classes) or node.get("src").startswith("images/icons/"):
-        return []
-    if "emoticon" in classes or "data-emoji-id" in node.attributes or "data-emoji-shortname" in node.attributes:
+    if "emoticon" in classes or "data-emoji-id" in node.attributes:
         name = next((part.removeprefix("emoticon-") for part in classes if part.startswith("emoticon-")), "")
         name = node.get("data-emoticon-name") or name
         fallback = node.get("data-emoji-fallback")
-        return [emoticon(name, fallback, node.get("data-emoji-id"), node.get("data-emoji-shortname"))]
+        shortname = node.get("data-emoji-short-name") or node.get("data-emoji-shortname")
+        return [emoticon(name, fallback, node.get("data-emoji-id"), shortname)]
+    if not _DROPPED.isdisjoint(classes) or node.get("src").startswith("images/icons/"):
+        return []
     if "userLogo" in classes or "aui-avatar" in classes:
         return []
     file = node.get("data-linked-resource-default-alias")
