@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rag.document import Document
+from rag.document import NO_META, Document
 from rag.index.chunk import Chunk, chunk_document
 from rag.index.embed import Embedder, Vectors
 from rag.index.gone import Seen, confirm_removal, departed
@@ -74,7 +74,16 @@ def check_embedder(generation: Generation, embedder: Embedder) -> None:
 
 
 def _digest(document: Document) -> str:
-    return hashlib.sha256(json.dumps(asdict(document), ensure_ascii=False).encode()).hexdigest()
+    """The SHA-256 of a document; what is known of it beside its text counts only where there is any."""
+    fields = asdict(document)
+    if document.meta == NO_META:
+        del fields["meta"]
+    return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
+
+
+def _meta(document: Document) -> dict[str, Any]:
+    """What is known of a document beside its text, as the manifest keeps it: without what is empty."""
+    return {key: value for key, value in json.loads(json.dumps(asdict(document.meta))).items() if value}
 
 
 @contextmanager
@@ -140,8 +149,11 @@ def _add(
     incoming = {composed(document.source): document for document in documents}
     left = departed(known, seen, os.path.exists)
     digests = {source: _digest(document) for source, document in incoming.items()}
-    texts = {source: _digest(replace(document, source="")) for source, document in incoming.items()}
+    texts = {source: _digest(replace(document, source="", meta=NO_META)) for source, document in incoming.items()}
     named = {composed(source): source for source in known}
+    # A page is the same one by its id, whatever file it came in before.
+    by_id = {entry["meta"]["id"]: source for source, entry in known.items() if entry.get("meta", {}).get("id")}
+    named |= {s: by_id[d.meta.id] for s, d in incoming.items() if s not in named and d.meta.id in by_id}
     changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
     # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
     homeless = {known[source].get("text_sha256"): source for source in left.gone}
@@ -163,6 +175,8 @@ def _add(
             "title": document.title, "lang": document.lang, "sha256": digests[source], "text_sha256": texts[source],
             "roots": sorted(came_by | set(seen.files.get(source, ()))),
         }  # fmt: skip
+        if document.meta != NO_META:
+            table[place]["meta"] = _meta(document)
     embed = [document for document in changed.values() if document not in carry.values()]
     update = _Update(embed, carry, drop, table)
     if base is not None and not changed and not left.gone and _without_counts(known) == _without_counts(table):
