@@ -105,9 +105,8 @@ def test_code_becomes_a_fence_with_its_language_that_its_own_fences_do_not_end()
 
 def test_xhtml_keeps_code_in_cdata_and_closes_what_closes_itself() -> None:
     html = (
-        '<h1>Restore</h1><ac:structured-macro ac:name="code"><ac:parameter ac:name="language">bash</ac:parameter>'
-        "<ac:plain-text-body><![CDATA[if [ $? -gt 0 ]; then x; fi]]></ac:plain-text-body></ac:structured-macro>"
-        '<p>See <ac:link><ri:page ri:content-title="Vault"/></ac:link>.</p>'
+        '<html xmlns="http://www.w3.org/1999/xhtml"><h1>Restore</h1><pre class="language-bash">'
+        "<![CDATA[if [ $? -gt 0 ]; then x; fi]]></pre><p>See <i/>Vault.</p></html>"
     )
     assert text_of(html) == "```bash\nif [ $? -gt 0 ]; then x; fi\n```\n\nSee Vault."
     page = '<?xml version="1.0"?><page><div/><script src="x"/><h1>Gate</h1><p>The gate closes.</p></page>'

@@ -19,7 +19,7 @@ from slm.text.visible import one_line
 
 _XML_ENCODING = re.compile(rb"^\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*[\"']([\w.:-]{1,40})")
 _META_CHARSET = re.compile(rb"<meta\b[^>]{0,1000}?\bcharset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
-_XML = re.compile(r"\s*<\?xml\b|.{0,2000}?<html\b[^>]{0,1000}\bxmlns\s*=|.{0,200}?<(?:ac|ri):[a-z]", re.DOTALL)
+_XML = re.compile(r"\s*<\?xml\b|.{0,2000}?<html\b[^>]{0,1000}\bxmlns\s*=", re.DOTALL)
 _MARKUP = re.compile(r"<!\[CDATA\[|<!--|<(?P<name>[A-Za-z][^\s<>/]*)|<\?")
 
 

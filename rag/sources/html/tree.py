@@ -17,7 +17,7 @@ def _names(names: str) -> frozenset[str]:
 _DROPPED = _names(
     "script style template noscript iframe object embed svg canvas head audio video map area datalist title meta "
     "link input button select textarea option optgroup output progress meter rp rt rtc noembed noframes "
-    "annotation annotation-xml ac:parameter ac:placeholder"
+    "annotation annotation-xml"
 )
 # A site's frame around the page. A note beside an article's text (aside) belongs to the article.
 _CHROME_ROLES = frozenset(("navigation", "contentinfo", "search", "complementary"))

@@ -21,11 +21,10 @@ def _names(names: str) -> frozenset[str]:
 _BLOCKS = _names(
     "address article aside blockquote body center dd details dialog dir div dl dt fieldset figcaption figure "
     "footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p section summary ul table "
-    "caption thead tbody tfoot tr td th ac:structured-macro ac:rich-text-body ac:layout ac:layout-section "
-    "ac:layout-cell ac:task ac:task-body ac:task-list"
+    "caption thead tbody tfoot tr td th"
 )
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_PREFORMATTED = ("pre", "xmp", "listing", "plaintext", "ac:plain-text-body")
+_PREFORMATTED = ("pre", "xmp", "listing", "plaintext")
 _WRAPPED = frozenset(("code", "tt", "samp", "sup", "sub", "del", "s", "strike", "q"))
 _LANGUAGE = re.compile(r"(?:^|\s)(?:language-|lang-|highlight-source-|highlight-|brush:\s*)([\w+#.-]+)")
 _NO_LANGUAGES = ("text", "none", "default", "plain", "source", "plaintext", "notranslate")
@@ -107,8 +106,6 @@ class _Writer:
             self._inline.append(_BREAK)
         elif tag == "img":
             self._inline.append(f" {node.attributes.get('alt') or ''} " if node.attributes.get("alt") else "")
-        elif tag == "ri:page" and not (node.parent.css("ac\\:plain-text-link-body, ac\\:link-body")):
-            self._inline.append(node.attributes.get("ri:content-title") or "")
         elif tag in _PREFORMATTED:
             self._code(node)
             return False
@@ -314,11 +311,6 @@ def _preformatted(root: Any) -> str:
 
 def _language(node: Any) -> str:
     """The language of a code block as its classes, those of its <code> or of what surrounds it say; "" for none."""
-    if node.tag == "ac:plain-text-body":
-        for parameter in node.parent.css("ac\\:parameter"):
-            if parameter.attributes.get("ac:name") == "language":
-                return re.sub(r"[^\w+#.-]", "", parameter.text())
-        return ""
     inner = node.css_first("code")
     around = [node, inner, node.parent, node.parent.parent if node.parent is not None else None]
     for place in [place for place in around if place is not None and place.tag[0] not in "-!_"]:
