@@ -11,6 +11,7 @@ from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate, named_files
 from rag.cli.read import read
+from rag.cli.sync import sync
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import TEXT, TextCommand
 
@@ -35,6 +36,7 @@ def rag() -> None:
 
 rag.add_command(evaluate)
 rag.add_command(read)
+rag.add_command(sync)
 
 
 @rag.command(context_settings=_HELP)
