@@ -25,7 +25,7 @@ from slm.errors import DownloadError, InputError
 _TIMEOUT_S = 60.0
 _WAITS = 12  # in a row for one request
 _LONGEST_WAIT_S = 900.0
-_FAILURES = 2  # of one request, before less is asked for
+_TRIES = 4  # of one request that fails
 _LARGEST_ANSWER = 200_000_000
 
 
@@ -87,14 +87,15 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._http.close()
 
-    def json(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def json(self, path: str, params: Mapping[str, str] | None = None, *, tries: int = _TRIES) -> dict[str, Any]:
         """The JSON object at a path below the base, with the Link header's `next` under "_next".
 
+        tries: how often a request that fails is sent; fewer for one that could ask for less.
         Raises AbsentError, DeniedError, TokenError, OverloadError, or InputError for what is no Confluence.
         """
         failed = ""
-        for _ in range(_FAILURES):
-            answer = self._answer(path, params)
+        for _ in range(tries):
+            answer = self._answer(path, params, tries)
             try:
                 value = json.loads(answer.content)
             except (ValueError, RecursionError) as error:
@@ -109,9 +110,11 @@ class Client:
 
     def content(self, path: str) -> bytes:
         """The bytes at a path below the base. Raises as `json` does."""
-        return self._answer(path, None, {"Accept": "*/*"}).content
+        return self._answer(path, None, _TRIES, {"Accept": "*/*"}).content
 
-    def _answer(self, path: str, params: Mapping[str, str] | None, headers: Mapping[str, str] | None = None) -> _Answer:
+    def _answer(
+        self, path: str, params: Mapping[str, str] | None, tries: int, headers: Mapping[str, str] | None = None
+    ) -> _Answer:
         waits = failures = 0
         while True:
             try:
@@ -120,7 +123,7 @@ class Client:
                 raise InputError(f"'{self.base}' is no address of a site") from error
             except httpx.HTTPError as error:
                 failures += 1
-                if failures >= _FAILURES:
+                if failures >= tries:
                     raise OverloadError(
                         f"'{self._place(path)}' does not answer: {str(error) or type(error).__name__}",
                         hint="Check the address and the network, then run it again: it goes on where it broke off.",
@@ -141,7 +144,7 @@ class Client:
                 self._wait(verdict.seconds, f"the site limits requests (HTTP {answer.status})")
             elif verdict.do is Do.LESSEN:
                 failures += 1
-                if failures >= _FAILURES:
+                if failures >= tries:
                     raise OverloadError(f"'{self._place(path)}' fails (HTTP {answer.status})")
                 self._wait(back_off(failures - 1), f"the site fails (HTTP {answer.status})")
             else:

@@ -11,7 +11,7 @@ from typing import Any
 from rag.sources.confluence.rest.client import AbsentError, Client, DeniedError, OverloadError
 from rag.sources.confluence.rest.content import Page
 from rag.sources.confluence.rest.data_center import in_cql, quoted, search
-from rag.sources.confluence.rest.paging import walk
+from rag.sources.confluence.rest.paging import LISTED, walk
 from rag.sources.confluence.rest.wire import page_of_v1, page_of_v2, text_at
 
 _LIST, _BODIES = 250, 50
@@ -58,7 +58,7 @@ class Cloud:
         wanted = {"sort": sort, "status": "current", **({"body-format": "storage"} if bodies else {})}
 
         def fetch(place: Mapping[str, str]) -> dict[str, Any]:
-            return self._client.json(f"/api/v2/spaces/{quoted(id_)}/{path}", {**wanted, **place})
+            return self._client.json(f"/api/v2/spaces/{quoted(id_)}/{path}", {**wanted, **place}, tries=LISTED)
 
         items = walk(fetch, _BODIES if bodies else _LIST, offsets=False)
         try:

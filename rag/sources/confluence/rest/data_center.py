@@ -8,7 +8,7 @@ from typing import Any
 
 from rag.sources.confluence.rest.client import AbsentError, Client
 from rag.sources.confluence.rest.content import Page
-from rag.sources.confluence.rest.paging import Item, walk
+from rag.sources.confluence.rest.paging import LISTED, Item, walk
 from rag.sources.confluence.rest.wire import page_of_v1, text_at
 
 _LIST, _BODIES = 200, 50
@@ -69,7 +69,7 @@ def search(client: Client, cql: str, expand: str, limit: int) -> Iterator[list[I
     """The contents that a CQL query finds, as v1 gives them; Cloud has this search too."""
 
     def fetch(place: Any) -> dict[str, Any]:
-        return client.json("/rest/api/content/search", {"cql": cql, "expand": expand, **place})
+        return client.json("/rest/api/content/search", {"cql": cql, "expand": expand, **place}, tries=LISTED)
 
     return walk(fetch, limit, offsets=True)
 

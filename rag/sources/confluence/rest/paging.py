@@ -19,8 +19,10 @@ _MOST_EMPTY = 20  # answers in a row without results, though a next one is promi
 _SMALL = 25  # a step over results that the account may not see, before any answer has shown how many one holds
 _MOST_KNOWN = 50  # answers in a row that hold only what was seen before
 _MOST_STEPS_BACK = 50
+_MOST_FAILED = 5  # failures at one place of a listing
 
 Item = dict[str, Any]
+LISTED = 2  # tries of a request for a listing, before less is asked for
 Fetch = Callable[[Mapping[str, str]], Mapping[str, Any]]
 
 
@@ -32,17 +34,19 @@ def walk(fetch: Fetch, limit: int, *, offsets: bool) -> Iterator[list[Item]]:
     """
     seen: set[str] = set()
     cursors: set[str] = set()
-    largest = 0
+    largest = failed = 0
     cursor, start, back, steps, empty, known = "", 0, 0, 0, 0, 0
     while True:
         place = {"cursor": cursor} if cursor else {"start": str(start)} if offsets else {}
         try:
             answer = fetch({"limit": str(limit), **place})
         except OverloadError:
-            if limit <= FLOOR:
+            failed += 1
+            if limit <= FLOOR and failed > _MOST_FAILED:
                 raise
             limit = max(FLOOR, limit // 2)
             continue
+        failed = 0
         results = [item for item in answer.get("results") or () if isinstance(item, dict) and item.get("id")]
         fresh = list({str(item["id"]): item for item in results if str(item["id"]) not in seen}.values())
         if back and start and len(fresh) == len(results) > 0 and steps < _MOST_STEPS_BACK:
