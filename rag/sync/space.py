@@ -63,6 +63,7 @@ class SpaceSync:
     _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     _emptied: dict[str, str] = field(default_factory=dict)
     _characters: int = 0
+    _roots: frozenset[str] = frozenset()
 
     def run(self) -> None:
         """Bring the index into step; the report gets the counts. Raises SlmError where the space cannot be listed."""
@@ -102,6 +103,7 @@ class SpaceSync:
         if not is_index(self.path):
             return {}, {}
         generation = open_generation(self.path)
+        self._roots = frozenset(generation.sources)
         return generation.documents, dict(generation.sources.get(self.root, {}).get("blank", {}))
 
     def _listed(self, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Page]:
@@ -226,14 +228,11 @@ class SpaceSync:
             if page is None:
                 gone[source] = "it is no longer there"
             elif page.space not in ("", self.space.key):
-                if f"{self.url}#{page.space}" not in self._sources():
+                if f"{self.url}#{page.space}" not in self._roots:
                     gone[source] = f"it was moved to the space '{page.space}'"
             else:
                 self._note(f"'{page.title}' is there, but was not listed; its old text was kept")
         return gone
-
-    def _sources(self) -> Mapping[str, Any]:
-        return open_generation(self.path).sources
 
     def _commit(self, gone: Mapping[str, str]) -> None:
         """Put the batch into the index, and remove what is gone."""

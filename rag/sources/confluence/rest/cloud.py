@@ -55,12 +55,16 @@ class Cloud:
                     break
 
     def _walk(self, id_: str, path: str, kind: str, sort: str, bodies: bool) -> Iterator[list[Page]]:
-        wanted = {"sort": sort, "status": "current", **({"body-format": "storage"} if bodies else {})}
+        wanted = {"sort": sort, "status": "current"}
+        form = {"body-format": "storage"} if bodies else {}
 
-        def fetch(place: Mapping[str, str]) -> dict[str, Any]:
+        def light(place: Mapping[str, str]) -> dict[str, Any]:
             return self._client.json(f"/api/v2/spaces/{quoted(id_)}/{path}", {**wanted, **place}, tries=LISTED)
 
-        items = walk(fetch, _BODIES if bodies else _LIST, offsets=False)
+        items = walk(
+            lambda place: light({**form, **place}), _BODIES if bodies else _LIST, offsets=False,
+            light=light if bodies else None,
+        )  # fmt: skip
         try:
             first = next(items, [])
         except AbsentError:

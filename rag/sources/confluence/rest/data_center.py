@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import quote
 
 from rag.sources.confluence.rest.client import AbsentError, Client
 from rag.sources.confluence.rest.content import Page
@@ -47,7 +48,7 @@ class DataCenter:
 
     def _search(self, cql: str, bodies: bool) -> Iterator[list[Page]]:
         expand = f"body.storage,{_DETAILS}" if bodies else _DETAILS
-        for items in search(self._client, cql, expand, _BODIES if bodies else _LIST):
+        for items in search(self._client, cql, expand, _BODIES if bodies else _LIST, _DETAILS):
             yield [page_of_v1(item, self._client.base) for item in items]
 
     def page(self, id_: str, *, body: bool = True) -> Page | None:
@@ -65,13 +66,16 @@ class DataCenter:
         return text_at(found, "body", "view", "value")
 
 
-def search(client: Client, cql: str, expand: str, limit: int) -> Iterator[list[Item]]:
-    """The contents that a CQL query finds, as v1 gives them; Cloud has this search too."""
+def search(client: Client, cql: str, expand: str, limit: int, less: str = "") -> Iterator[list[Item]]:
+    """The contents that a CQL query finds, as v1 gives them; Cloud has this search too.
 
-    def fetch(place: Any) -> dict[str, Any]:
+    less: what to expand of those that the site cannot give with all of `expand`.
+    """
+
+    def fetch(place: Mapping[str, str], expand: str = expand) -> dict[str, Any]:
         return client.json("/rest/api/content/search", {"cql": cql, "expand": expand, **place}, tries=LISTED)
 
-    return walk(fetch, limit, offsets=True)
+    return walk(fetch, limit, offsets=True, light=(lambda place: fetch(place, less)) if less else None)
 
 
 def in_cql(word: str) -> str:
@@ -81,6 +85,4 @@ def in_cql(word: str) -> str:
 
 def quoted(part: str) -> str:
     """A part of a path."""
-    from urllib.parse import quote
-
     return quote(part, safe="~")

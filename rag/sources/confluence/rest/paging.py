@@ -19,18 +19,19 @@ _MOST_EMPTY = 20  # answers in a row without results, though a next one is promi
 _SMALL = 25  # a step over results that the account may not see, before any answer has shown how many one holds
 _MOST_KNOWN = 50  # answers in a row that hold only what was seen before
 _MOST_STEPS_BACK = 50
-_MOST_FAILED = 5  # failures at one place of a listing
+_MOST_FAILED = 3  # failures at one place of a listing
 
 Item = dict[str, Any]
 LISTED = 2  # tries of a request for a listing, before less is asked for
 Fetch = Callable[[Mapping[str, str]], Mapping[str, Any]]
 
 
-def walk(fetch: Fetch, limit: int, *, offsets: bool) -> Iterator[list[Item]]:
+def walk(fetch: Fetch, limit: int, *, offsets: bool, light: Fetch | None = None) -> Iterator[list[Item]]:
     """The items (with an "id") of a listing, each once, answer by answer; `fetch` takes limit, start and cursor.
 
     offsets: whether the listing takes `start`; one whose links hold a cursor is walked by that. Less is asked for
-    when the site fails. Raises OverloadError when it fails with the least, DownloadError when it goes in circles.
+    when the site fails; where it fails with the least, `light` asks for less of each. Raises OverloadError when that
+    fails too, DownloadError when it goes in circles.
     """
     seen: set[str] = set()
     cursors: set[str] = set()
@@ -42,10 +43,12 @@ def walk(fetch: Fetch, limit: int, *, offsets: bool) -> Iterator[list[Item]]:
             answer = fetch({"limit": str(limit), **place})
         except OverloadError:
             failed += 1
-            if limit <= FLOOR and failed > _MOST_FAILED:
+            if limit > FLOOR or failed <= _MOST_FAILED:
+                limit = max(FLOOR, limit // 2)
+                continue
+            if light is None:
                 raise
-            limit = max(FLOOR, limit // 2)
-            continue
+            answer = light({"limit": str(limit), **place})
         failed = 0
         results = [item for item in answer.get("results") or () if isinstance(item, dict) and item.get("id")]
         fresh = list({str(item["id"]): item for item in results if str(item["id"]) not in seen}.values())
