@@ -204,9 +204,11 @@ class FakeConfluence:
         if since:
             # The words of a query are in the account's own time zone.
             local = datetime.strptime(since[1], "%Y-%m-%d %H:%M").replace(tzinfo=self._zone())
-            pages = [page for page in pages if self._cut(page.modified) >= local]
-        by_change = "order by lastmodified" in cql
-        pages.sort(key=lambda page: (page.modified if by_change else page.created, int(page.id)))
+            pages = [page for page in pages if page.modified >= local]  # whole minutes
+        if "order by lastmodified desc" in cql:
+            pages.sort(key=lambda page: page.modified, reverse=True)
+        else:
+            assert "order by created asc" in cql  # which is the order they are kept in
         expand = query.get("expand", "")
         start, asked = int(query.get("start", "0")), int(query.get("limit", "25"))
         given = min(asked, faults.cap or asked, 50 if "body.storage" in expand else 200)

@@ -44,7 +44,7 @@ class DataCenter:
     def changed(self, key: str, id_: str, since: datetime, *, bodies: bool) -> Iterator[list[Page]]:
         moment = since.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M")
         cql = f'space = {in_cql(key)} and type in (page, blogpost) and lastmodified >= "{moment}"'
-        yield from self._search(f"{cql} order by lastmodified asc", bodies)
+        yield from self._search(f"{cql} order by lastmodified desc", bodies)
 
     def _search(self, cql: str, bodies: bool) -> Iterator[list[Page]]:
         expand = f"body.storage,{_DETAILS}" if bodies else _DETAILS
