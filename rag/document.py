@@ -1,4 +1,7 @@
-"""What a source delivers: documents as titled sections of Markdown text. It knows nothing of files or of chunks."""
+"""What a source delivers: documents as titled sections of Markdown text, and what is known of them beside their text.
+
+It knows nothing of files or of chunks.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,31 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Meta:
+    """What a page has beside its text; empty where its source does not say.
+
+    id: what names the page wherever it comes from (confluence:12345), "" for what is only named by its place.
+    space: the key of the collection it belongs to. ancestors: titles from the top down. created, modified: ISO 8601.
+    restrictions: who may see it, `user:NAME` and `group:NAME`; of each of the tuples one has to fit (a page is under
+    its own and under those of the pages above it). None of them: all who may see the space.
+    """
+
+    id: str = ""
+    url: str = ""
+    space: str = ""
+    ancestors: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    author: str = ""
+    created: str = ""
+    modified: str = ""
+    version: int = 0
+    restrictions: tuple[tuple[str, ...], ...] = ()
+
+
+NO_META = Meta()
+
+
+@dataclass(frozen=True)
 class Document:
     """A page: its title, where it came from (a path or an address), its language (ISO 639-1 or "und"), its sections."""
 
@@ -33,6 +61,7 @@ class Document:
     source: str
     lang: str
     sections: tuple[Section, ...]
+    meta: Meta = NO_META
 
 
 def visible(text: str) -> str:

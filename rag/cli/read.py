@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from rag.cli.evaluate import HELP, JSON
 
+COMMENTS = click.option("--comments", is_flag=True, help="With the comments on pages of Confluence.")
+BASE_URL = click.option(
+    "--base-url", default="", metavar="URL", help="The site that an export is from, for links to its pages."
+)
+
 
 @click.command(context_settings=HELP)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@COMMENTS
+@BASE_URL
 @JSON
-def read(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Show what files and folders are read as, in Markdown: what an index would hold of them.
+def read(paths: tuple[Path, ...], comments: bool, base_url: str, as_json: bool) -> None:
+    """Show what files, folders and exports of Confluence are read as, in Markdown: what an index would hold of them.
 
     \b
     Example:
@@ -21,17 +29,17 @@ def read(paths: tuple[Path, ...], as_json: bool) -> None:
     """
     from rag.document import one_line
     from rag.sources.files import nothing_read, read_files
-    from rag.sources.reader import markdown_of
+    from rag.sources.reader import Wanted, markdown_of
     from slm.terminal.console import emit_json, note
 
-    reading = read_files(paths, none_ok=True)
+    reading = read_files(paths, none_ok=True, wanted=Wanted(comments, base_url))
     if as_json:
         emit_json(
             {
                 "documents": [
                     {
-                        "id": document.source, "title": document.title, "url": "", "space": "", "labels": [],
-                        "ancestors": [], "lang": document.lang, "text": markdown_of(document),
+                        **asdict(document.meta), "id": document.meta.id or document.source, "title": document.title,
+                        "source": document.source, "lang": document.lang, "text": markdown_of(document),
                     }
                     for document in reading.documents
                 ],

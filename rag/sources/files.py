@@ -1,5 +1,7 @@
 """Finds files and reads them into documents by their kind; what could not be read is reported by name.
 
+A file may hold many documents (an export of Confluence): the source of each is then the file's path and a name below.
+
 It knows nothing of chunks, embeddings or indexes, nor of how a kind of file is read: a reader a kind does that.
 """
 
@@ -14,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from rag.document import Document
-from rag.sources.reader import Read, Reader
+from rag.sources.reader import Collection, LeftOut, Read, Reader, Wanted, Whole
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
 from slm.text.language import detect
 
@@ -24,9 +26,18 @@ TEXT = (".txt", ".text")
 # Readers are imported when the first file of their kind is met.
 _READERS = {
     **dict.fromkeys(MARKDOWN, ("rag.sources.markdown.page", "read_markdown")),
-    **dict.fromkeys(HTML, ("rag.sources.html.page", "read_html")),
     **dict.fromkeys(TEXT, ("rag.sources.text", "read_text")),
 }
+# Readers of files that may hold many documents.
+_COLLECTIONS = {
+    **dict.fromkeys(HTML, ("rag.sources.confluence.loose", "read_page_file")),
+    **dict.fromkeys((".xml", ".storage", ".mraw"), ("rag.sources.confluence.loose", "read_xml_file")),
+    ".zip": ("rag.sources.confluence.archive", "read_zip"),
+    ".json": ("rag.sources.confluence.saved", "read_answer_file"),
+    ".properties": ("rag.sources.confluence.loose", "explain_descriptor"),
+}
+# What an unpacked XML export is read by; the other files in its folder have no names of their own.
+_EXPORT, _DESCRIPTOR = "entities.xml", "exportDescriptor.properties"
 # Parts of web pages that belong to the site and not to the page; they are never worth an error or a report.
 _SITE_FILES = (".css", ".js", ".map", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".ico", ".webp", ".woff", ".woff2")
 _NOT_FILES = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
@@ -52,11 +63,16 @@ class Note:
 
 @dataclass
 class Reading:
-    """What a set of paths gave: documents, notes on some of them, and what could not be read."""
+    """What a set of paths gave: documents, notes on some of them, and what could not be read.
+
+    files: by the source of each document, the file that it was read from. spaces: those of which every page was given.
+    """
 
     documents: list[Document] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+    spaces: set[str] = field(default_factory=set)
 
 
 def find_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] = lambda _: None) -> list[Path]:
@@ -102,6 +118,10 @@ def _files_below(folder: Path, on_skip: Callable[[Skipped], None]) -> Iterator[P
             folders.clear()
             continue
         seen.add((identity.st_dev, identity.st_ino))
+        export = next((name for name in (_EXPORT, _DESCRIPTOR) if name in names), None)
+        if export is not None:
+            folders.clear()
+            names = [export]
         yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
@@ -127,23 +147,23 @@ def _printable(path: Path) -> Path:
 
 
 def read_files(
-    paths: Sequence[Path | str], on_file: Callable[[int], None] = lambda _: None, *, none_ok: bool = False
+    paths: Sequence[Path | str],
+    on_file: Callable[[int], None] = lambda _: None,
+    *,
+    none_ok: bool = False,
+    wanted: Wanted = Wanted(),  # noqa: B008  # it is frozen
 ) -> Reading:
     """Read everything below the paths. `on_file` is told how many files are done.
 
-    Raises MissingFileError for a path that is not there, InputError when no document at all came out (unless none_ok).
+    Of a page that comes several times (two exports of a space) the newest is kept. Raises MissingFileError for a path
+    that is not there, InputError when no document at all came out (unless none_ok).
     """
     reading = Reading()
-    sources: set[str] = set()
+    pages: dict[str, int] = {}
     for number, path in enumerate(find_files(paths, reading.skipped.append), start=1):
         try:
-            read = read_noted(path)
-            if read.document.source in sources:
-                raise InputError("another file has the same name in Unicode's composed form (NFC)")
-            sources.add(read.document.source)
-            reading.documents.append(read.document)
-            if read.note:
-                reading.notes.append(Note(read.document.source, read.note))
+            for read in read_each(path, wanted):
+                _take(read, path, reading, pages)
         except InputError as error:
             reading.skipped.append(Skipped(path, error.what))
         except (SlmError, ImportError):
@@ -158,6 +178,41 @@ def read_files(
     return reading
 
 
+def _take(read: Read | LeftOut | Whole, path: Path, reading: Reading, pages: dict[str, int]) -> None:
+    """Put what was read into a reading; `pages` has the place of each page in it by its id."""
+    if isinstance(read, LeftOut):
+        reading.skipped.append(Skipped(path / read.name, read.reason))
+        return
+    if isinstance(read, Whole):
+        reading.spaces |= set(read.spaces)
+        if read.note:
+            reading.notes.append(Note(_source(path), read.note))
+        return
+    document = read.document
+    if document.source in reading.files:
+        raise InputError("another file has the same name in Unicode's composed form (NFC)")
+    known = pages.get(document.meta.id) if document.meta.id else None
+    if known is not None:
+        older, newer = reading.documents[known], document
+        if _age(newer, path) <= _age(older, reading.files[older.source]):
+            older, newer = newer, older
+        reading.documents[known] = newer
+        reading.skipped.append(Skipped(Path(older.source), f"the same page was read from {newer.source}"))
+        if newer is not document:
+            return
+        del reading.files[older.source]
+    else:
+        pages[document.meta.id] = len(reading.documents)
+        reading.documents.append(document)
+    reading.files[document.source] = path
+    if read.note:
+        reading.notes.append(Note(document.source, read.note))
+
+
+def _age(document: Document, path: Path) -> tuple[int, str, int]:
+    return document.meta.version, document.meta.modified, path.stat().st_mtime_ns
+
+
 def nothing_read(paths: Sequence[Path | str], reading: Reading) -> InputError:
     """The error for paths that gave no document at all, with the reasons."""
     named = ", ".join(str(_printable(Path(path))) for path in paths)
@@ -165,21 +220,30 @@ def nothing_read(paths: Sequence[Path | str], reading: Reading) -> InputError:
     return InputError(
         f"no document was found in {named}",
         found=reasons or "no files",
-        hint=f"Files that are read: {', '.join(_READERS)}.",
+        hint=f"Files that are read: {', '.join((*_READERS, *HTML))}, and exports of Confluence (.zip, .xml, .json).",
     )
 
 
 def read_file(path: Path) -> Document:
-    """One file as a document. Raises UnsupportedError (its kind), DamagedFileError (empty, binary, no text)."""
-    return read_noted(path).document
+    """The first document of a file. Raises UnsupportedError (its kind), DamagedFileError (empty, binary, no text)."""
+    for read in read_each(path):
+        if isinstance(read, Read):
+            return read.document
+    raise DamagedFileError("it holds no visible text")
 
 
-def read_noted(path: Path) -> Read:
-    """One file as a document, with what is not certain about it. Raises as read_file does.
+def read_each(path: Path, wanted: Wanted = Wanted()) -> Iterator[Read | LeftOut | Whole]:  # noqa: B008  # it is frozen
+    """All documents of a file, with what is not certain about them. Raises as read_file does.
 
     The source of a document is its path in Unicode's composed form (NFC), however the disk spells it.
     """
     suffix = path.suffix.lower()
+    if suffix in _COLLECTIONS and (suffix != ".properties" or path.name == _DESCRIPTOR):
+        module, name = _COLLECTIONS[suffix]
+        collection: Collection = getattr(import_module(module), name)
+        for read in collection(path, wanted):
+            yield _finished(read, path) if isinstance(read, Read) else read
+        return
     if suffix not in _READERS:
         raise UnsupportedError(f"files of the kind '{suffix or path.name}' are not read")
     raw = path.read_bytes()
@@ -187,10 +251,18 @@ def read_noted(path: Path) -> Read:
         raise DamagedFileError("it is empty")
     module, name = _READERS[suffix]
     reader: Reader = getattr(import_module(module), name)
-    read = reader(raw, unicodedata.normalize("NFC", path.stem))
+    yield _finished(reader(raw, unicodedata.normalize("NFC", path.stem)), path)
+
+
+def _finished(read: Read, path: Path) -> Read:
+    """What a reader gave with its source and language; a page that is known by an id may be empty."""
     document = read.document
-    if not document.sections:
+    if not document.sections and not document.meta.id:
         raise DamagedFileError("it holds no visible text")
     sample = " ".join([document.title, *(section.text for section in document.sections)])[:_LANG_SAMPLE]
-    source = unicodedata.normalize("NFC", path.as_posix())
+    source = _source(path) + (f"/{document.source}" if document.source else "")
     return replace(read, document=replace(document, source=source, lang=detect(sample).language or "und"))
+
+
+def _source(path: Path) -> str:
+    return unicodedata.normalize("NFC", path.as_posix())

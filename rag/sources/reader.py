@@ -1,9 +1,13 @@
-"""What a reader of one kind of file is: bytes and a name in, documents and notes out. It knows no kind itself."""
+"""What readers are: of a file (bytes and a name in, a document out), and of a file that holds many documents.
+
+A source without files gives the same as a Collection does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from rag.document import Document, Section
 
@@ -20,6 +24,37 @@ Reader = Callable[[bytes, str], Read]
 """Reads the bytes of a file; the name, without suffix, titles what has no title of its own.
 
 Raises DamagedFileError for bytes that are not of its kind. `source` and `lang` are left to the caller.
+"""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a file holds and a reader could not read: its name inside of the file, and why in words."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Said of a file after all that it holds: the spaces of which it gave every page, and a note ("" for none)."""
+
+    spaces: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asked for beside the pages: their comments, and addresses below the site that an export is from."""
+
+    comments: bool = False
+    base_url: str = ""
+
+
+Collection = Callable[[Path, Wanted], Iterator[Read | LeftOut | Whole]]
+"""Reads a file that may hold many documents; `source` is the name of each in it ("" where it is the file's only one).
+
+Raises InputError for a file that is not of its kind or cannot be read at all. `lang` is left to the caller.
 """
 
 

@@ -47,7 +47,7 @@ def declared_charset(raw: bytes) -> str:
 
 def html_document(html: str, name: str) -> Document:
     """A document of an HTML page; titled by its first H1, its <title>, its first heading or `name`."""
-    tree = _parse(html)
+    tree = parse_html(html)
     markdown = ""
     for chrome_too in (False, True):  # a page that is nothing but navigation is still a page
         markdown = _finish(regions(tree, chrome_too))
@@ -60,14 +60,15 @@ def html_document(html: str, name: str) -> Document:
 
 def html_to_markdown(html: str) -> str:
     """A fragment of HTML, such as Markdown may hold, as Markdown."""
-    return _finish([_parse(html).body])
+    return _finish([parse_html(html).body])
 
 
 def _finish(roots: list[Any]) -> str:
     return without_data_uris(clean("\n\n".join(filter(None, (write(root) for root in roots if root is not None)))))
 
 
-def _parse(html: str) -> Any:
+def parse_html(html: str) -> Any:
+    """The tree of a page by HTML5's rules, with elements nested no deeper than any author nests them."""
     from selectolax.lexbor import LexborHTMLParser
 
     return LexborHTMLParser(_shallow(_html_of_xml(html) if _XML.match(html) else html))

@@ -12,6 +12,8 @@ from typing import Any
 from rag.sources.html.tree import is_dropped
 
 _MOST_COLUMNS, _MOST_CELLS = 500, 200_000
+# A long table is written in parts of so many characters, each under its header: a cell far from it says nothing.
+_LONGEST_PART = 1000
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,20 @@ def markdown_table(table: Any, render: Callable[[Any], str]) -> list[str]:
         return []
     width = max(map(len, grid))
     grid = [row + [Cell("", False)] * (width - len(row)) for row in grid]
-    lines = [_line(_joined(grid[:heads], width)), _line(["---"] * width)]
+    head = [_line(_joined(grid[:heads], width)), _line(["---"] * width)]
+    lines, length = list(head), 0
     for row in grid[heads:]:
         texts = [cell.text for cell in row]
         # One cell across the whole table is a line between its parts and no value of every column.
         if width > 1 and row[0].columns >= width:
             texts = [row[0].text] + [""] * (width - 1)
         if any(texts):
-            lines.append(_line(texts))
+            line = _line(texts)
+            if heads and length and length + len(line) > _LONGEST_PART:
+                lines += ["", *head]
+                length = 0
+            lines.append(line)
+            length += len(line)
     return lines
 
 

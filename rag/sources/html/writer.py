@@ -35,6 +35,7 @@ _WIDE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 # What would begin a block of Markdown at the beginning of a line, and is only text here.
 _BLOCK_MARK = re.compile(r"(#{1,6}(?=\s)|`{3,}|~{3,}|(?:=+|-{2,})(?=\s*$))")
 _BREAK = "\x0b"
+_BOXES = ("[ ] ", "[x] ")
 _DEEPEST = 12
 
 
@@ -98,7 +99,7 @@ class _Writer:
             self._inline.append((node.text_content or "").replace(_BREAK, " "))
             return False
         if tag == "input" and (node.attributes.get("type") or "").lower() == "checkbox" and self._lists:
-            self._inline.append("[x] " if "checked" in node.attributes else "[ ] ")
+            self._inline.append(_BOXES["checked" in node.attributes])
             return False
         if is_dropped(node):
             return False
@@ -164,7 +165,9 @@ class _Writer:
             self.lines.append((prefix + line).rstrip())
 
     def _enter_block(self, node: Any, tag: str) -> bool:
-        self.flush()
+        # A checkbox stands on the line of what it is the state of, be that a paragraph of its own.
+        if "".join(self._inline[-1:]) not in _BOXES or tag not in ("p", "div"):
+            self.flush()
         if tag in _HEADINGS:
             self._heading = _HEADINGS[tag]
         elif tag == "hr":

@@ -1,0 +1,85 @@
+"""Reads single files that may be of Confluence: exported pages, pages in the storage format, an entities.xml.
+
+HTML of any other origin is read as that.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from rag.document import NO_META
+from rag.sources.confluence.archive import csv_export
+from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
+from rag.sources.confluence.page import LARGEST_PAGE, alone, page_read
+from rag.sources.confluence.storage import markdown_of_nodes, read_nodes
+from rag.sources.confluence.xml_export import read_entities
+from rag.sources.html.page import declared_charset, read_html
+from rag.sources.reader import LeftOut, Read, Wanted, Whole
+from slm.errors import DamagedFileError, UnsupportedError
+from slm.text.decode import decode
+
+_OWN = re.compile(rb"<(?:ac|ri):[a-z][a-z-]+[\s/>]")
+_ENTITIES = re.compile(rb"<hibernate-generic\b|<object\s[^<>]{0,200}\bclass=")
+_BLOCKS = re.compile(
+    rb"\s*(?:<\?xml[^>]{0,200}>|<!--.{0,1000}?-->|\s)*<(?:p|h[1-6]|ul|ol|table|div|blockquote|pre|hr|section)\b",
+    re.DOTALL,
+)
+
+
+def read_page_file(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+    """A file of HTML or XHTML. Raises DamagedFileError (empty, no text) and UnsupportedError (an export's index)."""
+    raw, name = _bytes_of(path), unicodedata.normalize("NFC", path.stem)
+    if is_export_page(raw):
+        read = read_export_page(raw, name, wanted, _index_beside(path.parent))
+        yield alone(read)
+    elif _OWN.search(raw):
+        yield _storage(raw, name)
+    else:
+        yield read_html(raw, name)
+
+
+def read_xml_file(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+    """A page in the storage format, or an XML export's entities. Raises UnsupportedError for any other XML."""
+    with path.open("rb") as file:
+        head = file.read(10_000)
+        if _ENTITIES.search(head):
+            file.seek(0)
+            yield from read_entities(file, wanted)
+            return
+    raw = _bytes_of(path)
+    if not _OWN.search(raw) and not _BLOCKS.match(raw):
+        raise UnsupportedError("it is XML, but no page or export of Confluence")
+    yield _storage(raw, unicodedata.normalize("NFC", path.stem))
+
+
+def explain_descriptor(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+    """Raise UnsupportedError: what an export is described by is read only to say why its folder is not."""
+    raise UnsupportedError(csv_export())
+    yield
+
+
+def _storage(raw: bytes, name: str) -> Read:
+    decoded = decode(raw, declared=declared_charset(raw))
+    read = page_read("", name, markdown_of_nodes(read_nodes(decoded.text)), NO_META)
+    return alone(Read(read.document, "; ".join(filter(None, (decoded.note, read.note)))))
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.stat().st_size > LARGEST_PAGE:
+        raise UnsupportedError(f"it has {path.stat().st_size} bytes, more than any page that somebody wrote")
+    raw = path.read_bytes()
+    if not raw.strip():
+        raise DamagedFileError("it is empty")
+    return raw
+
+
+@lru_cache(maxsize=64)
+def _index_beside(folder: Path) -> ExportIndex | None:
+    """What the index of an unpacked export says, from the folder that holds it."""
+    path = folder / "index.html"
+    raw = path.read_bytes() if path.is_file() and path.stat().st_size < LARGEST_PAGE else b""
+    return read_index(raw) if is_export_page(raw) else None
