@@ -90,7 +90,7 @@ def _pages(
         raise UnsupportedError("it is a zip archive, but no export of Confluence; unpack it")
     present = {name.name for name in map(PurePosixPath, archive.namelist())}
     # An index that lists pages which are not there is that of a part of a space.
-    spaces = {said.key for said in index.values() if said.key and {f for f in said.files if "/" not in f} <= present}
+    spaces = {said.key for said in index.values() if said.key and {f for f in said.titles if "/" not in f} <= present}
     yield Whole(tuple(sorted(spaces)) if whole else ())
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from rag.sources.confluence.nodes import Node, parse, text_of
+from rag.sources.confluence.body.nodes import Node, parse, text_of
 
 _BEGIN = re.compile(r"<object\b([^<>]*)>")
 _CLASS = re.compile(r"\bclass\s*=\s*[\"']([\w.$]{1,200})[\"']")

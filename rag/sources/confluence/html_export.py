@@ -6,15 +6,17 @@ Of the frame nothing else is text of the page. The export's index.html is a list
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from urllib.parse import unquote
 
 from rag.document import Meta, one_line
 from rag.sources.clean import clean
-from rag.sources.confluence.nodes import Node
+from rag.sources.confluence.body.nodes import Node
+from rag.sources.confluence.body.storage import markdown_of_nodes
 from rag.sources.confluence.page import page_id, page_read, person_name
-from rag.sources.confluence.storage import markdown_of_nodes
 from rag.sources.html.page import declared_charset, parse_html
 from rag.sources.html.tree import traverse
 from rag.sources.reader import Read, Wanted
@@ -42,11 +44,11 @@ _SHOWN = ("img", "time", "hr", "input")
 
 @dataclass(frozen=True)
 class ExportIndex:
-    """What an export's index.html says: the key and the name of the space, and the files of its pages."""
+    """What an export's index.html says: the key and name of the space, and the titles of its pages by file."""
 
     key: str = ""
     name: str = ""
-    files: tuple[str, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_export_page(raw: bytes) -> bool:
@@ -62,9 +64,10 @@ def read_index(raw: bytes) -> ExportIndex | None:
     if main is not None and "wiki-content" in (main.attributes.get("class") or ""):
         return None
     cells = [one_line(clean(row.css_first("td").text())) for row in tree.css("#main-content tr") if row.css_first("td")]
-    files = (link.attributes.get("href") or "" for link in tree.css(".pageSection li > a[href]"))
+    titles = {unquote(link.attributes.get("href") or ""): one_line(clean(link.text()))
+              for link in tree.css(".pageSection li > a[href]")}  # fmt: skip
     key, name = cells[:2] if len(cells) >= 2 else ("", "")
-    return ExportIndex(key, name, tuple(dict.fromkeys(files)))
+    return ExportIndex(key, name, titles)
 
 
 def read_export_page(raw: bytes, name: str, wanted: Wanted, index: ExportIndex | None = None) -> Read:
@@ -83,7 +86,9 @@ def read_export_page(raw: bytes, name: str, wanted: Wanted, index: ExportIndex |
     spaces = [space for space in (index.name if index else "", above[0] if above else "") if space]
     number = _number(name, tree)
     base = wanted.base_url.rstrip("/")
-    title = _title(tree, spaces) or name
+    # The index names pages without their space, whose name and theirs may both hold colons.
+    listed = index.titles.get(f"{name}.html", "") if index else ""
+    title = listed or _title(tree, spaces) or name
     said = tree.css_first(".page-metadata")
     author = said.css_first(".author") if said is not None else None
     files = [one_line(clean(link.text())) for link in tree.css(".greybox a[href]")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rag.document import NO_META
 from rag.sources.confluence.archive import csv_export
+from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
 from rag.sources.confluence.page import LARGEST_PAGE, alone, page_read
-from rag.sources.confluence.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.xml_export import read_entities
 from rag.sources.html.page import declared_charset, read_html
 from rag.sources.reader import LeftOut, Read, Wanted, Whole
@@ -77,9 +77,15 @@ def _bytes_of(path: Path) -> bytes:
     return raw
 
 
-@lru_cache(maxsize=64)
 def _index_beside(folder: Path) -> ExportIndex | None:
     """What the index of an unpacked export says, from the folder that holds it."""
     path = folder / "index.html"
-    raw = path.read_bytes() if path.is_file() and path.stat().st_size < LARGEST_PAGE else b""
+    if not path.is_file() or path.stat().st_size > LARGEST_PAGE:
+        return None
+    return _index_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _index_of(path: Path, written: int) -> ExportIndex | None:
+    raw = path.read_bytes()
     return read_index(raw) if is_export_page(raw) else None

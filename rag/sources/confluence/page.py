@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rag.document import Meta, Section, one_line, sections_of
 from rag.sources.clean import clean
-from rag.sources.confluence.storage import Written
+from rag.sources.confluence.body.storage import Written
 from rag.sources.reader import Read, titled
 
 LARGEST_PAGE = 50_000_000

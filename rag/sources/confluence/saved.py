@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rag.document import Meta
-from rag.sources.confluence.adf import storage_of_adf
+from rag.sources.confluence.body.adf import storage_of_adf
+from rag.sources.confluence.body.macros import Around
+from rag.sources.confluence.body.nodes import Node
+from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.html_export import nodes_of_html
-from rag.sources.confluence.macros import Around
-from rag.sources.confluence.nodes import Node
 from rag.sources.confluence.page import LARGEST_PAGE, alone, iso_time, page_id, page_read, person_name
-from rag.sources.confluence.storage import markdown_of_nodes, read_nodes
 from rag.sources.html.page import parse_html
 from rag.sources.reader import LeftOut, Read, Wanted, Whole
 from slm.errors import DamagedFileError, UnsupportedError

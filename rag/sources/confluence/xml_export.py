@@ -14,12 +14,12 @@ from functools import lru_cache
 from typing import BinaryIO
 
 from rag.document import Meta
+from rag.sources.confluence.body.macros import Around
+from rag.sources.confluence.body.nodes import Node, names
+from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
+from rag.sources.confluence.body.wiki import storage_of_wiki
 from rag.sources.confluence.entities import Entity, Faults, entities
-from rag.sources.confluence.macros import Around
-from rag.sources.confluence.nodes import Node, names
 from rag.sources.confluence.page import LARGEST_PAGE, iso_time, page_id, page_read, person_name
-from rag.sources.confluence.storage import markdown_of_nodes, read_nodes
-from rag.sources.confluence.wiki import storage_of_wiki
 from rag.sources.reader import LeftOut, Read, Wanted, Whole
 from slm.errors import DamagedFileError
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
-from rag.sources.confluence.nodes import Node
+from rag.sources.confluence.body.nodes import Node
 
 
 class Raw(str):

@@ -10,10 +10,10 @@ import html as html_text
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rag.sources.confluence.exported import expand_exported
-from rag.sources.confluence.macros import Around, Conversion, End, expand_macro, person
-from rag.sources.confluence.nodes import Node, first_words, names, parse, text_of
-from rag.sources.confluence.pieces import (
+from rag.sources.confluence.body.exported import expand_exported
+from rag.sources.confluence.body.macros import Around, Conversion, End, expand_macro, person
+from rag.sources.confluence.body.nodes import Node, first_words, names, parse, text_of
+from rag.sources.confluence.body.pieces import (
     Piece,
     Raw,
     Word,
