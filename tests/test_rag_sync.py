@@ -131,3 +131,156 @@ def test_with_all_faults_on_nothing_is_lost_doubled_or_wrongly_deleted(runs: Cal
     site.faults.no_storage = ()
     run()
     assert run.in_step()
+
+
+@KINDS
+def test_only_what_changed_is_read_and_embedded(runs: Callable[..., Runs], cloud: bool) -> None:
+    run = runs(cloud=cloud)
+    run()
+    run.embedder.embedded.clear()
+    run.site.edit("1003", "<p>Another text.</p>")
+    run.site.delete("1004")
+    run.site.add("New", "<p>A new text.</p>")
+    report = run()
+    assert (report.added, report.changed, report.same, len(report.gone)) == (1, 1, 28, 1)
+    assert len(run.embedder.embedded) == 2 and run.in_step()
+    assert sum("body" in request for request in run.site.requests) <= 2
+    generation = run.generation.folder.name
+    assert run().same == 30 and run.generation.folder.name == generation, "nothing changed, and it was written anew"
+
+
+@KINDS
+def test_labels_moves_and_restrictions_are_noticed_though_they_make_no_version(
+    runs: Callable[..., Runs], cloud: bool
+) -> None:
+    run = runs(cloud=cloud, pages=3)
+    run()
+    first, second, third = run.site.pages.values()
+    second.parent, third.parent = first.id, second.id
+    first.readers, third.readers = ["group:staff"], ["user:aoi", "group:board"]
+    third.labels = ["secret"]
+    run.embedder.embedded.clear()
+    assert run().changed == 3 and run.embedder.embedded == []
+    page = next(e["page"] for s, e in run.generation.documents.items() if s.endswith(third.id))
+    assert page["labels"] == ["secret"] and page["ancestors"] == ["Page 0", "Page 1"]
+    assert page["restrictions"] == [["group:staff"], ["group:board", "user:aoi"]]
+    assert run().same == 3
+
+
+@KINDS
+def test_a_wrong_space_and_a_wrong_token_are_errors_that_do_not_show_the_token(
+    runs: Callable[..., Runs], cloud: bool
+) -> None:
+    run = runs(cloud=cloud, pages=2)
+    (report,) = run.all("NOWHERE")
+    assert "unknown space 'NOWHERE'; known: DOCS, OTHER" in report.error
+    (report,) = run.all("OTHER")
+    assert "shows this account no page at all" in report.error
+    run.token = "wrong-token"
+    assert "does not accept the token" in run().error and "wrong-token" not in run().error
+    assert not run.path.exists()
+
+
+@KINDS
+def test_a_token_that_expires_ends_the_run_and_the_next_one_goes_on(runs: Callable[..., Runs], cloud: bool) -> None:
+    run = runs(cloud=cloud, pages=100, cap=20)
+    run.site.faults.token_until = 19
+    report = run()
+    assert "does not accept the token" in report.error and report.gone == []
+    assert 0 < report.added < 100 and len(run.generation.documents) == report.added
+    run.site.faults.token_until = 0
+    again = run()
+    assert (again.added, again.same) == (100 - report.added, report.added) and run.in_step()
+
+
+@KINDS
+def test_most_of_a_space_is_not_removed_unasked(runs: Callable[..., Runs], cloud: bool) -> None:
+    run = runs(cloud=cloud)
+    run()
+    for n in range(16):
+        run.site.delete(str(1001 + n))
+    run.site.edit("1030", "<p>Still edited.</p>")
+    report = run()
+    assert "16 of the 30 pages" in report.error and "--allow-mass-delete" in report.error
+    assert len(run.generation.documents) == 30 and "Still edited." in run.texts()["1030"]
+    assert len(run(mass_delete=True).gone) == 16 and run.in_step()
+
+
+@KINDS
+def test_a_page_that_the_account_may_still_read_is_not_removed_when_a_listing_lacks_it(
+    runs: Callable[..., Runs], cloud: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs(cloud=cloud)
+    run()
+    whole = run.site.answer
+
+    def short(target: str, headers: Any) -> Any:
+        status, more, body = whole(target, headers)
+        return status, more, body.replace(b'"id": "1007"', b'"id": ""') if "limit" in target else body
+
+    monkeypatch.setattr(run.site, "answer", short)
+    report = run()
+    assert report.gone == [] and not report.complete and "was not listed" in report.notes[0]
+    assert "1007" in run.texts()
+
+
+@KINDS
+def test_a_page_that_moves_to_another_synced_space_is_there_once(runs: Callable[..., Runs], cloud: bool) -> None:
+    run = runs(cloud=cloud)
+    run.site.add("Other", "<p>Other text.</p>", space="OTHER")
+    run.all("DOCS", "OTHER")
+    run.site.move("1005", "OTHER")
+    docs, other = run.all("DOCS", "OTHER")
+    assert (docs.gone, other.changed, other.added) == ([], 1, 0)
+    assert len(run.generation.documents) == 31
+    run.site.move("1006", "ELSEWHERE") if "ELSEWHERE" in run.site.spaces else run.site.delete("1006")
+    assert [len(report.gone) for report in run.all("DOCS", "OTHER")] == [1, 0]
+
+
+@KINDS
+def test_pages_without_text_are_read_once_and_emptied_ones_stop_answering(
+    runs: Callable[..., Runs], cloud: bool
+) -> None:
+    run = runs(cloud=cloud, pages=3)
+    run.site.add("Blank", "<p> </p>")
+    report = run()
+    assert (report.added, report.skipped) == (3, [("Blank", "it holds no visible text")]) and report.complete
+    run.site.edit("1002", "")
+    assert run().gone[0][1] == "it is empty now"
+    report = run()
+    assert (report.same, len(report.skipped)) == (2, 2)
+    assert not any("/1004" in request or "/1002" in request for request in run.site.requests)
+
+
+@KINDS
+def test_what_the_site_shows_is_read_where_the_storage_format_fails(runs: Callable[..., Runs], cloud: bool) -> None:
+    run = runs(cloud=cloud, no_storage=("1002",))
+    assert run().added == 30 and "Text 1 of" in run.texts()["1002"]
+
+
+@KINDS
+def test_lists_without_bodies_are_read_page_by_page(runs: Callable[..., Runs], cloud: bool) -> None:
+    run = runs(cloud=cloud, bare=True)
+    assert run().added == 30 and run.in_step()
+
+
+def test_restrictions_that_cannot_be_read_are_told_and_those_known_stay(runs: Callable[..., Runs]) -> None:
+    run = runs(cloud=True, pages=2)
+    run.site.pages["1001"].readers = ["group:staff"]
+    run()
+    run.site.faults.no_search = True
+    run.site.add("New", "<p>A new text.</p>")
+    report = run()
+    assert "labels and restrictions were not read" in report.notes[0] and not report.complete
+    rules = {e["title"]: e["page"]["restrictions"] for e in run.generation.documents.values()}
+    assert rules == {"Page 0": [["group:staff"]], "Page 1": [], "New": [["unknown"]]}
+    run.site.faults.no_search = False
+    assert run().changed == 1
+
+
+def test_an_included_page_is_part_of_the_text(runs: Callable[..., Runs]) -> None:
+    run = runs(cloud=False, pages=1)
+    run.site.add("Outer", '<ac:structured-macro ac:name="include"><ac:parameter ac:name=""><ac:link>'
+                 '<ri:page ri:content-title="Page 0"/></ac:link></ac:parameter></ac:structured-macro>')  # fmt: skip
+    run()
+    assert "Text 0 of the first version." in run.texts()["1002"]

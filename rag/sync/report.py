@@ -8,8 +8,12 @@ from typing import Any
 
 @dataclass
 class Report:
-    """One source's counts. skipped, gone: (source or title, reason); unread: how many of the skipped were not read at
-    all; notes: what is worth knowing; error: why the source could not be brought into step, "" when it was."""
+    """One source's counts.
+
+    skipped, gone: (source or title, reason). unread: how many of the skipped were not read at all. partial: whether
+    something beside pages was not read. notes: what is worth knowing. error: why the source could not be brought into
+    step, "" when it was.
+    """
 
     name: str
     added: int = 0
@@ -19,6 +23,7 @@ class Report:
     gone: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    partial: bool = False
     error: str = ""
 
     def skip(self, what: str, reason: str, *, unread: bool = True) -> None:
@@ -29,7 +34,7 @@ class Report:
     @property
     def complete(self) -> bool:
         """Whether everything of the source was read."""
-        return not (self.error or self.unread or self.notes)
+        return not (self.error or self.unread or self.partial)
 
     @property
     def line(self) -> str:

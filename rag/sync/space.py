@@ -19,9 +19,10 @@ from rag.index.embed import Embedder
 from rag.index.names import is_index
 from rag.index.store import open_generation
 from rag.index.update import Told, add_documents
+from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.rest.client import AbsentError, DeniedError, OverloadError
 from rag.sources.confluence.rest.content import UNKNOWN, Page, instant, placed
-from rag.sources.confluence.rest.convert import read_page
+from rag.sources.confluence.rest.convert import nodes_of, read_page
 from rag.sources.confluence.rest.site import OVERLAP, Site, Space
 from rag.sync.plan import Plan, confirm_removal, entry_of, held_by, page_of, plan
 from rag.sync.report import Report
@@ -63,6 +64,7 @@ class SpaceSync:
     _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     _emptied: dict[str, str] = field(default_factory=dict)
     _characters: int = 0
+    _titles: dict[str, str] = field(default_factory=dict)
     _roots: frozenset[str] = frozenset()
 
     def run(self) -> None:
@@ -75,6 +77,7 @@ class SpaceSync:
                 f"the space '{self.space.key}' shows this account no page at all",
                 hint="Check what the token's account may read.",
             )
+        self._titles = {page.title: page.id for page in listing.values()}
         todo = plan(listing, known, self.root, self._blank, full=self.how.full)
         self._blank = {id_: mark for id_, mark in self._blank.items() if id_ in listing}
         for id_ in todo.same:
@@ -125,6 +128,7 @@ class SpaceSync:
         return placed({id_: _detailed(page, known.get(page.url, {})) for id_, page in here.items()})
 
     def _note(self, text: str) -> None:
+        self.report.partial = True
         if text not in self.report.notes:
             self.report.notes.append(text)
 
@@ -191,7 +195,7 @@ class SpaceSync:
     def _take(self, page: Page, known: Mapping[str, Mapping[str, Any]]) -> None:
         """A page that was read, into the batch."""
         try:
-            read = read_page(page)
+            read = read_page(page, self._included)
         except SlmError as error:
             self.report.skip(page.title, error.what)
             return
@@ -209,11 +213,23 @@ class SpaceSync:
             self.report.changed += 1
         else:
             self.report.added += 1
+        if read.note:
+            self.report.notes.append(f"{page.title}: {read.note}")
         self._documents.append(read.document)
         self._entries[page.url] = entry_of(page)
         self._characters += sum(len(section.text) for section in read.document.sections)
         if self._characters >= _BATCH_CHARACTERS or len(self._documents) >= _BATCH_PAGES:
             self._commit({})
+
+    def _included(self, space: str, title: str) -> Node | None:
+        """The nodes of a page that another one includes: of this space, read once more."""
+        page = self._titles.get(title) if space in ("", self.space.key) else None
+        if page is None:
+            return None
+        with suppress(DownloadError, DeniedError):
+            found = self._single(page)
+            return nodes_of(found) if found is not None else None
+        return None
 
     def _gone(self, missing: Iterable[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Those of the missing pages that are not there when asked for by their ids."""

@@ -12,7 +12,8 @@ from rag.sources.confluence.rest.client import AbsentError, Client, DeniedError,
 from rag.sources.confluence.rest.content import Page
 from rag.sources.confluence.rest.data_center import in_cql, quoted, search
 from rag.sources.confluence.rest.paging import LISTED, walk
-from rag.sources.confluence.rest.wire import page_of_v1, page_of_v2, text_at
+from rag.sources.confluence.rest.wire import page_of_v1, page_of_v2
+from rag.sources.confluence.saved import list_of, text_at
 
 _LIST, _BODIES = 250, 50
 _KINDS = (("pages", "page"), ("blogposts", "blogpost"))
@@ -31,7 +32,7 @@ class Cloud:
         self._keys: dict[str, str] = {}
 
     def space(self, key: str) -> tuple[str, str] | None:
-        for found in self._client.json("/api/v2/spaces", {"keys": key, "limit": "25"}).get("results") or ():
+        for found in self._client.json("/api/v2/spaces", {"keys": key, "limit": "25"}).get("results") or []:
             if text_at(found, "key") == key:
                 self._keys[text_at(found, "id")] = key
                 return text_at(found, "id"), text_at(found, "name")
@@ -39,7 +40,7 @@ class Cloud:
 
     def space_keys(self) -> list[str]:
         results = self._client.json("/api/v2/spaces", {"limit": "100"}).get("results")
-        return [text_at(space, "key") for space in results or ()]
+        return [text_at(space, "key") for space in list_of(results)]
 
     def listing(self, key: str, id_: str, *, bodies: bool, on_note: Callable[[str], None]) -> Iterator[list[Page]]:
         details = {} if bodies else self._details(key, on_note)

@@ -10,7 +10,8 @@ from urllib.parse import quote
 from rag.sources.confluence.rest.client import AbsentError, Client
 from rag.sources.confluence.rest.content import Page
 from rag.sources.confluence.rest.paging import LISTED, Item, walk
-from rag.sources.confluence.rest.wire import page_of_v1, text_at
+from rag.sources.confluence.rest.wire import page_of_v1
+from rag.sources.confluence.saved import list_of, text_at
 
 _LIST, _BODIES = 200, 50
 _DETAILS = (
@@ -36,7 +37,7 @@ class DataCenter:
 
     def space_keys(self) -> list[str]:
         results = self._client.json("/rest/api/space", {"limit": "100"}).get("results")
-        return [text_at(space, "key") for space in results or ()]
+        return [text_at(space, "key") for space in list_of(results)]
 
     def listing(self, key: str, id_: str, *, bodies: bool, on_note: Callable[[str], None]) -> Iterator[list[Page]]:
         yield from self._search(f"space = {in_cql(key)} and type in (page, blogpost) order by created asc", bodies)

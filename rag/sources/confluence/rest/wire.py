@@ -6,19 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rag.sources.confluence.rest.content import Page
-
-
-def at(value: Any, *path: str) -> Any:
-    """What stands at a path of keys; None where it leads nowhere."""
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def text_at(value: Any, *path: str) -> str:
-    """The text or number at a path of keys; "" where there is none."""
-    found = at(value, *path)
-    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else ""
+from rag.sources.confluence.saved import at, list_of, text_at
 
 
 def page_address(base: str, id_: str) -> str:
@@ -29,7 +17,7 @@ def page_address(base: str, id_: str) -> str:
 def page_of_v1(found: Any, base: str) -> Page:
     """A content of v1, with as much as was expanded."""
     id_ = text_at(found, "id")
-    ancestors = [above for above in at(found, "ancestors") or () if isinstance(above, dict)]
+    ancestors = [above for above in list_of(at(found, "ancestors")) if isinstance(above, dict)]
     return Page(
         id=id_, title=text_at(found, "title"), space=text_at(found, "space", "key"),
         version=_number(at(found, "version", "number")), url=page_address(base, id_),
@@ -68,7 +56,7 @@ def _body(found: Any, form: str) -> str | None:
 
 
 def _labels(results: Any) -> tuple[str, ...]:
-    names = {text_at(label, "name") for label in results or ()}
+    names = {text_at(label, "name") for label in list_of(results)}
     return tuple(sorted(names - {""}))
 
 
@@ -76,8 +64,8 @@ def _restrictions(read: Any) -> tuple[tuple[str, ...], ...]:
     """Who may read: one rule for the page, or none where everybody may."""
     users = [
         text_at(user, "accountId") or text_at(user, "username") or text_at(user, "userKey")
-        for user in at(read, "user", "results") or ()
+        for user in list_of(at(read, "user", "results"))
     ]
-    groups = [text_at(group, "name") or text_at(group, "id") for group in at(read, "group", "results") or ()]
+    groups = [text_at(group, "name") or text_at(group, "id") for group in list_of(at(read, "group", "results"))]
     named = {f"user:{name}" for name in users if name} | {f"group:{name}" for name in groups if name}
     return (tuple(sorted(named)),) if named else ()
