@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import httpx
 
 Answer = tuple[int, dict[str, str], bytes]
-TOKEN = "s3cret-token"
+TOKEN, EMAIL = "s3cret-token", "aoi@example.com"
 
 
 @dataclass
@@ -137,7 +137,8 @@ class FakeConfluence:
     def _guarded(self, target: str, headers: Mapping[str, str], number: int) -> tuple[int, dict[str, str], Any]:
         faults = self.faults
         given = headers.get("authorization", "")
-        right = given == f"Bearer {TOKEN}" or base64.b64decode(given[6:] or b"").endswith(b":" + TOKEN.encode())
+        basic = base64.b64encode(f"{EMAIL}:{TOKEN}".encode()).decode()
+        right = given in (f"Bearer {TOKEN}", f"Basic {basic}")
         if not right or (faults.token_until and number > faults.token_until):
             return 401, {}, {"statusCode": 401, "message": "Unauthorized"}
         if faults.wait_every and number % faults.wait_every == 0:

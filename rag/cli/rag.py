@@ -10,7 +10,7 @@ import click
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate, named_files
-from rag.cli.read import read
+from rag.cli.read import BASE_URL, COMMENTS, read
 from rag.cli.sync import sync
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import TEXT, TextCommand
@@ -45,9 +45,14 @@ rag.add_command(sync)
 @click.option("--embedder", help="Embedder for a new index [default: multilingual-e5-small].")
 @click.option("--fresh", is_flag=True, help="Make the index anew from these paths alone, also when it is damaged.")
 @click.option("--yes", is_flag=True, help="Forget documents that are gone even if that is most of a folder.")
+@COMMENTS
+@BASE_URL
 @_JSON
-def add(index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, yes: bool, as_json: bool) -> None:
-    """Add Markdown, HTML and text files, or folders of them; a changed file replaces its old text.
+def add(
+    index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, yes: bool, comments: bool, base_url: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Add files, folders of them, or exports of Confluence; a changed file or page replaces its old text.
 
     A folder that is added again loses the documents whose files are gone or empty. A file that cannot be read this
     time keeps its old text.
@@ -56,6 +61,7 @@ def add(index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, 
     Example:
       slm rag add handbook data/handbook/en data/handbook/ja
       slm rag add handbook data/handbook --fresh
+      slm rag add wiki Confluence-space-export.zip --base-url https://wiki.example.com
     """
     from rag.index.embed import DEFAULT_EMBEDDER, open_embedder
     from rag.index.gone import departed
@@ -64,6 +70,7 @@ def add(index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, 
     from rag.index.store import open_generation
     from rag.index.update import add_documents
     from rag.sources.files import find_files, nothing_read, read_files
+    from rag.sources.reader import Wanted
     from slm.errors import MismatchError
     from slm.terminal.console import emit_json, progress
 
@@ -75,7 +82,7 @@ def add(index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, 
     known = generation.documents if generation else {}
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
-        reading = read_files(paths, done, none_ok=True)
+        reading = read_files(paths, done, none_ok=True, wanted=Wanted(comments, base_url))
     looked = seen(paths, reading)
     if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
         raise nothing_read(paths, reading)

@@ -23,13 +23,16 @@ class Seen:
 
     roots: each given path with the paths it stands for (itself, and itself without symbolic links).
     files: for every file that is there, the roots it was found by. unread: files and folders that could not be read,
-    with the reason. blank: files without any text.
+    with the reason. blank: files without any text. spaces: collections of pages of which every page was given; ids:
+    those of the pages that were read.
     """
 
     roots: Mapping[str, Collection[str]] = field(default_factory=dict)
     files: Mapping[str, Collection[str]] = field(default_factory=dict)
     unread: Mapping[str, str] = field(default_factory=dict)
     blank: Collection[str] = ()
+    spaces: Collection[str] = ()
+    ids: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ def departed(documents: Mapping[str, Mapping[str, Any]], seen: Seen, exists: Cal
     for source, entry in documents.items():
         came_by = set(entry.get("roots", ()))
         given = _roots_of(source, came_by, seen)
+        meta = entry.get("meta", {})
+        if meta.get("id") in seen.ids:
+            continue  # the page is there, be it in another file
+        if meta.get("id") and meta.get("space") in seen.spaces and not _unread(source, seen.unread):
+            gone[source] = f"it is not in the new export of the space {meta['space']}"
+            continue
         if not given:
             continue
         reason = _unread(source, seen.unread)
@@ -67,18 +76,27 @@ def confirm_removal(
     documents: Mapping[str, Mapping[str, Any]], gone: Mapping[str, str], moved: Collection[str], seen: Seen
 ) -> None:
     """Raise InputError when a folder would lose all its documents, or most of many."""
+    for space in seen.spaces:
+        held = [s for s, entry in documents.items() if entry.get("meta", {}).get("space") == space]
+        lost = [source for source in held if source in gone and source not in moved]
+        if len(lost) >= _MANY and len(lost) * 2 > len(held):
+            raise _too_many(lost, held, f"the space {space}", "If this is an export of a part of it, add the whole.")
     for root in seen.roots:
         held = [s for s, entry in documents.items() if root in _roots_of(s, set(entry.get("roots", ())), seen)]
         lost = [source for source in held if source in gone and source not in moved]
         missing = [source for source in lost if composed(source) not in seen.blank]
         left = any(root in roots for file, roots in seen.files.items() if file not in seen.blank)
         if (missing and len(missing) == len(held) and not left) or (len(lost) >= _MANY and len(lost) * 2 > len(held)):
-            raise InputError(
-                f"{len(lost)} of the {len(held)} documents that came from '{root}' are not there any more; "
-                "the index was not changed",
-                found=", ".join(sorted(lost)[:5]) + (", ..." if len(lost) > 5 else ""),
-                hint="If a disk is not there, bring it back. If they are to be forgotten, add --yes.",
-            )
+            raise _too_many(lost, held, f"'{root}'", "If a disk is not there, bring it back.")
+
+
+def _too_many(lost: Collection[str], held: Collection[str], origin: str, first: str) -> InputError:
+    return InputError(
+        f"{len(lost)} of the {len(held)} documents that came from {origin} are not there any more; "
+        "the index was not changed",
+        found=", ".join(sorted(lost)[:5]) + (", ..." if len(lost) > 5 else ""),
+        hint=f"{first} If they are to be forgotten, add --yes.",
+    )
 
 
 def _roots_of(source: str, came_by: Collection[str], seen: Seen) -> list[str]:

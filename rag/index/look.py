@@ -40,6 +40,8 @@ def seen(paths: Sequence[Path], reading: Reading) -> Seen:
         roots[root] = [root, *others]
         for file in find_files([path]):
             files.setdefault(composed(file.as_posix()), set()).add(root)
+    for source, file in reading.files.items():  # a file may hold many documents
+        files.setdefault(composed(source), set()).update(files.get(composed(file.as_posix()), ()))
     unread: dict[str, str] = {}
     blank: set[str] = set()
     for skipped in reading.skipped:
@@ -48,7 +50,8 @@ def seen(paths: Sequence[Path], reading: Reading) -> Seen:
                 blank.add(place)
             else:
                 unread[place] = skipped.reason
-    return Seen(roots, files, unread, blank)
+    ids = {document.meta.id for document in reading.documents} - {""}
+    return Seen(roots, files, unread, blank, reading.spaces, ids)
 
 
 def _places(path: Path) -> list[str]:

@@ -44,7 +44,7 @@ class Generation:
 
     @property
     def documents(self) -> dict[str, dict[str, Any]]:
-        """By source: title, lang, sha256 of the document and of its text alone, roots it came by, number of chunks."""
+        """By source: title, lang, sha256 of document and of text alone, roots, number of chunks, any meta."""
         documents: dict[str, dict[str, Any]] = self.manifest["documents"]
         return documents
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rag.document import Document
+from rag.document import NO_META, Document
 from rag.index.chunk import Chunk, chunk_document, indexed_texts
 from rag.index.embed import Embedder, Vectors
 from rag.index.gone import Departed, Seen, confirm_removal, departed
@@ -32,6 +32,8 @@ from slm.errors import InputError, MismatchError, ResourceError
 # Chunks are short so that three of them fit into a small model's prompt beside the question.
 CHUNK_TOKENS = 240
 _BATCH, _LOCK = 16, ".lock"
+PAGE = "page"
+"""The key of an entry for what a sync knows of a document that is no file."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,13 @@ class _Update:
 class Told:
     """What a caller knows of documents that are no files, and the index is to remember.
 
-    root: the source they came by, and what there is to know of it (as in `Generation.sources`). entries: by a
-    document's source what stands beside its title and language, also for documents that are in the index and stay.
-    gone: sources to remove, with the reason.
+    root: the source they came by, and what there is to know of it (as in `Generation.sources`). pages: by a document's
+    source what its entry keeps under PAGE. gone: sources to remove, with the reason.
     """
 
     root: str
     source: Mapping[str, Any]
-    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     gone: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -90,7 +91,16 @@ def check_embedder(generation: Generation, embedder: Embedder) -> None:
 
 
 def _digest(document: Document) -> str:
-    return hashlib.sha256(json.dumps(asdict(document), ensure_ascii=False).encode()).hexdigest()
+    """The SHA-256 of a document; what is known of it beside its text counts only where there is any."""
+    fields = asdict(document)
+    if document.meta == NO_META:
+        del fields["meta"]
+    return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
+
+
+def _meta(document: Document) -> dict[str, Any]:
+    """What is known of a document beside its text, as the manifest keeps it: without what is empty."""
+    return {key: value for key, value in json.loads(json.dumps(asdict(document.meta))).items() if value}
 
 
 @contextmanager
@@ -157,12 +167,18 @@ def _add(
 ) -> Change:
     known = base.documents if base else {}
     incoming = {composed(document.source): document for document in documents}
-    left = departed(known, seen, os.path.exists)
+    # Pages of a site are kept in step by its sync alone.
+    left = departed({s: entry for s, entry in known.items() if PAGE not in entry}, seen, os.path.exists)
     if told is not None:
         left = Departed({**left.gone, **{s: why for s, why in told.gone.items() if s in known}}, left.kept)
     digests = {source: _digest(document) for source, document in incoming.items()}
-    texts = {source: _digest(replace(document, source="")) for source, document in incoming.items()}
+    texts = {source: _digest(replace(document, source="", meta=NO_META)) for source, document in incoming.items()}
     named = {composed(source): source for source in known}
+    # A page is the same one by its id, whatever file it came in before.
+    by_id = {entry["meta"]["id"]: source for source, entry in known.items() if entry.get("meta", {}).get("id")}
+    if told is not None:  # two sites number their pages alike
+        by_id = {id_: source for id_, source in by_id.items() if PAGE not in known[source]}
+    named |= {s: by_id[d.meta.id] for s, d in incoming.items() if s not in named and d.meta.id in by_id}
     changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
     # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
     homeless = {known[source].get("text_sha256"): source for source in left.gone}
@@ -184,13 +200,14 @@ def _add(
             "title": document.title, "lang": document.lang, "sha256": digests[source], "text_sha256": texts[source],
             "roots": [told.root] if told else sorted(came_by | set(seen.files.get(source, ()))),
         }  # fmt: skip
+        if document.meta != NO_META:
+            table[place]["meta"] = _meta(document)
     sources = dict(base.sources) if base else {}
     sources.update({root: {"kind": "files"} for root in seen.roots})
     if told is not None:
         sources[told.root] = dict(told.source)
-        for place, entry in told.entries.items():
-            if place in table:
-                table[place].update(entry)
+        for place, page in told.pages.items():
+            table[place][PAGE] = dict(page)
     embed = [document for document in changed.values() if document not in carry.values()]
     update = _Update(embed, carry, drop, table, sources)
     same = base is not None and sources == base.sources and _without_counts(known) == _without_counts(table)

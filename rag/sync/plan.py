@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rag.index.update import PAGE
 from rag.sources.confluence.rest.content import Page
 from slm.errors import InputError
 
@@ -53,19 +54,15 @@ def held_by(entries: Mapping[str, Mapping[str, Any]], root: str) -> list[str]:
 
 def page_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an index's entry remembers of the page it came from."""
-    page = entry.get("page")
+    page = entry.get(PAGE)
     return page if isinstance(page, dict) else {}
 
 
-def entry_of(page: Page) -> dict[str, Any]:
-    """What an index remembers of a page beside its text."""
+def remembered(page: Page) -> dict[str, Any]:
+    """What an index remembers of a page for its next sync, beside its Meta."""
     return {
-        "page": {
-            "id": page.id, "mark": page.mark, "kind": page.kind, "space": page.space, "version": page.version,
-            "created": page.created, "modified": page.modified, "author": page.author,
-            "ancestors": list(page.ancestors), "labels": list(page.labels),
-            "restrictions": [list(rule) for rule in page.restrictions], "own": [list(rule) for rule in page.own],
-        }
+        "id": page.id, "mark": page.mark, "modified": page.modified, "labels": list(page.labels),
+        "own": [list(rule) for rule in page.own],
     }  # fmt: skip
 
 

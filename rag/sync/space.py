@@ -24,7 +24,7 @@ from rag.sources.confluence.rest.client import AbsentError, DeniedError, Overloa
 from rag.sources.confluence.rest.content import UNKNOWN, Page, instant, placed
 from rag.sources.confluence.rest.convert import nodes_of, read_page
 from rag.sources.confluence.rest.site import OVERLAP, Site, Space
-from rag.sync.plan import Plan, confirm_removal, entry_of, held_by, page_of, plan
+from rag.sync.plan import Plan, confirm_removal, held_by, page_of, plan, remembered
 from rag.sync.report import Report
 from slm.errors import DownloadError, InputError, SlmError
 
@@ -216,7 +216,7 @@ class SpaceSync:
         if read.note:
             self.report.notes.append(f"{page.title}: {read.note}")
         self._documents.append(read.document)
-        self._entries[page.url] = entry_of(page)
+        self._entries[page.url] = remembered(page)
         self._characters += sum(len(section.text) for section in read.document.sections)
         if self._characters >= _BATCH_CHARACTERS or len(self._documents) >= _BATCH_PAGES:
             self._commit({})

@@ -12,7 +12,7 @@ from html import escape
 from rag.sources.confluence.body.nodes import names
 
 _MARK, _END = "\ue000", "\ue001"  # of the private use area; what a page has of them itself is left out
-_MACRO = re.compile(r"(?<!\\)\{([A-Za-z][\w-]{0,60})(?::([^{}\n]{0,2000}))?\}")
+_MACRO = re.compile(r"(?<![\\{])\{([A-Za-z][\w-]{0,60})(?::([^{}\n]{0,2000}))?\}(?!\})")
 _VERBATIM = frozenset(["code", "noformat", "html", "plantuml"])
 _BODIES = names("info note tip warning panel expand quote excerpt section column color details card deck")
 _INLINE_BODIES = frozenset(("color", "excerpt"))
@@ -29,7 +29,7 @@ _WORDS = [
     (re.compile(r"(?<![\w_])_(?=\S)([^_\n]+?)(?<=\S)_(?![\w_])"), "em"),
     (re.compile(r"(?<![\w-])-(?=[^\s-])([^-\n]+?)(?<=\S)-(?![\w-])"), "del"),
     (re.compile(r"\{\{([^{}\n]+)\}\}"), "code"),
-    (re.compile(r"(?<!\w)\^(?=\S)([^^\n]+?)(?<=\S)\^(?!\w)"), "sup"),
+    (re.compile(r"\^(?=\S)([^^\n]{1,200}?)(?<=\S)\^(?!\w)"), "sup"),
     (re.compile(r"(?<!\w)~(?=\S)([^~\n]+?)(?<=\S)~(?!\w)"), "sub"),
     (re.compile(r"(?<!\w)\+(?=\S)([^+\n]+?)(?<=\S)\+(?!\w)"), "u"),
     (re.compile(r"\?\?([^?\n]+)\?\?"), "cite"),
