@@ -213,6 +213,7 @@ def _add(
     same = base is not None and sources == base.sources and _without_counts(known) == _without_counts(table)
     if base is not None and same and not changed and not left.gone:
         chunks = len(base.chunks)
+        _drop_others(base.folder)
     else:
         chunks = _write(path, base, update, _embedded(update.embed, embedder, on_chunks), embedder.identity.as_dict())
     replaced = sum(source in named for source in changed)
@@ -313,7 +314,12 @@ def _write(
     write_generation(folder, rows, ([id_ for id_, _ in kept], kept_vectors), (added, fresh[1]), manifest)
     with new_file(path / CURRENT) as pointer:
         pointer.write_text(folder.name + "\n", encoding="utf-8")
-    for other in path.glob("gen-*"):
+    _drop_others(folder)
+    return len(rows)
+
+
+def _drop_others(folder: Path) -> None:
+    """Remove all generations but this one, also those of a process that was killed before it could."""
+    for other in folder.parent.glob("gen-*"):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
-    return len(rows)

@@ -87,13 +87,12 @@ class SpaceSync:
                 self.report.skip(listing[id_].title, "it holds no visible text", unread=False)
         try:
             vanished = self._read(todo, listing, known)
+            if not self.how.mass_delete:
+                confirm_removal(self.space.key, len(held), todo.missing)
+            gone = self._gone((*todo.missing, *(url for url in vanished if url in known)), known)
         except SlmError:
             self._commit({})  # what was read before a token expired is not read again
             raise
-        self._commit({})
-        if not self.how.mass_delete:
-            confirm_removal(self.space.key, len(held), todo.missing)
-        gone = self._gone((*todo.missing, *(url for url in vanished if url in known)), known)
         self._commit(gone)
         self.report.gone += list(gone.items())
 
