@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from rag.answer.prompt import open_retriever
 from rag.cli.rag import rag
 from rag.cli.sync import Interval
 from rag.index.names import index_path
@@ -53,10 +54,18 @@ def test_a_space_is_synced_edited_and_synced_again_and_answers_follow(site: tupl
     fake, url = site
     first = run("--confluence-url", url + "/display/DOCS", "--space", "DOCS")
     assert f"{url}#DOCS: 2 added, 0 changed, 0 same, 0 gone, 0 skipped" in first.stdout
+    with open_retriever("i") as running:
+        question = "When does the canteen close?"
+        assert "13:40" in running.search(question, 1)[0].text
+        follows(fake, url, lambda: running.search(question, 1)[0].text)
+
+
+def follows(fake: FakeConfluence, url: str, running: Callable[[], str]) -> None:
     fake.edit("1001", "<p>The canteen closes at 14:10.</p>")
     fake.delete("1002")
     second = run()
     assert "0 added, 1 changed, 0 same, 1 gone, 0 skipped" in second.stdout
+    assert "14:10" in running(), "what is running answers from the old generation"
     found = CliRunner().invoke(rag, ["search", "i", "When does the canteen close?", "--json"], obj=Joints())
     (result,) = json.loads(found.stdout)["results"]
     assert "14:10" in result["text"] and result["source"] == f"{url}/pages/viewpage.action?pageId=1001"
