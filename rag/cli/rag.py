@@ -83,7 +83,7 @@ def add(
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
         reading = read_files(paths, done, none_ok=True, wanted=Wanted(comments, base_url))
-    looked = seen(paths, reading)
+    looked = seen(paths, reading, Wanted(comments, base_url))
     if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
         raise nothing_read(paths, reading)
     _note_some([f"skipped {_shown(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])

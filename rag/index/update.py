@@ -203,7 +203,7 @@ def _add(
         if document.meta != NO_META:
             table[place]["meta"] = _meta(document)
     sources = dict(base.sources) if base else {}
-    sources.update({root: {"kind": "files"} for root in seen.roots})
+    sources.update({root: {"kind": "files", **seen.asked} for root in seen.roots})
     if told is not None:
         sources[told.root] = dict(told.source)
         for place, page in told.pages.items():

@@ -53,9 +53,9 @@ def sync_index(
         )
     embedder = cache(lambda: make_embedder(made_with))
     reports = []
-    files = [root for root, source in sources.items() if source.get("kind") == "files"]
+    files = {root: source for root, source in sources.items() if source.get("kind") == "files"}
     if files:
-        report = Report("files" if len(files) > 1 else files[0])
+        report = Report("files" if len(files) > 1 else next(iter(files)))
         with _guarded(report):
             sync_files(path, files, embedder, report, sure=how.mass_delete, show=how.show)
         reports.append(report)
