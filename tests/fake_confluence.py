@@ -100,6 +100,14 @@ class FakeConfluence:
         self.pages[page.id] = page
         return page
 
+    def attach(self, page: FakePage, name: str, text: str) -> FakePage:
+        """A file of a page; its body is its text."""
+        file = self.add(name, text, parent=page.id, kind="attachment", space=page.space)
+        del self.pages[file.id]
+        file.id = f"att{file.id}"
+        self.pages[file.id] = file
+        return file
+
     def edit(self, id_: str, body: str) -> None:
         """A new version of a page."""
         page = self.pages[id_]
@@ -117,7 +125,7 @@ class FakeConfluence:
         """The pages that the account sees in a space, by id."""
         return {
             id_: page for id_, page in self.pages.items()
-            if page.space == space and page.status == "current" and not page.hidden
+            if (page.space, page.status, page.hidden) == (space, "current", False) and page.kind != "attachment"
         }  # fmt: skip
 
     # -- answers
@@ -165,17 +173,21 @@ class FakeConfluence:
         return 404, {}, {"statusCode": 404, "message": "No such resource"}
 
     def _routes(self) -> list[tuple[str, Callable[..., tuple[int, dict[str, str], Any]]]]:
-        both = [] if self.faults.no_search else [(r"/rest/api/content/search", self._search)]
+        file = (r"/download/attachments/(\w+)", self._file)
+        both = [file] if self.faults.no_search else [file, (r"/rest/api/content/search", self._search)]
         if self.cloud:
             return [
                 *both, (r"/api/v2/spaces", self._spaces_v2), (r"/api/v2/spaces/(\d+)", self._space_v2),
                 (r"/api/v2/spaces/(\d+)/(pages|blogposts)", self._list_v2),
-                (r"/api/v2/(pages|blogposts)/(\d+)", self._page_v2),
+                (r"/api/v2/(pages|blogposts|attachments)/(\w+)", self._page_v2),
             ]  # fmt: skip
         return [
             *both, (r"/rest/api/space", self._spaces_v1), (r"/rest/api/space/([^/]+)", self._space_v1),
-            (r"/rest/api/content/(\d+)", self._page_v1),
+            (r"/rest/api/content/(\w+)", self._page_v1),
         ]  # fmt: skip
+
+    def _file(self, query: dict[str, str], id_: str) -> tuple[int, dict[str, str], Any]:
+        return 200, {}, self.pages[id_].body.encode()
 
     def _spaces_v1(self, query: dict[str, str]) -> tuple[int, dict[str, str], Any]:
         return 200, {}, {"results": [{"id": int(id_), "key": key} for key, id_ in self.spaces.items()]}
@@ -201,7 +213,8 @@ class FakeConfluence:
         space = re.search(r'space\s*=\s*"([^"]*)"', cql)
         assert space, cql
         since = re.search(r'lastmodified\s*>=\s*"([\d-]+ [\d:]+)"', cql)
-        pages = [page for page in self.pages.values() if page.space == space[1] and page.status == "current"]
+        kinds = ("attachment",) if "type = attachment" in cql else ("page", "blogpost")
+        pages = [p for p in self.pages.values() if (p.space, p.status) == (space[1], "current") and p.kind in kinds]
         if since:
             # The words of a query are in the account's own time zone.
             local = datetime.strptime(since[1], "%Y-%m-%d %H:%M").replace(tzinfo=self._zone())
@@ -268,7 +281,11 @@ class FakeConfluence:
 
     def _page_v2(self, query: dict[str, str], kind: str, id_: str) -> tuple[int, dict[str, str], Any]:
         page = self.pages.get(id_)
-        if page is None or page.hidden or page.kind != {"pages": "page", "blogposts": "blogpost"}[kind]:
+        if (
+            page is None
+            or page.hidden
+            or page.kind != {"pages": "page", "blogposts": "blogpost", "attachments": "attachment"}[kind]
+        ):
             return 404, {}, {"errors": [{"status": 404, "code": "NOT_FOUND"}]}
         form = query.get("body-format", "")
         if form == "storage" and id_ in self.faults.no_storage:
@@ -282,12 +299,15 @@ class FakeConfluence:
     def _v1(self, page: FakePage, expand: str) -> dict[str, Any]:
         value: dict[str, Any] = {
             "id": page.id, "type": page.kind, "status": page.status, "title": page.title,
-            "_links": {"webui": f"/display/{page.space}/{page.id}"}, "_expandable": {},
+            "_links": {"webui": f"/display/{page.space}/{page.id}", "download": f"/download/attachments/{page.id}?v=1"},
+            "_expandable": {},
         }  # fmt: skip
         if "version" in expand:
             value["version"] = {"number": page.version, "when": self._date(page.modified)}
         if "space" in expand:
             value["space"] = {"id": int(self.spaces[page.space]), "key": page.space}
+        if "container" in expand:
+            value["container"] = {"id": page.parent, "type": "page"}
         if "history" in expand:
             value["history"] = {"createdDate": self._date(page.created), "createdBy": {"displayName": "Aoi Tanaka"}}
         if "metadata.labels" in expand:

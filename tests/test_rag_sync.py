@@ -285,3 +285,23 @@ def test_an_included_page_is_part_of_the_text(runs: Callable[..., Runs]) -> None
                  '<ri:page ri:content-title="Page 0"/></ac:link></ac:parameter></ac:structured-macro>')  # fmt: skip
     run()
     assert "Text 0 of the first version." in run.texts()["1002"]
+
+
+@KINDS
+def test_attached_files_are_documents_under_their_page_with_its_restrictions(
+    runs: Callable[..., Runs], cloud: bool
+) -> None:
+    run = runs(cloud=cloud, pages=2)
+    page = run.site.pages["1001"]
+    page.readers = ["group:staff"]
+    file = run.site.attach(page, "規程 2024.md", "# Rules\n\nThe gate opens at 6:15.\n")
+    run.site.attach(page, "photo.png", "no text")
+    assert (run().added, run().same) == (3, 3)
+    source, entry = next(item for item in run.generation.documents.items() if "#" in item[0])
+    assert source == f"{HOST}{run.site.context}/pages/viewpage.action?pageId=1001#%E8%A6%8F%E7%A8%8B%202024.md"
+    assert entry["title"] == "規程 2024.md" and entry["meta"]["ancestors"] == ["Page 0"]
+    assert entry["meta"]["restrictions"] == [["group:staff"]]
+    run.site.edit(file.id, "# Rules\n\nThe gate opens at 7:45.\n")
+    assert run().changed == 1 and "7:45" in str(run.texts())
+    run.site.delete(file.id)
+    assert [why for _, why in run().gone] == ["it is no longer there"] and "7:45" not in str(run.texts())

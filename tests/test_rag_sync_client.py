@@ -217,3 +217,20 @@ def test_pages_that_are_above_each_other_in_a_circle_are_placed_all_the_same() -
     found = placed({"1": page("1", "2"), "2": page("2", "1"), "3": page("3", "2"), "4": page("4", "4")})
     assert found["3"].ancestors == ("T1", "T2") and found["4"].ancestors == ()
     assert found["3"].restrictions == (("group:1",), ("group:2",), ("group:3",))
+
+
+def test_a_file_that_is_kept_elsewhere_is_fetched_without_the_token() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url), request.headers.get("authorization", "")))
+        if request.url.host == "wiki.example":
+            return httpx.Response(302, headers={"location": "https://media.example/f?sig=1"})
+        return httpx.Response(200, content=b"bytes")
+
+    one = Client("http://wiki.example/wiki", Credentials(SECRET), transport=httpx.MockTransport(handle))
+    assert one.content("https://other.example/wiki/download/attachments/1/a.md?v=1") == b"bytes"
+    assert seen == [
+        ("http://wiki.example/wiki/download/attachments/1/a.md?v=1", f"Bearer {SECRET}"),
+        ("https://media.example/f?sig=1", ""),
+    ]

@@ -20,10 +20,12 @@ from rag.index.names import is_index
 from rag.index.store import open_generation
 from rag.index.update import Told, add_documents
 from rag.sources.confluence.body.nodes import Node
-from rag.sources.confluence.rest.client import AbsentError, DeniedError, OverloadError
+from rag.sources.confluence.rest.attached import read_attached
+from rag.sources.confluence.rest.client import AbsentError, DeniedError, OverloadError, TokenError
 from rag.sources.confluence.rest.content import UNKNOWN, Page, instant, placed
 from rag.sources.confluence.rest.convert import nodes_of, read_page
 from rag.sources.confluence.rest.site import OVERLAP, Site, Space
+from rag.sources.files import is_document
 from rag.sync.plan import Plan, confirm_removal, held_by, page_of, plan, remembered
 from rag.sync.report import Report
 from slm.errors import DownloadError, InputError, SlmError
@@ -123,8 +125,17 @@ class SpaceSync:
                         listing[page.id] = page if old is None or page.detailed else _with_place(page, old)
             if len(listing) == before:
                 break
+        self._list_files(listing)
         here = {id_: page for id_, page in listing.items() if page.space in ("", self.space.key)}
         return placed({id_: _detailed(page, known.get(page.url, {})) for id_, page in here.items()})
+
+    def _list_files(self, listing: dict[str, Page]) -> None:
+        """Add the files that are attached to listed pages, of the kinds that are read."""
+        try:
+            for files in self.site.files(self.space.key):
+                listing.update({f.id: f for f in files if f.parent in listing and is_document(f.title)})
+        except (AbsentError, DeniedError, OverloadError) as error:
+            self._note(f"attached files were not listed: {error.what}")
 
     def _note(self, text: str) -> None:
         self.report.partial = True
@@ -135,13 +146,17 @@ class SpaceSync:
         """Read what is to be read; the addresses of pages that were not there any more."""
         wanted = dict.fromkeys(todo.read)
         vanished = []
-        for page in self._in_bulk(wanted, listing, known):
-            if page.id in wanted and page.storage is not None and page.version >= listing[page.id].version:
-                del wanted[page.id]
+        pages = {id_: None for id_ in todo.read if not listing[id_].file}
+        for page in self._in_bulk(pages, listing, known):
+            if page.id in pages and page.storage is not None and page.version >= listing[page.id].version:
+                del wanted[page.id], pages[page.id]
                 self._take(_with_place(page, listing[page.id]), known)
                 self.how.show("reading", len(todo.read) - len(wanted), len(todo.read))
         for number, id_ in enumerate(list(wanted), start=len(todo.read) - len(wanted) + 1):
             listed = listing[id_]
+            if listed.file:
+                self._take(listed, known)
+                continue
             try:
                 single = self._single(id_)
             except (DeniedError, OverloadError) as error:
@@ -194,7 +209,9 @@ class SpaceSync:
     def _take(self, page: Page, known: Mapping[str, Mapping[str, Any]]) -> None:
         """A page that was read, into the batch."""
         try:
-            read = read_page(page, self._included)
+            read = read_attached(page, self.site.content(page.file)) if page.file else read_page(page, self._included)
+        except TokenError:
+            raise
         except SlmError as error:
             self.report.skip(page.title, error.what)
             return

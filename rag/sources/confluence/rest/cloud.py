@@ -10,7 +10,7 @@ from typing import Any
 
 from rag.sources.confluence.rest.client import AbsentError, Client, DeniedError, OverloadError
 from rag.sources.confluence.rest.content import Page
-from rag.sources.confluence.rest.data_center import in_cql, quoted, search
+from rag.sources.confluence.rest.data_center import in_cql, quoted, search, search_files
 from rag.sources.confluence.rest.paging import LISTED, walk
 from rag.sources.confluence.rest.wire import page_of_v1, page_of_v2
 from rag.sources.confluence.saved import list_of, text_at
@@ -88,9 +88,12 @@ class Cloud:
             on_note(f"labels and restrictions were not read: {error.what}")
             return {}
 
+    def files(self, key: str) -> Iterator[list[Page]]:
+        return search_files(self._client, key)
+
     def page(self, id_: str, *, body: bool = True) -> Page | None:
         wanted = {"body-format": "storage"} if body else {}
-        for path, kind in _KINDS:
+        for path, kind in (("attachments", "attachment"),) if id_.startswith("att") else _KINDS:
             try:
                 found = self._client.json(f"/api/v2/{path}/{quoted(id_)}", wanted)
             except AbsentError:
@@ -98,6 +101,9 @@ class Cloud:
             if found.get("status", "current") == "current":
                 return page_of_v2(found, self._client.base, self._key_of, kind)
         return None
+
+    def content(self, path: str) -> bytes:
+        return self._client.content(path)
 
     def view(self, id_: str) -> str:
         for path, _ in _KINDS:
@@ -109,12 +115,12 @@ class Cloud:
         return ""
 
     def _key_of(self, space_id: str) -> str:
-        if space_id not in self._keys:
+        if space_id and space_id not in self._keys:
             try:
                 self._keys[space_id] = text_at(self._client.json(f"/api/v2/spaces/{quoted(space_id)}"), "key")
             except (AbsentError, DeniedError):
                 self._keys[space_id] = ""
-        return self._keys[space_id]
+        return self._keys.get(space_id, "")
 
 
 def _detailed(page: Page, details: Mapping[str, Page]) -> Page:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from rag.sources.confluence.rest.client import AbsentError, Client
 from rag.sources.confluence.rest.content import Page
 from rag.sources.confluence.rest.paging import LISTED, Item, walk
-from rag.sources.confluence.rest.wire import page_of_v1
+from rag.sources.confluence.rest.wire import file_of_v1, page_of_v1
 from rag.sources.confluence.saved import list_of, text_at
 
 _LIST, _BODIES = 200, 50
@@ -52,6 +52,9 @@ class DataCenter:
         for items in search(self._client, cql, expand, _BODIES if bodies else _LIST, _DETAILS):
             yield [page_of_v1(item, self._client.base) for item in items]
 
+    def files(self, key: str) -> Iterator[list[Page]]:
+        return search_files(self._client, key)
+
     def page(self, id_: str, *, body: bool = True) -> Page | None:
         try:
             found = self._client.json(
@@ -61,6 +64,9 @@ class DataCenter:
         except AbsentError:
             return None
         return page_of_v1(found, self._client.base) if found.get("status", "current") == "current" else None
+
+    def content(self, path: str) -> bytes:
+        return self._client.content(path)
 
     def view(self, id_: str) -> str:
         found = self._client.json(f"/rest/api/content/{quoted(id_)}", {"expand": "body.view"})
@@ -77,6 +83,13 @@ def search(client: Client, cql: str, expand: str, limit: int, less: str = "") ->
         return client.json("/rest/api/content/search", {"cql": cql, "expand": expand, **place}, tries=LISTED)
 
     return walk(fetch, limit, offsets=True, light=(lambda place: fetch(place, less)) if less else None)
+
+
+def search_files(client: Client, key: str) -> Iterator[list[Page]]:
+    """The attached files of a space, which only v1 lists for a whole space."""
+    cql = f"space = {in_cql(key)} and type = attachment order by created asc"
+    for items in search(client, cql, "version,space,history,container,metadata.labels", _LIST):
+        yield [file_of_v1(item, client.base) for item in items]
 
 
 def in_cql(word: str) -> str:

@@ -55,8 +55,16 @@ class Site(Protocol):
         """The pages changed since then, and others that are not harmful."""
         ...
 
+    def files(self, key: str) -> Iterator[list[Page]]:
+        """The files that are attached to pages of a space, each once."""
+        ...
+
     def page(self, id_: str, *, body: bool = True) -> Page | None:
-        """A current page, wherever it is; None for one that is not there, is in the bin or an old draft."""
+        """A current page or attached file, wherever it is; None for one that is not there or in the bin."""
+        ...
+
+    def content(self, path: str) -> bytes:
+        """The bytes of an attached file."""
         ...
 
     def view(self, id_: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 from rag.sources.confluence.rest.content import Page
 from rag.sources.confluence.saved import at, list_of, text_at
@@ -31,6 +33,14 @@ def page_of_v1(found: Any, base: str) -> Page:
         restrictions=_restrictions(at(found, "restrictions", "read", "restrictions")),
         storage=_body(found, "storage"), view=_body(found, "view"),
     )  # fmt: skip
+
+
+def file_of_v1(found: Any, base: str) -> Page:
+    """An attached file of v1, with its container expanded: it is read where its page is."""
+    page = page_of_v1(found, base)
+    parent = text_at(found, "container", "id")
+    url = f"{page_address(base, parent)}#{quote(page.title)}"
+    return replace(page, kind="attachment", parent=parent, url=url, file=text_at(found, "_links", "download"))
 
 
 def page_of_v2(found: Any, base: str, key_of: Callable[[str], str], kind: str) -> Page:
