@@ -281,11 +281,7 @@ class FakeConfluence:
 
     def _page_v2(self, query: dict[str, str], kind: str, id_: str) -> tuple[int, dict[str, str], Any]:
         page = self.pages.get(id_)
-        if (
-            page is None
-            or page.hidden
-            or page.kind != {"pages": "page", "blogposts": "blogpost", "attachments": "attachment"}[kind]
-        ):
+        if page is None or page.hidden or f"{page.kind}s" != kind:
             return 404, {}, {"errors": [{"status": 404, "code": "NOT_FOUND"}]}
         form = query.get("body-format", "")
         if form == "storage" and id_ in self.faults.no_storage:

@@ -15,12 +15,14 @@ _OFFSET = re.compile(r"([+-]\d\d)(\d\d)$")  # +0900, which Python 3.10 does not 
 
 @dataclass(frozen=True)
 class Page:
-    """A page, a blog post or a file that is attached to one (whose parent is that page). Dates are ISO 8601 with their offset, as the site gave them; "" where it did not.
+    """A page, a blog post, or a file that is attached to one (whose parent is that page).
 
+    Dates are ISO 8601 with their offset, as the site gave them; "" where it did not.
     ancestors: titles from the top down. restrictions: for the page and each of its ancestors that is restricted, who
     may read it ("user:..." and "group:..."); a reader has to be named by each of them. own: the page's own of these.
-    file: where an attached file's bytes are, below the site's address. detailed: whether the site said labels and restrictions. storage, view: its body in the
-    storage format and as the site shows it; None where it was not asked for or not given.
+    detailed: whether the site said labels and restrictions. file: where an attached file's bytes are, below the site's
+    address. storage, view: its body in the storage format and as the site shows it; None where it was not asked for or
+    not given.
     """
 
     id: str
