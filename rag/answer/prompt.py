@@ -14,10 +14,11 @@ from rag.answer.quote import quotes_of
 from rag.index.embed import Embedder, open_embedder
 from rag.index.names import index_path
 from rag.index.retrieve import search
-from rag.index.store import Generation, open_generation
+from rag.index.store import Generation, current_folder, open_generation
 from rag.index.update import check_embedder
-from slm.errors import InputError
+from slm.errors import InputError, SlmError
 from slm.joints import Grounded, Message, Passage
+from slm.terminal.console import note
 from slm.text.language import detect
 from slm.text.visible import one_line, visible
 
@@ -106,11 +107,27 @@ class IndexRetriever:
     def __init__(self, generation: Generation, embedder: Embedder) -> None:
         check_embedder(generation, embedder)
         self.generation, self.embedder = generation, embedder
+        self._looked_at = generation.folder
+
+    def _newest(self) -> Generation:
+        """The generation that is in use now; the one in memory while a newer one cannot be read, which is noted."""
+        path = self.generation.folder.parent
+        try:
+            folder = current_folder(path)
+            if folder is not None and folder != self._looked_at:
+                self._looked_at = folder
+                newer = open_generation(path)
+                check_embedder(newer, self.embedder)
+                self.generation = newer
+        except SlmError as error:
+            note(f"the index '{path}' is answered from as it was: {error}")
+        return self.generation
 
     def search(self, query: str, k: int = 5) -> list[Passage]:
         """The best k passages for a query, best first. Raises InputError for an empty query or index."""
-        hits = search(self.generation, self.embedder, query, k)
-        chunks = self.generation.chunks
+        generation = self._newest()
+        hits = search(generation, self.embedder, query, k)
+        chunks = generation.chunks
         return [
             Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score)
             for hit, c in ((hit, chunks[hit.row]) for hit in hits)

@@ -11,6 +11,7 @@ from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate, named_files
 from rag.cli.read import BASE_URL, COMMENTS, read
+from rag.cli.sync import sync
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import ShownAnswer, show_sources, shown_path, sources_of
 from slm.terminal.arguments import TEXT, TextCommand
@@ -36,6 +37,7 @@ def rag() -> None:
 
 rag.add_command(evaluate)
 rag.add_command(read)
+rag.add_command(sync)
 
 
 @rag.command(context_settings=_HELP)
@@ -82,7 +84,7 @@ def add(
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
         reading = read_files(paths, done, none_ok=True, wanted=Wanted(comments, base_url))
-    looked = seen(paths, reading)
+    looked = seen(paths, reading, Wanted(comments, base_url))
     if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
         raise nothing_read(paths, reading)
     _note_some([f"skipped {shown_path(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rag.index.gone import Seen
 from rag.index.names import composed, is_below
 from rag.sources.files import Reading, find_files
+from rag.sources.reader import Wanted
 from slm.errors import MissingFileError
 
 # The reasons of a reader for a file that is whole and has no text; all others are a file that could not be read.
@@ -31,8 +33,11 @@ def require_paths(paths: Sequence[Path], known: Collection[str], index: str) -> 
         )
 
 
-def seen(paths: Sequence[Path], reading: Reading) -> Seen:
-    """What was looked through: each path with its files, and the files among them that could not be read."""
+def seen(paths: Sequence[Path], reading: Reading, wanted: Wanted = Wanted()) -> Seen:  # noqa: B008  # it is frozen
+    """What was looked through: each path with its files, and the files among them that could not be read.
+
+    wanted: what was asked for beside their text, which a sync will ask for again.
+    """
     files: dict[str, set[str]] = {}
     roots: dict[str, list[str]] = {}
     for path in paths:
@@ -51,7 +56,8 @@ def seen(paths: Sequence[Path], reading: Reading) -> Seen:
             else:
                 unread[place] = skipped.reason
     ids = {document.meta.id for document in reading.documents} - {""}
-    return Seen(roots, files, unread, blank, reading.spaces, ids)
+    asked = {key: value for key, value in asdict(wanted).items() if value}
+    return Seen(roots, files, unread, blank, reading.spaces, ids, asked)
 
 
 def _places(path: Path) -> list[str]:

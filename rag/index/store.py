@@ -49,6 +49,17 @@ class Generation:
         documents: dict[str, dict[str, Any]] = self.manifest["documents"]
         return documents
 
+    @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """Where documents come from, by their roots: {"kind": "files"}, or "confluence" with its url and space.
+
+        An index that was written before they were kept has those of its documents.
+        """
+        kept: dict[str, dict[str, Any]] | None = self.manifest.get("sources")
+        if kept is None:
+            kept = {root: {"kind": "files"} for entry in self.documents.values() for root in entry.get("roots", ())}
+        return kept
+
     def dense_top(self, vector: Vectors, count: int) -> list[tuple[int, float]]:
         """The nearest (row, inner product) pairs of one query vector (dimension,), nearest first."""
         if not self.chunks:
@@ -100,8 +111,13 @@ def current_folder(path: Path) -> Path | None:
 
 def damaged(path: Path, detail: str, roots: Iterable[str] = ()) -> DamagedFileError:
     """An error that names what is damaged, and the command that makes the index anew (from its roots where known)."""
-    paths = " ".join(shlex.quote(root) for root in sorted(set(roots))) or "PATH..."
-    command = f"slm rag add {shlex.quote(index_name(path))} {paths} --fresh"
+    files = sorted({root for root in roots if not root.startswith(("http://", "https://"))})
+    paths = " ".join(shlex.quote(root) for root in files) or "PATH..."
+    name = shlex.quote(index_name(path))
+    command = f"slm rag add {name} {paths} --fresh"
+    for root in sorted(set(roots) - set(files)):
+        url, _, space = root.rpartition("#")
+        command += f" && slm rag sync {name} --confluence-url {shlex.quote(url)} --space {shlex.quote(space)}"
     return DamagedFileError(
         f"the index '{index_name(path)}' is damaged: {detail}", hint=f"Make it anew with: {command}"
     )
@@ -167,6 +183,8 @@ def _check_table(manifest: dict[str, Any], chunks: Sequence[Chunk]) -> None:
     for entry in table.values():
         if not all(isinstance(entry[key], str) for key in ("title", "lang", "sha256")) or entry["chunks"] < 0:
             raise ValueError("an entry of its manifest is no document")
+    if not all(isinstance(source["kind"], str) for source in manifest.get("sources", {}).values()):
+        raise ValueError("its manifest does not say where documents come from")
 
 
 def write_generation(

@@ -22,7 +22,7 @@ import numpy as np
 from rag.document import NO_META, Document
 from rag.index.chunk import Chunk, chunk_document
 from rag.index.embed import Embedder, Vectors
-from rag.index.gone import Seen, confirm_removal, departed
+from rag.index.gone import Departed, Seen, confirm_removal, departed
 from rag.index.names import CURRENT, composed, documents_named, is_index
 from rag.index.store import Generation, open_generation, write_generation
 from rag.index.variants import comparable
@@ -32,6 +32,8 @@ from slm.errors import InputError, MismatchError, ResourceError
 # Chunks are short so that three of them fit into a small model's prompt beside the question.
 CHUNK_TOKENS = 240
 _BATCH, _LOCK = 16, ".lock"
+PAGE = "page"
+"""The key of an entry for what a sync knows of a document that is no file."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,21 @@ class _Update:
     carry: Mapping[str, Document]
     drop: Collection[str]
     table: dict[str, dict[str, Any]]
+    sources: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a caller knows of documents that are no files, and the index is to remember.
+
+    root: the source they came by, and what there is to know of it (as in `Generation.sources`). pages: by a document's
+    source what its entry keeps under PAGE. gone: sources to remove, with the reason.
+    """
+
+    root: str
+    source: Mapping[str, Any]
+    pages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gone: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_embedder(generation: Generation, embedder: Embedder) -> None:
@@ -114,17 +131,19 @@ def add_documents(
     on_chunks: Callable[[int, int], None] = lambda done, total: None,
     *,
     seen: Seen | None = None,
+    told: Told | None = None,
     fresh: bool = False,
     sure: bool = False,
 ) -> Change:
     """Put documents into an index, making it when it is not there; one with a known source replaces the old one.
 
     on_chunks is told (chunks embedded, chunks to embed). seen: what was looked through, so that documents that are no
-    longer there go (`rag.index.gone`); sure: even if that is most of them. fresh: whatever was in the index is
+    longer there go (`rag.index.gone`); sure: even if that is most of them. told: for documents that are no files, what
+    the caller knows of them. fresh: whatever was in the index is
     forgotten. Raises InputError (no documents, too many are gone), MismatchError (another embedder), DamagedFileError,
     or ResourceError (no space, no memory, another process is changing the index).
     """
-    if not documents and not (seen and is_index(path)):
+    if not documents and not ((seen or told) and is_index(path)):
         raise InputError("there are no documents to add")
     if not is_index(path):
         _check_new(path)
@@ -132,7 +151,7 @@ def add_documents(
         base = open_generation(path) if is_index(path) and not fresh else None
         if base is not None:
             check_embedder(base, embedder)
-        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), sure=sure)
+        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), told, sure=sure)
 
 
 def _add(
@@ -142,17 +161,23 @@ def _add(
     embedder: Embedder,
     on_chunks: Callable[[int, int], None],
     seen: Seen,
+    told: Told | None,
     *,
     sure: bool,
 ) -> Change:
     known = base.documents if base else {}
     incoming = {composed(document.source): document for document in documents}
-    left = departed(known, seen, os.path.exists)
+    # Pages of a site are kept in step by its sync alone.
+    left = departed({s: entry for s, entry in known.items() if PAGE not in entry}, seen, os.path.exists)
+    if told is not None:
+        left = Departed({**left.gone, **{s: why for s, why in told.gone.items() if s in known}}, left.kept)
     digests = {source: _digest(document) for source, document in incoming.items()}
     texts = {source: _digest(replace(document, source="", meta=NO_META)) for source, document in incoming.items()}
     named = {composed(source): source for source in known}
     # A page is the same one by its id, whatever file it came in before.
     by_id = {entry["meta"]["id"]: source for source, entry in known.items() if entry.get("meta", {}).get("id")}
+    if told is not None:  # two sites number their pages alike
+        by_id = {id_: source for id_, source in by_id.items() if PAGE not in known[source]}
     named |= {s: by_id[d.meta.id] for s, d in incoming.items() if s not in named and d.meta.id in by_id}
     changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
     # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
@@ -173,14 +198,22 @@ def _add(
         came_by = set(known[named[source]].get("roots", ())) if source in named else set()
         table[place] = {
             "title": document.title, "lang": document.lang, "sha256": digests[source], "text_sha256": texts[source],
-            "roots": sorted(came_by | set(seen.files.get(source, ()))),
+            "roots": [told.root] if told else sorted(came_by | set(seen.files.get(source, ()))),
         }  # fmt: skip
         if document.meta != NO_META:
             table[place]["meta"] = _meta(document)
+    sources = dict(base.sources) if base else {}
+    sources.update({root: {"kind": "files", **seen.asked} for root in seen.roots})
+    if told is not None:
+        sources[told.root] = dict(told.source)
+        for place, page in told.pages.items():
+            table[place][PAGE] = dict(page)
     embed = [document for document in changed.values() if document not in carry.values()]
-    update = _Update(embed, carry, drop, table)
-    if base is not None and not changed and not left.gone and _without_counts(known) == _without_counts(table):
+    update = _Update(embed, carry, drop, table, sources)
+    same = base is not None and sources == base.sources and _without_counts(known) == _without_counts(table)
+    if base is not None and same and not changed and not left.gone:
         chunks = len(base.chunks)
+        _drop_others(base.folder)
     else:
         chunks = _write(path, base, update, _embedded(update.embed, embedder, on_chunks), embedder.identity.as_dict())
     replaced = sum(source in named for source in changed)
@@ -212,6 +245,8 @@ def _embedded(
 def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -> list[str]:
     """Remove documents by source, by the end of it (`ja/03-leave.md`) or by a folder; the removed sources.
 
+    What the last document of is removed is no longer synced either.
+
     Raises UnknownNameError when a name fits nothing and InputError when it fits several (unless `every`), in which
     case nothing is removed.
     """
@@ -222,7 +257,10 @@ def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -
         table = {source: dict(entry) for source, entry in base.documents.items() if source not in gone}
         identity = base.manifest["embedder"]
         nothing = np.empty((0, int(identity["dimension"])), dtype=np.float32)
-        _write(path, base, _Update([], {}, gone, table), ([], nothing), identity)
+        left = {root for entry in table.values() for root in entry.get("roots", ())}
+        lost = {root for source in gone for root in base.documents[source].get("roots", ())} - left
+        sources = {root: source for root, source in base.sources.items() if root not in lost}
+        _write(path, base, _Update([], {}, gone, table, sources), ([], nothing), identity)
         return sorted(gone)
 
 
@@ -271,12 +309,17 @@ def _write(
     remove_leftovers(path / CURRENT)
     manifest = {
         "embedder": identity, "chunk_tokens": min(CHUNK_TOKENS, int(identity["max_tokens"])), "chunks": len(rows),
-        "next_id": first + len(added), "documents": update.table,
+        "next_id": first + len(added), "documents": update.table, "sources": dict(update.sources),
     }  # fmt: skip
     write_generation(folder, rows, ([id_ for id_, _ in kept], kept_vectors), (added, fresh[1]), manifest)
     with new_file(path / CURRENT) as pointer:
         pointer.write_text(folder.name + "\n", encoding="utf-8")
-    for other in path.glob("gen-*"):
+    _drop_others(folder)
+    return len(rows)
+
+
+def _drop_others(folder: Path) -> None:
+    """Remove all generations but this one, also those of a process that was killed before it could."""
+    for other in folder.parent.glob("gen-*"):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
-    return len(rows)

@@ -224,6 +224,12 @@ def _age(document: Document, path: Path) -> tuple[int, str, int]:
     return document.meta.version, document.meta.modified, path.stat().st_mtime_ns
 
 
+def is_document(name: str) -> bool:
+    """Whether a file of this name is read as one document."""
+    suffix = Path(name).suffix.lower()
+    return suffix in _READERS or suffix in HTML
+
+
 def nothing_read(paths: Sequence[Path | str], reading: Reading) -> InputError:
     """The error for paths that gave no document at all, with the reasons."""
     named = ", ".join(str(_printable(Path(path))) for path in paths)

@@ -1,0 +1,1 @@
+"""Confluence over the network: Cloud (REST v2) and Data Center (REST v1)."""

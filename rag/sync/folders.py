@@ -1,0 +1,82 @@
+"""Brings an index into step with the files and folders that were added to it.
+
+All of them are read again, which is quick; only what has another content is embedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rag.index.embed import Embedder
+from rag.index.look import BLANK, seen
+from rag.index.names import composed, is_below
+from rag.index.store import open_generation
+from rag.index.update import add_documents, remove_documents
+from rag.sources.files import find_files, read_files
+from rag.sources.reader import Wanted
+from rag.sync.report import Report
+
+Show = Callable[[str, float, float], None]
+
+
+def sync_files(
+    path: Path,
+    roots: Mapping[str, Mapping[str, Any]],
+    embedder: Callable[[], Embedder],
+    report: Report,
+    *,
+    sure: bool,
+    show: Show,
+) -> None:
+    """Read these files and folders, as `Generation.sources` has them, again into the index; the report gets the counts.
+
+    A folder that is not there is an error of the report, and its documents stay: it is more often a disk that is not
+    there than a decision. Raises InputError when most of a folder would go (unless sure).
+    """
+    known = open_generation(path).documents
+    there = [Path(root) for root in roots if Path(root).exists()]  # absolute, as they were kept
+    deleted = [root for root in roots if not Path(root).exists() and root in known]
+    missing = [root for root in roots if not Path(root).exists() and root not in known]
+    if missing:
+        report.error = _missing(missing, known)
+    for root in deleted:
+        report.gone += [(source, "it is no longer there") for source in remove_documents(path, [root])]
+    asked = {root: Wanted(bool(roots[root].get("comments")), str(roots[root].get("base_url", ""))) for root in roots}
+    for wanted in dict.fromkeys(asked[str(path)] for path in there):
+        alike = [path for path in there if asked[str(path)] == wanted]
+        _sync_alike(path, alike, wanted, embedder, report, sure=sure, show=show)
+
+
+def _sync_alike(
+    path: Path,
+    there: Sequence[Path],
+    wanted: Wanted,
+    embedder: Callable[[], Embedder],
+    report: Report,
+    *,
+    sure: bool,
+    show: Show,
+) -> None:
+    total = len(find_files(there))
+    reading = read_files(there, lambda done: show("reading files", done, total), none_ok=True, wanted=wanted)
+    change = add_documents(
+        path, reading.documents, embedder(), lambda n, total: show("embedding", n, total),
+        seen=seen(there, reading, wanted), sure=sure,
+    )  # fmt: skip
+    report.added += change.added + change.moved
+    report.changed += change.replaced
+    report.same += change.unchanged
+    report.gone += list(change.gone.items())
+    for skipped in reading.skipped:
+        report.skip(str(skipped.path), skipped.reason, unread=skipped.reason not in BLANK)
+
+
+def _missing(roots: Sequence[str], known: Mapping[str, object]) -> str:
+    held = sum(any(is_below(composed(source), root) for root in roots) for source in known)
+    return (
+        f"there is no file or folder '{roots[0]}'"
+        + (f" and {len(roots) - 1} more" if len(roots) > 1 else "")
+        + f"; {held} documents of it in the index go on answering"
+    )
