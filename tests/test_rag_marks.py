@@ -99,6 +99,7 @@ def test_brackets_that_are_no_citations_stay_as_they_are(text: str) -> None:
         ("So it is **[7]**.", "So it is **[7]**.", []),
         ("as stated in [1, 2].", "as stated in [1][2].", [1, 2]),
         ("Sources: [1, 2]", "Sources: [1][2]", [1, 2]),
+        ("$20 = 2000 yen [1].", "$20 = 2000 yen [1].", [1]),
         ("It costs $5 [1] or $6 [2].", "It costs $5 [1] or $6 [2].", [1, 2]),
         ("사용 가능합니다[1].", "사용 가능합니다[1].", [1]),
     ],

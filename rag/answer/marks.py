@@ -42,7 +42,7 @@ _STEPS = re.compile(
 )
 _KEY = re.compile(r"[\"'][ \t]?:[ \t]?\Z")
 _ARGUMENT = re.compile(r"[A-Za-z_]\([^()]{0,80}\Z")
-_FORMULA = re.compile(r"(?:\$[^$]{0,100}[\\=<>^{}][^$]{0,100}|\\\((?:(?!\\\)).){0,150})\Z")
+_FORMULA = re.compile(r"(?:\$(?![\d\s])[^$]{0,100}[\\=<>^{}][^$]{0,100}|\\\((?:(?!\\\)).){0,150})\Z")
 _EMPHASIS = re.compile(r"(?:\*\*|(?<![0-9A-Za-z_*\\])(?:\*|_{1,3}))(?=[^\s*_]|\Z)[^*_]*\Z")
 _WORD = re.compile(r"(?:\A|[\s(（「、。,])[^\W\d_]{2,}\Z")
 _NAMES_A_PASSAGE = re.compile(r"(?:資料|文書|出典|引用|参照|番号)\Z")
