@@ -141,6 +141,52 @@ def test_decoding_is_linear_in_the_size_of_junk() -> None:
         assert times[1] < 0.5 + 30 * times[0], unit
 
 
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5",
+        "OK",
+        "301 号室",
+        "一覧　2024年　一月　" * 30,
+        "総務部",
+        "テスト",
+        "東京都",
+        "Привет",
+        "価格12,800",
+        "회의실 301",
+    ],
+)
+def test_utf16_without_a_mark_is_read_be_it_short_or_mixed_with_digits_and_wide_blanks(text: str, codec: str) -> None:
+    assert decode(text.encode(codec)).text == text
+
+
+@pytest.mark.parametrize("text", ["20人", "10日", "B0棟", "20個", "80円", "日本", "東京"])
+def test_four_bytes_of_cp932_are_not_read_as_utf16_without_a_note(text: str) -> None:
+    decoded = decode(text.encode("cp932"))
+    assert decoded.text == text or "not certain" in decoded.note
+
+
+@pytest.mark.parametrize("text", ["Größe und Maße", "café", "Smörgåsbord på kontoret", "Le café est fermé"])
+@pytest.mark.parametrize("encoding", ["cp850", "mac_roman"])
+def test_letters_of_dos_and_the_old_macintosh_are_not_read_without_a_note(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding)).note
+
+
+@pytest.mark.parametrize(
+    "text", ["Wort „Zitat“ und ‚so‘ weiter…", "north–south, 5 € – it’s “so”† done‡", "ŒUVRE Škoda Žižek ™"]
+)
+def test_marks_of_windows_1252_at_the_edges_of_words_are_certain(text: str) -> None:
+    assert (decode(text.encode("cp1252")).text, decode(text.encode("cp1252")).note) == (text, "")
+
+
+@pytest.mark.parametrize("half", [b"\xed\xa0\xbd", b"\xed\xb8\x80"])
+@pytest.mark.parametrize("around", ["plain words", "日本語の文", ""])
+def test_surrogates_in_utf8_become_replacements_and_the_rest_stays_utf8(half: bytes, around: str) -> None:
+    decoded = decode(around.encode() + half + b" end\n")
+    assert (decoded.text, decoded.encoding) == (f"{around}\ufffd end\n", "UTF-8") and "U+FFFD" in decoded.note
+
+
 # Streams
 
 

@@ -84,6 +84,22 @@ def test_a_moved_file_is_not_embedded_again_and_answers_from_its_new_place(folde
     assert "sub/gym.md" in run("search", "i", "gym code", "-k", "1").stdout
 
 
+def test_a_folder_that_was_moved_and_added_from_there_answers_once(folder: Path, tmp_path: Path) -> None:
+    added(folder)
+    folder.rename(tmp_path / "papers")
+    (tmp_path / "papers" / "new.md").write_text("# New\n\nOne more.")
+    report = added(tmp_path / "papers")
+    assert (report["moved"], report["added"], report["removed"]) == (3, 1, [])
+    assert held() == ["papers/a.md", "papers/b.md", "papers/new.md", "sub/c.md"]
+    assert run("search", "i", "gym code").stdout.count("8812") == 1
+
+
+def test_a_copy_of_a_folder_leaves_the_folder_in_the_index(folder: Path, tmp_path: Path) -> None:
+    added(folder)
+    shutil.copytree(folder, tmp_path / "papers")
+    assert added(tmp_path / "papers")["moved"] == 0 and len(held()) == 6
+
+
 def test_an_empty_folder_removes_nothing_until_it_is_confirmed(folder: Path) -> None:
     added(folder)
     shutil.rmtree(folder)

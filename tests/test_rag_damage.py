@@ -88,6 +88,20 @@ def test_making_an_index_anew_forgets_what_it_held_and_may_change_the_embedder(t
     assert list(generation.documents) == ["b.md"] and generation.manifest["embedder"]["name"] == "others"
 
 
+def test_a_folder_in_the_place_of_a_file_of_the_index_does_not_keep_it_from_being_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "i"
+    for part in ("CURRENT", "chunks.jsonl", "manifest.json"):
+        add_documents(path, [page("a.md", "apples")], PairEmbedder(), fresh=True)
+        file = path / part if part == "CURRENT" else open_generation(path).folder / part
+        file.unlink()
+        file.mkdir()
+        (file / "x").write_text("in the way")
+        with pytest.raises(DamagedFileError, match="--fresh"):
+            open_generation(path)
+        add_documents(path, [page("b.md", "pears")], PairEmbedder(), fresh=True)
+        assert list(open_generation(path).documents) == ["b.md"]
+
+
 def test_a_full_disk_while_vectors_are_written_is_an_error_of_the_system() -> None:
     store = faiss.index_factory(8, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
     store.add_with_ids(np.ones((1000, 8), dtype=np.float32), np.arange(1000))

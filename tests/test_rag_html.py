@@ -8,6 +8,7 @@ import pytest
 
 from rag.document import Document
 from rag.sources.html.page import declared_charset, html_document, read_html
+from rag.sources.markdown.page import plain_markdown
 from rag.sources.reader import markdown_of
 
 
@@ -148,3 +149,49 @@ def test_a_document_as_markdown_is_read_as_the_same_document() -> None:
     document = html_document(html, "file")
     assert markdown_of(document) == "# T\n\na\n\n## B\n\nb\n\n### C\n\nc\n\n## B\n\nd\n"
     assert isinstance(document, Document)
+
+
+def test_a_gutter_is_a_column_of_numbers_beside_code_and_nothing_else() -> None:
+    assert text_of("<div class=gutter><p>All of the page.</div>") == "All of the page."
+    assert text_of("<div class='row gutter'>2024</div><p>x") == "2024\n\nx"
+    code = "<figure><table><tr><td class=gutter><pre>1<br>2</pre><td class=code><pre>a\nb</pre></table></figure>"
+    assert "1" not in text_of(code) and "a\nb" in text_of(code)
+    assert text_of("<pre><span class=lineno>1 </span>x = 1</pre>") == "```\nx = 1\n```"
+    assert "Read" in text_of("<article class=gutter><p>Read <code>this</code>.</article>")
+
+
+@pytest.mark.parametrize("style", ["visibility:hidden", "VISIBILITY: collapse", "font-size:0",
+                                   "font-size: 0px !important", "font:0/0 a"])  # fmt: skip
+@pytest.mark.parametrize("undone", ["visibility:visible;font-size:14px", "font:12px serif;visibility: visible"])
+def test_what_a_child_shows_again_is_read_and_its_hidden_neighbours_are_not(style: str, undone: str) -> None:
+    html = (
+        f"<p>a</p><div style='{style}'>no<p>no <b style='{undone}'>shown</b></p><p style='font-size:2em'>no</p></div>b"
+    )
+    assert text_of(html) == "a\n\nshown\n\nb"
+    assert text_of(f"<p>a<table style='{style}'><tr><td>no</table><img alt=no style='{style}'>") == "a"
+    assert markdown_of(html_document(f"<h1 style='{style}'>no</h1>b", "file")).find("no") < 0
+    kept = plain_markdown(f"a <span style='{style}'>x <b style='{undone}'>shown</b></span> <i style='{style}'>no</i>")
+    assert "shown" in kept and "no" not in kept
+
+
+@pytest.mark.parametrize(
+    "attribute", ["style='opacity:0'", "style='display:none'", "hidden", "style='visibility:hidden'"]
+)
+def test_a_page_that_waits_for_its_script_to_be_shown_is_read(attribute: str) -> None:
+    assert text_of(f"<html><body {attribute}><p>Text.</p><p style='opacity:0'>no</p></body></html>") == "Text."
+
+
+def test_a_comment_that_closes_at_once_hides_nothing() -> None:
+    for comment in ("<!-->", "<!--->", "<!---->", "<!-- -->"):
+        assert plain_markdown(f"a {comment}b\n\nc -->").split() == ["a", "b", "c", "-->"]
+        assert "b" in text_of(f"<html xmlns='x'><body>a {comment}b<p>c<!-- d --></body>")
+
+
+@pytest.mark.parametrize("value", ["", "=1", "='1'", '="<b>"', " = x"])
+def test_a_tag_with_very_many_attributes_is_read_in_time_and_nothing_behind_it_is_lost(value: str) -> None:
+    many = " ".join(f"a{i}{value}" for i in range(40_000))
+    begun = time.process_time()
+    assert text_of(f"<p {many}>first</p><p class=x>second</p>") == "first\n\nsecond"
+    assert plain_markdown(f"<pre {many}>first</pre>\n\nsecond").split()[1::2] == ["first", "second"]
+    assert text_of("<a " * 40_000 + ">end</a>") == "end"
+    assert time.process_time() - begun < 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -34,6 +36,34 @@ CODE = (
     "> ```\n> a [1]\n> ```|Run `cut -f [1]` now|``a ` b [2]`` and `x[1] [9]`|  ```\n  z [7]\n  ```\n|a\n```[1]"
 )
 
+DATA = (
+    '{"a": [1, 2]}|"ids": [1, 2, 3]|{"a": {"b": [[1, 2], [3]]}, "c": [2]}|'
+    '{\n  "rows": [\n    [1, 2],\n    [2, 3]\n  ]\n}|'
+    "$$\n[1, 2]\n$$|\\[\n[1, 2]\n\\]|$x \\in [1, 2]$ holds|\\(f: [1, 2]\\)|"
+    "x IN [1, 2]|WHERE id IN [1, 2];|for i in [1, 2]:|"
+    "between [1, 3]|It lies between [1, 3].|return [1, 2]|sum([1, 2])|f(a, [1, 2])|Step [1] of [3]|See steps [1] to 3|"
+    "Run:\n\n    x = y [1]\n    print [2]\n\nDone.|\tsort -k [1]|    a [2]"
+)
+
+
+@pytest.mark.parametrize("text", DATA.split("|"))
+def test_numbers_of_data_formulas_steps_and_indented_code_stay_though_they_are_numbers_of_passages(text: str) -> None:
+    for size in (1, 2, 5, len(text)):
+        assert cited_text(text, size) == (text, [])
+
+
+def test_a_number_right_after_a_word_stays_and_is_a_citation_where_its_passage_holds_the_sentence() -> None:
+    for size in (1, 3, 40):
+        assert cited_text("So alpha[1].", size) == ("So alpha[1].", [1])
+        assert cited_text("At alpha[1]. Beta[2]", size)[1] == [1, 2]
+        assert cited_text("Edit hosts[1] and data[3] there.", size) == ("Edit hosts[1] and data[3] there.", [])
+
+
+def test_a_paragraph_of_a_list_item_is_no_code() -> None:
+    for text in ("1. One\n\n    more [1].", "- a\n    - b [1]\n", "- a\n\n    b [1]\n\n    c [1]"):
+        for size in (1, 3, 40):
+            assert cited_text(text, size) == (text, [1])
+
 
 @pytest.mark.parametrize("text", ["[" + "1" * 6000 + "]", *"|".join((WORDS, INTERVALS, LINKS, CODE)).split("|")])
 def test_brackets_that_are_no_citations_stay_as_they_are(text: str) -> None:
@@ -62,6 +92,15 @@ def test_brackets_that_are_no_citations_stay_as_they_are(text: str) -> None:
         ("無いです[9]。", "無いです。", []),
         ("Both [7][2].", "Both [2].", [2]),
         ("| 20 | [1] |", "| 20 | [1] |", [1]),
+        ("So it is **[1]**.", "So it is **[1]**.", [1]),
+        ("So it is _[1]_ and *[2]*", "So it is _[1]_ and *[2]*", [1, 2]),
+        ("**Twenty days [1]** a year", "**Twenty days [1]** a year", [1]),
+        ("年間**20日[1]**です", "年間**20日[1]**です", [1]),
+        ("So it is **[7]**.", "So it is **[7]**.", []),
+        ("as stated in [1, 2].", "as stated in [1][2].", [1, 2]),
+        ("Sources: [1, 2]", "Sources: [1][2]", [1, 2]),
+        ("$20 = 2000 yen [1].", "$20 = 2000 yen [1].", [1]),
+        ("It costs $5 [1] or $6 [2].", "It costs $5 [1] or $6 [2].", [1, 2]),
         ("사용 가능합니다[1].", "사용 가능합니다[1].", [1]),
     ],
 )
@@ -75,7 +114,8 @@ def test_free_standing_numbers_of_passages_are_citations_and_made_up_ones_go(
 _answers = st.lists(
     st.sampled_from(
         [*"a日。 \n`[](),19=:>\\\r\x1b\u200b", "です", ". ", "``", "```", "~~~", "[1]", "[2, 3]", "[0, 10]", "［１］",
-         "【2】", "\x1b[31m", "\x1b]0;t\x07", "[1](u)", "x[1]", "範囲", "[^1]"]
+         "【2】", "\x1b[31m", "\x1b]0;t\x07", "[1](u)", "x[1]", "範囲", "[^1]",
+         "    ", "\n\n", "$$\n", "\\[\n", "word", "**", "- ", "1. ", '": ', "Step"]
     ),
     max_size=25,
 ).map("".join)  # fmt: skip
@@ -105,6 +145,15 @@ def test_a_citation_that_is_added_does_not_break_a_fence() -> None:
     text, numbers = cited_text(answer)
     assert numbers == [1] and text == answer + "\n\n[1]"
     assert cited_text(answer[:-3]) == (answer[:-3], [])
+
+
+def test_a_row_of_brackets_that_comes_piece_by_piece_is_read_once() -> None:
+    times = []
+    for count in (1_000, 4_000):
+        begun = time.process_time()
+        cited_text("[1]" * count, 3)
+        times.append(time.process_time() - begun)
+    assert times[1] < 9 * times[0] + 0.1
 
 
 def test_what_is_shown_at_once_is_all_but_what_may_change() -> None:

@@ -59,7 +59,7 @@ class Citations:
     """An answer on its way to the reader (implements slm.joints.Citations): text in, checked text out.
 
     Citations come out as [1]; numbers without a passage are taken out; code, and brackets that belong to a word, a link
-    or an interval stay as they are (`rag.answer.marks`). Control characters never reach a terminal. What may be the
+    or data stay as they are (`rag.answer.marks`). Control characters never reach a terminal. What may be the
     beginning of a citation, of code or of an escape sequence is held back until it is whole.
     """
 
@@ -104,9 +104,9 @@ class Citations:
     def _written(self, parts: Iterable[str | Mark]) -> str:
         written = ""
         for part in parts:
-            if isinstance(part, str):
-                self._bare += part
             shown = part if isinstance(part, str) else self._shown(part)
+            if isinstance(part, str) or part.attached:
+                self._bare += shown
             self._text += shown
             written += shown
         return written
@@ -115,6 +115,9 @@ class Citations:
         shown = ""
         sentence = _sentence(self._bare[-_LOOK_BACK:])
         support = self._support.of(sentence)
+        if mark.attached:
+            self._cited.update(dict.fromkeys(_surely_cited(mark, support)))
+            return mark.written
         for text, numbers in mark.brackets:
             if all(1 <= number <= len(self._passages) for number in numbers):
                 checked = [] if refuses(sentence) else _checked(support, numbers)
@@ -123,6 +126,14 @@ class Citations:
             elif len(numbers) > 1 or numbers[0] > _MADE_UP or not mark.closed:
                 shown += text
         return mark.blank + shown if shown else ""
+
+
+def _surely_cited(mark: Mark, support: Sequence[float]) -> list[int]:
+    """The numbers right after a word (days[1]) whose passage holds the sentence; hosts[1] without that is an index."""
+    numbers = [number for _, of_one in mark.brackets for number in of_one]
+    if not all(1 <= number <= len(support) for number in numbers):
+        return []
+    return [number for number in numbers if support[number - 1] >= max(_ENOUGH, max(support) - _CLEARLY_MORE)]
 
 
 def _checked(support: Sequence[float], numbers: Sequence[int]) -> list[int]:

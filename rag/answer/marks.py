@@ -1,7 +1,8 @@
 """Numbers in brackets in a text that arrives in pieces: which of them can be citations at all.
 
-Code (fences, inline code) is no place for citations, and neither is a bracket that belongs to a word, a link, a
-footnote or an interval: hosts[1], f(x)[0], [1](url), [0, 10]. It knows nothing of passages.
+Code and formulas (fences, indented and inline code, $$) are no place for citations, and neither is a bracket that
+belongs to a link, a footnote, an interval, a list of data or the number of a step: f(x)[0], [1](url), [0, 10],
+"ids": [1, 2], Step [1]. A bracket right after a word (days[1], hosts[1]) may be either. It knows nothing of passages.
 """
 
 from __future__ import annotations
@@ -14,19 +15,36 @@ from dataclasses import dataclass
 _BLANK = r"[ \t\u3000]{0,4}"
 _BRACKET = rf"[\[［【]{_BLANK}[0-9０-９]{{1,3}}(?:{_BLANK}[,、，]{_BLANK}[0-9０-９]{{1,3}}){{0,9}}{_BLANK}[\]］】]"
 _ONE = re.compile(_BRACKET)
-_RUN = re.compile(rf" ?(?:{_BRACKET})+")
+# A row of more brackets is none of citations; without a bound it would be read again with every piece.
+_LONGEST_RUN = 20
+_RUN = re.compile(rf" ?(?:{_BRACKET}){{1,{_LONGEST_RUN}}}")
 # What may yet become one; longer than the longest it cannot.
-_PARTIAL = re.compile(rf" ?(?:{_BRACKET})*[\[［【][0-9０-９ \t\u3000,、，]{{0,140}}\Z")
+_PARTIAL = re.compile(rf" ?(?:{_BRACKET}){{0,{_LONGEST_RUN}}}[\[［【][0-9０-９ \t\u3000,、，]{{0,140}}\Z")
 _SPECIAL = re.compile(r"\n|`+| ?[\[［【]| \Z")
-_OPENS = re.compile(r"[ \t>]*(`{3,}(?=[^`]*\Z)|~{3,})")
-_MAY_OPEN = re.compile(r"[ \t>]*(?:`{0,2}|`{3,}[^`]*|~{0,2}|~{3,}.*)", re.DOTALL)
-_MAY_CLOSE = re.compile(r"[ \t>]*(`*|~*)[ \t]*")
+_OPENS = re.compile(r"[ \t>]*(`{3,}(?=[^`]*\Z)|~{3,}|\$\$(?=[ \t]*\Z)|\\\[(?=[ \t]*\Z))")
+_MAY_OPEN = re.compile(r"[ \t>]*(?:`{0,2}|`{3,}[^`]*|~{0,2}|~{3,}.*|\$|\$\$[ \t]*|\\|\\\[[ \t]*)", re.DOTALL)
+_MAY_CLOSE = re.compile(r"[ \t>]*(`*|~*|\$\$|\\\]|\$|\\)[ \t]*")
+# A line of indented code follows a blank line outside of lists, in which such a line is a paragraph of the item.
+_INDENTED = re.compile(r"(?: {4}|\t)[ \t]*[^\s*+0-9-]")
+_MAY_BE_ITEM = re.compile(r"[ \t>]*(?:[-*+•・]|[0-9]{1,9}[.)]?)")
+_ITEM = re.compile(r"[ \t>]*(?:[-*+•・]|[0-9]{1,9}[.)])(?:\s|\Z)")
 _CALL = re.compile(r"[0-9A-Za-z_]\([^()\n]{0,80}\)\Z")
 _OPERATORS = "=∈∉+×÷≤≥≠\\"
 _SETS = re.compile(
-    r"(?:range|interval|array|list|vector|tuple|pair|範囲|区間|配列|リスト)(?: of| is| are|は|が|:|：)?\s?\Z",
+    r"(?:(?:range|interval|array|list|vector|tuple|pair|範囲|区間|配列|リスト)(?: of| is| are|は|が|:|：)?"
+    r"|\b(?:between|returns?|(?-i:IN)|[a-z] in))\s?\Z",
     re.IGNORECASE,
 )
+_STEPS = re.compile(
+    r"(?:\b(?:steps?|page|item|option|figure|table|section|chapter|part|question|line|row|column|level|phase|version)"
+    r"|[\]］】] of|\\in)\s?\Z",
+    re.IGNORECASE,
+)
+_KEY = re.compile(r"[\"'][ \t]?:[ \t]?\Z")
+_ARGUMENT = re.compile(r"[A-Za-z_]\([^()]{0,80}\Z")
+_FORMULA = re.compile(r"(?:\$(?![\d\s])[^$]{0,100}[\\=<>^{}][^$]{0,100}|\\\((?:(?!\\\)).){0,150})\Z")
+_EMPHASIS = re.compile(r"(?:\*\*|(?<![0-9A-Za-z_*\\])(?:\*|_{1,3}))(?=[^\s*_]|\Z)[^*_]*\Z")
+_WORD = re.compile(r"(?:\A|[\s(（「、。,])[^\W\d_]{2,}\Z")
 _NAMES_A_PASSAGE = re.compile(r"(?:資料|文書|出典|引用|参照|番号)\Z")
 _LOOK_BACK = 200
 
@@ -36,11 +54,18 @@ class Mark:
     """Brackets with numbers that stand free: the blank before them, and each one's text and numbers.
 
     closed: whether a blank, a stop or the end follows, and the end of a word or sentence goes before.
+    attached: whether a word stands right before it, so that it may be an index too, and the text has to keep it.
     """
 
     blank: str
     brackets: tuple[tuple[str, tuple[int, ...]], ...]
     closed: bool
+    attached: bool = False
+
+    @property
+    def written(self) -> str:
+        """As it stands in the text."""
+        return self.blank + "".join(text for text, _ in self.brackets)
 
 
 class Marks:
@@ -49,17 +74,18 @@ class Marks:
     def __init__(self) -> None:
         self._held, self._at = "", 0  # what is not done begins at _at
         self._before, self._fence, self._at_start = "", "", True
+        self._indented, self._in_list, self._after_blank = False, False, True
 
     @property
     def in_code(self) -> bool:
-        """Whether the text so far ends inside a fence."""
-        return bool(self._fence)
+        """Whether the text so far ends inside a fence or a line of code."""
+        return bool(self._fence) or self._indented
 
     def split(self, piece: str, *, final: bool = False) -> Iterator[str | Mark]:
         """What of the text up to here is certain; with `final` all of it."""
         self._held, self._at = self._held[self._at :] + piece, 0
         while self._at < len(self._held):
-            taken = self._code_line(final) if self._fence or self._at_start else -1
+            taken = self._code_line(final) if self._fence or self._indented or self._at_start else -1
             found: str | Mark | None = None
             if taken < 0:
                 taken, found = self._inline(final)
@@ -82,14 +108,30 @@ class Marks:
                 return 0
             if closing and closing[1].startswith(self._fence):
                 self._fence = ""
+        elif self._indented and not self._at_start:
+            self._indented = newline < 0
         else:
-            if not whole and _MAY_OPEN.fullmatch(line):
+            if not whole and (_MAY_OPEN.fullmatch(line) or _MAY_BE_ITEM.fullmatch(line)):
                 return 0
             opening = _OPENS.match(line)
-            if not opening:
+            if opening:
+                self._fence = "\\]" if opening[1] == "\\[" else opening[1]
+            elif not self._begins_code(line):
                 return -1
-            self._fence = opening[1]
+            else:
+                self._indented = newline < 0
         return len(line) + (newline >= 0)
+
+    def _begins_code(self, line: str) -> bool:
+        """Whether a line that opens no fence is indented code; remembers lists and blank lines."""
+        if not line.strip():
+            self._after_blank = True
+            return False
+        code = self._after_blank and not self._in_list and _INDENTED.match(line) is not None
+        if not code:
+            self._after_blank = False
+            self._in_list = _ITEM.match(line) is not None or (self._in_list and line[0] in " \t")
+        return code
 
     def _inline(self, final: bool) -> tuple[int, str | Mark | None]:
         """The length of the text up to the next sign or of that sign, and the mark it is; 0 when more is needed."""
@@ -133,16 +175,39 @@ def _mark(before: str, run: str, following: str) -> str | Mark:
     line = before.rpartition("\n")[2]
     last = "" if blank else line[-1:]
     several = any(len(numbers) > 1 for _, numbers in brackets)
+    emphasis = _EMPHASIS.search(line) if following in ("*", "_") else None
+    emphasised = emphasis is not None and emphasis[0][0] == following
+    cut = len(brackets) == _LONGEST_RUN and following in ("[", "［", "【")
     if (
-        _goes_on(following)
+        (_goes_on(following) and not emphasised and not cut)
         or (not line.strip() and (following in (":", "：") or run.lstrip().startswith("【")))
-        or (_belongs(line, last, following) if last else line.rstrip()[-1:] in tuple(_OPERATORS))
-        or (several and _SETS.search(line))
+        or _is_data(line, last, following, several)
+        or _STEPS.search(line)
+        or _FORMULA.search(line)
     ):
         return run
     ends = not following or following.isspace() or not following.isalnum()
+    if last and _WORD.search(line) and not _is_wide(last):
+        return Mark(blank, brackets, False, attached=True) if ends and not several else run
+    if not emphasised and _belongs(line, last, following):
+        return run
+    if emphasised and last in ("*", "_"):
+        return Mark(blank, brackets, False)  # without its number it would be marks of nothing
     starts = not last or last in "。！？.!?)）」』”\"'" or _is_wide(last)
     return Mark(blank, brackets, ends and starts)
+
+
+def _is_data(line: str, last: str, following: str, several: bool) -> bool:
+    """Whether a bracket is a list of values: of a key, in another list, an argument, an interval or a set."""
+    if not last and line.rstrip()[-1:] in tuple(_OPERATORS):
+        return True
+    if _KEY.search(line) or (several and (_SETS.search(line) or (line[:2].isspace() and not line.strip()))):
+        return True
+    before = line.rstrip()[-1:]
+    if before and before in "[{(," and _ARGUMENT.search(line):
+        return True
+    nested = before == "{" or before == "," or (before == "[" and (several or following == ","))
+    return nested and sum((c in "[{") - (c in "]}") for c in line) > 0
 
 
 def _numbers(bracket: str) -> tuple[int, ...]:
@@ -156,6 +221,8 @@ def _goes_on(following: str) -> bool:
 
 def _belongs(line: str, last: str, following: str) -> bool:
     """Whether a bracket belongs to the word right before it; in Japanese, that has no blanks, inside a clause."""
+    if not last:
+        return False
     if last in tuple("_\\$@#]}^"):
         return True
     if last == ")":
@@ -174,4 +241,5 @@ def _is_wide(letter: str) -> bool:
 
 def without_marks(text: str) -> str:
     """A text with its free-standing numbers in brackets taken away."""
-    return "".join(part for part in Marks().split(text, final=True) if isinstance(part, str))
+    parts = Marks().split(text, final=True)
+    return "".join(part if isinstance(part, str) else part.written if part.attached else "" for part in parts)

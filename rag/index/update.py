@@ -180,6 +180,7 @@ def _add(
         by_id = {id_: source for id_, source in by_id.items() if PAGE not in known[source]}
     named |= {s: by_id[d.meta.id] for s, d in incoming.items() if s not in named and d.meta.id in by_id}
     changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
+    left = replace(left, gone={**left.gone, **_moved_away(known, left, changed, texts, seen)})
     # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
     homeless = {known[source].get("text_sha256"): source for source in left.gone}
     carry = {}
@@ -221,6 +222,27 @@ def _add(
     gone = {source: why for source, why in left.gone.items() if source not in carry}
     unchanged = len(incoming) - len(changed)
     return Change(len(changed) - replaced - moved, replaced, unchanged, chunks, moved, gone, left.kept)
+
+
+def _moved_away(
+    known: Mapping[str, Mapping[str, Any]],
+    left: Departed,
+    changed: Collection[str],
+    texts: Mapping[str, str],
+    seen: Seen,
+) -> dict[str, str]:
+    """Sources of folders that were not given, whose files are not there and whose very texts now come from other files.
+
+    So a folder that was moved and is added from its new place does not answer twice.
+    """
+    named = {composed(source) for source in known}
+    new = {texts[source] for source in changed if source in seen.files and source not in named}
+    return {
+        source: "its text is now in another file"
+        for source, entry in known.items()
+        if entry.get("text_sha256") in new and source not in left.gone and source not in left.kept
+        and Path(source).is_absolute() and not os.path.lexists(source)
+    }  # fmt: skip
 
 
 def _without_counts(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -307,6 +329,8 @@ def _write(
     folder = path / f"gen-{number}"
     remove_leftovers(folder)
     remove_leftovers(path / CURRENT)
+    if (path / CURRENT).is_dir():  # damage, which no file could take the place of
+        shutil.rmtree(path / CURRENT)
     manifest = {
         "embedder": identity, "chunk_tokens": min(CHUNK_TOKENS, int(identity["max_tokens"])), "chunks": len(rows),
         "next_id": first + len(added), "documents": update.table, "sources": dict(update.sources),

@@ -267,6 +267,26 @@ def cost(charset: Charset, sample: bytes) -> float:
     return bits
 
 
+def wide_cost(text: str) -> float:
+    """What a text costs in bits whose characters may be of any language, as those of UTF-16 are."""
+    return sum(map(_wide, text))
+
+
+@lru_cache(maxsize=1 << 14)
+def _wide(char: str) -> float:
+    if char < "\x80":
+        return _ASCII
+    if char <= "\u052f":
+        return 8.0
+    if "\uac00" <= char <= "\ud7a3":
+        return _korean("", char, "")
+    if "\u4e00" <= char <= "\u9fff":
+        if char in _SIMPLIFIED or char in _TRADITIONAL:
+            return 8.0
+        return min(_kanji(char, "euc_jp", 0xCF, _JAPANESE), _kanji(char, "gb2312", 0xD7, _SIMPLIFIED))
+    return _japanese("", char, "")
+
+
 def ascii_cost(text: str) -> float:
     """The part of a text's cost that its ASCII characters make, in bits."""
     return _ASCII * sum(char < "\x80" for char in text)

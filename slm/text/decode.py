@@ -44,6 +44,12 @@ _STREAMED = {"EUC-JP": "euc_jis_2004", "ISO-2022-JP": "iso2022_jp_2004"}
 _SAMPLE = 1 << 13
 _DAMAGE = 17.0  # bits a character above ASCII costs where no encoding fits
 _SURE = 25.0  # bits by which the best candidate has to be ahead of the next to be called certain
+_CONTROL_COST = 12.0  # bits a control character costs in text that is not UTF-16
+_WIDE_LETTER = 14.0  # bits; letters that cost more on the average are numbers of a binary file
+# Half of a pair of UTF-16, which some programs write into UTF-8 as if it were a character (CESU-8).
+_SURROGATE, _NO_CHARACTER = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]"), "\ufffd".encode()
+# What Windows-1252 makes of letters of DOS and the old Macintosh: symbols inside words, capitals behind small letters.
+_IN_WORDS = re.compile(r"[a-zß-ÿ](?:[†‡•…‰‹›€„‚ƒˆ˜™”“‘¤¥¢£¬®©¶¦§](?=[a-zß-ÿ])|[‚„](?=\W|\Z)|[ŽŠŒŸ](?![A-Z]))")
 _HIGH = re.compile(rb"[\x80-\xff]")
 _LAST_BOUNDARY = re.compile(rb"(?s:.*)[\t -/:-?]")  # characters that are the second byte of no other
 _CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
@@ -66,9 +72,9 @@ def decode(raw: bytes, *, declared: str = "") -> Decoded:
     for mark, codec, name in _BOMS:
         if raw.startswith(mark):
             return _replaced(raw[len(mark) :].decode(codec, "replace"), name)
-    codec = _wide(raw)
+    codec, note = _wide(raw)
     if codec:
-        return _replaced(raw.decode(codec, "replace"), "UTF-16")
+        return _replaced(raw.decode(codec, "replace"), "UTF-16", note)
     _refuse_binary(raw)
     if charsets.is_iso2022_jp(raw) and (raw.isascii() or _codec_of(declared) == "iso2022_jp"):
         return _replaced(charsets.decode_iso2022_jp(raw), "ISO-2022-JP")
@@ -77,7 +83,7 @@ def decode(raw: bytes, *, declared: str = "") -> Decoded:
     except UnicodeDecodeError:
         pass
     if _is_nearly_utf8(raw):
-        return _replaced(raw.decode("utf-8", "replace"), "UTF-8")
+        return _replaced(_SURROGATE.sub(_NO_CHARACTER, raw).decode("utf-8", "replace"), "UTF-8")
     return _legacy(raw, _codec_of(declared), declared)
 
 
@@ -106,34 +112,47 @@ def _codec_of(label: str) -> str:
     return "" if name.startswith(("utf-16", "utf-32", "utf-7", "idna", "punycode")) or "escape" in name else name
 
 
-def _wide(raw: bytes) -> str:
-    """The codec of UTF-16 without a mark, or ""; told by where the zero bytes are or by which way round it is text."""
+def _wide(raw: bytes) -> tuple[str, str]:
+    """The codec of UTF-16 without a mark and a note, or ""; told by which way round it is a plausible text.
+
+    Where no zero byte speaks for it, it has to be more plausible than every encoding older than Unicode.
+    """
     sample = raw[: _SAMPLE & ~1]
-    if len(sample) < 4 or (len(raw) % 2 and raw[-1:] not in (b"\n", b"\0")):
-        return ""
-    even, odd = sample[::2].count(0), sample[1::2].count(0)
-    if even + odd == 0:
-        return _wide_without_zeros(sample)
-    if max(even, odd) < 0.05 * len(sample) / 2 or min(even, odd) > 0.05 * max(even, odd):
-        return ""
-    codec = "utf-16-le" if odd > even else "utf-16-be"
-    return codec if _plausible_wide(sample, codec) else ""
+    if len(sample) < 2 or (len(raw) % 2 and raw[-1:] not in (b"\n", b"\0")):
+        return "", ""
+    zeros = b"\0" in sample
+    if not zeros and ((_CONTROL.search(sample) is None and _is_utf8(sample)) or _is_nearly_utf8(sample)):
+        return "", ""
+    texts = [(sample.decode(codec, "replace"), codec) for codec in ("utf-16-le", "utf-16-be")]
+    if len(sample) < len(raw) or len(raw) % 2:  # the last character may be cut
+        texts = [(text.removesuffix("\ufffd"), codec) for text, codec in texts]
+    costs = sorted((charsets.wide_cost(text), codec) for text, codec in texts if _is_plausible(text))
+    if not costs or costs[0][0] > _WIDE_LETTER * len(sample) / 2:
+        return "", ""
+    best, codec = costs[0]
+    if zeros:
+        return codec, ""
+    part = sample[: 1 << 10]
+    rival_cost, rival = charsets.ranked(part)[0]
+    ahead = rival_cost + _CONTROL_COST * len(_CONTROL.findall(part)) - best * len(part) / len(sample)
+    # Every other byte of kana is the same; without them a few Latin letters may look like rare ideographs.
+    kana = sample[codec == "utf-16-le" :: 2].count(0x30) >= 0.3 * len(sample) / 2
+    if ahead < (_SURE / 3 if kana else _SURE):
+        return "", ""
+    fits = f"its encoding is not certain: it is read as UTF-16, {rival.name} fits nearly as well"
+    return codec, "" if ahead >= _SURE else fits
 
 
-def _wide_without_zeros(sample: bytes) -> str:
-    """Japanese alone in UTF-16, which has no zero bytes: every other byte is that of a kana or an ideograph."""
+def _is_utf8(sample: bytes) -> bool:
+    """Whether the bytes are UTF-8, of which the last character may be cut."""
     try:
-        sample.decode("utf-8")
-        return ""
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
     except UnicodeDecodeError:
-        pass
-    best = [codec for codec, high in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2]))
-            if high.count(0x30) >= 0.3 * len(high) and _plausible_wide(sample, codec)]  # fmt: skip
-    return best[0] if len(best) == 1 else ""
+        return False
+    return True
 
 
-def _plausible_wide(sample: bytes, codec: str) -> bool:
-    text = sample.decode(codec, "replace").removesuffix("\ufffd")
+def _is_plausible(text: str) -> bool:
     usual = sum("\x20" <= c <= "\u052f" or "\u2010" <= c <= "\u203b" or "\u3000" <= c <= "\u30ff" or c in "\t\r\n"
                 or "\u4e00" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" or "\uff00" <= c <= "\uffef"
                 for c in text)  # fmt: skip
@@ -150,6 +169,8 @@ def _refuse_binary(raw: bytes) -> None:
 
 def _is_nearly_utf8(raw: bytes) -> bool:
     """Whether the bytes are UTF-8 but for a few bad ones: many more whole sequences than broken ones."""
+    if _SURROGATE.search(raw) and _is_utf8(_SURROGATE.sub(_NO_CHARACTER, raw)):
+        return True
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(raw)  # a sequence cut by the end is not bad
     bad = text.count("\ufffd")
     whole = sum(char > "\x7f" for char in text) - bad
@@ -199,6 +220,8 @@ def _legacy(raw: bytes, codec: str, declared: str) -> Decoded:
         note = f"its encoding is not certain: it is read as {best.name}, {rival[1].name} fits nearly as well"
     elif rival is not None and rival[0] - best_cost < _SURE / 5:
         note = f"its encoding is not certain: it is read as {best.name}"
+    elif best.codec == "cp1252" and _IN_WORDS.search(text):
+        note = f"its encoding is not certain: read as {best.name} it has symbols inside words"
     return _replaced(best.decode(raw), best.name, note)
 
 
@@ -270,7 +293,7 @@ def open_text(path: Path | str) -> TextStream:
         mark = next((mark for mark, codec, name in _BOMS if sample.startswith(mark)), b"")
         file.seek(len(mark))
         if found.encoding in ("UTF-8", "UTF-16", "UTF-32"):
-            codec = next((codec for m, codec, _ in _BOMS if m == mark), "") or _wide(sample) or "utf-8"
+            codec = next((codec for m, codec, _ in _BOMS if m == mark), "") or _wide(sample)[0] or "utf-8"
         else:
             named = (c.codec for c in charsets.CANDIDATES if c.name == found.encoding)
             codec = _STREAMED.get(found.encoding) or next(named, found.encoding)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rag.document import Document, sections_of
 from rag.sources.clean import clean, without_data_uris
+from rag.sources.html.inherited import MAY_HIDE, strike_unseen
 from rag.sources.html.tree import is_seen, regions
 from rag.sources.html.writer import write
 from rag.sources.reader import Read, titled
@@ -31,7 +32,9 @@ _VOID = _names("area base br col embed hr img input link meta param source track
 # Elements that end where the next of their kind begins, so that they are open without being nested.
 _SHALLOW = _VOID | _names("li p td th tr dd dt option optgroup thead tbody tfoot colgroup rt rp rb rtc")
 _ANY_TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*)")
-_DEEPEST = 1000
+_OPENING = re.compile(r"<[A-Za-z][^\s/>]*")
+_ATTRIBUTE = re.compile(r"[\s/]*[^\s/>][^\s/>=]*(?:\s*=\s*(?:(?P<quote>[\"'])|[^\s>\"'][^\s>]*))?")
+_DEEPEST, _MOST_ATTRIBUTES = 1000, 256
 
 
 def read_html(raw: bytes, name: str) -> Read:
@@ -72,7 +75,33 @@ def parse_html(html: str) -> Any:
     """The tree of a page by HTML5's rules, with elements nested no deeper than any author nests them."""
     from selectolax.lexbor import LexborHTMLParser
 
-    return LexborHTMLParser(_shallow(_html_of_xml(html) if _XML.match(html) else html))
+    tree = LexborHTMLParser(_shallow(_few_attributes(_html_of_xml(html) if _XML.match(html) else html)))
+    if tree.body is not None and MAY_HIDE.search(html):
+        strike_unseen(tree.body)
+    return tree
+
+
+def _few_attributes(html: str) -> str:
+    """The page with no more attributes in a tag than any author writes: the parser's time grows with their square."""
+    out: list[str] = []
+    done = at = 0
+    for tag in _OPENING.finditer(html) if len(html) > 2 * _MOST_ATTRIBUTES else ():
+        if tag.start() < at:
+            continue
+        at, count, cut = tag.end(), 0, 0
+        while attribute := _ATTRIBUTE.match(html, at):
+            at = attribute.end()
+            if attribute["quote"]:
+                closing = html.find(attribute["quote"], at)
+                if closing < 0:
+                    return "".join((*out, html[done:]))  # what is not closed swallows the rest of the page
+                at = closing + 1
+            count += 1
+            cut = at if count == _MOST_ATTRIBUTES else cut
+        if count > _MOST_ATTRIBUTES:
+            out.append(html[done:cut])
+            done = at
+    return "".join((*out, html[done:])) if out else html
 
 
 def _shallow(html: str) -> str:
@@ -120,7 +149,8 @@ def _html_of_xml(text: str) -> str:
         if name is None:
             opening = match.group()
             closing = {"<![CDATA[": "]]>", "<!--": "-->", "<?": ">"}[opening]
-            end = find(closing, match.end())
+            # A comment may close with the dashes that open it: <!-->.
+            end = find(closing, match.end() - 2 if opening == "<!--" else match.end())
             at = len(text) if end < 0 else end + len(closing)
             if opening == "<![CDATA[":
                 inner = text[match.end() : len(text) if end < 0 else end]

@@ -21,8 +21,13 @@ _DROPPED = _names(
 )
 # A site's frame around the page. A note beside an article's text (aside) belongs to the article.
 _CHROME_ROLES = frozenset(("navigation", "contentinfo", "search", "complementary"))
+# Names of columns of line numbers, where numbers are all they hold and code stands beside them.
 _LINE_NUMBERS = re.compile(r"(?:^|\s)(?:linenos?|lineno|gutter|line-numbers-rows)(?:\s|$)")
 _ZERO = re.compile(r"0+(?:\.0*)?(?:[a-z]{1,4}|%)?")
+_NUMBERS = re.compile(r"[\d\s.:]*")
+_MOST_NUMBERS = 50_000  # parts of a column of numbers
+_CODE = ("pre", "code")
+_BESIDE = 5  # a column is a cell in a row in a body of a table, at most
 _DEPTH = 100_000
 _FRAME = "data-slm-frame"  # marks what is_dropped takes for the site's frame
 
@@ -51,6 +56,8 @@ def is_dropped(node: Any) -> bool:
     tag: str = node.tag
     if tag[0] in "-!_":
         return tag != "-text"
+    if tag in ("html", "body"):
+        return False  # hidden until a script shows them: a page that hides all of itself is still one
     if tag in _DROPPED:
         return True
     attributes = node.attributes
@@ -62,19 +69,41 @@ def is_dropped(node: Any) -> bool:
         return True
     if attributes.get("aria-hidden") == "true" and attributes.get("role") != "tabpanel":
         return True
-    if _LINE_NUMBERS.search(attributes.get("class") or ""):
+    if _LINE_NUMBERS.search(attributes.get("class") or "") and _numbers_code(node):
         return True
     return is_hiding(attributes.get("style") or "")
 
 
+def _numbers_code(node: Any) -> bool:
+    """Whether an element holds nothing but numbers and stands in or beside code."""
+    read = 0
+
+    def only_numbers(part: Any) -> bool:
+        nonlocal read
+        read += 1
+        if part.tag == "-text" and not _NUMBERS.fullmatch(part.text_content or ""):
+            read = _MOST_NUMBERS
+        return read < _MOST_NUMBERS
+
+    traverse(node, only_numbers, lambda _: None)
+    around = node
+    for _ in range(_BESIDE):
+        if read >= _MOST_NUMBERS or around is None or around.tag in ("body", "main", "article", "-document"):
+            return False
+        if around.tag in _CODE or around.css_first("pre, code") is not None:
+            return True
+        around = around.parent
+    return False
+
+
 def is_hiding(style: str) -> bool:
-    """Whether a style attribute makes its element invisible."""
+    """Whether a style attribute makes its element invisible, and all in it whatever their own styles are."""
     for declaration in style.lower().split(";")[:100]:
         name, _, value = declaration.partition(":")
         name, value = name.strip(), value.replace("!important", "").strip()
-        if (name, value) in (("display", "none"), ("visibility", "hidden"), ("visibility", "collapse")):
+        if (name, value) == ("display", "none"):
             return True
-        if name in ("font-size", "opacity") and _ZERO.fullmatch(value):
+        if name == "opacity" and _ZERO.fullmatch(value):
             return True
     return False
 
@@ -136,7 +165,7 @@ def is_seen(node: Any) -> bool:
     """Whether nothing above an element, nor itself, drops it."""
     above = node
     while above is not None and above.tag != "-document":
-        if above.tag not in ("html", "body") and is_dropped(above):
+        if is_dropped(above):
             return False
         above = above.parent
     return True

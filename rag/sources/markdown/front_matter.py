@@ -30,8 +30,8 @@ _USUAL = _names(
     "keywords lang language updated created modified summary subtitle owner status version sidebar_position "
     "sidebar_label weight published type id name url image cover excerpt toc menu series"
 )
-_KEY = re.compile(r"[A-Za-z_][\w.-]*\Z")
-_LINE = re.compile(r"(?:[A-Za-z_][\w.-]*[ \t]*:(?:[ \t]|$)|[ \t]+\S|-[ \t]|#|[\]}])")
+_KEY = re.compile(r"[^\W\d][\w.-]*\Z")
+_LINE = re.compile(r"(?:[^\W\d][\w.-]*[ \t]*:(?:[ \t]|$)|[ \t]+\S|-[ \t]|#|[\]}])")
 _TITLE = re.compile(r"^title[ \t]*:[ \t]*(.+)$", re.MULTILINE | re.IGNORECASE)
 
 
@@ -67,7 +67,8 @@ def _yaml(inner: str) -> dict[Any, Any] | None:
         values = {**names, "title": titled.group(1).strip("\"' ")} if titled else names
     if not isinstance(values, dict) or not all(isinstance(key, str) and _KEY.match(key) for key in values):
         return None
-    plain = all(key == key.lower() for key in values)
+    # In a script without capitals a key looks like the first word of a letter (件名: ...): one of the usual is needed.
+    plain = all(key.isascii() and key == key.lower() for key in values)
     return values if plain or any(key.lower() in _USUAL for key in values) else None
 
 

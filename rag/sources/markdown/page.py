@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from rag.document import Document, sections_of
 from rag.sources.clean import clean, without_data_uris
+from rag.sources.html.inherited import Letters
 from rag.sources.html.page import html_to_markdown
 from rag.sources.html.tree import is_hiding
 from rag.sources.html.writer import wrapped
@@ -71,7 +72,7 @@ def plain_markdown(text: str) -> str:
             out.append((False, part.text))
         elif part.kind == "tag":
             end = ends.get(at)
-            if end is not None and _is_hidden(part):
+            if end is not None and (_is_hidden(part) or _is_unseen(parts, at, end)):
                 at = end
             elif end == at + 2 and part.name in ("sup", "sub") and parts[at + 1].kind == "text":
                 out.append((False, wrapped(part.name, parts[at + 1].text)))
@@ -118,6 +119,16 @@ def _is_hidden(part: Part) -> bool:
     if "hidden" in attributes and attributes["hidden"] != "until-found":
         return True
     return attributes.get("aria-hidden") == "true" or is_hiding(attributes.get("style", ""))
+
+
+def _is_unseen(parts: Sequence[Part], at: int, end: int) -> bool:
+    """Whether the style of an element hides its letters, and none in it undoes that."""
+    letters = _styled(Letters(), parts[at])
+    return letters.unseen and all(_styled(letters, part).unseen for part in parts[at:end] if part.attributes)
+
+
+def _styled(letters: Letters, part: Part) -> Letters:
+    return letters.styled(dict(part.attributes).get("style", ""))
 
 
 def _rewritten(markup: str, name: str) -> str:

@@ -188,7 +188,7 @@ def _inline(state: _Scan, end: int) -> Iterator[Part]:
                 state.at = closing + ticks
                 yield Part("code", text[at : state.at])
         elif text.startswith("<!--", at):
-            closing = state.find("-->", at + 4)
+            closing = state.find("-->", at + 2)  # <!--> and <!---> are whole (CommonMark 0.31)
             state.at = at + 4
             if closing >= 0:
                 state.at = closing + 3
