@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm.artifacts import read_json, require_folder
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnsupportedError
 from slm.weights.checkpoint_files import check_checkpoint, refuse_pointers, weight_files
+
+if TYPE_CHECKING:
+    import torch
 
 # model_type of config.json -> names of the linear layers that an adapter can change, by preset.
 # GPT-2 has one fused projection for queries, keys and values (transformers, models/gpt2/modeling_gpt2.py).
@@ -86,6 +90,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             hint=f"Supported: {', '.join(sorted(TARGETS))}.",
         )
     return config
+
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first tensor in which a number is NaN or infinite; None where all are sound."""
+    return next((name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()), None)
 
 
 def target_modules(model_type: str, targets: str) -> list[str]:

@@ -69,7 +69,8 @@ def _hashed(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, str]:
 
     Gigabytes, which one command may ask for several times. What is no sound safetensors file has only its bytes.
     """
-    exact, tensors = hashlib.sha256(), {}
+    exact = hashlib.sha256()
+    tensors: dict[str, str] = {}
     sound = True
     for path, _, _ in sorted(files, key=lambda file: file[0].name):
         whole, inside = hashes(path)

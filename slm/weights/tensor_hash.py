@@ -25,7 +25,7 @@ def hashes(path: Path) -> tuple[str, dict[str, str]]:
         length = int.from_bytes(start, "little")
         head = file.read(length) if length <= min(_MAX_HEADER, size) else b""
         whole.update(start + head)
-        tensors = {}
+        tensors: dict[str, str] = {}
         at = begin = len(start) + len(head)
         for first, last, name, said in _spans(head):
             if not at <= begin + first <= begin + last <= size:
