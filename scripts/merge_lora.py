@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 import click
 
-from slm.terminal.arguments import ListsCommand
+from slm.terminal.arguments import FLOAT, ListsCommand
 from slm.terminal.console import run
 from train.cli.train import show_merge
 
@@ -19,7 +19,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lamb
 @click.option("--base", "--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
 @click.option("--adapter", "--adapter_path", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
               help="Adapter folder; several are added up.")  # fmt: skip
-@click.option("--weight", "weights", multiple=True, type=float, help="Of each --adapter, in order.  [default: 1 each]")
+@click.option("--weight", "weights", multiple=True, type=FLOAT, help="Of each --adapter, in order.  [default: 1 each]")
 @click.option("--output_dir", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def main(base: Path, adapters: tuple[Path, ...], weights: tuple[float, ...], output_dir: Path, as_json: bool) -> None:

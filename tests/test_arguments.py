@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from slm.terminal.arguments import TEXT, ListsCommand, TextCommand
+import slm_cli
+from slm.errors import InputError
+from slm.terminal.arguments import FLOAT, TEXT, FiniteRange, ListsCommand, TextCommand
+from slm.terminal.config import defaults_of
+from train.config import TrainOptions
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,3 +95,53 @@ def test_a_list_is_given_in_one_go_or_one_by_one(words: list[str]) -> None:
 def test_numbers_of_a_list_may_be_negative_and_a_stray_word_is_refused() -> None:
     assert CliRunner().invoke(route, ["--weight", "1", "-.5", "-2"]).output == f"{((), (1.0, -0.5, -2.0), None)!r}\n"
     assert CliRunner().invoke(route, ["--prompt", "a", "b"]).exit_code == 2
+
+
+def _commands(command: click.Command, path: str) -> list[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(path, command)]
+    context = click.Context(command)
+    inner = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+    return [pair for name, child in inner if child for pair in _commands(child, f"{path} {name}")]
+
+
+def _scripts() -> list[tuple[str, click.Command]]:
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "scripts").glob("*.py")}
+    modules = [importlib.import_module(f"scripts.{name}") for name in sorted(texts) if "@click.command" in texts[name]]
+    return [(m.__name__, one) for m in modules for one in vars(m).values() if isinstance(one, click.Command)]
+
+
+def test_no_command_takes_a_number_that_is_none_or_has_no_end() -> None:
+    seen = set()
+    for path, command in [*_commands(slm_cli.cli, "slm"), *_scripts()]:
+        for parameter in command.params:
+            if not isinstance(parameter.type, click.types.FloatParamType):
+                continue
+            seen.add(f"{path} {parameter.opts[0]}")
+            for text in ("nan", "inf", "-inf", "Infinity", "1e999", float("nan"), float("inf")):
+                with pytest.raises(click.BadParameter):
+                    parameter.type.convert(text, parameter, click.Context(command))
+    assert {"slm train sft --lr", "slm merge --weight", "slm serve --request-timeout", "slm verify --max-kl"} <= seen
+    assert {"slm train tokenizer --temperature", "scripts.merge_lora --weight"} <= seen
+
+
+def test_a_number_is_said_to_be_finite_and_keeps_its_bounds() -> None:
+    assert FLOAT.convert("5e-4", None, None) == 5e-4 and FiniteRange(0, 5).convert("0.5", None, None) == 0.5
+    with pytest.raises(click.BadParameter, match="'nan' is not a finite number"):
+        FiniteRange(0, 5).convert("nan", None, None)
+    with pytest.raises(click.BadParameter, match="not in the range"):
+        FiniteRange(0, 5).convert("6", None, None)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_the_configuration_file_takes_finite_numbers_only(value: str) -> None:
+    with pytest.raises(click.UsageError, match=r"\[train.sft\] lr: .*not a finite number"):
+        defaults_of({"train": {"sft": {"lr": float(value)}}}, slm_cli.cli, Path("config.toml"))
+
+
+def test_options_of_a_run_are_finite_however_they_came(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"weights is not a finite number.*learning_rate is not"):
+        TrainOptions(
+            base=tmp_path, data=(tmp_path / "d",), output=tmp_path / "o", learning_rate=float("inf"),
+            weights=(float("inf"),),
+        )  # fmt: skip

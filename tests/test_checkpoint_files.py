@@ -12,6 +12,7 @@ import tiny_checkpoints as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
 from slm.errors import DamagedFileError, MissingFileError, SlmError, UnknownNameError, UnsupportedError
 from slm.models.catalog import CATALOG
@@ -105,6 +106,43 @@ def test_a_pointer_in_place_of_a_shard_or_of_a_gguf_file_is_named_as_one(tmp_pat
     (tmp_path / "m.gguf").write_text(POINTER)
     with pytest.raises(DamagedFileError, match="Git LFS pointer"):
         read_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("/annex/objects/SHA256E-s538090408--aa.safetensors\n", "is a git-annex pointer"),
+        ("../.git/annex/objects/aa/bb/SHA256E-s5--aa.safetensors", "is a git-annex pointer"),
+        ("<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is an HTML page"),
+        ("\ufeff\n<!-- a page --><HTML lang='en'>" + "x" * 9000, "is an HTML page"),
+        ("Access to this model is restricted. 日本語", "is text, not weights"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])
+def test_what_came_in_place_of_weights_is_named(content: str, what: str, name: str, tmp_path: Path) -> None:
+    from slm.weights.gguf_reader import read_gguf
+
+    folder = tiny.llama(tmp_path / "model")
+    (folder / name).write_text(content, encoding="utf-8")
+    if name == "model.gguf":
+        with pytest.raises(DamagedFileError, match=what if "text" not in what else "GGUF"):
+            read_gguf(folder / name)
+        return
+    for use in (read_config, lambda f: convert_checkpoint(f, tmp_path / "m.gguf")):
+        with pytest.raises(DamagedFileError, match=what):
+            use(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_pointer_in_an_adapter_folder_is_named_as_one(name: str, tmp_path: Path) -> None:
+    base = tiny.llama(tmp_path / "base")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]})
+    )
+    (tmp_path / "a" / name).write_text(POINTER)
+    with pytest.raises(DamagedFileError, match=rf"{name}' is a Git LFS pointer"):
+        convert_adapter(tmp_path / "a", tmp_path / "a.gguf", base)
 
 
 def test_a_folder_that_is_no_model_does_not_shadow_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,12 @@ from convert.publish.card import base_beside
 from convert.quantize.quantize import quantize_file
 from convert.restore import restore_checkpoint
 from serve.adapters.registry import vet_adapter, vet_base
+from slm.artifacts import sha256_files
 from slm.errors import DamagedFileError, MismatchError
 from slm.models import caches
+from slm.weights.checkpoint_files import weight_files
 from slm.weights.gguf_reader import read_gguf
-from slm.weights.identity import checkpoint_fingerprint, identity_of
+from slm.weights.identity import checkpoint_fingerprint, identity_of, names_of
 
 TYPES = ["f32", "f16", "q8_0", "q4_k_m"]
 
@@ -99,7 +101,30 @@ def test_a_manifest_does_not_speak_for_weights_that_were_changed_beside_it(
     weights["model.norm.weight"] += 1
     save_file(weights, tmp_path / "restored/model.safetensors", metadata={"format": "pt"})
     changed = identity_of(tmp_path / "restored")
-    assert changed.fingerprint == changed.weights and not changed.names & known.names
+    assert not changed.names & known.names
+
+
+def test_the_same_tensors_in_other_files_are_the_same_weights(base: Path, tmp_path: Path) -> None:
+    known = identity_of(base)
+    weights = load_file(base / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    (tmp_path / "metadata").mkdir()
+    save_file(weights, tmp_path / "metadata/model.safetensors", metadata={"made": "elsewhere"})
+    for name in ("sharded", "metadata"):
+        again = identity_of(tmp_path / name)
+        assert again.fingerprint == known.fingerprint and again.weights != known.weights, name
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    name, first = next(iter(weights.items()))
+    for changed in (first + 1, first.half(), first.reshape(-1)):
+        save_file({**weights, name: changed}, tmp_path / "metadata/model.safetensors")
+        assert identity_of(tmp_path / "metadata").fingerprint != known.fingerprint
+
+
+def test_the_exact_files_are_a_name_too_as_in_what_was_made_before(base: Path, siblings: dict[str, Path]) -> None:
+    known = identity_of(base)
+    assert known.weights == sha256_files(list(weight_files(base).files)) and known.weights in known.names
+    assert known.names == names_of(read_gguf(siblings["q8_0"]).metadata)
 
 
 def test_two_restorations_of_one_model_have_one_fingerprint_and_weights_of_their_own(

@@ -179,3 +179,50 @@ def test_json_in_a_template_is_not_escaped_for_html() -> None:
     assert render("{{ messages | tojson }}", talk(("u", "<日本>"))) == json.dumps(
         talk(("u", "<日本>")), ensure_ascii=False
     )
+
+
+LAST_ONLY = "<user>{{ messages[-1].content }}<end>{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+def test_a_template_that_keeps_no_earlier_turn_loses_no_system_text_in_silence() -> None:
+    assert "RULE-A" in render(LAST_ONLY, talk(("s", "RULE-A"), ("u", "Hi")))
+    with pytest.raises(InputError, match="drops the system text of this conversation"):
+        render(LAST_ONLY, CONVERSATIONS["late"])
+    shouting = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    assert render(shouting, CONVERSATIONS["late"]) == "RULE-AHIHELLORULE-CAGAIN"
+
+
+_CALLS = "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+_TOLD = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+_TURN = "<{{ m.role }}>{{ m.content }}"
+LOSING = {
+    "functions": "{% if tools %}You may use <tool_call>.{% endif %}{% for m in messages %}" + _TURN + _CALLS,
+    "all functions but the first": "{% if tools %}{{ tools[0] | tojson }}{% endif %}{% for m in messages %}"
+    + _TURN
+    + _CALLS,
+    "calls": _TOLD + "Answer with <tool_call>{% for m in messages %}" + _TURN,
+    "arguments": _TOLD
+    + "{% for m in messages %}"
+    + _TURN
+    + "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}{% endfor %}",
+    "results": _TOLD + "{% for m in messages if m.role != 'tool' %}" + _TURN + _CALLS,
+}
+CALLED = [
+    Message(role="system", content="RULE-A"), Message(role="user", content="Weather in Oslo?"),
+    Message(role="assistant", content="", tool_calls=[
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]),
+    Message(role="tool", content="4 degrees", tool_call_id="c1", name="weather"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", LOSING)
+def test_what_a_template_loses_of_tools_is_written_as_text(lost: str) -> None:
+    second = {"type": "function", "function": {"name": "send_mail", "parameters": {}}}
+    text = render(LOSING[lost] + "{% endfor %}", CALLED, tools=[TOOL, second])
+    for word in ("RULE-A", "save_page", "send_mail", '"name": "weather"', '"city": "Oslo"', "4 degrees"):
+        assert word in text, (word, text)
+
+
+def test_a_template_that_loses_nothing_of_tools_writes_them_itself() -> None:
+    text = render(_TOLD + "{% for m in messages %}" + _TURN + _CALLS + "{% endfor %}", CALLED, tools=[TOOL])
+    assert "<tool>4 degrees" in text and "You may call" not in text and text.count("save_page") == 1

@@ -206,8 +206,8 @@ def test_calls_and_results_in_the_history_reach_the_model(served: Served) -> Non
 
 def test_a_template_that_knows_tools_gets_them_and_another_gets_text() -> None:
     own = (
-        "{% if tools %}T:{{ tools | length }}{{ tools[0].function.name }};{% endif %}{% for m in messages %}"
-        "{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments | tojson }}"
+        "{% if tools %}T:{% for t in tools %}{{ t.function.name }};{% endfor %}{% endif %}{% for m in messages %}"
+        "{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}"
         "{% endfor %};{% endfor %}"
     )
     turns: Any = [
@@ -218,7 +218,10 @@ def test_a_template_that_knows_tools_gets_them_and_another_gets_text() -> None:
         {"role": "user", "content": "And?"},
     ]  # fmt: skip
     text = render(own, turns, tools=TOOLS)
-    assert text == 'T:2weather;user:<hi>;assistant:<tool_call>{"city": "<京都>"};tool:Rain.;user:And?;'
+    assert text == (
+        'T:weather;clock;user:<hi>;assistant:<tool_call>{"name": "weather", "arguments": {"city": "<京都>"}};'
+        "tool:Rain.;user:And?;"
+    )
     plain = render("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", turns, tools=TOOLS)
     assert [line.split()[0] for line in plain.splitlines() if line.startswith("[")] == [
         "[system]", "[user]", "[assistant]", "[user]",

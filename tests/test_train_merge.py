@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slm.errors import InputError, MismatchError, UnsupportedError
+from slm.errors import DamagedFileError, InputError, MismatchError, UnsupportedError
 from tests.path_joints import PathJoints
 from tests.tiny_training import write_checkpoint
 from train.adapter.combine import combine
@@ -186,6 +187,18 @@ def test_new_tokens_of_several_adapters_get_the_mean_of_their_rows(bases: dict[s
     assert torch.equal(made[size + 1], rows[1][1])
     with pytest.raises(MismatchError, match="add up to nothing"):
         merge(base, [one, two], tmp_path / "none", [1.0, -1.0])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1e300]])
+def test_what_is_no_number_is_never_merged(weights: list[float], bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = adapter(bases["llama"], tmp_path / "a")
+    if weights == [1.0]:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        next(iter(tensors.values())).fill_(float("nan"))
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DamagedFileError, match="holds NaN or infinite numbers"):
+        merge(bases["llama"], folder, tmp_path / "merged", weights)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_adapters_that_do_not_belong_together_are_refused(bases: dict[str, Path], tmp_path: Path) -> None:

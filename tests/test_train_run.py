@@ -104,6 +104,16 @@ def test_a_diverged_run_goes_on_with_a_lower_learning_rate_and_from_its_moments(
     assert rates[2] == pytest.approx(2e-2) and rates[3] == pytest.approx(1e-3) and len(rates) == 12
 
 
+@pytest.mark.parametrize("save_every_s", [0.0, 60.0])
+def test_weights_that_are_no_numbers_after_the_last_step_are_not_written(
+    base: Path, data: Path, tmp_path: Path, save_every_s: float
+) -> None:
+    too_fast = asked(base, data, tmp_path / "a", learning_rate=1e300, max_steps=1, save_every_s=save_every_s)
+    with pytest.raises(DivergenceError, match="weights became NaN or infinite at step 1"):
+        train_sft(too_fast)
+    assert not (tmp_path / "a").exists() and not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_full_disk_ends_the_run_in_words_and_harms_no_earlier_checkpoint(
     base: Path, data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

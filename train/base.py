@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm.artifacts import read_json, require_folder
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnsupportedError
 from slm.families import Family
 from slm.families.targets import PRESETS, decoder_families, keeps_columns_first, linear_layers
 from slm.weights.checkpoint_files import check_checkpoint, refuse_pointers, weight_files
+
+if TYPE_CHECKING:
+    import torch
 
 # Where the output vectors of tokens are, most telling first: an own head, else the embedding it is tied to.
 _OUTPUT_VECTORS = (
@@ -84,6 +88,11 @@ def target_modules(config: Any, targets: str) -> list[str]:
 def has_columns_first(config: Any) -> bool:
     """PEFT's fan_in_fan_out: whether the model keeps the weights of its linear layers as (in, out)."""
     return keeps_columns_first(_family(config.model_type), config.to_dict())
+
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first tensor in which a number is NaN or infinite; None where all are sound."""
+    return next((name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()), None)
 
 
 def load_model(folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ class Faults:
 
 def check_run(run: Any, schedules: Sequence[str], need: Need) -> None:
     """Check the options that all kinds of training runs have, under the same names."""
+    for name, value in vars(run).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            need(not isinstance(number, float) or math.isfinite(number), f"{name} is not a finite number ({number})")
     need(run.schedule in schedules, f"--schedule must be one of {', '.join(schedules)} (is '{run.schedule}')")
     need(0.0 <= run.warmup_fraction < 1.0, f"--warmup must be from 0 to below 1 (is {run.warmup_fraction})")
     need(run.weight_decay >= 0, f"--weight-decay must not be negative (is {run.weight_decay})")

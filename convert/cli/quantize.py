@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from convert.cli.texts import pair, text_files_of_each
+from slm.terminal.arguments import FLOAT
 from slm.terminal.console import emit_json, note
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -108,9 +109,9 @@ def imatrix(gguf: Path, texts: tuple[str, ...], target: Path, shares: tuple[str,
     parts: dict[str, float] = {}
     for lang, value in (pair(share, "--share", "PART") for share in shares):
         try:
-            parts[lang] = float(value)
-        except ValueError as error:
-            raise click.BadParameter(f"'{value}' is not a number", param_hint="--share") from error
+            parts[lang] = FLOAT.convert(value, None, None)
+        except click.BadParameter as error:
+            raise click.BadParameter(f"'{value}' is not a finite number", param_hint="--share") from error
     result = collect_imatrix(gguf, files, target, shares=parts, chunks=chunks, context=context, threads=threads)
     if as_json:
         emit_json(result)

@@ -10,6 +10,7 @@ import click
 from convert.cli.texts import text_file_of_each
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
+from slm.terminal.arguments import FLOAT
 from slm.terminal.console import emit_json, out
 
 # Title, key of the figures, format.
@@ -41,10 +42,10 @@ _EMBEDDER_COLUMNS = (
     metavar="MEASURE=N[,LANG]",
     help="kld, p99, top1, ppl or bpb, in LANG or in each; may be repeated.",
 )
-@click.option("--max-relative", type=float, help="Bound on max |difference| / max |logit|.")
-@click.option("--min-top1", type=float, help="Bound on top-1 agreement, 0 to 1.")
-@click.option("--max-kl", type=float, help="Bound on the mean KL divergence, nats.")
-@click.option("--min-cosine", type=float, help="For embedders: bound on the smallest cosine of two embeddings.")
+@click.option("--max-relative", type=FLOAT, help="Bound on max |difference| / max |logit|.")
+@click.option("--min-top1", type=FLOAT, help="Bound on top-1 agreement, 0 to 1.")
+@click.option("--max-kl", type=FLOAT, help="Bound on the mean KL divergence, nats.")
+@click.option("--min-cosine", type=FLOAT, help="For embedders: bound on the smallest cosine of two embeddings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_joints
 def verify(

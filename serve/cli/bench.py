@@ -10,6 +10,7 @@ import click
 from serve.cli.serve import NamedFile, unique
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
+from slm.terminal.arguments import FiniteRange
 from slm.terminal.console import emit_json, out
 
 
@@ -22,7 +23,7 @@ from slm.terminal.console import emit_json, out
 @click.option("--llama-server", "binary", type=click.Path(path_type=Path), help="Its program. Default: on PATH.")
 @click.option("--clients", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once.")
 @click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=15.0, show_default=True,
+@click.option("--seconds", type=FiniteRange(0, min_open=True), default=15.0, show_default=True,
               help="How long each of the two closed loops lasts.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians over so many.")
 @click.option("--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens a request.")

@@ -14,6 +14,7 @@ import click
 
 from serve.server.guard import LOOPBACK_NAMES, MAX_ANSWERS, Keys, Limits, Policy, host_name, keys_of_text
 from slm.errors import DamagedFileError, InputError, MissingFileError
+from slm.terminal.arguments import FiniteRange
 from slm.terminal.console import note
 from slm.text.decode import decode
 
@@ -77,11 +78,11 @@ _OPTIONS = (
         help="Connections open at once; idle ones give way.",
     ),
     click.option(
-        "--request-timeout", type=click.FloatRange(0), default=_DEFAULT.request_s, show_default=True,
+        "--request-timeout", type=FiniteRange(0), default=_DEFAULT.request_s, show_default=True,
         help="Seconds for an answer, waiting included; 0: no limit.",
     ),
     click.option(
-        "--read-timeout", type=click.FloatRange(0, min_open=True), default=_DEFAULT.read_s, show_default=True,
+        "--read-timeout", type=FiniteRange(0, min_open=True), default=_DEFAULT.read_s, show_default=True,
         help="Seconds for a client to send its request's head, and its body.",
     ),
     click.option(

@@ -14,7 +14,7 @@ from serve.cli.guard import GuardOptions, guard_options, policy_of
 from slm.errors import InputError
 from slm.joints import Joints, Message, SamplingOptions, pass_joints
 from slm.terminal.answer import ShownAnswer
-from slm.terminal.arguments import TEXT, TextCommand
+from slm.terminal.arguments import TEXT, FiniteRange, TextCommand
 from slm.terminal.console import emit_json, note
 from slm.terminal.piped import is_terminal, read_stdin
 
@@ -67,11 +67,11 @@ _context = click.option(
 )
 _sampling = _options(
     click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
-    click.option("--temperature", type=click.FloatRange(0, 5), help="0 is greedy."),
-    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True),
+    click.option("--temperature", type=FiniteRange(0, 5), help="0 is greedy."),
+    click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True),
     click.option("--top-k", type=click.IntRange(0), default=40, show_default=True),
-    click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True),
-    click.option("--repeat-penalty", type=click.FloatRange(0.1, 10), default=1.0, show_default=True),
+    click.option("--min-p", type=FiniteRange(0, 1), default=0.05, show_default=True),
+    click.option("--repeat-penalty", type=FiniteRange(0.1, 10), default=1.0, show_default=True),
     click.option("--seed", type=int, default=0, show_default=True),
 )
 

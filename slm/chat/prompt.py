@@ -15,6 +15,7 @@ from typing import Any
 
 from slm.chat.system_text import write_all
 from slm.chat.tools import CALL_BEGIN, as_plain_turns
+from slm.chat.tools_kept import keeps_tools
 from slm.errors import InputError, UnknownNameError
 from slm.joints import Message
 
@@ -79,11 +80,6 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InputError(f"message {number} has no text content")
 
 
-def knows_tools(template: str) -> bool:
-    """Whether a template writes functions and calls itself, in the form of `slm.chat.tools`. Others get it as text."""
-    return _compiled(template)[1]
-
-
 def _check_variables(variables: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise InputError for what a template is not told from outside, or never looks at.
 
@@ -110,7 +106,8 @@ def render(
 ) -> str:
     """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
 
-    variables: what the template is told besides. Every system text is in it (`slm.chat.system_text`). marked: with
+    variables: what the template is told besides. Every system text is in it (`slm.chat.system_text`), and every
+    function, call and result, as text where the template loses one (`slm.chat.tools_kept`). marked: with
     marks around what the template's `{% generation %}` holds, for `slm.chat.generation_tag.taken_out`. Raises
     InputError when the template refuses it or has none of the variables.
     """
@@ -118,12 +115,12 @@ def render(
 
     check_messages(messages)
 
-    def written(turns: Sequence[Message]) -> str:
+    def written(turns: Sequence[Message], functions: Sequence[Mapping[str, Any]]) -> str:
         try:
             text: str = compiled.render(
                 **variables,
                 messages=[dict(m) for m in turns],
-                tools=list(tools) or None,
+                tools=list(functions) or None,
                 bos_token=bos_token,
                 eos_token=eos_token,
                 add_generation_prompt=add_generation_prompt,
@@ -137,12 +134,18 @@ def render(
     except jinja2.TemplateError as error:
         raise _refused(error) from error
     _check_variables(variables, known)
-    if not speaks and (tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)):
-        messages, tools = as_plain_turns(messages, tools), ()
-    if template in _OURS:
-        return written(messages)
     told = json.dumps(dict(variables), sort_keys=True, default=str)
-    return write_all(messages, written, (template, add_generation_prompt, bool(tools), told))
+
+    def complete(turns: Sequence[Message], functions: Sequence[Mapping[str, Any]]) -> str:
+        if template in _OURS:
+            return written(turns, functions)
+        key = (template, add_generation_prompt, bool(functions), told)
+        return write_all(turns, lambda one: written(one, functions), key)
+
+    called = tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)
+    if called and not (speaks and keeps_tools(messages, tools, complete, (template, add_generation_prompt, told))):
+        messages, tools = as_plain_turns(messages, tools), ()
+    return complete(messages, tools)
 
 
 def _refused(error: Exception) -> InputError:

@@ -25,7 +25,8 @@ def write_all(messages: Sequence[Message], write: Write, template: Hashable) -> 
 
     As they are, where nothing is lost. Else with the system texts at the beginning as one turn and later ones in the
     user's turn beside them; where a template drops that one too, it goes to the first user turn. template: what
-    `write` depends on beside the messages. Raises the InputError of `write` where the template refuses all of these.
+    `write` depends on beside the messages. Raises the InputError of `write` where the template refuses all of these,
+    and one of its own where the template drops the text there as well, as one that keeps no earlier turn does.
     """
     if not any(message["role"] == "system" for message in messages):
         return write(messages)
@@ -36,14 +37,24 @@ def write_all(messages: Sequence[Message], write: Write, template: Hashable) -> 
     for turns in ways:
         try:
             text = write(turns)
-            if _writes_all(turns, write, template):
+            if _writes_all(turns, write, (template, "as they are")):
                 return text
             dropped = True
         except InputError as error:
             refusal = refusal or error
     if refusal and not dropped:
         raise refusal
-    return write(fold(messages, keep_first=False))
+
+    def folded(turns: Sequence[Message]) -> str:
+        return write(fold(turns, keep_first=False))
+
+    text = folded(messages)
+    if not _writes_all(messages, folded, (template, "folded")):
+        raise InputError(
+            "the model's chat template drops the system text of this conversation, wherever it stands",
+            hint="The template keeps no earlier turn: write the text into the last question, or use another template.",
+        )
+    return text
 
 
 def fold(messages: Sequence[Message], *, keep_first: bool) -> list[Message]:
@@ -100,7 +111,7 @@ def _writes_all(messages: Sequence[Message], write: Write, template: Hashable) -
                 words.append(f"{_NONCE}x{number}x")
                 message = _with(message, [f"{message['content'].rstrip()} {words[-1]}"])
             marked.append(message)
-        text = write(marked)
+        text = write(marked).lower()  # some templates change the case
         if len(_VERDICTS) >= _MOST_VERDICTS:
             _VERDICTS.clear()
         _VERDICTS[key] = all(word in text for word in words)

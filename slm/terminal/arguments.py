@@ -5,6 +5,7 @@ It knows nothing of particular commands.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Any
@@ -38,6 +39,23 @@ class Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 TEXT = Text()
+
+
+class Finite(click.types.FloatParamType):
+    """A number. float() also takes "nan" and "inf", with which nothing can be computed and bounds mean nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class FiniteRange(Finite, click.FloatRange):
+    """A number between bounds, as click.FloatRange has them."""
+
+
+FLOAT = Finite()
 
 
 class TextCommand(click.Command):

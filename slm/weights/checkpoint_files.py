@@ -7,6 +7,7 @@ quantized weights are named here for every room. It knows nothing of architectur
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ CONFIG, SINGLE = "config.json", "model.safetensors"
 INDEX = SINGLE + ".index.json"
 # Both spellings of the first line (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser is its old name).
 _POINTERS = (b"version https://git-lfs", b"version https://hawser")
+_HEAD = 1024  # the specification's own bound for pointers
+# What git-annex leaves in place of a file: its key's path, or a link to it as a file system without links has it.
+_ANNEX = re.compile(rb"(\.\./)*(\.git)?/?annex/objects/")
+_PAGE = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I | re.S
+)
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.bpe", "*.spm")
 # Tensors that only quantized weights have beside them, by the end of their names.
 _BESIDE = {
@@ -98,18 +105,42 @@ def refuse_pointers(folder: Path) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise DamagedFileError when a file is only the pointer that Git LFS keeps in its place."""
-    if not path.is_file() or path.stat().st_size > 1024:  # the specification's own bound
+    """Raise DamagedFileError when a file is only what stands in its place: a pointer of Git LFS or git-annex, a page
+    of a web server, or other text where weights are needed."""
+    if not path.is_file():
         return
-    content = path.read_bytes()
-    if content.startswith(_POINTERS):
-        size = next((line[5:] for line in content.split(b"\n") if line.startswith(b"size ")), b"").strip()
-        stands_for = f" for {int(size):,} bytes" if size.isdigit() else ""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    again = "Download the file again, and look at the address: a page comes where one has to sign in, for one."
+    if head.startswith(_POINTERS) and size <= _HEAD:
+        named = next((line[5:] for line in head.split(b"\n") if line.startswith(b"size ")), b"").strip()
+        stands_for = f" for {int(named):,} bytes" if named.isdigit() else ""
         raise DamagedFileError(
             f"'{path}' is a Git LFS pointer, not the file itself",
-            found=f"{len(content)} bytes of text that stand{stands_for}",
+            found=f"{size} bytes of text that stand{stands_for}",
             hint="Fetch the files with 'git lfs pull' in that repository, or download them again.",
         )
+    if _ANNEX.match(head):
+        raise DamagedFileError(
+            f"'{path}' is a git-annex pointer, not the file itself",
+            found=_shortened(head),
+            hint="Fetch the files with 'git annex get' in that repository, or download them again.",
+        )
+    if _PAGE.match(head):
+        raise DamagedFileError(f"'{path}' is an HTML page, not the file itself", found=_shortened(head), hint=again)
+    if path.suffix == ".safetensors" and _is_text(head):
+        raise DamagedFileError(f"'{path}' is text, not weights", found=_shortened(head), hint=again)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether bytes are text; safetensors files begin with the length of their header, which has zeros."""
+    return bool(head.strip()) and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head[:64])
+
+
+def _shortened(head: bytes) -> str:
+    text = " ".join(head.decode("utf-8", "replace").split())
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _named_weights(folder: Path) -> str | None:

@@ -1,8 +1,9 @@
 """What identifies weights: which ones they are (a fingerprint that survives conversions), and their exact bytes.
 
-A fingerprint says what weights a file came from. It goes with them from a checkpoint into GGUF files of every type,
-back into a restored checkpoint and on, so that an adapter fits all of them. The exact bytes differ from one to the
-next; caches of what was computed from them are keyed by those. It knows nothing of what a file is used for.
+A fingerprint says what weights a file came from: of a checkpoint it is a hash of its tensors, the same in other shards
+and beside other metadata. It goes with them into GGUF files of every type, back into a restored checkpoint and on, so
+that an adapter fits all of them. The exact bytes differ from one to the next; caches of what was computed from them
+are keyed by those. It knows nothing of what a file is used for.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import MANIFEST, read_manifest, sha256_files
+from slm.artifacts import MANIFEST, read_manifest
 from slm.errors import MismatchError
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.gguf_reader import GgufFile
+from slm.weights.tensor_hash import hash_of, hashes
 
 # Keys of GGUF files: of a model what it came from, of an adapter what it was trained on.
 FINGERPRINT, WEIGHTS = "slm.fingerprint", "slm.source_weights"
@@ -32,7 +34,7 @@ _TENSORS_HASHED: dict[tuple[str, int, int], str] = {}
 
 @dataclass(frozen=True)
 class Identity:
-    """fingerprint: which weights these are. weights: SHA-256 of the exact files, the same where nothing came before."""
+    """fingerprint: which weights these are. weights: SHA-256 of the exact files, by which older adapters know them."""
 
     fingerprint: str
     weights: str
@@ -53,18 +55,29 @@ def identity_of(folder: Path) -> Identity:
     The manifest's fingerprint counts as long as its `weights` are those that are there: after a training in place it
     speaks of others. Raises MissingFileError or DamagedFileError.
     """
-    weights = _hashed(
+    weights, tensors = _hashed(
         tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(folder).files)
     )
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     known = manifest.get("fingerprint") if manifest.get("weights") == weights else None
-    return Identity(known if isinstance(known, str) else weights, weights)
+    return Identity(known if isinstance(known, str) else tensors, weights)
 
 
 @lru_cache(maxsize=8)
-def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """One hash over (path, size, time of change); gigabytes, which one command may ask for several times."""
-    return sha256_files([path for path, _, _ in files])
+def _hashed(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, str]:
+    """(hash of the files, hash of their tensors); files: (path, size, time of change).
+
+    Gigabytes, which one command may ask for several times. What is no sound safetensors file has only its bytes.
+    """
+    exact = hashlib.sha256()
+    tensors: dict[str, str] = {}
+    sound = True
+    for path, _, _ in sorted(files, key=lambda file: file[0].name):
+        whole, inside = hashes(path)
+        exact.update(path.name.encode() + b"\0" + whole.encode())  # as `sha256_files` has it
+        sound = sound and bool(inside)
+        tensors |= inside
+    return exact.hexdigest(), hash_of(tensors) if sound else exact.hexdigest()
 
 
 def checkpoint_fingerprint(folder: Path) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from slm.errors import InputError
-from train.base import has_columns_first, target_modules
+from slm.errors import DivergenceError, InputError
+from train.base import has_columns_first, not_finite, target_modules
 from train.batch.layers import lowest_layer
 from train.config import TrainOptions
 
@@ -86,7 +86,10 @@ def _layers(model: Any) -> list[tuple[str, Any]]:
 
 
 def save_adapter(model: Any, base: Path, folder: Path, initial: dict[str, torch.Tensor]) -> None:
-    """Write the adapter in PEFT's format; one that began with PiSSA as a LoRA for the untouched base."""
+    """Write the adapter in PEFT's format; one that began with PiSSA as a LoRA for the untouched base.
+
+    Raises DivergenceError for weights that are no numbers.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
@@ -103,6 +106,8 @@ def save_adapter(model: Any, base: Path, folder: Path, initial: dict[str, torch.
         config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
         config.init_lora_weights = True
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    if name := not_finite(tensors.items()):
+        raise DivergenceError(f"the adapter is not written: '{name}' holds NaN or infinite numbers")
     config.save_pretrained(folder)
     # In memory first: safetensors' own writing tells a full disk in another error than the system's.
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from slm.artifacts import new_folder, require_space, sha256_files
-from slm.errors import InputError, MismatchError
+from slm.errors import DamagedFileError, InputError, MismatchError
 from slm.terminal.console import note
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.identity import checkpoint_fingerprint
 from train.adapter.combine import combine, untie_adapted
 from train.adapter.opened import check_adapter, load_with_adapter
 from train.adapter.sample import end_of_turn_ids
-from train.base import load_tokenizer, read_config
+from train.base import load_tokenizer, not_finite, read_config
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def merge(base: Path, adapters: Path | Sequence[Path], output: Path, weights: Se
     adapters: one, or several whose updates are added, each times its weight (1 where none is given). One adapter
     with the weight 1 gives exactly what PEFT's own merge does.
     Raises InputError for weights that do not fit, and MismatchError when an adapter was trained on another base, does
-    not fit it, or gives a token id to other text than another adapter does.
+    not fit it, or gives a token id to other text than another adapter does. DamagedFileError: NaN in what is merged.
     """
     chosen = [adapters] if isinstance(adapters, Path) else list(adapters)
     shares = list(weights) or [1.0] * len(chosen)
@@ -63,6 +63,11 @@ def merge(base: Path, adapters: Path | Sequence[Path], output: Path, weights: Se
         ends = end_of_turn_ids(tokenizer, merged)
         if ends:
             merged.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        if name := not_finite(merged.state_dict().items()):
+            raise DamagedFileError(
+                f"what is merged is not written: '{name}' holds NaN or infinite numbers",
+                hint="Look at the adapters (slm inspect), at --weight, and at the base.",
+            )
         merged.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         if (base / "spiece.model").exists():  # the source of the tokenizer, for converters that read it

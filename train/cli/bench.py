@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from slm.joints import Joints, pass_joints
+from slm.terminal.arguments import FLOAT, FiniteRange
 from slm.terminal.console import emit_json, out
 
 _MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
@@ -22,17 +23,17 @@ _PEERS = ("trainer", "trl", "trl-defaults")
               help="Repeatable.")  # fmt: skip
 @click.option("--no-peers", is_flag=True, help="Only ours.")
 @click.option("--steps", type=click.IntRange(0), default=30, show_default=True, help="0: as --seconds allows.")
-@click.option("--seconds", type=click.FloatRange(0), default=0.0, help="Of training, of each; 0: --steps.")
+@click.option("--seconds", type=FiniteRange(0), default=0.0, help="Of training, of each; 0: --steps.")
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Medians over so many.")
-@click.option("--time-limit-s", type=click.FloatRange(0, min_open=True), default=240.0, show_default=True,
+@click.option("--time-limit-s", type=FiniteRange(0, min_open=True), default=240.0, show_default=True,
               help="A contender is ended after so much, loading and measuring included.")  # fmt: skip
 @click.option("--examples", type=click.IntRange(2), default=2000, show_default=True, help="Of the repeated data.")
 @click.option("--longest", type=click.IntRange(8), default=1024, show_default=True,
               help="Leave out examples of more tokens: padded logits of long ones take many GB.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--lr", "learning_rate", type=float, default=5e-4, show_default=True, help="Constant.")
+@click.option("--lr", "learning_rate", type=FLOAT, default=5e-4, show_default=True, help="Constant.")
 @click.option("--rank", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--alpha", type=float, default=16.0, show_default=True)
+@click.option("--alpha", type=FLOAT, default=16.0, show_default=True)
 @click.option("--top-layers", type=click.IntRange(0), default=0, help="Also adapt only so many, for two epochs.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from slm.terminal.arguments import FLOAT
 from train.config import CAUSAL_DEFAULTS, CHECKPOINTING, DTYPES, SCHEDULES, TrainOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -28,41 +29,41 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         default |= CAUSAL_DEFAULTS
     options = [
         click.option("--lang", help="Only examples of this language (lines without one count as this)."),
-        click.option("--weight", "weights", multiple=True, type=float, help="How often each --data counts, in order."),
+        click.option("--weight", "weights", multiple=True, type=FLOAT, help="How often each --data counts, in order."),
         click.option("--eval-data", multiple=True, type=PATH, help="Held-out data of your own; repeatable."),
-        click.option("--eval-fraction", type=float, help="Share of each language that is held out."),
+        click.option("--eval-fraction", type=FLOAT, help="Share of each language that is held out."),
         click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
         click.option("--rank", type=int, help="Rank of the update."),
-        click.option("--alpha", type=float, help="Scale: the update is multiplied by alpha / rank."),
-        click.option("--dropout", type=float, help="Dropout in front of the adapter."),
+        click.option("--alpha", type=FLOAT, help="Scale: the update is multiplied by alpha / rank."),
+        click.option("--dropout", type=FLOAT, help="Dropout in front of the adapter."),
         click.option("--rslora/--no-rslora", help="Scale by alpha / sqrt(rank) instead."),
         click.option("--dora/--no-dora", help="Learn magnitude and direction apart (DoRA)."),
         click.option("--pissa/--no-pissa", help="Begin at the principal singular vectors (PiSSA)."),
-        click.option("--lora-plus", type=float, help="B learns this many times faster than A (LoRA+)."),
+        click.option("--lora-plus", type=FLOAT, help="B learns this many times faster than A (LoRA+)."),
         click.option(
-            "--neftune", type=float, help="NEFTune's alpha: noise on the embeddings of padded batches; 0: none."
+            "--neftune", type=FLOAT, help="NEFTune's alpha: noise on the embeddings of padded batches; 0: none."
         ),
         click.option("--top-layers", type=int, help="Adapt only the top layers; the rest is computed once. 0: all."),
         click.option("--pack/--no-pack", help="Put the sequences of a step end to end, without padding."),
         click.option("--share-prefix/--no-share-prefix", help="Compute a step's common beginnings once."),
         click.option("--fuse/--no-fuse", help="Compute layers that read the same input together, in float32."),
         click.option("--checkpointing", type=click.Choice(CHECKPOINTING), help="Trade time for memory."),
-        click.option("--lr", "learning_rate", type=float, help="Peak learning rate."),
+        click.option("--lr", "learning_rate", type=FLOAT, help="Peak learning rate."),
         click.option("--schedule", type=click.Choice(SCHEDULES), help="Learning rate after the warm-up."),
-        click.option("--warmup", "warmup_fraction", type=float, help="Share of the steps that warm up."),
-        click.option("--weight-decay", type=float, help="Weight decay of AdamW."),
-        click.option("--epochs", type=float, help="Passes over the data."),
+        click.option("--warmup", "warmup_fraction", type=FLOAT, help="Share of the steps that warm up."),
+        click.option("--weight-decay", type=FLOAT, help="Weight decay of AdamW."),
+        click.option("--epochs", type=FLOAT, help="Passes over the data."),
         click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),
         click.option("--batch-size", type=int, help="Sequences in one pass."),
         click.option("--accumulate", type=int, help="Passes added up to one step."),
         click.option("--max-length", type=int, help="Longest sequence, in tokens."),
         click.option("--seed", type=int, help="Of the adapter, the held-out split and the order."),
         click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
-        click.option("--time-limit-s", type=float, help="End after this time and keep what was learned; 0: none."),
+        click.option("--time-limit-s", type=FLOAT, help="End after this time and keep what was learned; 0: none."),
         click.option("--threads", type=int, help="0: the physical cores."),
         click.option("--eval-every", type=int, help="Steps between held-out losses; 0: only before and after."),
         click.option("--patience", type=int, help="End after so many without a better one; the best is kept."),
-        click.option("--save-every-s", type=float, help="Seconds between checkpoints; 0: none."),
+        click.option("--save-every-s", type=FLOAT, help="Seconds between checkpoints; 0: none."),
         click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
         click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
         click.option("--tensorboard/--no-tensorboard", help="Write TensorBoard's event files as well."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slm.joints import Joints, pass_joints
+from slm.terminal.arguments import FLOAT
 from train.cli.options import HELP, JSON, OUTPUT, PATH, named_files, with_options
 from train.config import DTYPES
 from train.run.schedule import SCHEDULES
@@ -27,7 +28,11 @@ _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fi
 @click.option("--vocab-size", required=True, type=int, help="Tokens in all, special ones and 256 bytes included.")
 @OUTPUT
 @click.option(
-    "--temperature", default=3.0, show_default=True, help="T of the languages' shares, p ~ bytes^(1/T); 1: as it is."
+    "--temperature",
+    type=FLOAT,
+    default=3.0,
+    show_default=True,
+    help="T of the languages' shares, p ~ bytes^(1/T); 1: as it is.",
 )
 @click.option(
     "--parallel", multiple=True, metavar="LANG=FILE", help="Translations line by line, one file each of two languages."
@@ -38,9 +43,13 @@ _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fi
     multiple=True,
     help=f"Folder or model to compare with; repeatable.  [default: {' and '.join(_KNOWN)}, if pulled]",
 )
-@click.option("--eval-fraction", default=0.02, show_default=True, help="Share of the text held out for the figures.")
-@click.option("--coverage", default=0.9995, show_default=True, help="Share of characters that are pieces, not bytes.")
-@click.option("--sample-mb", default=10.0, show_default=True, help="Text to learn from at most, in MB.")
+@click.option(
+    "--eval-fraction", type=FLOAT, default=0.02, show_default=True, help="Share of the text held out for the figures."
+)
+@click.option(
+    "--coverage", type=FLOAT, default=0.9995, show_default=True, help="Share of characters that are pieces, not bytes."
+)
+@click.option("--sample-mb", type=FLOAT, default=10.0, show_default=True, help="Text to learn from at most, in MB.")
 @click.option("--seed", default=0, show_default=True, help="Of the sampling and the held-out text.")
 @JSON
 @pass_joints
@@ -142,24 +151,24 @@ _SCRATCH_OPTIONS = [
     click.option("--config", type=PATH, help="JSON file with a llama's settings, instead of --size."),
     click.option("--init", help="Go on with a trained model instead: folder, catalog name or GGUF file."),
     click.option("--eval-data", multiple=True, metavar="LANG=FILE", help="Held-out text of your own; repeatable."),
-    click.option("--eval-fraction", type=float, help="Share of the text that is held out."),
+    click.option("--eval-fraction", type=FLOAT, help="Share of the text that is held out."),
     click.option("--context", type=int, help="Tokens of a window."),
     click.option("--batch-size", type=int, help="Windows in one step."),
     click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Muon for the hidden matrices, or AdamW for all."),
-    click.option("--lr", "learning_rate", type=float, help="Peak learning rate; 0: the optimizer's own."),
+    click.option("--lr", "learning_rate", type=FLOAT, help="Peak learning rate; 0: the optimizer's own."),
     click.option("--schedule", type=click.Choice(SCHEDULES), help="wsd: warm-up, stable, decay."),
-    click.option("--warmup", "warmup_fraction", type=float, help="Share of the run that warms up."),
-    click.option("--weight-decay", type=float, help="Of the hidden matrices."),
-    click.option("--clip", type=float, help="Longest gradient."),
-    click.option("--epochs", type=float, help="Passes over the text."),
+    click.option("--warmup", "warmup_fraction", type=FLOAT, help="Share of the run that warms up."),
+    click.option("--weight-decay", type=FLOAT, help="Of the hidden matrices."),
+    click.option("--clip", type=FLOAT, help="Longest gradient."),
+    click.option("--epochs", type=FLOAT, help="Passes over the text."),
     click.option("--max-tokens", type=int, help="Tokens instead of --epochs; 0: by epochs."),
     click.option("--evaluations", type=int, help="Measurements of the held-out text over the run."),
     click.option("--samples/--no-samples", help="Show what the model writes at each measurement."),
     click.option("--seed", type=int, help="Of the weights, the held-out text and the order."),
     click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
-    click.option("--time-limit-s", type=float, help="End after this time; the schedule follows it. 0: none."),
+    click.option("--time-limit-s", type=FLOAT, help="End after this time; the schedule follows it. 0: none."),
     click.option("--threads", type=int, help="0: the physical cores."),
-    click.option("--save-every-s", type=float, help="Seconds between checkpoints to resume from; 0: none."),
+    click.option("--save-every-s", type=FLOAT, help="Seconds between checkpoints to resume from; 0: none."),
     click.option("--resume", is_flag=True, help="Go on with the run to this output that was broken off."),
     click.option("--fresh", is_flag=True, help="Start anew, though a run to this output was broken off."),
     click.option("--plot", type=PATH, help="Write the loss curve to this PNG file."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from slm.joints import Joints, pass_joints
+from slm.terminal.arguments import FLOAT
 from train.cli.estimate import estimate
 from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, named_files, training_options
 from train.cli.process import prepare_process
@@ -27,9 +28,13 @@ def generation_options(function: _F) -> _F:
     """The options of the scripts that generate from a checkpoint (fields of GenerateOptions)."""
     options = [
         click.option("--max_new_tokens", default=128, show_default=True, help="Longest answer, in tokens."),
-        click.option("--temperature", default=0.0, show_default=True, help="0: always the likeliest token."),
-        click.option("--top_p", default=0.95, show_default=True, help="Sample from this share of the probability."),
-        click.option("--repetition_penalty", type=float, help="[default: 1.15 for a continuation, 1 for an answer]"),
+        click.option(
+            "--temperature", type=FLOAT, default=0.0, show_default=True, help="0: always the likeliest token."
+        ),
+        click.option(
+            "--top_p", type=FLOAT, default=0.95, show_default=True, help="Sample from this share of the probability."
+        ),
+        click.option("--repetition_penalty", type=FLOAT, help="[default: 1.15 for a continuation, 1 for an answer]"),
         click.option("--seed", default=0, show_default=True, help="Of the sampling."),
     ]
     for option in reversed(options):
@@ -161,7 +166,7 @@ def sft(
 @BASE
 @click.option("--adapter", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
               help="Adapter folder; several are added up.")  # fmt: skip
-@click.option("--weight", "weights", multiple=True, type=float, help="Of each --adapter, in order.  [default: 1 each]")
+@click.option("--weight", "weights", multiple=True, type=FLOAT, help="Of each --adapter, in order.  [default: 1 each]")
 @OUTPUT
 @JSON
 @pass_joints

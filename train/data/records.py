@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from slm.errors import SlmError
 from slm.joints import Message
 from train.data.row import Row, kind, parsed
-from train.data.turns import name_results, turn_of
+from train.data.turns import ROLES, name_results, turn_of
 
 _KNOWN = "messages, conversations (ShareGPT), instruction/output (alpaca), prompt/completion, question/answer, text"
+_CONVERSATIONS = ("messages", "conversations", "conversation")
 # Fields of a question -> those of its answer, which go by any of these names.
 _QUESTIONS = ("instruction", "prompt", "question", "query", "input")
 _ANSWERS = ("output", "completion", "response", "answer")
@@ -21,8 +23,10 @@ _REFUSED = {
     **dict.fromkeys(("images", "image", "audios", "audio", "videos", "video"), "Only text is learned."),
     "documents": "Write the documents into the turns, as the model will be asked with them.",
     "chat_template_kwargs": "Write the turns so that the template needs no options.",
-    **dict.fromkeys(("loss_mask", "train_on_inputs"), 'Mark the turns instead: "weight" 0 or 1.'),
+    **dict.fromkeys(("train_on_inputs", "ignore"), 'Mark the turns instead: "weight" 0 or 1.'),
 }
+# What says how much the whole example counts: once is what is done.
+_WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss_mask", "mask")
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,11 @@ class Record:
 def text_record(values: dict[str, Any], where: str) -> Record:
     """A running text: "text", or a prompt and its completion. Raises the errors of `conversation_record`."""
     row = Row(values, where)
+    if "text" not in values or _rejected(row):  # a label beside a mere text says what it is about
+        _refuse_preferences(row)
     if "text" in values:
         text = row.take_text("text")
-    elif "prompt" in values and not _is_preference(row):
+    elif "prompt" in values:
         text = row.take_text("prompt") + row.take_text("completion")
     else:
         raise row.fault(
@@ -65,7 +71,7 @@ def conversation_record(values: dict[str, Any], where: str) -> Record:
     row = Row(values, where)
     _refuse(row)
     turns = _Turns(row)
-    if name := row.first("messages", "conversations", "conversation"):
+    if name := row.first(*_CONVERSATIONS):
         turns.add_all(name)
     elif (question := next((name for name in _QUESTIONS if row.has(name)), None)) and _answer_of(row, question):
         _pair(row, turns, question, _answer_of(row, question))
@@ -172,33 +178,83 @@ def _tools(row: Row) -> list[dict[str, Any]]:
     return tools
 
 
-def _is_preference(row: Row) -> bool:
-    return "chosen" in row.values and "rejected" in row.values
+def _rejected(row: Row) -> list[str]:
+    """The fields with an answer that is not wanted, as preference data calls them: rejected, rejected_response, ..."""
+    paired = "chosen" in row.values
+    return [
+        name for name, value in row.values.items()
+        if "rejected" in name.lower().split("_") and (value is True or isinstance(value, str | list | dict))
+        and (paired or row.has(name))
+    ]  # fmt: skip
+
+
+def _is_verdict(value: Any) -> bool:
+    """Whether a "label" says yes or no, and not what something is about."""
+    return value in (0, 1) or (isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"))
+
+
+def _refuse_preferences(row: Row) -> None:
+    """Raise UnsupportedError for answers that are compared or judged: a bad one would be learned like a good one."""
+    if rejected := _rejected(row):
+        raise row.refusal(
+            "this is preference data (DPO: a chosen and a rejected answer), which is not learned here",
+            found=_names(row.values),
+            hint=f"To learn the chosen answers: jq -c '{_of_chosen(row, rejected)}' FILE > chosen.jsonl",
+        )
+    judged = [name for name in ("label", "kto_tag") if name in row.values and _is_verdict(row.values[name])]
+    if judged:
+        good = f'.{judged[0]} | tostring | ascii_downcase | IN("true", "1", "1.0")'
+        raise row.refusal(
+            "this is preference data (KTO: an answer and whether it is a good one), which is not learned here",
+            found=_names(row.values),
+            hint=f"To learn the good answers: jq -c 'select({good}) | del(.{judged[0]})' FILE > good.jsonl",
+        )
+    for name in _ANSWERS:
+        answers = row.values.get(name)
+        if isinstance(answers, list) and answers and all(isinstance(text, str) for text in answers):
+            raise row.refusal(
+                f'"{name}" has {len(answers)} texts: answers in the order of their quality (preference data), or to'
+                " choose from; one is learned",
+                hint=f"To learn the first of each: jq -c '.{name} |= .[0]' FILE > first.jsonl",
+            )
+
+
+def _of_chosen(row: Row, rejected: list[str]) -> str:
+    """The jq program that makes an example of the chosen answer."""
+    if "chosen" not in row.values:
+        return f"del({', '.join(f'.{name}' for name in rejected)})"
+    chosen = row.values["chosen"]
+    turns = next((name for name in _CONVERSATIONS if row.has(name)), "")
+    question = next((name for name in _QUESTIONS if row.has(name)), "")
+    whole = isinstance(chosen, list) and chosen and isinstance(chosen[0], dict)
+    whole = whole and ROLES.get(str(chosen[0].get("role", chosen[0].get("from"))).lower()) != "assistant"
+    answer = "[.chosen]" if isinstance(chosen, dict) else ".chosen"
+    beside = [name for name in ("system", "system_prompt", "tools", "functions") if row.has(name)]
+    if whole:
+        fields = ["messages: .chosen"]
+    elif turns:
+        answer = '[{role: "assistant", content: .chosen}]' if isinstance(chosen, str) else answer
+        fields = [f"{turns}: (.{turns} + {answer})"]
+    elif question:
+        about = [name for name in ("input", "context", "history") if row.has(name) and name != question]
+        fields = [question, *about, f"completion: {answer}"]
+    else:
+        fields = [f"{'text' if isinstance(chosen, str) else 'messages'}: {answer}"]
+    return f"{{{', '.join([*beside, *fields])}}}"
 
 
 def _refuse(row: Row) -> None:
     """Raise UnsupportedError for rows that are to be learned otherwise than answer by answer."""
-    if _is_preference(row):
-        fields = "prompt, completion: .chosen" if "prompt" in row.values else "messages: .chosen"
-        raise row.refusal(
-            "this is preference data (DPO: a chosen and a rejected answer), which is not learned here",
-            found=_names(row.values),
-            hint=f"To learn the chosen answers: jq -c '{{{fields}}}' FILE > chosen.jsonl",
-        )
-    if isinstance(row.values.get("label"), bool) and "completion" in row.values:
-        raise row.refusal(
-            "this is preference data (KTO: an answer and whether it is a good one), which is not learned here",
-            found=_names(row.values),
-            hint="To learn the good answers: jq -c 'select(.label) | del(.label)' FILE > good.jsonl",
-        )
+    _refuse_preferences(row)
     if "input_ids" in row.values:
         raise row.refusal("these are tokens, not text", found=_names(row.values), hint=f"Known: {_KNOWN}.")
-    if row.values.get("weight") not in (None, 1):
-        raise row.refusal(
-            f'the whole example has the "weight" {row.values["weight"]!r}',
-            hint='Files have weights (--weight), and turns ("weight" 0 or 1).',
-        )
-    row.take("weight")
+    for name in _WEIGHTS:
+        if row.has(name) and (name == "mask" or row.values[name] != 1):
+            raise row.refusal(
+                f'the whole example has the "{name}" {row.values[name]!r}',
+                hint='Files have weights (--weight), and turns ("weight" 0 or 1).',
+            )
+    row.take(*_WEIGHTS)
     for name, hint in _REFUSED.items():
         if row.values.get(name):
             raise row.refusal(f'"{name}" is not learned from', hint=hint)
@@ -210,14 +266,45 @@ def _refuse(row: Row) -> None:
 
 
 def _way_out(values: dict[str, Any]) -> str:
-    """What to do with a row in no known format: it may be the wrapping of a whole file."""
-    inside = [
-        name for name, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)
-    ]
-    if inside:
-        listed = ", ".join(f'"{name}"' for name in inside)
-        return f"Its examples seem to be in {listed}: jq -c '.{inside[0]}[]' FILE > examples.jsonl"
+    """What to do with a row in no known format; a command only where it gives what can be read."""
+    if isinstance(values.get("segments"), list):
+        return 'Segments have no turns: write what is not learned as "prompt" and what is as "completion", or messages.'
+    if _is_gemini(values):
+        text = '(.parts | map(.text // "") | join(""))'
+        system = next((name for name in ("systemInstruction", "system_instruction") if name in values), "")
+        first = f'(.{system} // empty | {{role: "system", content: {text}}}), ' if system else ""
+        turns = f'{first}(.contents[] | {{role: (.role // "user"), content: {text}}})'
+        return f"To write Gemini's turns as messages: jq -c '{{messages: [{turns}]}}' FILE > messages.jsonl"
+    for name, value in values.items():
+        if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+            continue
+        if _is_read({"messages": value}):
+            return f"Its turns seem to be in \"{name}\": jq -c '{{messages: .{name}}}' FILE > messages.jsonl"
+        if _is_read(value[0]):
+            return f"Its examples seem to be in \"{name}\": jq -c '.{name}[]' FILE > examples.jsonl"
     return f"Known: {_KNOWN}."
+
+
+def _is_gemini(values: dict[str, Any]) -> bool:
+    turns = values.get("contents")
+    return (
+        isinstance(turns, list)
+        and bool(turns)
+        and all(
+            isinstance(turn, dict)
+            and isinstance(turn.get("parts"), list)
+            and all(isinstance(part, dict) and "text" in part for part in turn["parts"])
+            for turn in turns
+        )
+    )
+
+
+def _is_read(values: dict[str, Any]) -> bool:
+    try:
+        conversation_record(values, "")
+    except SlmError:
+        return False
+    return True
 
 
 def _names(values: dict[str, Any]) -> str:

@@ -23,14 +23,14 @@ ROLES = {
     "function_response": "tool", "tool_result": "tool",
 }  # fmt: skip
 _CALLS = ("function_call", "tool_call")  # roles whose text is a call in JSON
-# OpenAI's, axolotl's and ms-swift's names for whether a turn is learned.
-_LEARNED = ("weight", "train", "training", "loss")
+# OpenAI's, axolotl's, ms-swift's and others' names for whether a turn is learned; factors of its loss, 0 or 1.
+_LEARNED = ("weight", "train", "training", "train_on_turn", "loss", "loss_weight", "loss_scale", "loss_mask")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "think")
 _REFUSED = {
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "only text is learned"),
     "refusal": "write what the assistant says as its content",
     **dict.fromkeys(
-        ("train_detail", "training_detail", "loss_mask", "mask", "loss_scale", "loss_weight"),
+        ("train_detail", "training_detail", "ignore"),
         'a turn is learned as a whole or not at all: "weight" 0 or 1',
     ),
     "prefix": "an answer is learned whole",
@@ -48,6 +48,8 @@ def turn_of(row: Row) -> tuple[Message, bool]:
     for field, why in _REFUSED.items():
         if row.values.get(field):
             raise row.refusal(f'"{field}" of a turn is not learned from', hint=f"Take it out; {why}.")
+    if row.has("mask"):  # some mask what is learned, others what is not
+        raise row.refusal('"mask" of a turn may mean either', hint='Say "weight": 1 (learned) or 0 (not) instead.')
     text_key = row.first("content", "value", "text") or "content"
     raw = row.take(text_key)
     calls = _calls(row)

@@ -127,7 +127,7 @@ class Job(Protocol):
 def train(job: Job, at: Progress, limits: Limits, watch: Watch = lambda _: None) -> None:
     """Train in place until `at.stopped_by` says why the run has ended. watch: told of every step that is over.
 
-    Raises DivergenceError for a loss or a gradient that is no number, ResourceError when the disk is full.
+    Raises DivergenceError for a loss, a gradient or weights that are no numbers, ResourceError when the disk is full.
     """
     started, saved_s, recent = time.monotonic() - at.elapsed_s, at.elapsed_s, 0.0
     with progress("training", total=limits.steps, unit="steps") as show:
@@ -161,6 +161,11 @@ def train(job: Job, at: Progress, limits: Limits, watch: Watch = lambda _: None)
             must_save = job.is_measure_due(at) and job.measure(at)
             if limits.save_every_s:
                 must_save |= bool(at.stopped_by) or at.elapsed_s - saved_s >= limits.save_every_s
+            if (must_save or at.stopped_by) and not _all_finite(job):
+                raise DivergenceError(
+                    f"the weights became NaN or infinite at step {at.step}",
+                    hint=f"Nothing of them is kept. Try a lower learning rate (--lr {job.peak_rate / 2:g}).",
+                )
             if must_save:
                 job.save(at, torch.get_rng_state())
                 saved_s = at.elapsed_s
@@ -192,11 +197,15 @@ def _of_all(mine: Pass, parameters: Sequence[torch.nn.Parameter]) -> Pass:
     return Pass(sum(p.nats for p in parts), sum(p.supervised for p in parts), sum(p.tokens for p in parts), bad)
 
 
+def _all_finite(job: Job) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in job.parameters)
+
+
 def _diverged(job: Job, at: Progress, random: torch.Tensor, whole: Pass, norm: float) -> NoReturn:
     """Keep the last sound state, if there is one, and tell where the run broke."""
     what = f"loss became {whole.nats}" if not math.isfinite(whole.nats) else f"gradient became {norm}"
     again = f"--lr {job.peak_rate / 2:g}"
-    if at.step and all(bool(torch.isfinite(p).all()) for p in job.parameters):
+    if at.step and _all_finite(job):
         job.save(at, random)
         hint = f"The state of step {at.step} is kept: go on from it with the same command and --resume {again}."
     else:
