@@ -104,6 +104,11 @@ class Model:
                 f"the prompt has {len(prompt):,} tokens{answer}; the context holds {self.context:,}",
                 hint="Shorten the conversation, ask for fewer tokens, or start with a larger --context.",
             )
+        if options.min_tokens > room:
+            raise ContextOverflowError(
+                f"min_tokens is {options.min_tokens:,}; a prompt of {len(prompt):,} tokens leaves room for {room:,}",
+                hint="Shorten the conversation, ask for fewer tokens, or start with a larger --context.",
+            )
         options = replace(options, max_tokens=max(1, min(options.max_tokens, room)))
         return Request(id, key_of(order.lora), prompt, options, Sampler(options, prompt, self.vocabulary))
 
