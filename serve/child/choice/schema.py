@@ -64,6 +64,12 @@ def arguments_of(tool: str, parameters: Any) -> dict[str, Any]:
     return {"type": "object", **{key: value for key, value in parameters.items() if key != "type"}}
 
 
+def names_no_type(parameters: Any) -> bool:
+    """Whether the type of a function's parameters is none of JSON's ("dict", "OBJECT"), and taken for an object."""
+    named = parameters.get("type") if parameters else None
+    return named is not None and not any(kind in _TYPES for kind in (named if isinstance(named, list) else [named]))
+
+
 class _TooLarge(Exception):
     """Too many parts to try them all."""
 
