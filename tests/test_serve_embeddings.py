@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import queue
+import time
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from serve.child.embedding import batches
+from serve.engine.engine import Engine, Ticket
 from serve.server.api.answer.models import EmbeddingRequest
-from tests.served import Served, error_of, served
+from serve.server.guard import Limits, Policy
+from tests.served import LOCAL, Served, engine, error_of, folder, guarded, served, standing_still
 
-__all__ = ["served"]  # a fixture
+__all__ = ["engine", "folder", "served"]  # fixtures
 
 
 def test_token_ids_are_embedded_as_the_text_they_are_of(served: Served) -> None:
@@ -50,3 +57,60 @@ def test_token_ids_of_another_vocabulary_say_what_to_do(served: Served) -> None:
 def test_as_many_inputs_as_openai_takes_are_taken() -> None:
     assert len(EmbeddingRequest.model_validate({"input": ["a"] * 2048}).inputs) == 2048
     assert EmbeddingRequest.model_validate({"input": list(range(1, 5000))}).inputs == [list(range(1, 5000))]
+
+
+TEXTS = ["cat", "a", "the dog sat", "b" * 40, "cat", "x" * 700, *(f"text {n}" for n in range(90))]
+
+
+def test_texts_together_have_the_vectors_they_have_alone(served: Served) -> None:
+    reply = served.post("/v1/embeddings", {"model": "base", "input": TEXTS}).json()
+    assert [row["index"] for row in reply["data"]] == list(range(len(TEXTS)))
+    alone = [served.post("/v1/embeddings", {"model": "base", "input": text}).json() for text in TEXTS[:20]]
+    for row, one in zip(reply["data"], alone, strict=False):
+        assert row["embedding"] == pytest.approx(one["data"][0]["embedding"], abs=2e-3)
+    assert reply["usage"]["prompt_tokens"] == sum(len(served.engine.tokenize(t, add_special=True)) for t in TEXTS)
+
+
+@pytest.mark.parametrize("sizes", [[5], [600, 3, 512, 513, 1], [8] * 200, [300, 300, 212, 1]])
+def test_every_text_is_in_one_batch_that_holds_it(sizes: list[int]) -> None:
+    made = list(batches(sizes))
+    assert sorted(number for batch in made for number in batch) == list(range(len(sizes)))
+    for batch in made:
+        assert len(batch) <= 64 and (len(batch) == 1 or sum(sizes[number] for number in batch) <= 512)
+
+
+def begun_embeddings(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Ticket]:
+    """The tickets of all embeddings from now on."""
+    tickets: list[Ticket] = []
+    begin = engine.begin_embed
+
+    def begin_embed(*args: Any, **options: Any) -> Ticket:
+        tickets.append(begin(*args, **options))
+        return tickets[-1]
+
+    monkeypatch.setattr(engine, "begin_embed", begin_embed)
+    return tickets
+
+
+def test_embeddings_end_with_the_client(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    tickets = begun_embeddings(served.engine, monkeypatch)
+    with standing_still(served.engine), pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.url}/v1/embeddings", json={"model": "base", "input": ["a" * 500] * 2048}, timeout=0.5)
+    time.sleep(1.0)
+    assert len(tickets) <= 2
+
+
+def test_embeddings_end_at_the_time_limit(engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tickets = begun_embeddings(engine, monkeypatch)
+    policy = Policy(hosts=LOCAL.hosts, limits=Limits(request_s=1))
+    with guarded(engine, folder, policy) as timed, standing_still(engine):
+        assert timed.post("/v1/embeddings", {"model": "base", "input": ["a" * 500] * 2048}).status_code == 504
+    time.sleep(1.0)
+    assert len(tickets) <= 2
+
+
+def test_a_cancelled_embedding_is_not_answered_and_the_next_one_is(engine: Engine) -> None:
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    engine.begin_embed(["a" * 500] * 64, lambda _: heard.put("cancelled")).cancel()
+    engine.begin_embed(["cat"], heard.put)
+    assert len(heard.get(timeout=30).vectors) == 1 and heard.empty()

@@ -303,6 +303,27 @@ def test_an_answer_ends_where_the_request_says(served: Served) -> None:
         assert served.chat("Hello", **ends, **bad).status_code == 400, bad
 
 
+def test_stop_strings_are_not_looked_at_before_min_tokens(served: Served) -> None:
+    whole = text_of(served.chat("Hello", model="en", max_tokens=9))
+    early = served.chat("Hello", model="en", max_tokens=9, stop=[whole[2]], min_tokens=4)
+    later = whole.find(whole[2], 4)
+    assert text_of(early) == (whole if later < 0 else whole[:later])
+    assert text_of(served.chat("Hello", model="en", max_tokens=9, stop=[whole], min_tokens=4)) == whole
+    late = served.chat("Hello", model="en", max_tokens=9, stop=[whole[4]], min_tokens=4)
+    assert text_of(late) == whole[:4] and late.json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_more_tokens_than_there_is_room_for_cannot_be_demanded(served: Served) -> None:
+    reply = served.post("/v1/chat/completions", {"messages": HELLO, "min_tokens": served.engine.context})
+    assert reply.status_code == 400 and error_of(reply)["message"].startswith("min_tokens is ")
+
+
+def test_two_limits_of_one_answer_have_to_agree(served: Served) -> None:
+    assert served.chat("Hello", max_tokens=3, max_completion_tokens=3).status_code == 200
+    error = error_of(served.chat("Hello", max_tokens=3, max_completion_tokens=5))
+    assert error["param"] == "max_completion_tokens" and "'max_tokens'" in error["message"]
+
+
 def test_a_seed_of_minus_one_is_none(served: Served) -> None:
     said = {text_of(served.chat("Hello", model="en", temperature=2, seed=-1, max_tokens=20)) for _ in range(4)}
     assert len(said) > 1

@@ -50,7 +50,7 @@ ORDERS: dict[str, st.SearchStrategy[Any]] = {
     "AskStats": st.builds(say.AskStats),
     "Tokenize": st.builds(say.Tokenize, SEGMENTS, st.booleans()),
     "Detokenize": st.builds(say.Detokenize, IDS),
-    "Embed": st.builds(say.Embed, PROMPTS | IDS),
+    "Embed": st.builds(say.Embed, tuples(PROMPTS | IDS), NUMBERS),
     "Generate": st.builds(say.Generate, SEGMENTS | IDS, st.booleans(), st.booleans(), PAIRS, SAMPLING),
     "Cancel": st.builds(say.Cancel, NUMBERS),
 }
@@ -59,7 +59,7 @@ ANSWERS: dict[str, st.SearchStrategy[Any]] = {
     "Opened": st.builds(say.Opened, NUMBERS, NUMBERS, tuples(WORDS), tuples(WORDS)),
     "Tokens": st.builds(say.Tokens, IDS),
     "Text": st.builds(say.Text, WORDS),
-    "Embedding": st.builds(say.Embedding, tuples(FLOATS), NUMBERS),
+    "Embeddings": st.builds(say.Embeddings, tuples(tuples(FLOATS)), NUMBERS),
     "Stats": st.builds(
         say.Stats, NUMBERS, NUMBERS, NUMBERS, NUMBERS, tuples(WORDS), NUMBERS, FLOATS, FLOATS, rows=tuples(ROWS)
     ),

@@ -44,6 +44,50 @@ def calls_of(reply: Any) -> list[dict[str, Any]]:
     return [json.loads(call["function"]["arguments"]) for call in choice["message"]["tool_calls"]]
 
 
+def defined(reference: str, **definitions: Any) -> dict[str, Any]:
+    properties = {"x": {"$ref": reference}, "y": S}
+    return {"type": "object", "properties": properties, "required": ["x", "y"], "$defs": definitions}
+
+
+A: dict[str, Any] = {"$ref": "#/$defs/A"}
+CIRCLES: dict[str, Any] = {
+    "itself": defined("#/$defs/A", A=A),
+    "by another": defined("#/$defs/A", A={"$ref": "#/$defs/B"}, B=A),
+    "with siblings": defined("#/$defs/A", A={**A, "type": "string"}),
+    "in all of": defined("#/$defs/A", A={"allOf": [A, S]}),
+    "in the only one of": defined("#/$defs/A", A={"anyOf": [A]}),
+    "by an anchor": defined("#a", A={"$anchor": "a", "$ref": "#a"}),
+    "the root": {"type": "object", "$ref": "#"},
+}
+
+
+@pytest.mark.parametrize("circle", CIRCLES)
+def test_a_reference_that_leads_to_itself_is_left_out_and_told_or_refused(served: Served, circle: str) -> None:
+    schema = CIRCLES[circle]
+    followed = followed_schema(schema)
+    assert followed.left_out and all(part.startswith("'$ref' at '/") for part in followed.left_out)
+    assert followed.schema.get("required") == schema.get("required")
+    with pytest.raises(UnsupportedError, match=r"cannot be followed: '\$ref' at '/") as error:
+        json_grammar(schema)
+    assert "%" not in str(error.value)
+    reply = asked(served, tool("look", schema), tool_choice="required")
+    calls_of(reply)
+    told = reply.json()["slm"]["not_enforced"]
+    assert told == [f"tools[0] (look): {part}" for part in followed.left_out]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        defined("#/$defs/A", A={"type": "object", "properties": {"next": A}}),
+        defined("#/$defs/A", A={"anyOf": [S, {"type": "array", "items": A}]}),
+        {"type": "array", "items": {"$ref": "#"}},
+    ],
+)
+def test_a_schema_of_trees_is_followed_as_it_is(schema: Any) -> None:
+    assert followed_schema(schema).schema == schema and not followed_schema(schema).left_out
+
+
 # --- what is left out -------------------------------------------------------------------------------------------
 
 

@@ -304,7 +304,8 @@ class HotContext:
         if token in self._vocabulary.eog or token in running.request.options.stop_tokens:
             return Gain(id, running.text.flush(), None, self._end(slot, running, "stop"))
         running.generated += 1
-        text = running.text.feed(self._vocabulary.piece(token))
+        may_stop = running.generated > running.request.options.min_tokens
+        text = running.text.feed(self._vocabulary.piece(token), may_stop=may_stop)
         if running.text.stopped:
             return Gain(id, text, picked.score, self._end(slot, running, "stop"))
         if picked.end or running.generated >= running.request.options.max_tokens:

@@ -110,10 +110,10 @@ class Text(Answer):
 
 
 @dataclass(frozen=True)
-class Embedding(Answer):
-    """A vector of length 1, and of how many tokens it is."""
+class Embeddings(Answer):
+    """A vector of length 1 for each text, and how many tokens they have together."""
 
-    vector: tuple[float, ...]
+    vectors: tuple[tuple[float, ...], ...]
     tokens: int
 
 
@@ -303,11 +303,12 @@ class Detokenize(Order[Text]):
 
 
 @dataclass(frozen=True)
-class Embed(Order[Embedding]):
-    """The embedding of a text or of token ids."""
+class Embed(Order[Embeddings]):
+    """The embeddings of texts, each a text or token ids. first: the number that errors give to the first of them."""
 
-    reply = Embedding
-    text: str | TokenIds
+    reply = Embeddings
+    texts: tuple[str | TokenIds, ...]
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -355,7 +356,7 @@ _ORDERS: dict[str, type[AnyOrder]] = {
 }
 _ANSWERS: dict[str, type[Answer]] = {
     kind.__name__: kind
-    for kind in (Done, Opened, Tokens, Text, Embedding, Stats, Begun, Piece, Finished, Failed)
+    for kind in (Done, Opened, Tokens, Text, Embeddings, Stats, Begun, Piece, Finished, Failed)
 }  # fmt: skip
 # Made once: json.dumps makes an encoder for every call that differs from its defaults.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode

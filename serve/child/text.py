@@ -23,9 +23,13 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def feed(self, piece: bytes) -> str:
-        """Text that became certain with these bytes; sets `stopped` when a stop string was met (it is not shown)."""
-        return self._release(self._decoder.decode(piece), last=False)
+    def feed(self, piece: bytes, *, may_stop: bool = True) -> str:
+        """Text that became certain with these bytes; sets `stopped` when a stop string was met (it is not shown).
+
+        may_stop: whether a stop string may begin in them.
+        """
+        text = self._decoder.decode(piece)
+        return self._release(text, last=False) if may_stop else text
 
     def flush(self) -> str:
         """The rest at the end of the answer; an incomplete character becomes U+FFFD."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm.chat.segments import Markers, Segment
+from slm.errors import InputError
 from slm.native.llama import library, tokenize, vocab_size
 
 # A text behind these gets no space in front, and no token reaches from them into it.
@@ -32,6 +33,15 @@ def markers_of(model: Any, kinds: Mapping[int, int]) -> Markers:
         # Some are both: user-defined in the file, and a name that llama.cpp takes for an end of text (Gemma's "</s>").
         (added if kind & lib.LLAMA_TOKEN_ATTR_USER_DEFINED else control).append(text)
     return Markers(tuple(control), tuple(added))
+
+
+def checked(tokens: Sequence[object], size: int) -> list[int]:
+    """The same, if all of them are token ids of a vocabulary of that size; otherwise InputError."""
+    ids = [token for token in tokens if isinstance(token, int) and 0 <= token < size]
+    if len(ids) < len(tokens):
+        wrong = next(token for token in tokens if not isinstance(token, int) or not 0 <= token < size)
+        raise InputError(f"{wrong!r} is no token id; the vocabulary has {size:,}")
+    return ids
 
 
 def prompt_tokens(model: Any, segments: Sequence[Segment], add_special: bool) -> list[int]:

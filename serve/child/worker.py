@@ -21,6 +21,7 @@ from serve.child.adapters import key_of
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.contexts import HotContext
+from serve.child.embedding import Embedder
 from serve.child.lanes import Lanes, Sink
 from serve.child.messages import (
     Answer,
@@ -30,7 +31,6 @@ from serve.child.messages import (
     Detokenize,
     Done,
     Embed,
-    Embedding,
     Failed,
     Generate,
     Load,
@@ -44,12 +44,10 @@ from serve.child.messages import (
     is_segments,
     read_order,
 )
-from serve.child.pool import Team
 from serve.child.slots import Request
-from serve.child.tokens import prompt_tokens
-from slm.chat.segments import Segment
+from serve.child.tokens import checked, prompt_tokens
 from slm.errors import ContextOverflowError, EngineError, InputError, SlmError
-from slm.native.llama import embedding_of, library, open_adapter, open_model, physical_cores, token_bytes
+from slm.native.llama import library, open_adapter, open_model, physical_cores, token_bytes
 
 Orders = queue.SimpleQueue[tuple[int, AnyOrder] | None]  # None: there will be no more
 # The interpreter gives a waiting thread its turn after this long; the default of 5 ms is half a token's time.
@@ -84,13 +82,14 @@ class Model:
     vocabulary: Vocabulary
     context: int
     lanes: Lanes
+    embedder: Embedder
 
     def prompt(self, order: Generate) -> list[int]:
         """The token ids of a prompt. Raises InputError for one that is empty, or has ids of another vocabulary."""
         if is_segments(order.prompt):
             prompt = prompt_tokens(self.handle, order.prompt, order.add_special)
         else:
-            prompt = self.checked(order.prompt)
+            prompt = checked(order.prompt, self.vocabulary.size)
         if not prompt:
             raise InputError("the prompt is empty")
         return prompt
@@ -105,40 +104,18 @@ class Model:
                 f"the prompt has {len(prompt):,} tokens{answer}; the context holds {self.context:,}",
                 hint="Shorten the conversation, ask for fewer tokens, or start with a larger --context.",
             )
+        if options.min_tokens > room:
+            raise ContextOverflowError(
+                f"min_tokens is {options.min_tokens:,}; a prompt of {len(prompt):,} tokens leaves room for {room:,}",
+                hint="Shorten the conversation, ask for fewer tokens, or start with a larger --context.",
+            )
         options = replace(options, max_tokens=max(1, min(options.max_tokens, room)))
         return Request(id, key_of(order.lora), prompt, options, Sampler(options, prompt, self.vocabulary))
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of token ids, control tokens by their names. Raises InputError for an id that is none."""
-        pieces = (token_bytes(self.handle, token, special=True) for token in self.checked(tokens))
+        pieces = (token_bytes(self.handle, token, special=True) for token in checked(tokens, self.vocabulary.size))
         return b"".join(pieces).decode("utf-8", "replace")
-
-    def embedding(self, text: str | Sequence[int]) -> Embedding:
-        """Of a text or of token ids; takes a while. Raises InputError, ContextOverflowError."""
-        if isinstance(text, str):
-            tokens = prompt_tokens(self.handle, [Segment(text, False)], True)
-        else:
-            tokens = self.checked(text)
-        if not tokens:
-            raise InputError("the text to embed is empty")
-        if len(tokens) > self.context:
-            raise ContextOverflowError(f"the text has {len(tokens):,} tokens; the context holds {self.context:,}")
-        team = Team()
-        with self.lanes.borrowed_cores() as cores:
-            try:
-                vector = team.run(lambda: embedding_of(self.handle, tokens, n_threads=cores), cores=cores)
-            finally:
-                team.rest()
-        return Embedding(tuple(vector), len(tokens))
-
-    def checked(self, tokens: Sequence[object]) -> list[int]:
-        """The same, if all of them are token ids; otherwise InputError."""
-        size = self.vocabulary.size
-        ids = [token for token in tokens if isinstance(token, int) and 0 <= token < size]
-        if len(ids) < len(tokens):
-            wrong = next(token for token in tokens if not isinstance(token, int) or not 0 <= token < size)
-            raise InputError(f"{wrong!r} is no token id; the vocabulary has {size:,}")
-        return ids
 
 
 def open_served(stack: ExitStack, order: Open, sink: Sink) -> tuple[Model, Opened]:
@@ -158,7 +135,8 @@ def open_served(stack: ExitStack, order: Open, sink: Sink) -> tuple[Model, Opene
     cores = order.threads or physical_cores()
     lanes = Lanes(open_context, sink, store, lanes=order.hot, cores=cores, parallel=order.parallel)
     markers = vocabulary.markers
-    return Model(model, vocabulary, context, lanes), Opened(context, trained, markers.control, markers.added)
+    embedder = Embedder(model, sink, lanes.borrowed_cores, size=vocabulary.size, context=context)
+    return Model(model, vocabulary, context, lanes, embedder), Opened(context, trained, markers.control, markers.added)
 
 
 class Worker:
@@ -168,11 +146,9 @@ class Worker:
         self._replies = Replies(out)
         self._stack = ExitStack()
         self._opened: Model | None = None
-        self._embeddings: queue.SimpleQueue[tuple[int, Embed]] = queue.SimpleQueue()
 
     def run(self, orders: Orders) -> None:
         """Serve until there are no more orders."""
-        threading.Thread(target=self._embed_in_turn, daemon=True).start()
         while (said := orders.get()) is not None:
             id, order = said
             try:
@@ -212,7 +188,7 @@ class Worker:
             case Detokenize(tokens):
                 return Text(self._model.text(tokens))
             case Embed():
-                self._embeddings.put((id, order))
+                self._model.embedder.submit(id, order)
                 return None
             case Generate():
                 model = self._model
@@ -220,16 +196,8 @@ class Worker:
                 return None
             case Cancel(request):
                 self._model.lanes.cancel(request)
+                self._model.embedder.cancel(request)
                 return Done()
-
-    def _embed_in_turn(self) -> None:
-        while True:
-            id, order = self._embeddings.get()
-            try:
-                self._replies.add(id, self._model.embedding(order.text))
-            except SlmError as error:
-                self._replies.add(id, Failed(error))
-            self._replies.flush()
 
 
 def _read(stdin: IO[str], orders: Orders) -> None:

@@ -23,6 +23,7 @@ from serve.child.messages import (
     AskStats,
     Detokenize,
     Embed,
+    Embeddings,
     Failed,
     Finished,
     Generate,
@@ -196,11 +197,22 @@ class Engine:
         """The text of token ids. Raises InputError for an id outside the vocabulary."""
         return self._child.call(Detokenize(tuple(tokens))).text
 
-    def embed(self, text: str | Sequence[int]) -> tuple[list[float], int]:
-        """The embedding of a text or of token ids (mean of the base's last hidden states, or the model's own pooling;
-        length 1) and how many tokens it has. Raises ContextOverflowError."""
-        answer = self._child.call(Embed(text if isinstance(text, str) else tuple(text)))
-        return list(answer.vector), answer.tokens
+    def begin_embed(
+        self, texts: Sequence[str | Sequence[int]], sink: Callable[[Embeddings | SlmError], None], *, first: int = 0
+    ) -> Ticket:
+        """Start the embeddings of texts or token ids: means of the base's last hidden states, or the model's own
+        pooling; each of length 1. `sink` gets them all, or one SlmError, which counts the texts from `first`, on the
+        reader's thread.
+        """
+
+        def take(answer: Answer) -> None:
+            if isinstance(answer, Embeddings):
+                sink(answer)
+            elif isinstance(answer, Failed):
+                sink(answer.error)
+
+        id = self._child.begin(Embed(tuple(t if isinstance(t, str) else tuple(t) for t in texts), first), take)
+        return Ticket(Route(None, "embeddings are of the base"), lambda: self._child.cancel(id))
 
     def tokens_of(self, messages: Sequence[Message], *, adapter: str | None = None) -> list[int]:
         """The token ids the model would read for a conversation."""

@@ -139,8 +139,14 @@ class Supervisor:
                 )
             return self._send(order(), _Pending(take, fingerprint))
 
+    def begin(self, order: Order[Any], take: Callable[[Answer], None]) -> int:
+        """Send an order; `take` gets its answer, on the reader's thread. Waits and raises as `generate`."""
+        with self._lock:
+            self._wait_ready()
+            return self._send(order, _Pending(take))
+
     def cancel(self, id: int) -> None:
-        """Forget an order; a generation is ended."""
+        """Forget an order; a generation or an embedding is ended."""
         with self._lock:
             if self._pending.pop(id, None) and self._child:
                 self._child.send(order_line(_UNHEARD, Cancel(id)))

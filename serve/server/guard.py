@@ -12,6 +12,7 @@ import json
 import math
 import re
 import time
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,7 +205,9 @@ def took_too_long(seconds: float) -> Refusal:
 
 
 def refuse_values(body: bytes | bytearray) -> Refusal | None:
-    """Judge a body before it is parsed, by how many values it can hold."""
+    """Judge a body before it is parsed, by its encoding and by how many values it can hold."""
+    if body[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) or b"\0" in body[:4]:  # RFC 4627: JSON begins with two of ASCII
+        return Refusal(400, "the body is UTF-16 or UTF-32. Send UTF-8", "invalid_request")
     if body.count(b",") + body.count(b"[") + body.count(b"{") > _MOST_VALUES:
         return Refusal(413, f"the body holds more than {_MOST_VALUES:,} values", "body_too_large")
     return None

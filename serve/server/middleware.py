@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -169,8 +170,9 @@ class Guard:
             self._queue.leave(answers)
 
     async def _parse(self, body: bytes) -> tuple[Any, Refusal | None]:
-        """Strict JSON: no NaN, no lone surrogates, at most 200 levels deep."""
+        """Strict JSON: no NaN, no lone surrogates, at most 200 levels deep. A mark that says UTF-8 is taken."""
         refusal = refuse_values(body)
+        body = body.removeprefix(BOM_UTF8)
         if refusal:
             return None, refusal
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -49,7 +50,7 @@ class Runs:
         """Begin them all. When one cannot begin, the others are cancelled and its error is raised."""
         try:
             for number, begin in enumerate(begins):
-                self._tickets.append(await _begun(begin, self._sink(number)))
+                self._tickets.append(await begun(partial(begin, self._sink(number))))
         except BaseException:
             self.cancel()
             raise
@@ -92,14 +93,14 @@ class Runs:
         return sink
 
 
-async def _begun(begin: Begin, sink: Sink) -> Ticket:
+async def begun(begin: Callable[[], Ticket]) -> Ticket:
     """The ticket of a run begun in a thread; if nobody waits for it any more, it is cancelled when it comes."""
 
     def forget(done: asyncio.Future[Ticket]) -> None:
         if not done.cancelled() and done.exception() is None:
             done.result().cancel()
 
-    work = asyncio.ensure_future(asyncio.to_thread(begin, sink))
+    work = asyncio.ensure_future(asyncio.to_thread(begin))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -114,10 +115,6 @@ async def respond(
     runs = Runs()
     await runs.start(begins)
     events = runs.events()
-    if stream:
-        runs.beat(PATIENCE_S)
-        first = await _unless_left(request, runs, _next(events))  # an error before the start has its own status
-        return _EventStream(_stream(first, events, writer), runs, headers)
 
     async def collect() -> None:
         async for numbered in events:
@@ -125,7 +122,15 @@ async def respond(
                 for _ in await _taken(writer, *numbered):
                     pass
 
-    await _unless_left(request, runs, collect())
+    try:
+        if stream:
+            runs.beat(PATIENCE_S)
+            first = await unless_left(request, _next(events))  # an error before the start has its own status
+            return _EventStream(_stream(first, events, writer), runs, headers)
+        await unless_left(request, collect())
+    except BaseException:
+        runs.cancel()
+        raise
     return Json(writer.whole(), headers=headers)
 
 
@@ -147,19 +152,15 @@ class _EventStream(StreamingResponse):
             self._runs.cancel()
 
 
-async def _unless_left(request: Request, runs: Runs, wanted: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `wanted`, unless the client closes the connection first: then the request is cancelled."""
+async def unless_left(request: Request, wanted: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `wanted`, which is cancelled if the client closes the connection first."""
     work = asyncio.create_task(wanted)
     left = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            runs.cancel()
             raise HTTPException(499, "the client closed the connection")
         return work.result()
-    except asyncio.CancelledError:
-        runs.cancel()
-        raise
     finally:
         work.cancel()
         left.cancel()

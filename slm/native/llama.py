@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -222,15 +222,21 @@ def decode_tokens(context: Any, tokens: list[int], start: int, *, every: bool = 
     count = len(tokens)
     if start + count > lib.llama_n_ctx(context) or count > lib.llama_n_batch(context):
         raise EngineError(f"{start + count} tokens do not fit into this context")
-    batch = lib.llama_batch_init(count, 0, 1)
+    _decode(context, [(token, start + n, 0, every or n == count - 1) for n, token in enumerate(tokens)])
+
+
+def _decode(context: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+    """Run one batch of (token, position, sequence, whether its output is kept). Raises EngineError."""
+    lib = library()
+    batch = lib.llama_batch_init(len(rows), 0, 1)
     try:
-        batch.n_tokens = count
-        for index, token in enumerate(tokens):
+        batch.n_tokens = len(rows)
+        for index, (token, position, sequence, kept) in enumerate(rows):
             batch.token[index] = token
-            batch.pos[index] = start + index
+            batch.pos[index] = position
             batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = 0
-            batch.logits[index] = every or index == count - 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = kept
         if lib.llama_decode(context, batch):
             raise EngineError("llama.cpp could not decode the text")
     finally:
@@ -256,20 +262,38 @@ def viewed_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np
 
 
 def embedding_of(model: Any, tokens: list[int], *, n_threads: int = 0) -> list[float]:
-    """One text's embedding, scaled to length 1: pooled as the model says, else the mean of its last hidden states.
-
-    Raises EngineError.
-    """
-    lib = library()
+    """One text's embedding, as `embeddings_in`, in a context of its own. Raises EngineError."""
     size = len(tokens)
+    with ExitStack() as stack:
+        context = open_embedder(stack, model, n_ctx=size, n_threads=n_threads)
+        return embeddings_in(model, context, [tokens])[0]
+
+
+def open_embedder(stack: ExitStack, model: Any, *, n_ctx: int, n_seq_max: int = 1, n_threads: int = 0) -> Any:
+    """A context for `embeddings_in`: up to `n_seq_max` texts of `n_ctx` tokens in all."""
+    lib = library()
     # llama.cpp tells its own choice only of an open context, so the file is asked.
     named = model_meta(model, f"{model_meta(model, 'general.architecture')}.pooling_type")
     pooling = lib.LLAMA_POOLING_TYPE_MEAN if named in (None, "0") else lib.LLAMA_POOLING_TYPE_UNSPECIFIED
-    with ExitStack() as stack:
-        context = open_context(stack, model, n_ctx=size, n_batch=size, n_threads=n_threads, pooling=pooling)
-        decode_tokens(context, tokens, 0, every=True)
-        row = lib.llama_get_embeddings_seq(context, 0)
+    return open_context(
+        stack, model, n_ctx=n_ctx, n_batch=n_ctx, n_seq_max=n_seq_max, n_threads=n_threads, pooling=pooling
+    )
+
+
+def embeddings_in(model: Any, context: Any, texts: Sequence[list[int]]) -> list[list[float]]:
+    """Each text's embedding, scaled to length 1: pooled as the model says, else the mean of its last hidden states.
+
+    All texts are one batch, a sequence each. Raises EngineError, also when the context is told to stop.
+    """
+    lib = library()
+    forget(context)
+    rows = [(token, at, number) for number, tokens in enumerate(texts) for at, token in enumerate(tokens)]
+    _decode(context, [(*row, True) for row in rows])
+    vectors = []
+    for number in range(len(texts)):
+        row = lib.llama_get_embeddings_seq(context, number)
         if not row:
             raise EngineError("llama.cpp gave no embedding for this text")
         vector = np.ctypeslib.as_array(row, shape=(lib.llama_model_n_embd_out(model),)).astype(np.float64)
-        return [float(value) for value in vector / max(float(np.linalg.norm(vector)), 1e-12)]
+        vectors.append([float(value) for value in vector / max(float(np.linalg.norm(vector)), 1e-12)])
+    return vectors

@@ -37,10 +37,10 @@ class Followed:
 
 def follow(schema: Any, compiles: Callable[[Any], bool], *, rest: Any = True) -> Followed:
     """The schema, or as much of it as `compiles`. rest: what stands for it where nothing of it does."""
-    if compiles(schema):
-        return Followed(schema)
     try:
         repair = _Repair(schema, compiles)
+        if repair.sound(schema):
+            return Followed(schema)
         loosened = repair.node(schema, "")
         if compiles(loosened):
             return Followed(loosened, tuple(dict.fromkeys(repair.left_out)))
@@ -64,6 +64,12 @@ def arguments_of(tool: str, parameters: Any) -> dict[str, Any]:
     return {"type": "object", **{key: value for key, value in parameters.items() if key != "type"}}
 
 
+def names_no_type(parameters: Any) -> bool:
+    """Whether the type of a function's parameters is none of JSON's ("dict", "OBJECT"), and taken for an object."""
+    named = parameters.get("type") if parameters else None
+    return named is not None and not any(kind in _TYPES for kind in (named if isinstance(named, list) else [named]))
+
+
 class _TooLarge(Exception):
     """Too many parts to try them all."""
 
@@ -75,8 +81,13 @@ class _Repair:
         self.left_out: list[str] = []
         self._root = root
         self._tried: dict[str, bool] = {}
-        self._anchors = set(_anchors(root))
+        self._round: dict[str, bool] = {}
+        self._anchors = dict(_anchors(root))
         self._accepts = compiles
+
+    def sound(self, schema: Any) -> bool:
+        """Whether a schema compiles, and no reference in it leads to itself."""
+        return not self._circles(schema) and self._accepts(schema)
 
     def node(self, schema: Any, path: str) -> Any:
         """This part of the schema as far as it can be followed."""
@@ -132,7 +143,7 @@ class _Repair:
         if text not in self._tried:
             if len(self._tried) >= _MOST_TRIALS:
                 raise _TooLarge
-            self._tried[text] = self._accepts(bare)
+            self._tried[text] = self.sound(bare)
         return self._tried[text]
 
     def _bare(self, value: Any) -> Any:
@@ -150,27 +161,64 @@ class _Repair:
         }
 
     def _leads_somewhere(self, reference: Any) -> bool:
+        return isinstance(self._target(reference), Mapping | bool) and not self._circular(reference)
+
+    def _target(self, reference: Any) -> Any:
+        """What a reference into this schema means; None for any other."""
         if not isinstance(reference, str) or not reference.startswith("#"):
-            return False
-        if not reference.startswith("#/"):
-            return reference == "#" or reference[1:] in self._anchors
+            return None
+        if reference != "#" and not reference.startswith("#/"):
+            return self._anchors.get(reference[1:])
         place = self._root
-        for step in unquote(reference[2:]).split("/"):
+        for step in unquote(reference[2:]).split("/") if reference != "#" else ():
             name = step.replace("~1", "/").replace("~0", "~")
             if isinstance(place, Mapping) and name in place:
                 place = place[name]
             elif isinstance(place, list) and name.isdigit() and int(name) < len(place):
                 place = place[int(name)]
             else:
-                return False
-        return isinstance(place, Mapping | bool)
+                return None
+        return place
+
+    def _circles(self, schema: Any) -> bool:
+        return any(self._circular(one) for one in {one for one in _references(schema) if isinstance(one, str)})
+
+    def _circular(self, reference: Any) -> bool:
+        """Whether it leads to itself through nothing but references, which no value can follow."""
+        goal = self._target(reference)
+        if goal is None:
+            return False
+        if reference not in self._round:
+            self._round[reference] = self._returns(goal, goal, set())
+        return self._round[reference]
+
+    def _returns(self, schema: Any, goal: Any, seen: set[int]) -> bool:
+        """Whether a value of this schema has to be one of `goal` itself."""
+        if not isinstance(schema, Mapping) or id(schema) in seen:
+            return False
+        seen.add(id(schema))
+        target = self._target(schema.get("$ref"))
+        if target is not None and (target is goal or self._returns(target, goal, seen)):
+            return True
+        parts = {key: schema[key] for key in ("allOf", "anyOf", "oneOf") if isinstance(schema.get(key), list)}
+        return any(
+            bool(part) and (any if key == "allOf" else all)(self._returns(one, goal, seen) for one in part)
+            for key, part in parts.items()
+        )
 
 
-def _anchors(value: Any) -> Iterator[str]:
+def _references(value: Any) -> Iterator[Any]:
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _references(part)
+    if isinstance(value, Mapping) and "$ref" in value:
+        yield value["$ref"]
+
+
+def _anchors(value: Any) -> Iterator[tuple[str, Any]]:
     for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
         yield from _anchors(part)
     if isinstance(value, Mapping) and isinstance(value.get("$anchor"), str):
-        yield value["$anchor"]
+        yield value["$anchor"], value
 
 
 def _says_nothing(key: str, schema: Mapping[str, Any]) -> bool:

@@ -5,7 +5,10 @@ It knows the family of our errors and the framework's exceptions, and nothing of
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Collection
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,6 +26,13 @@ from slm.errors import (
     SlmError,
     UnknownNameError,
 )
+
+# Where other servers (Anthropic's, Ollama's, llama-server's) have what is here, without /v1 and /api.
+_ELSEWHERE = {
+    "/messages": "/v1/chat/completions", "/chat": "/v1/chat/completions", "/complete": "/v1/completions",
+    "/completion": "/v1/completions", "/generate": "/v1/completions", "/embed": "/v1/embeddings",
+    "/embedding": "/v1/embeddings", "/tags": "/v1/models", "/healthz": "/health", "/ping": "/health",
+}  # fmt: skip
 
 
 class Json(JSONResponse):
@@ -55,6 +65,17 @@ def plain_error(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def no_such_path(path: str, known: Collection[str]) -> str:
+    """What to say of a path that there is nothing at: the one that was meant, as far as that is plain."""
+    bare = path.rstrip("/").removeprefix("/api")
+    while bare.startswith("/v1/"):
+        bare = bare.removeprefix("/v1")
+    meant = [_ELSEWHERE.get(bare), f"/v1{bare}", bare, *difflib.get_close_matches(path, known, n=1, cutoff=0.8)]
+    near = next((one for one in meant if one in known and one != path), None)
+    shown = path if len(path) <= 80 else f"{path[:79]}…"
+    return f"there is nothing at {shown}." + (f" Did you mean {near}?" if near else "") + " /docs lists the paths."
+
+
 def install_errors(app: FastAPI) -> None:
     """Answer every exception in OpenAI's shape; what nobody foresaw is a 500 that says nothing of the inside."""
 
@@ -73,8 +94,11 @@ def install_errors(app: FastAPI) -> None:
         return Json(plain_error(message, code="invalid_request", param=param), 400)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        body = plain_error(str(error.detail), code=f"http_{error.status_code}")
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        message = str(error.detail)
+        if error.status_code == 404 and message == HTTPStatus.NOT_FOUND.phrase:  # no route's own words
+            message = no_such_path(request.scope["path"], app.openapi()["paths"])
+        body = plain_error(message, code=f"http_{error.status_code}")
         return Json(body, error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)

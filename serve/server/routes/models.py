@@ -5,24 +5,27 @@ It knows nothing of text generation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from serve.child.messages import RunningRow
+from serve.child.messages import Embeddings, RunningRow
 from serve.engine.engine import Engine
 from serve.server.api.answer.models import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, embedding_row
 from serve.server.api.errors import Json
+from serve.server.respond import begun, unless_left
 from serve.server.routes.parsed import ParsedRoute
 from slm import __version__
-from slm.errors import InputError, UnknownNameError, UnsupportedError
+from slm.errors import SlmError, UnknownNameError, UnsupportedError
 from slm.joints import SamplingOptions
 
-_FOREIGN_TOKENS = (
-    "Token ids have to be of this model's vocabulary; send texts (LangChain: check_embedding_ctx_length=False)."
-)
+# So many texts are asked of the engine at once; between them other clients' come to their turn.
+_TOGETHER = 64
 
 
 def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
@@ -57,23 +60,13 @@ def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
         raise UnknownNameError("model or adapter", name, [row["id"] for row in listed])
 
     @router.post("/v1/embeddings")
-    def embeddings(body: EmbeddingRequest) -> JSONResponse:
+    async def embeddings(request: Request, body: EmbeddingRequest) -> JSONResponse:
         if body.model not in ("base", "auto", engine.base.name):
             raise UnknownNameError("embedding model", body.model, ["base", engine.base.name])
-        done: list[tuple[list[float], int]] = []
-        for number, one in enumerate(body.inputs):
-            try:
-                done.append(engine.embed(one))
-            except InputError as error:
-                hint = "" if isinstance(one, str) else _FOREIGN_TOKENS
-                raise InputError(f"input[{number}]: {error.what}", found=error.found, hint=hint) from error
-            size = len(done[0][0])
-            if body.dimensions not in (None, size):
-                raise UnsupportedError(f"dimensions: this model's embeddings have {size}", found=str(body.dimensions))
-        tokens = sum(count for _, count in done)
+        rows, tokens = await unless_left(request, _embedded(engine, body))
         return Json({
             "object": "list",
-            "data": [embedding_row(n, vector, body.encoding_format) for n, (vector, _) in enumerate(done)],
+            "data": rows,
             "model": engine.base.name,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         })  # fmt: skip
@@ -114,6 +107,38 @@ def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
         return Json([{"id": n, "n_ctx": engine.context, "speculative": False, **row} for n, row in enumerate(rows)])
 
     return router
+
+
+async def _embedded(engine: Engine, body: EmbeddingRequest) -> tuple[list[dict[str, Any]], int]:
+    """The rows of an answer, and how many tokens they are of. Nothing is computed any more once it is cancelled."""
+    rows: list[dict[str, Any]] = []
+    tokens = 0
+    for first in range(0, len(body.inputs), _TOGETHER):
+        done = await _vectors(engine, body.inputs[first : first + _TOGETHER], first)
+        size = len(done.vectors[0])
+        if body.dimensions not in (None, size):
+            raise UnsupportedError(f"dimensions: this model's embeddings have {size}", found=str(body.dimensions))
+        rows += [embedding_row(first + n, list(vector), body.encoding_format) for n, vector in enumerate(done.vectors)]
+        tokens += done.tokens
+    return rows, tokens
+
+
+async def _vectors(engine: Engine, texts: Sequence[str | list[int]], first: int) -> Embeddings:
+    loop = asyncio.get_running_loop()
+    answers: asyncio.Queue[Embeddings | SlmError] = asyncio.Queue()
+
+    def sink(answer: Embeddings | SlmError) -> None:
+        with suppress(RuntimeError):  # the loop is closed when the server is being stopped
+            loop.call_soon_threadsafe(answers.put_nowait, answer)
+
+    ticket = await begun(partial(engine.begin_embed, texts, sink, first=first))
+    try:
+        answer = await answers.get()
+    finally:
+        ticket.cancel()
+    if isinstance(answer, SlmError):
+        raise answer
+    return answer
 
 
 def slot_row(row: RunningRow, names: Mapping[str, str]) -> dict[str, Any]:

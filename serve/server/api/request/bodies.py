@@ -94,6 +94,8 @@ class Generation(Shaped):
     def _fits_together(self) -> Generation:
         if self.best_of is not None and self.best_of != self.n:
             raise refused("best_of", "this server does not do it: all answers that are made are given")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise refused("max_completion_tokens", "it is another name of 'max_tokens', which has another value")
         if self.limit is not None and self.min_tokens > self.limit:
             raise refused("min_tokens", f"an answer of at least {self.min_tokens} tokens is longer than max_tokens")
         return self

@@ -69,7 +69,7 @@ def _followed(wanted: Wanted) -> tuple[str, list[str]]:
 def _calling(request: ChatRequest, wanted: Wanted | None) -> Form:
     """The form of an answer that may hold calls. A tool's schema never fails the chat: it is loosened."""
     from serve.child.choice.grammar import calls_grammar, followed_schema
-    from serve.child.choice.schema import arguments_of
+    from serve.child.choice.schema import arguments_of, names_no_type
 
     _distinct(request.tools)
     needed, names, single = chosen(request.tool_choice)
@@ -87,7 +87,8 @@ def _calling(request: ChatRequest, wanted: Wanted | None) -> Form:
             parameters = arguments_of(function.name, function.parameters)
             followed = followed_schema(parameters, rest={"type": "object"})
             functions[function.name] = followed.schema
-            left_out += [f"tools[{number}] ({function.name}): {part}" for part in followed.left_out]
+            unknown = ("'type' at '/'",) if names_no_type(function.parameters) else ()
+            left_out += [f"tools[{number}] ({function.name}): {part}" for part in (*unknown, *followed.left_out)]
     otherwise = None
     if wanted is not None and not needed:
         if wanted.kind != "json":

@@ -68,6 +68,14 @@ def _said(error: Mapping[str, Any]) -> str:
         return f"{_short(given)} is not one of {error['ctx']['expected']}"
     for lead in _LEADS:
         text = text.removeprefix(lead)
+    if kind in ("too_long", "too_short") and isinstance(given, list | Mapping):
+        least = error["ctx"].get("min_length")
+        bound = (
+            f"at least {least:,} are needed"
+            if kind == "too_short"
+            else f"at most {error['ctx']['max_length']:,} are taken"
+        )
+        return f"holds {len(given):,}; {bound}"
     if kind in _KINDS:
         return f"has to be {_KINDS[kind]}"
     if text.startswith("Input should be "):

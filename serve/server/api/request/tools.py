@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from serve.server.api.request.fields import Fields
 
 CHOICES = ("none", "auto", "required")
-_FUNCTION_NAME = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+_FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _FORMS = (
     'is \'none\', \'auto\', \'required\', {"type": "function", "function": {"name": ...}} '
     'or {"type": "allowed_tools", "allowed_tools": {"mode": ..., "tools": [...]}}'
@@ -22,10 +23,18 @@ class Function(Fields):
 
     harmless = frozenset({"cache_control", "defer_loading"})
 
-    name: str = _FUNCTION_NAME
+    name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not _FUNCTION_NAME.fullmatch(name):
+            shown = name if len(name) <= 60 else f"{name[:59]}…"
+            raise ValueError(f"has to be 1 to 64 of the letters a to z, digits, '_' and '-', not {shown!r}")
+        return name
 
 
 class Tool(Fields):

@@ -45,17 +45,16 @@ class ResponseFormat(Fields):
     json_schema: JsonSchema | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
-    @property
-    def wanted(self) -> Wanted | None:
-        """None for free text. Raises InputError when a json_schema has none."""
+    def wanted_as(self, field: str) -> Wanted | None:
+        """None for free text. field: where the client wrote this. Raises InputError when a json_schema has none."""
         if self.type == "text":
             return None
         if self.type == "json_object":
-            return Wanted("json", self.schema_ or {"type": "object"}, "response_format", strict=False)
+            return Wanted("json", self.schema_ or {"type": "object"}, field, strict=False)
         if self.json_schema is None:
-            raise InputError("response_format of type json_schema needs the field json_schema")
+            raise InputError(f"{field} of type json_schema needs the field json_schema")
         asked = self.json_schema
-        return Wanted("json", asked.schema_, "response_format", strict=asked.strict)
+        return Wanted("json", asked.schema_, field, strict=asked.strict)
 
 
 class StructuredOutputs(Fields):
@@ -89,7 +88,9 @@ class StructuredOutputs(Fields):
 
 
 class Shaped(Fields):
-    """The fields that ask for a form of the answer."""
+    """The fields that ask for a form of the answer. format_field: what the client calls `response_format`."""
+
+    format_field: ClassVar[str] = "response_format"
 
     response_format: ResponseFormat = ResponseFormat()
     structured_outputs: StructuredOutputs | None = None
@@ -111,7 +112,7 @@ class Shaped(Fields):
             ("json", self.json_schema, "json_schema"),
         ]  # fmt: skip
         given = [Wanted(kind, value, field) for kind, value, field in asked if value is not None]
-        if formatted := self.response_format.wanted:
+        if formatted := self.response_format.wanted_as(self.format_field):
             given.append(formatted)
         if len(given) > 1:
             raise InputError(f"an answer has one form; asked for by {' and '.join(one.field for one in given)}")

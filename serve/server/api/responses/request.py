@@ -170,7 +170,7 @@ class ResponsesRequest(BaseModel):
             "reasoning_effort": self.reasoning.get("effort"),
         }
         try:
-            return ChatRequest.model_validate({name: value for name, value in fields.items() if value is not None})
+            return _Chat.model_validate({name: value for name, value in fields.items() if value is not None})
         except ValidationError as error:
             rows = [{**row, "loc": _place(row["loc"])} for row in error.errors()]
             sent = {**fields, "tools": self.tools, "reasoning": self.reasoning}
@@ -256,6 +256,10 @@ def _chosen(choice: str | Mapping[str, Any], tools: list[dict[str, Any]]) -> tup
     if unknown := names - {tool["function"]["name"] for tool in tools}:
         raise InputError(f"tool_choice allows '{min(unknown)[:80]}', which is not among the tools")
     return [tool for tool in tools if tool["function"]["name"] in names], mode
+
+
+class _Chat(ChatRequest):
+    format_field = "text.format"
 
 
 def _format(text: Mapping[str, Any]) -> dict[str, Any] | None:
