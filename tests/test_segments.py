@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from serve.child.tokens import markers_of, prompt_tokens, special_kinds
+from serve.child.spelling.tokens import markers_of, prompt_tokens, special_kinds
 from slm.chat.prompt import TEMPLATES, render
 from slm.chat.segments import Guard, Markers, Segment, conversation, marker_like
 from slm.joints import Message

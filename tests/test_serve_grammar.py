@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from serve.child.choice.grammar import calls_grammar, json_grammar
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
-from serve.child.text import TextStream
+from serve.child.spelling.text import TextStream
 from serve.server.api.answer.calls import CallStream
 from slm.errors import InputError, UnsupportedError
 from slm.joints import SamplingOptions

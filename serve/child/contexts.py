@@ -24,7 +24,7 @@ from serve.child.choice.lookup import Lookup
 from serve.child.choice.sampling import Vocabulary
 from serve.child.messages import Answer, Failed, Finished, Piece, RunningRow
 from serve.child.slots import Request, Running, Slot, Slots
-from serve.child.text import TextStream
+from serve.child.spelling.text import TextStream
 from slm.errors import EngineError, SlmError
 from slm.joints import TokenScore
 from slm.native.llama import library, open_context, set_adapters

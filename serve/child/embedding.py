@@ -16,7 +16,7 @@ from typing import Any
 from serve.child.lanes import Sink
 from serve.child.messages import Embed, Embeddings, Failed
 from serve.child.pool import Team
-from serve.child.tokens import checked, prompt_tokens
+from serve.child.spelling.tokens import checked, prompt_tokens
 from slm.chat.segments import Segment
 from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.native.llama import embeddings_in, library, open_embedder

@@ -239,7 +239,7 @@ class Order(Message, Generic[R]):
 
 @dataclass(frozen=True)
 class Open(Order[Opened]):
-    """Open a model. The fields are those of `serve.engine.engine.EngineOptions`.
+    """Open a model. The fields are those of `serve.engine.options.EngineOptions`.
 
     ends: tokens that end an answer beside llama.cpp's. identity: of the model and whatever else shapes cached states.
     """

@@ -18,7 +18,7 @@ from serve.child.cells import placement
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.lookup import Lookup
 from serve.child.choice.sampling import Sampler
-from serve.child.text import TextStream
+from serve.child.spelling.text import TextStream
 from slm.joints import SamplingOptions
 from slm.native.llama import library
 

@@ -45,7 +45,7 @@ from serve.child.messages import (
     read_order,
 )
 from serve.child.slots import Request
-from serve.child.tokens import checked, prompt_tokens
+from serve.child.spelling.tokens import checked, prompt_tokens
 from slm.errors import ContextOverflowError, EngineError, InputError, SlmError
 from slm.native.llama import library, open_adapter, open_model, physical_cores, token_bytes
 

@@ -36,7 +36,7 @@ from serve.child.messages import (
     Unload,
     is_segments,
 )
-from serve.child.schedule import LONGEST_DRAFT
+from serve.engine.options import EngineOptions
 from serve.engine.prompting import Prompt, TemplateOptions, chat_prompt, plain_prompt
 from serve.engine.router import Route, route
 from serve.engine.supervisor import Call, Supervisor
@@ -49,25 +49,6 @@ Event = str | Scored | Finish | SlmError
 Sink = Callable[[Event], None]
 _GREEDY = SamplingOptions()
 _PLAIN = TemplateOptions()
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the model is run.
-
-    threads: cores in all (0: physical ones). context: tokens of one prompt with its answer. parallel: requests at
-    once for one adapter. hot: llama.cpp contexts at most; more adapters than that share them in turns. draft: tokens
-    that are tried at once where an answer repeats what its prompt or itself said (0: none). cache_bytes: memory
-    for the cells of conversations that left their context; cache_folder: where they go beyond it.
-    """
-
-    threads: int = 0
-    context: int = 4096
-    parallel: int = 8
-    hot: int = 3
-    draft: int = LONGEST_DRAFT
-    cache_bytes: int = 256 << 20
-    cache_folder: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.child.choice.grammar import Constraint, Tokenizer, tokenizer_of
-from serve.child.tokens import markers_of, special_kinds
+from serve.child.spelling.tokens import markers_of, special_kinds
 from slm.chat.segments import Markers
 from slm.errors import EngineError, InputError
 from slm.joints import SamplingOptions, TokenScore

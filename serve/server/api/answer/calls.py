@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from serve.child.text import overlap
+from serve.child.spelling.text import overlap
 from slm.chat.tools import CALL_BEGIN, CALL_END
 
 _HEAD = re.compile(re.escape(CALL_BEGIN) + r'\n\{"name": "([^"]*)", "arguments": ')

@@ -1,0 +1,27 @@
+"""How a model is run, as one value. It knows nothing of the engine that takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.child.schedule import LONGEST_DRAFT
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the model is run.
+
+    threads: cores in all (0: physical ones). context: tokens of one prompt with its answer. parallel: requests at
+    once for one adapter. hot: llama.cpp contexts at most; more adapters than that share them in turns. draft: tokens
+    that are tried at once where an answer repeats what its prompt or itself said (0: none). cache_bytes: memory
+    for the cells of conversations that left their context; cache_folder: where they go beyond it.
+    """
+
+    threads: int = 0
+    context: int = 4096
+    parallel: int = 8
+    hot: int = 3
+    draft: int = LONGEST_DRAFT
+    cache_bytes: int = 256 << 20
+    cache_folder: Path | None = None
