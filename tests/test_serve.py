@@ -71,7 +71,8 @@ def test_after_a_restart_an_adapter_is_what_was_checked_whatever_became_of_its_f
 
 def test_the_child_ends_when_its_parent_is_killed(files: Files) -> None:
     code = (
-        "import sys; from pathlib import Path; from serve.engine.engine import Engine; from serve.engine.options import EngineOptions\n"
+        "import sys; from pathlib import Path; from serve.engine.engine import Engine\n"
+        "from serve.engine.options import EngineOptions\n"
         f"engine = Engine(Path({str(files.model)!r}), {{}}, options=EngineOptions(threads=1))\n"
         "print(engine.pid, flush=True); sys.stdin.read()"
     )

@@ -49,6 +49,7 @@ Event = str | Scored | Finish | SlmError
 Sink = Callable[[Event], None]
 _GREEDY = SamplingOptions()
 _PLAIN = TemplateOptions()
+_DEFAULTS = EngineOptions()
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Engine:
         adapters: Mapping[str, Path],
         *,
         default_adapter: str | None = None,
-        options: EngineOptions = EngineOptions(),
+        options: EngineOptions = _DEFAULTS,
     ) -> None:
         self.base: Base = vet_base(model)
         self.default_adapter = default_adapter
