@@ -23,9 +23,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from slm import console  # noqa: E402
 from slm.artifacts import MANIFEST, new_file, require_file  # noqa: E402
 from slm.errors import SlmError  # noqa: E402
+from slm.terminal import console  # noqa: E402
 
 LANGUAGES = ("en", "ja")
 TYPES = ("f16", "q8_0", "q4_k_m", "q4_0")
