@@ -12,12 +12,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
-.PHONY: help setup demo from-scratch test test-browser check format clean
+.PHONY: help setup demo from-scratch test test-browser coverage check format clean
 
 help:
 	@sed -n '2,3p' Makefile | cut -c3-
 	@echo "  make setup  only the installation     make check  ruff and mypy     make format"
-	@echo "  make test-browser  the web page in a real Chromium"
+	@echo "  make test-browser  the web page in a real Chromium     make coverage  which lines the tests run"
 	@echo "  make clean  removes .venv, .slm and what training and conversion made"
 
 setup: .venv/installed
@@ -35,6 +35,10 @@ from-scratch: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest tests/test_road.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_road.py
+
+# Which lines of the packages the tests run, child processes included. A figure to look at, no gate.
+coverage: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_road.py --cov --cov-report=term
 
 # The web page in a real Chromium (found on PATH, or named: make test-browser SLM_CHROMIUM=/path/to/chromium).
 test-browser: .venv/browser
@@ -77,5 +81,5 @@ format: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .slm build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .slm build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*
 	find adapters exports -mindepth 1 -not -name .gitkeep -delete

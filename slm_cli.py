@@ -53,7 +53,8 @@ class LazyGroup(click.Group):
             return None
         module, _, name = self.modules[cmd_name].partition(":")
         command = getattr(importlib.import_module(module), name or cmd_name)
-        assert isinstance(command, click.Command)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{self.modules[cmd_name]} is no click command")
         return command
 
     def resolve_command(

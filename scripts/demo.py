@@ -72,7 +72,14 @@ def build(base: str, work: Path) -> dict[str, Any]:
     headline("2. An adapter for each language")
     losses = {}
     for lang in LANGUAGES:
-        data = ["--data", ROOT / "data/instruct.jsonl", "--lang", lang, "-o", ROOT / f"adapters/demo-{lang}"]
+        data: list[str | Path] = [
+            "--data",
+            ROOT / "data/instruct.jsonl",
+            "--lang",
+            lang,
+            "-o",
+            ROOT / f"adapters/demo-{lang}",
+        ]
         # The time limit only bites on a slow machine: the learning rate then ends with the time instead of the steps.
         options = [*data, "--time-limit-s", "110", "--json"]
         losses[lang] = slm("train", "sft", "--base", work / "checkpoint", *options)

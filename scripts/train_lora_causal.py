@@ -13,7 +13,8 @@ import click
 
 from slm.terminal.arguments import ListsCommand
 from slm.terminal.console import run
-from train.cli.train import report, run_training, training_options
+from train.cli.options import training_options
+from train.cli.train import report, run_training
 
 # Every flag may be written with underscores or hyphens.
 _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}

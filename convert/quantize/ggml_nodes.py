@@ -59,4 +59,5 @@ def values(node: Node, dtype: Any = np.float32) -> npt.NDArray[Any]:
     shape, strides = tuple(node.ne)[::-1], tuple(node.nb)[::-1]
     span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + np.dtype(dtype).itemsize
     memory = (ctypes.c_char * span).from_address(node.data)
-    return np.ndarray(shape, dtype=dtype, buffer=memory, strides=strides)
+    view: npt.NDArray[Any] = np.ndarray(shape, dtype=dtype, buffer=memory, strides=strides)
+    return view

@@ -93,7 +93,7 @@ def read_imatrix(path: Path | str) -> ImportanceMatrix:
 def _values(file: GgufFile, name: str) -> FloatArray:
     if file.tensors[name].type_name != "F32":
         raise DamagedFileError(f"'{file.path}': '{name}' is {file.tensors[name].type_name}, not F32")
-    values = file.raw(name).view(np.float32).copy()
+    values: FloatArray = file.raw(name).view(np.float32).copy()
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise DamagedFileError(
             f"'{file.path}': '{name}' has values that are no sums of squares (negative or not finite)"

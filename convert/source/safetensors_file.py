@@ -56,15 +56,20 @@ class Entry:
 
 def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
     """Bytes of F32, F16 or BF16 as a float32 array (of F32: the same memory); bf16 is the upper half of a float32."""
+    values: npt.NDArray[np.float32]
     if dtype == "BF16":
-        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return raw.view(np.float32) if dtype == "F32" else raw.view(np.float16).astype(np.float32)
+        values = (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        values = raw.view(np.float32) if dtype == "F32" else raw.view(np.float16).astype(np.float32)
+    return values
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """float32 -> bf16 bits, rounded to nearest even. Values must not be NaN."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    return ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(np.uint16)
+    bits: npt.NDArray[np.uint32] = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    bits = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    upper: npt.NDArray[np.uint16] = bits.astype(np.uint16)
+    return upper
 
 
 def read_header(path: Path) -> dict[str, Entry]:

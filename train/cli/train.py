@@ -147,18 +147,18 @@ def sft(
     Example:
       slm train sft --base gemma-3-270m --data data/instruct.jsonl --lang ja -o adapters/ja
     """
-    if output is None and not show_masks:
-        raise click.UsageError("Missing option '-o' / '--output'.")
-    folder = first_then_others(lambda: joints.checkpoint_of(base))
     if show_masks:
         from slm.terminal.console import out
         from train.data.show import show_masks as masks
 
+        folder = first_then_others(lambda: joints.checkpoint_of(base))
         options = TrainOptions(base=folder, data=tuple(data), output=output or Path("unused"), **values)
         for text in masks(options, show_masks):
             out().print(text, end="\n\n", soft_wrap=True, emoji=False)
         return
-    assert output is not None
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    folder = first_then_others(lambda: joints.checkpoint_of(base))
     report(run_training(sft=True, base=folder, data=data, output=output, values=values), as_json=as_json)
 
 

@@ -101,7 +101,7 @@ class AdapterJob:
         else:
             torch.manual_seed(options.seed)
 
-    def rate(self, at: Progress) -> float:
+    def rate(self, at: RunState) -> float:
         if at.step < self._warmup:
             return (at.step + 1) / self._warmup
         done = (at.step - self._warmup) / max(1, self._limits.steps - self._warmup)
@@ -133,7 +133,7 @@ class AdapterJob:
         for number in range(first, first + self._options.accumulate * ranks.world(), ranks.world()):
             yield [self._task.train[index] for index in self._task.plan.batch(number)]
 
-    def record(self, at: Progress, step: Step) -> str:
+    def record(self, at: RunState, step: Step) -> str:
         whole = step.whole
         if self._history is not None:
             self._history.add(
@@ -152,13 +152,12 @@ class AdapterJob:
             by_language = {lang: nats / tokens for lang, (nats, tokens) in sums.items()}
             self._history.add({"step": step, "held_out": by_language, "held_out_loss": loss_of(sums)})
 
-    def is_measure_due(self, at: Progress) -> bool:
+    def is_measure_due(self, at: RunState) -> bool:
         every = self._options.eval_every
         return bool(at.stopped_by or (every and at.step % every == 0))
 
-    def measure(self, at: Progress) -> bool:
+    def measure(self, at: RunState) -> bool:
         """The best adapter is saved; too long a wait for a better one ends the run."""
-        assert isinstance(at, RunState)
         self._measured = self._task.measure()
         self.record_held_out(at.step, self._measured)
         if not at.best_step or loss_of(self._measured) < loss_of(at.best):
@@ -169,8 +168,7 @@ class AdapterJob:
             at.stopped_by = PATIENCE
         return False
 
-    def save(self, at: Progress, random: torch.Tensor) -> None:
-        assert isinstance(at, RunState)
+    def save(self, at: RunState, random: torch.Tensor) -> None:
         states = torch.stack(ranks.gathered(random))
         if ranks.rank() == 0:
             tensors = {f"{_MODEL}{name}": p.detach() for name, p in trained(self._model)}

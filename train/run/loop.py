@@ -76,8 +76,12 @@ class Step:
     seconds: float
 
 
-class Job(Protocol):
-    """What is trained."""
+_S = TypeVar("_S", bound=Progress)
+_State = TypeVar("_State", bound=Progress, contravariant=True)
+
+
+class Job(Protocol[_State]):
+    """What is trained; its own kind of `Progress` says where its run is."""
 
     @property
     def parameters(self) -> Sequence[torch.nn.Parameter]:
@@ -99,7 +103,7 @@ class Job(Protocol):
         """The learning rate that was asked for."""
         ...
 
-    def rate(self, at: Progress) -> float:
+    def rate(self, at: _State) -> float:
         """The learning rate of the next step, as a share of its peak."""
         ...
 
@@ -107,24 +111,24 @@ class Job(Protocol):
         """Leave the gradients of step `step` (from 0) in the parameters: of this process's share of the mean loss."""
         ...
 
-    def record(self, at: Progress, step: Step) -> str:
+    def record(self, at: _State, step: Step) -> str:
         """Keep the history of a step; what the progress bar says beside the loss."""
         ...
 
-    def is_measure_due(self, at: Progress) -> bool:
+    def is_measure_due(self, at: _State) -> bool:
         """Whether held-out text is to be measured after this step."""
         ...
 
-    def measure(self, at: Progress) -> bool:
+    def measure(self, at: _State) -> bool:
         """Measure; whether this state has to be saved. It may set `at.stopped_by`."""
         ...
 
-    def save(self, at: Progress, random: torch.Tensor) -> None:
+    def save(self, at: _State, random: torch.Tensor) -> None:
         """Write a checkpoint; random: the state of torch's generator of random numbers that belongs to it."""
         ...
 
 
-def train(job: Job, at: Progress, limits: Limits, watch: Watch = lambda _: None) -> None:
+def train(job: Job[_S], at: _S, limits: Limits, watch: Watch = lambda _: None) -> None:
     """Train in place until `at.stopped_by` says why the run has ended. watch: told of every step that is over.
 
     Raises DivergenceError for a loss, a gradient or weights that are no numbers, ResourceError when the disk is full.
@@ -197,11 +201,11 @@ def _of_all(mine: Pass, parameters: Sequence[torch.nn.Parameter]) -> Pass:
     return Pass(sum(p.nats for p in parts), sum(p.supervised for p in parts), sum(p.tokens for p in parts), bad)
 
 
-def _all_finite(job: Job) -> bool:
+def _all_finite(job: Job[_S]) -> bool:
     return all(bool(torch.isfinite(p).all()) for p in job.parameters)
 
 
-def _diverged(job: Job, at: Progress, random: torch.Tensor, whole: Pass, norm: float) -> NoReturn:
+def _diverged(job: Job[_S], at: _S, random: torch.Tensor, whole: Pass, norm: float) -> NoReturn:
     """Keep the last sound state, if there is one, and tell where the run broke."""
     what = f"loss became {whole.nats}" if not math.isfinite(whole.nats) else f"gradient became {norm}"
     again = f"--lr {job.peak_rate / 2:g}"

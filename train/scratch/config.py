@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from slm.errors import InputError
 from train.config import Faults, Need, check_run
 from train.run.schedule import SCHEDULES
 from train.scratch.sizes import SIZES
@@ -15,6 +16,8 @@ from train.tokenizer.corpus import Files
 OPTIMIZERS = ("muon", "adamw")
 # Peak learning rates, from scratch and for a model that has learned already (--init).
 RATES = {"muon": (0.02, 0.002), "adamw": (0.003, 0.0002)}
+NO_SHAPE = "one of --size, --config and --init is needed"
+_NO_SOURCE = "--tokenizer is needed (or --init)"
 # What is not asked of the run itself.
 _NOT_ASKED = frozenset({"output", "resume", "fresh", "plot", "samples"})
 
@@ -70,8 +73,8 @@ class ScratchOptions:
             need(others == (None, None, None), "--init brings its own --tokenizer, --size and --config")
             need(self.output.resolve() != self.init.resolve(), f"the output '{self.output}' is the model itself")
         else:
-            need(self.tokenizer is not None, "--tokenizer is needed (or --init)")
-            need((self.size is None) != (self.config is None), "one of --size, --config and --init is needed")
+            need(self.tokenizer is not None, _NO_SOURCE)
+            need((self.size is None) != (self.config is None), NO_SHAPE)
         need(self.size is None or self.size in SIZES, f"--size must be one of {', '.join(SIZES)} (is '{self.size}')")
         need(0.0 < self.eval_fraction < 1.0, f"--eval-fraction must lie between 0 and 1 (is {self.eval_fraction})")
         need(self.context >= 8, f"--context must be at least 8 (is {self.context})")
@@ -81,6 +84,14 @@ class ScratchOptions:
         need(self.max_tokens >= 0, f"--max-tokens must not be negative (is {self.max_tokens})")
         need(not (self.resume and self.fresh), "--resume and --fresh exclude each other")
         need(self.evaluations >= 1, f"--evaluations must be at least 1 (is {self.evaluations})")
+
+    @property
+    def source(self) -> Path:
+        """Where the tokenizer is: the folder of --init or of --tokenizer. Raises InputError for neither."""
+        source = self.init or self.tokenizer
+        if source is None:
+            raise InputError(_NO_SOURCE)
+        return source
 
     @property
     def peak_rate(self) -> float:

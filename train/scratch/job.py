@@ -80,7 +80,7 @@ class ScratchJob:
             restore(model, self._named, folder.checkpoint.tensors())
         self._due = self._next_measure(state)
 
-    def rate(self, at: Progress) -> float:
+    def rate(self, at: ScratchState) -> float:
         options = self.options
         return learning_rate_share(
             options.schedule, self.limits.along(at.step + 1, at.elapsed_s), options.warmup_fraction
@@ -95,18 +95,16 @@ class ScratchJob:
                 nats += window_loss(self.model, part[:, :-1], part[:, 1:], scale=1.0 / self.step_tokens)
         return Pass(nats, self.step_tokens, self.step_tokens)
 
-    def record(self, at: Progress, step: Step) -> str:
-        assert isinstance(at, ScratchState)
+    def record(self, at: ScratchState, step: Step) -> str:
         if at.step % max(1, self.limits.steps // _POINTS) == 0 or at.step == 1:
             at.losses.append((at.tokens, step.whole.nats / step.whole.supervised, step.rate))
         return ""
 
-    def is_measure_due(self, at: Progress) -> bool:
+    def is_measure_due(self, at: ScratchState) -> bool:
         return bool(at.stopped_by) or self._done(at) * self.options.evaluations >= self._due
 
-    def measure(self, at: Progress) -> bool:
+    def measure(self, at: ScratchState) -> bool:
         """Bits per byte of the held-out text, and what the model writes."""
-        assert isinstance(at, ScratchState)
         figures = {lang: self._bits_per_byte(stream) for lang, stream in sorted(self._held_out.items())}
         at.held_out.append((at.tokens, figures))
         shown = ", ".join(f"{lang} {value:.3f}" for lang, value in figures.items())
@@ -116,15 +114,14 @@ class ScratchJob:
         self._due = self._next_measure(at)
         return False
 
-    def save(self, at: Progress, random: torch.Tensor) -> None:
-        assert isinstance(at, ScratchState)
+    def save(self, at: ScratchState, random: torch.Tensor) -> None:
         counters = {"step": at.step, "elapsed_s": at.elapsed_s, "stopped_by": at.stopped_by, "history": at.history}
         write_checkpoint(self._folder.checkpoints, counters, state_tensors(self.model, self._named))
 
-    def _done(self, at: Progress) -> float:
+    def _done(self, at: ScratchState) -> float:
         return self.limits.along(at.step, at.elapsed_s)
 
-    def _next_measure(self, at: Progress) -> int:
+    def _next_measure(self, at: ScratchState) -> int:
         return 1 + int(self._done(at) * self.options.evaluations)
 
     def _sample(self, at: ScratchState) -> None:

@@ -14,7 +14,7 @@ from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
 from train.base import hush, load_model
 from train.data.masks import IGNORE
-from train.scratch.config import ScratchOptions
+from train.scratch.config import NO_SHAPE, ScratchOptions
 from train.scratch.muon import Muon
 from train.scratch.sizes import SIZES
 
@@ -32,7 +32,12 @@ def new_model(options: ScratchOptions, tokenizer: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     hush()
-    settings = asdict(SIZES[options.size][0]) if options.size is not None else _read_settings(options.config)
+    if options.size is not None:
+        settings = asdict(SIZES[options.size][0])
+    elif options.config is not None:
+        settings = _read_settings(options.config)
+    else:
+        raise InputError(NO_SHAPE)
     try:
         config = LlamaConfig(
             **{"tie_word_embeddings": True, "max_position_embeddings": options.context, "rms_norm_eps": 1e-5}
@@ -52,8 +57,7 @@ def new_model(options: ScratchOptions, tokenizer: Any) -> Any:
     return model
 
 
-def _read_settings(path: Path | None) -> dict[str, Any]:
-    assert path is not None  # the options have been checked
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(require_file(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -47,23 +47,21 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step with Nesterov momentum."""
         for group in self.param_groups:
-            alike: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+            alike: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike[parameter.shape].append(parameter)
-            for parameters in alike.values():
+                    alike[parameter.shape].append((parameter, parameter.grad))
+            for pairs in alike.values():
                 directions = []
-                for parameter in parameters:
-                    gradient = parameter.grad
-                    assert gradient is not None  # chosen above
+                for parameter, gradient in pairs:
                     state = self.state[parameter]
                     if "momentum_buffer" not in state:
                         state["momentum_buffer"] = torch.zeros_like(parameter)
                     buffer = state["momentum_buffer"]
                     buffer.lerp_(gradient, 1.0 - group["momentum"])
                     directions.append(gradient.lerp(buffer, group["momentum"]))
-                rows, columns = parameters[0].shape
+                rows, columns = pairs[0][0].shape
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for parameter, update in zip(parameters, orthogonalized(torch.stack(directions)), strict=True):
+                for (parameter, _), update in zip(pairs, orthogonalized(torch.stack(directions)), strict=True):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-scale)

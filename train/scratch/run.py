@@ -74,8 +74,7 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
     threads = options.threads or physical_cores()
     use_cores(threads)
     require_replaceable(options.output, "checkpoint")
-    source = options.init or options.tokenizer
-    assert source is not None  # the options have been checked
+    source = options.source
     if options.init is not None:
         read_config(options.init)
     tokenizer = load_tokenizer(source)

@@ -79,6 +79,7 @@ def _toml(inner: str) -> dict[str, Any] | None:
         import tomli as tomllib
 
     try:
-        return tomllib.loads(inner)
+        values: dict[str, Any] = tomllib.loads(inner)
+        return values
     except (ValueError, RecursionError):
         return None

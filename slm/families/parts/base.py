@@ -104,10 +104,12 @@ class PlusOne(Transform):
     """Gemma's RMSNorm multiplies by (1 + weight); GGUF keeps the sum."""
 
     def to_gguf(self, tensor: FloatArray) -> FloatArray:
-        return tensor + np.float32(1)
+        more: FloatArray = tensor + np.float32(1)
+        return more
 
     def to_checkpoint(self, tensor: FloatArray) -> FloatArray:
-        return tensor - np.float32(1)
+        less: FloatArray = tensor - np.float32(1)
+        return less
 
 
 @dataclass(frozen=True)
