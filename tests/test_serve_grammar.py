@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.child.choice.grammar import calls_grammar, json_grammar
+from serve.child.choice.gbnf import endless_rules
+from serve.child.choice.grammar import calls_grammar, json_grammar, text_grammar
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.spelling.text import TextStream
 from serve.server.api.answer.calls import CallStream
@@ -198,3 +199,24 @@ def test_functions_may_refer_to_their_own_definitions() -> None:
     stream = CallStream()
     stream.feed(text)
     assert ended and json.loads(stream.calls[0].arguments)["a"] in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "named"),
+    [
+        ("root ::= root", ["root"]), ("root ::= x\nx ::= root", ["root", "x"]),
+        ('root ::= "a" x\nx ::= x # "b"', ["x"]), ('root ::= (root "a") | (root)', ["root"]),
+        ('root ::= "" root', ["root"]), ('root ::= "a" | "b" x\nx ::= (((x "a"*)){3})', ["x"]),
+        ("root ::= x{2}\nx ::= ((y)) [a]\ny ::= x", ["root", "x", "y"]),
+        ('root ::= root "a" | "b"', []), ("root ::= ( | root)", []), ('root ::= root? "b"', []),
+        ('root ::= "a" root', []), ('root ::=\n "a" |\n x-y\nx-y ::= "::=" root', []),
+        ('root ::= root{0,3} "a"', []), ('root ::= root{,3} "a"', []), ('root ::= (root "x")* "a"', []),
+        ('root ::= [a-z"(]+ ("," [0-9]{1,3})*', []), ("root ::= . root", []), ("root ::= nothing", []),
+    ],
+)  # fmt: skip
+def test_a_rule_that_leads_to_itself_before_any_character_is_found(grammar: str, named: list[str]) -> None:
+    assert endless_rules(grammar) == named
+    if named:
+        with pytest.raises(UnsupportedError, match=f"cannot be followed: '{named[0]}'") as error:
+            text_grammar("grammar", grammar)
+        assert "::=" not in str(error.value)

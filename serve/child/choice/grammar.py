@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serve.child.choice.gbnf import endless_rules
 from serve.child.choice.schema import Followed, follow
 from slm.chat.tools import CALL_BEGIN, CALL_END, call_head
 from slm.errors import EngineError, InputError, UnsupportedError
@@ -81,6 +82,9 @@ def text_grammar(kind: str, value: Any) -> str:
         return check(f"{_HEADER}\nstart: TEXT\nTEXT: /(?:{body})/\n", "this regular expression")
     if "::=" not in value:
         return check(f"{_HEADER}\n{value}\n", "this grammar")
+    if endless := endless_rules(value):
+        named = ", ".join(f"'{name[:40]}'" for name in endless[:8])
+        raise UnsupportedError(f"this grammar cannot be followed: {named} leads to itself before any character")
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
