@@ -24,15 +24,15 @@ from rag.sources.confluence.rest.credentials import Credentials
 from rag.sync.run import Wanted, sync_index
 from rag.sync.space import How
 from slm.errors import InputError, UnknownNameError
-from slm.joints import Joints
 from tests.fake_confluence import EMAIL, TOKEN, FakeConfluence, serving, transport
+from tests.path_joints import PathJoints
 from tests.tiny_rag import PairEmbedder, own_home
 
 __all__ = ["own_home"]  # a fixture
 
 
 def run(*args: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(rag, ["sync", "i", *args], obj=Joints())
+    result = CliRunner().invoke(rag, ["sync", "i", *args], obj=PathJoints())
     assert result.exit_code == code or (code and result.exception), result.exception or result.output
     assert TOKEN not in result.output + str(result.exception), "a token was shown"
     return result
@@ -66,7 +66,7 @@ def follows(fake: FakeConfluence, url: str, running: Callable[[], str]) -> None:
     second = run()
     assert "0 added, 1 changed, 0 same, 1 gone, 0 skipped" in second.stdout
     assert "14:10" in running(), "what is running answers from the old generation"
-    found = CliRunner().invoke(rag, ["search", "i", "When does the canteen close?", "--json"], obj=Joints())
+    found = CliRunner().invoke(rag, ["search", "i", "When does the canteen close?", "--json"], obj=PathJoints())
     (result,) = json.loads(found.stdout)["results"]
     assert "14:10" in result["text"] and result["source"] == f"{url}/pages/viewpage.action?pageId=1001"
     report = json.loads(run("--full", "--json").stdout)["sources"][0]
@@ -126,7 +126,7 @@ def test_folders_that_were_added_are_synced_and_removed_ones_are_not(tmp_path: P
         (folder / f"{name}.md").write_text(f"# {name}\n\nText of {name}.\n")
     single = tmp_path / "single.md"
     single.write_text("# Single\n\nAlone.\n")
-    assert CliRunner().invoke(rag, ["add", "i", str(folder), str(single)], obj=Joints()).exit_code == 0
+    assert CliRunner().invoke(rag, ["add", "i", str(folder), str(single)], obj=PathJoints()).exit_code == 0
     (folder / "a.md").write_text("# a\n\nAnother text.\n")
     (folder / "b.md").unlink()
     (folder / "d.md").write_text("# d\n\nNew.\n")
@@ -137,7 +137,7 @@ def test_folders_that_were_added_are_synced_and_removed_ones_are_not(tmp_path: P
     gone = run(code=1)
     assert "there is no file or folder" in gone.stdout and "3 documents" in gone.stdout
     (tmp_path / "away").rename(folder)
-    assert CliRunner().invoke(rag, ["remove", "i", str(folder)], obj=Joints()).exit_code == 0
+    assert CliRunner().invoke(rag, ["remove", "i", str(folder)], obj=PathJoints()).exit_code == 0
     nothing = run(code=1).exception
     assert isinstance(nothing, InputError) and "no source to sync" in nothing.what
 
@@ -149,7 +149,7 @@ def test_a_folder_that_is_suddenly_empty_keeps_its_documents_and_other_sources_g
     folder = tmp_path / "docs"
     folder.mkdir()
     (folder / "a.md").write_text("# a\n\nText of a.\n")
-    CliRunner().invoke(rag, ["add", "i", str(folder)], obj=Joints())
+    CliRunner().invoke(rag, ["add", "i", str(folder)], obj=PathJoints())
     (folder / "a.md").unlink()
     both = run("--confluence-url", url, "--space", "DOCS", code=1)
     assert "1 of the 1 documents" in both.stdout and "2 added" in both.stdout

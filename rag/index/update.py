@@ -233,7 +233,8 @@ def _moved_away(
 ) -> dict[str, str]:
     """Sources of folders that were not given, whose files are not there and whose very texts now come from other files.
 
-    So a folder that was moved and is added from its new place does not answer twice.
+    So a folder that was moved and is added from its new place does not answer twice. Pages inside an export are known
+    by their ids instead: their sources are no paths of files.
     """
     named = {composed(source) for source in known}
     new = {texts[source] for source in changed if source in seen.files and source not in named}
@@ -241,7 +242,7 @@ def _moved_away(
         source: "its text is now in another file"
         for source, entry in known.items()
         if entry.get("text_sha256") in new and source not in left.gone and source not in left.kept
-        and Path(source).is_absolute() and not os.path.lexists(source)
+        and "meta" not in entry and Path(source).is_absolute() and not os.path.lexists(source)
     }  # fmt: skip
 
 

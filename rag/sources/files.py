@@ -243,9 +243,14 @@ def nothing_read(paths: Sequence[Path | str], reading: Reading) -> InputError:
 
 def read_file(path: Path) -> Document:
     """The first document of a file. Raises UnsupportedError (its kind), DamagedFileError (empty, binary, no text)."""
+    return read_noted(path).document
+
+
+def read_noted(path: Path) -> Read:
+    """The first document of a file, with what is not certain about it. Raises as read_file does."""
     for read in read_each(path):
         if isinstance(read, Read):
-            return read.document
+            return read
     raise DamagedFileError("it holds no visible text")
 
 
