@@ -87,7 +87,7 @@ def first(index: Path, query: str) -> str:
 @check("documents", "r01 rosters in CP932 and EUC-JP without hiragana")
 def _(folder: Path, _work: Path) -> None:
     for name in ("fine_cp932.txt", "roster_cp932.txt", "roster_eucjp.txt"):
-        has(read(folder / "r01" / name), "佐藤", "高橋" if name == "x" else "鈴木", "経理部")
+        has(read(folder / "r01" / name), "佐藤", "鈴木", "経理部")
 
 
 @check("documents", "r02 HTML without a charset, with a wrong one")
@@ -214,7 +214,6 @@ def _(folder: Path, work: Path) -> None:
     (docs / "deep.html").write_text("<div>" * 20_000 + "the deepest word")
     os.mkfifo(docs / "pipe.md")
     answer = json.loads(slm("rag", "add", work / "i", docs, "--json").stdout)
-    assert any("good.md" in str(source) or True for source in answer), answer
     has(first(work / "i", "spare key"), "drawer 6")
     has(json.dumps(answer["skipped"]), "txt")
 
@@ -270,7 +269,9 @@ def masks(folder: Path, name: str, *more: str, ok: bool | None = True) -> str:
 @check("training", "t4 turns with weight 0 or train false are not learned")
 def _(folder: Path, _work: Path) -> None:
     for name in ("t4_weight0.jsonl", "t4b_train_false.jsonl"):
-        print(masks(folder, name)[:1500])
+        learned = "".join(re.findall("⟦(.*?)⟧", masks(folder, name), re.DOTALL))
+        has(learned, "Gladly")
+        lacks(learned, "BADWORD")
 
 
 @check("training", "every other file: read, or named for what it is")
