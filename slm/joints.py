@@ -170,6 +170,53 @@ class Grounded:
     quotes: Callable[[], list[str]]
 
 
+@dataclass(frozen=True)
+class Quotation:
+    """A line of a passage: its number (from 1), the line as it is read, and the passage's text[start:end] it came from.
+
+    share: of the probability over all lines and "none of them", how much this line has.
+    """
+
+    passage: int
+    text: str
+    start: int
+    end: int
+    share: float
+
+
+@dataclass(frozen=True)
+class PointedAnswer:
+    """What a reader found: lines of passages word for word with their numbers, or that the documents do not hold it.
+
+    said: the lines of the answer; none in a refusal. nearest: the likeliest lines, best first. unknown: the
+    probability that no line answers.
+    """
+
+    text: str
+    passages: list[Passage]
+    said: tuple[Quotation, ...]
+    nearest: tuple[Quotation, ...]
+    unknown: float
+
+
+Judge = Callable[[Sequence[Sequence[str]]], list[list[float]]]
+"""Prompts in pieces -> for each prompt a score at the end of every piece after the first."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An adapter that judges whether a line answers a question.
+
+    adapter: its GGUF. contrast: the two tokens whose logits are compared at a line's end (yes, no). refuse_at: the
+    probability of "no line answers" from which on it refuses, by language ("": any other).
+    """
+
+    name: str
+    adapter: Path
+    contrast: tuple[str, str]
+    refuse_at: Mapping[str, float]
+
+
 class Retriever(Protocol):
     """An index, seen from outside its room."""
 
@@ -177,6 +224,10 @@ class Retriever(Protocol):
 
     def grounded(self, question: str, k: int = ...) -> Grounded:
         """The conversation that asks a model to answer a question from the best k passages."""
+        ...
+
+    def pointed(self, question: str, reader: Reader, judge: Judge) -> PointedAnswer:
+        """The answer that a reader points at. judge: what runs the reader's model."""
         ...
 
 
@@ -191,6 +242,10 @@ class Joints(Protocol):
 
     def open_retriever(self, index: str) -> AbstractContextManager[Retriever]:
         """An index, by its name or its path."""
+        raise _no_roof()
+
+    def reader_of(self, model: str, wanted: str) -> Reader | None:
+        """The reader for a model. wanted: "auto" (the released one, if there is one for it), or an adapter folder."""
         raise _no_roof()
 
     def checkpoint_of(self, model: str) -> Path:
