@@ -74,7 +74,7 @@ def convert_and_measure(
     from convert.model import convert_checkpoint
     from convert.publish.card import write_card
     from convert.quality.bounds import parse_bound
-    from convert.quality.cost import QUICK_TOKENS, convert_measured
+    from convert.quality.cost import QUICK_TOKENS, MeasureOptions, convert_measured
     from convert.quality.fit import fit_checkpoint
     from convert.quality.plot import require_matplotlib
     from convert.quality.sample_text import read_texts
@@ -83,19 +83,17 @@ def convert_and_measure(
     if settings.report and settings.plot:
         require_matplotlib()
     files = text_file_of_each(settings.texts)
-    texts = read_texts(files)
     tokens = settings.max_tokens
     if tokens is None:
         tokens = MAX_TOKENS if settings.fits or settings.report else QUICK_TOKENS
+    on = MeasureOptions(read_texts(files), tokens, settings.report)
     if settings.fits:
-        result = fit_checkpoint(
-            checkpoint, target, [parse_bound(text) for text in settings.fits], types=types, texts=texts,
-            max_tokens=tokens, speed=settings.report, options=options,
-        )  # fmt: skip
+        bounds = [parse_bound(text) for text in settings.fits]
+        result = fit_checkpoint(checkpoint, target, bounds, on, types=types, options=options)
         records, reference, kept = result["tried"], result["reference"], [result["chosen"]]
     else:
         records, reference = convert_measured(
-            checkpoint, target, types or ("f16",), texts=texts, max_tokens=tokens, speed=settings.report,
+            checkpoint, target, types or ("f16",), on,
             convert=lambda folder, to, names: convert_checkpoint(folder, to, names, options=options),
         )  # fmt: skip
         kept = records

@@ -92,16 +92,16 @@ def verify(
         return
     if min_cosine is not None:
         raise InputError("--min-cosine is for embedders", found=f"'{candidate}' predicts tokens")
-    by_language = [parse_bound(text, tuple(LANGUAGE_MEASURES)) for text in bound_texts]
     default = bounds_for(file)[1]
     bounds = Bounds(
         default.relative if max_relative is None else max_relative,
         default.top1 if min_top1 is None else min_top1,
         default.kl if max_kl is None else max_kl,
+        tuple(parse_bound(text, tuple(LANGUAGE_MEASURES)) for text in bound_texts),
     )
     result = verify_model(
         candidate, reference, adapter=adapter, peft=peft, texts=text_file_of_each(texts), bounds=bounds,
-        by_language_bounds=by_language, max_tokens=max_tokens,
+        max_tokens=max_tokens,
     )  # fmt: skip
     _finish(result, as_json)
 

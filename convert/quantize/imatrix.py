@@ -19,7 +19,7 @@ import numpy.typing as npt
 from convert.quantize.ggml_nodes import Node, is_float32, matrix_products, values
 from convert.quantize.imatrix_file import ImportanceMatrix, write_imatrix
 from slm.errors import DamagedFileError, EngineError, InputError, UnknownNameError
-from slm.native.llama import library, open_context, open_model, tokenize
+from slm.native.llama import ContextParams, library, open_context, open_model, tokenize
 from slm.terminal.console import progress
 from slm.terminal.text_file import read_text
 from slm.weights.gguf_reader import read_gguf
@@ -224,7 +224,9 @@ def _run(model: Any, parts: Sequence[list[int]], context: int, threads: int, col
     matrix_products()
     size = -(-context // -(-context // _BATCH))  # equal batches: none shorter than _FEWEST_ROWS
     with ExitStack() as stack:
-        handle = open_context(stack, model, n_ctx=context, n_batch=size, n_threads=threads, on_node=collector.on_node)
+        handle = open_context(
+            stack, model, ContextParams(n_ctx=context, n_batch=size, n_threads=threads, on_node=collector.on_node)
+        )
         for number, ids in enumerate(parts, start=1):
             lib.llama_memory_clear(lib.llama_get_memory(handle), True)
             for start in range(0, context, size):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from slm.chat.generation_tag import has_tag, taken_out
-from slm.chat.prompt import TEMPLATES, named_template, render, template_name_for
+from slm.chat.prompt import TEMPLATES, named_template, render, render_marked, template_name_for
 from slm.chat.segments import Disguise, Segment, Tools, conversation, guard_for
 from slm.chat.tools import as_plain_turns
 from slm.errors import InputError
@@ -204,15 +204,10 @@ class Encoder:
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, ask: bool) -> str:
         """The text, with the tag's marks in an answer where it is used."""
-        return render(
-            self._template,
-            messages,
-            bos_token=self._tokenizer.bos_token or "",
-            eos_token=self._tokenizer.eos_token or "",
-            add_generation_prompt=ask,
-            tools=tools,
-            marked=self._tagged and not ask,
-        )
+        bos, eos = self._tokenizer.bos_token or "", self._tokenizer.eos_token or ""
+        if self._tagged and not ask:
+            return render_marked(self._template, messages, bos_token=bos, eos_token=eos, tools=tools)
+        return render(self._template, messages, bos_token=bos, eos_token=eos, add_generation_prompt=ask, tools=tools)
 
     def _answers(self, example: Example) -> list[_Answer]:
         example, disguise = self._disguised(example)

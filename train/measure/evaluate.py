@@ -222,7 +222,8 @@ def _open_gguf(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:
     handle = llama.open_model(stack, model)
     lib = llama.library()
     longest = int(lib.llama_model_n_ctx_train(handle))
-    context = llama.open_context(stack, handle, n_ctx=min(_LONGEST, longest), n_batch=min(_LONGEST, longest))
+    size = min(_LONGEST, longest)
+    context = llama.open_context(stack, handle, llama.ContextParams(n_ctx=size, n_batch=size))
     if adapter is not None:
         llama.set_adapters(context, [(llama.open_adapter(stack, handle, adapter), 1.0)])
     vocab = lib.llama_model_get_vocab(handle)
