@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.cli.quantize import show_file
-from convert.cli.texts import text_file_of_each
 from slm.errors import InputError
+from slm.terminal.arguments import LANG_FILE, one_of_each
 from slm.terminal.console import emit_json, note, out
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class CostSettings:
     """The options of `cost_options`, as click gives them."""
 
     fits: tuple[str, ...]
-    texts: tuple[str, ...]
+    texts: tuple[tuple[str, Path], ...]
     max_tokens: int | None
     report: bool
     plot: bool
@@ -42,7 +42,7 @@ def cost_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--fit", "fits", multiple=True, metavar="BOUND",
                      help="Keep the smallest type that meets a bound: kld=0.05,ja (also p99, top1, ppl, bpb), or the "
                           "best within size=100MB or decode=60tok/s (prefill). --type then names what to try."),
-        click.option("--text", "texts", multiple=True, metavar="LANG=FILE",
+        click.option("--text", "texts", type=LANG_FILE, multiple=True,
                      help="Text to measure on. Default: English, Japanese."),
         click.option("--max-tokens", type=click.IntRange(0), help="Of each text; 0: all. Default 256; 1024 with --fit "
                                                                   "or --report."),
@@ -82,7 +82,7 @@ def convert_and_measure(
 
     if settings.report and settings.plot:
         require_matplotlib()
-    files = text_file_of_each(settings.texts)
+    files = one_of_each(settings.texts)
     tokens = settings.max_tokens
     if tokens is None:
         tokens = MAX_TOKENS if settings.fits or settings.report else QUICK_TOKENS

@@ -7,16 +7,15 @@ from typing import Any
 
 import click
 
-from serve.cli.serve import NamedFile, unique
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import FiniteRange
+from slm.terminal.arguments import NAMED_FILE, FiniteRange, one_of_each
 from slm.terminal.console import emit_json, out
 
 
 @click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default="smollm2-135m-instruct")
-@click.option("--adapter", "adapters", type=NamedFile(), multiple=True, metavar="NAME=FILE",
+@click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True,
               help="Two or more LoRA adapters (GGUF). Default: two random ones of rank 16.")  # fmt: skip
 @click.option("--peer", "peers", multiple=True, type=click.Choice(["llama-server", "llama-cpp-python", "all"]),
               default=("all",), show_default=True, help="all: those that are installed.")  # fmt: skip
@@ -46,7 +45,7 @@ def bench_serve(
     from serve.bench.run import BenchOptions, bench_serving
     from serve.bench.scenarios import Plan
 
-    named = unique(adapters)
+    named = one_of_each(adapters)
     if len(named) == 1:
         raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
     plan = Plan(clients, tokens, seconds, len(named) or 2)
