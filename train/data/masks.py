@@ -57,7 +57,7 @@ def choose_template(tokenizer: Any, name: str | None) -> tuple[str, str | None]:
 def end_of_turn_id(tokenizer: Any, template: str, *, use_tag: bool = False) -> int | None:
     """The special token that a chat template puts behind an answer, or None. use_tag: the one that is learned."""
     turns: tuple[Message, ...] = ({"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": "42."})
-    encoder = Encoder(tokenizer, template, use_tag=use_tag)
+    encoder = ExampleEncoder(tokenizer, template, use_tag=use_tag)
     try:
         (encoded,) = encoder.conversation(Example(Path(), 0, "en", messages=turns))
     except InputError:
@@ -78,7 +78,7 @@ class _Answer(NamedTuple):
     disguise: Disguise | None = None
 
 
-class Encoder:
+class ExampleEncoder:
     """Text to token ids as the model sees them when it answers: BOS once if the tokenizer adds it, never EOS."""
 
     def __init__(self, tokenizer: Any, template: str = "", *, use_tag: bool = True) -> None:

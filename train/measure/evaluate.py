@@ -183,7 +183,7 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
     from train.base import load_tokenizer
     from train.batch.loss import supervised_loss
     from train.batch.precision import use_cores
-    from train.data.masks import IGNORE, Encoder
+    from train.data.masks import IGNORE, ExampleEncoder
 
     use_cores(0)
     own = adapter is not None and (adapter / "tokenizer.json").exists()
@@ -206,7 +206,7 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
         return float(total)
 
     longest = int(getattr(loaded.config, "max_position_embeddings", 0) or CONTEXT)
-    return _Opened(ids, Encoder(tokenizer).bos, longest, nats, _WINDOWS)
+    return _Opened(ids, ExampleEncoder(tokenizer).bos, longest, nats, _WINDOWS)
 
 
 def _open_gguf(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:

@@ -17,13 +17,13 @@ from train import ranks
 from train.batch.batches import Collate
 from train.batch.feed import total_steps
 from train.batch.loss import supervised_loss
-from train.batch.plan import Plan
+from train.batch.plan import BatchPlan
 from train.batch.precision import precision
 from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.run.folder import RunFolder
 from train.run.history import History
-from train.run.loop import PATIENCE, Limits, Pass, Progress, Step, adamw, with_peaks
+from train.run.loop import PATIENCE, Pass, Progress, RunLimits, Step, adamw, with_peaks
 from train.run.saved_states import write_checkpoint
 from train.run.schedule import decayed
 
@@ -63,7 +63,7 @@ class Task:
     """
 
     train: Sequence[Encoded]
-    plan: Plan
+    plan: BatchPlan
     collate: Collate
     measure: Callable[[], Sums]
     initial: dict[str, torch.Tensor]
@@ -88,7 +88,7 @@ class AdapterJob:
     ) -> None:
         self._model, self._task, self._options, self._dtype = model, task, options, dtype
         self._run, self._history = run, history
-        self.limits = Limits(total_steps(task.plan, options), options.time_limit_s, options.save_every_s)
+        self.limits = RunLimits(total_steps(task.plan, options), options.time_limit_s, options.save_every_s)
         self._warmup = max(1, round(options.warmup_fraction * self.limits.steps))
         self._measured: Sums = {}
         self.peak_rate = options.learning_rate

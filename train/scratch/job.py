@@ -16,8 +16,8 @@ from slm.terminal.console import note
 from train.adapter.sample import GenerateOptions, Generator
 from train.batch.precision import precision
 from train.run.folder import RunFolder
-from train.run.loop import Limits, Pass, Progress, Step
-from train.run.saved_states import Checkpoint, write_checkpoint
+from train.run.loop import Pass, Progress, RunLimits, Step
+from train.run.saved_states import SavedState, write_checkpoint
 from train.run.schedule import learning_rate_share
 from train.scratch.config import ScratchOptions
 from train.scratch.model import new_optimizers, window_loss
@@ -51,7 +51,7 @@ class ScratchState(Progress):
         }  # fmt: skip
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint | None) -> ScratchState:
+    def of(cls, checkpoint: SavedState | None) -> ScratchState:
         """The state that a checkpoint keeps, or a fresh one."""
         if checkpoint is None:
             return cls()
@@ -83,7 +83,7 @@ class ScratchJob:
         self.clip, self.peak_rate = options.clip, options.peak_rate
         self.step_tokens = options.batch_size * options.context
         wanted = options.max_tokens or int(task.batches.windows * options.context * options.epochs)
-        self.limits = Limits(max(1, wanted // self.step_tokens), options.time_limit_s, options.save_every_s)
+        self.limits = RunLimits(max(1, wanted // self.step_tokens), options.time_limit_s, options.save_every_s)
         if folder.checkpoint:
             restore(model, self._named, folder.checkpoint.tensors())
         self._due = self._next_measure(state)
