@@ -19,7 +19,7 @@ from slm.terminal.arguments import LANG_FILE, one_of_each
 from slm.terminal.console import emit_json, note, out
 
 if TYPE_CHECKING:
-    from convert.quantize.quantize import Options
+    from convert.quantize.quantize import QuantizeOptions
 
 PROVEN = "token ids equal on {} lines of mixed text; llama.cpp knows every tensor; the files were read back"
 
@@ -68,7 +68,12 @@ def wants_measuring(settings: CostSettings, types: tuple[str, ...], verify: bool
 
 
 def convert_and_measure(
-    checkpoint: Path, target: Path, types: tuple[str, ...], settings: CostSettings, options: Options, as_json: bool
+    checkpoint: Path,
+    target: Path,
+    types: tuple[str, ...],
+    settings: CostSettings,
+    options: QuantizeOptions,
+    as_json: bool,
 ) -> list[dict[str, Any]]:
     """Convert with figures, show them, write the report; the files' records. options: for the quantizer."""
     from convert.model import convert_checkpoint

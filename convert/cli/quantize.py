@@ -31,8 +31,8 @@ def quantize_options(command: Any) -> Any:
 def options_from(
     imatrix: Path | None, tensor_types: tuple[str, ...], embedding: str | None, head: str | None, threads: int = 0
 ) -> Any:
-    """`convert.quantize.quantize.Options` of the command line's values."""
-    from convert.quantize.quantize import Options
+    """`convert.quantize.quantize.QuantizeOptions` of the command line's values."""
+    from convert.quantize.quantize import QuantizeOptions
 
     pairs = []
     for given in tensor_types:
@@ -40,7 +40,7 @@ def options_from(
         if not sign or not pattern or not kind:
             raise click.BadParameter(f"'{given}' is not REGEX=TYPE", param_hint="--tensor-type")
         pairs.append((pattern, kind))
-    return Options(imatrix, tuple(pairs), embedding, head, threads)
+    return QuantizeOptions(imatrix, tuple(pairs), embedding, head, threads)
 
 
 def show_file(result: dict[str, Any]) -> None:

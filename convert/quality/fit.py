@@ -24,14 +24,14 @@ from convert.quality.cost import (
 )
 from convert.quality.speed import measure_speed
 from convert.quality.verify import is_language_model
-from convert.quantize.quantize import Options
+from convert.quantize.quantize import QuantizeOptions
 from convert.source.checkpoint import read_checkpoint
 from slm.errors import InputError, UnsupportedError, VerificationError
 from slm.terminal.console import note
 from slm.weights.gguf_reader import read_gguf
 
 Record = Mapping[str, Any]
-_NO_OPTIONS = Options()
+_NO_OPTIONS = QuantizeOptions()
 
 
 def excesses(record: Record, bounds: Sequence[Bound]) -> list[float | None]:
@@ -101,7 +101,7 @@ def fit_checkpoint(
     on: MeasureOptions,
     *,
     types: Sequence[str] = (),
-    options: Options = _NO_OPTIONS,
+    options: QuantizeOptions = _NO_OPTIONS,
 ) -> dict[str, Any]:
     """Write the one file `out` that `choose` picks; returns {chosen, tried, reference, bounds}.
 
