@@ -42,14 +42,16 @@ def bench_serve(
     Example:
       slm bench serve smollm2-135m-instruct --llama-server ~/llama.cpp/build/bin/llama-server
     """
-    from serve.bench.run import BenchOptions, bench_serving
-    from serve.bench.scenarios import Plan
+    from serve.bench.run import ServeBenchOptions, bench_serving
+    from serve.bench.scenarios import LoadPlan
 
     named = one_of_each(adapters)
     if len(named) == 1:
         raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
-    plan = Plan(clients, tokens, seconds, len(named) or 2)
-    result = bench_serving(joints.gguf_of(model), named, peers, plan, BenchOptions(rounds, context, threads, binary))
+    plan = LoadPlan(clients, tokens, seconds, len(named) or 2)
+    result = bench_serving(
+        joints.gguf_of(model), named, peers, plan, ServeBenchOptions(rounds, context, threads, binary)
+    )
     if as_json:
         emit_json(result)
     else:

@@ -232,7 +232,7 @@ def serve(
             port = listeners[0].getsockname()[1]
             for listener in listeners:
                 listener.close()
-            options = upstream.Options(
+            options = upstream.UpstreamOptions(
                 joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in one_of_each(adapters).items()),
                 context, threads, parallel, host, port, policy.keys.single(),
             )  # fmt: skip
