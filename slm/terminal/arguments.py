@@ -19,7 +19,7 @@ _V = TypeVar("_V")
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.ASCII | re.DOTALL)
 
 
-class Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+class TextType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Words of a person. Bytes that are not in the terminal's encoding are decoded as a file's would be."""
 
     name = "text"
@@ -41,7 +41,7 @@ class Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return found.text
 
 
-TEXT = Text()
+TEXT = TextType()
 
 
 class Finite(click.types.FloatParamType):
