@@ -18,7 +18,7 @@ from rag.sources.confluence.body.macros import Around
 from rag.sources.confluence.body.nodes import Node, names
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.body.wiki import storage_of_wiki
-from rag.sources.confluence.entities import Entity, Faults, entities
+from rag.sources.confluence.entities import Entity, StreamFaults, entities
 from rag.sources.confluence.page import LARGEST_PAGE, iso_time, page_id, page_read, person_name
 from rag.sources.reader import LeftOut, Read, Wanted, Whole
 from slm.errors import DamagedFileError
@@ -49,7 +49,7 @@ class _Export:
     view_sets: dict[str, str] = field(default_factory=dict)  # by permission set: the content that it restricts
     members: dict[str, str] = field(default_factory=dict)  # by permission: its set
     permissions: list[Entity] = field(default_factory=list)
-    faults: Faults = field(default_factory=Faults)
+    faults: StreamFaults = field(default_factory=StreamFaults)
 
 
 def read_entities(stream: BinaryIO, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
