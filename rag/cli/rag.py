@@ -71,7 +71,7 @@ def add(
     from rag.index.store import open_generation
     from rag.index.update import add_documents
     from rag.sources.files import find_files, nothing_read, read_files
-    from rag.sources.reader import Wanted
+    from rag.sources.reader import ReadOptions
     from slm.errors import MismatchError
     from slm.terminal.console import emit_json, progress
 
@@ -83,8 +83,8 @@ def add(
     known = generation.documents if generation else {}
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
-        reading = read_files(paths, done, none_ok=True, wanted=Wanted(comments, base_url))
-    looked = seen(paths, reading, Wanted(comments, base_url))
+        reading = read_files(paths, done, none_ok=True, wanted=ReadOptions(comments, base_url))
+    looked = seen(paths, reading, ReadOptions(comments, base_url))
     if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
         raise nothing_read(paths, reading)
     _note_some([f"skipped {shown_path(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
