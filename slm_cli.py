@@ -16,7 +16,7 @@ import click
 
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
-from slm.joints import Engine, Joints, Retriever
+from slm.joints import ChatEngine, Joints, Retriever
 from slm.terminal.console import note, run, set_verbosity
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
@@ -74,7 +74,7 @@ class Roof(Joints):
 
     def open_engine(
         self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
-    ) -> AbstractContextManager[Engine]:
+    ) -> AbstractContextManager[ChatEngine]:
         from serve.engine.engine import open_engine
 
         return open_engine(model, adapters, threads=threads, context=context)

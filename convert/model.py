@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.output.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
-from convert.quantize.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
+from convert.quantize.quantize import FLOAT_TYPES, QuantizeOptions, ladder, prepare, quantize_file, type_name
 from convert.source.checkpoint import Checkpoint, read_checkpoint
 from convert.source.pooling import pooling_metadata
 from convert.vocabulary.base.proof import Proof
@@ -29,10 +29,10 @@ from slm.errors import InputError, VerificationError
 from slm.families import Encoder
 from slm.native.llama import open_model
 from slm.terminal.console import note, progress
-from slm.weights.identity import FINGERPRINT, WEIGHTS, Identity, identity_of
+from slm.weights.identity import FINGERPRINT, WEIGHTS, WeightsIdentity, identity_of
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
-_NO_OPTIONS = Options()
+_NO_OPTIONS = QuantizeOptions()
 _FLOAT_BITS = {"f32": 32, "f16": 16, "bf16": 16}
 _QUANTIZED_BITS = 9  # a weight, at most
 
@@ -42,7 +42,7 @@ def convert_checkpoint(
     out: Path | str,
     types: str | Sequence[str] = "f16",
     verify: bool = True,
-    options: Options = _NO_OPTIONS,
+    options: QuantizeOptions = _NO_OPTIONS,
 ) -> list[dict[str, Any]]:
     """Write one GGUF file (one type: `out` is the file) or several (`out` is a folder) from a checkpoint folder.
 
@@ -102,9 +102,9 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _in_background(compute: Callable[[], Identity]) -> Callable[[], Identity]:
+def _in_background(compute: Callable[[], WeightsIdentity]) -> Callable[[], WeightsIdentity]:
     """Start computing; the returned function waits for the value. An interrupted program does not wait."""
-    future: Future[Identity] = Future()
+    future: Future[WeightsIdentity] = Future()
 
     def run() -> None:
         try:
@@ -116,7 +116,7 @@ def _in_background(compute: Callable[[], Identity]) -> Callable[[], Identity]:
     return future.result
 
 
-def _check_options(names: list[str], options: Options) -> None:
+def _check_options(names: list[str], options: QuantizeOptions) -> None:
     """Refuse before anything is read what the quantizer would refuse at the end."""
     quantized = [name for name in names if name not in FLOAT_TYPES]
     if not quantized and options != _NO_OPTIONS:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slm.errors import EngineError  # noqa: E402
-from slm.joints import Engine, Finish, Grounded, Message, SamplingOptions  # noqa: E402
+from slm.joints import ChatEngine, Finish, Grounded, Message, SamplingOptions  # noqa: E402
 from slm.terminal import console  # noqa: E402
 from slm.terminal.answer import ShownAnswer, sources_of  # noqa: E402
 
@@ -51,7 +51,7 @@ def headline(text: str) -> None:
     console.out().rule(f"[bold]{text}", align="left")
 
 
-def answer(engine: Engine, messages: list[Message], grounded: Grounded | None = None) -> Finish:
+def answer(engine: ChatEngine, messages: list[Message], grounded: Grounded | None = None) -> Finish:
     """Ask through `auto`, print the answer as it comes, and return its figures."""
     pieces = engine.chat(messages, adapter="auto", sampling=SamplingOptions(max_tokens=160))
     finish = ShownAnswer().show(pieces, grounded).finish

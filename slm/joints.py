@@ -126,7 +126,7 @@ class Finish:
         }
 
 
-class Engine(Protocol):
+class ChatEngine(Protocol):
     """A loaded model with adapters, seen from outside its room."""
 
     def chat(
@@ -139,7 +139,7 @@ class Engine(Protocol):
         ...
 
 
-class Citations(Protocol):
+class CitationStream(Protocol):
     """An answer on its way to the reader, whose citations are checked against the passages."""
 
     def feed(self, piece: str) -> str:
@@ -166,7 +166,7 @@ class Grounded:
 
     messages: list[Message]
     passages: list[Passage]
-    citations: Citations
+    citations: CitationStream
     quotes: Callable[[], list[str]]
 
 
@@ -236,7 +236,7 @@ class Joints(Protocol):
 
     def open_engine(
         self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
-    ) -> AbstractContextManager[Engine]:
+    ) -> AbstractContextManager[ChatEngine]:
         """A GGUF file with its adapters {name: file}. threads: 0 for the physical cores. context: in tokens."""
         raise _no_roof()
 

@@ -20,7 +20,7 @@ from train.adapter.merge import merge
 from train.adapter.opened import load_with_adapter
 from train.adapter.sample import GenerateOptions, end_of_turn_ids, open_generator, route
 from train.base import load_model, load_tokenizer
-from train.data.masks import Encoder
+from train.data.masks import ExampleEncoder
 from train.measure.evaluate import evaluate_texts
 from train.run.lora import train_sft
 
@@ -107,7 +107,7 @@ def test_greedy_generation_equals_transformers_own(checkpoints: dict[str, Path],
     generator = open_generator(checkpoints["llama"], trained["llama"])
     text = "".join(generator.stream("Where is desk 3?", GenerateOptions(max_new_tokens=12), chat=True))
     tokenizer = load_tokenizer(trained["llama"])
-    ids = Encoder(tokenizer, TEMPLATES["chatml"]).prompt([{"role": "user", "content": "Where is desk 3?"}])
+    ids = ExampleEncoder(tokenizer, TEMPLATES["chatml"]).prompt([{"role": "user", "content": "Where is desk 3?"}])
     model = load_with_adapter(checkpoints["llama"], trained["llama"])
     expected = model.generate(
         input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,

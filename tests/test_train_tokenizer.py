@@ -20,7 +20,7 @@ from tests.path_joints import PathJoints
 from train.base import load_tokenizer
 from train.cli.scratch import compared
 from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
-from train.tokenizer.corpus import Passage, is_held_out, passages
+from train.tokenizer.corpus import CorpusPassage, is_held_out, passages
 from train.tokenizer.learn import (
     MARKERS,
     TokenizerOptions,
@@ -104,7 +104,7 @@ def test_temperature_gives_shares_of_bytes_to_the_power_of_its_inverse(sizes: di
 
 
 def test_sampled_sentences_stand_in_the_shares_asked_for() -> None:
-    texts = [Passage("en", "a" * 99 + "\n", True)] * 3000 + [Passage("ja", "b" * 99 + "\n", True)] * 1000
+    texts = [CorpusPassage("en", "a" * 99 + "\n", True)] * 3000 + [CorpusPassage("ja", "b" * 99 + "\n", True)] * 1000
     sizes = {"en": 300_000, "ja": 100_000}
     times = copies(sizes, {"en": 0.3, "ja": 0.7}, budget=10**9)
     lines = list(sentences(texts, times, seed=1))
@@ -115,7 +115,7 @@ def test_sampled_sentences_stand_in_the_shares_asked_for() -> None:
 
 def test_sentences_are_cut_where_sentencepiece_would_drop_them() -> None:
     long = "漢" * 2500 + "\t" + "x" * 10
-    lines = list(sentences([Passage("ja", long, True)], {"ja": 1.0}, seed=0))
+    lines = list(sentences([CorpusPassage("ja", long, True)], {"ja": 1.0}, seed=0))
     assert "".join(lines) == long.replace("\t", "") and max(len(line.encode()) for line in lines) <= 4192
 
 

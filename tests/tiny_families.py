@@ -12,7 +12,16 @@ import tiny_checkpoints as tiny
 import torch
 import transformers as tf
 
-from slm.native.llama import all_logits, library, open_adapter, open_context, open_model, set_adapters, vocab_size
+from slm.native.llama import (
+    ContextParams,
+    all_logits,
+    library,
+    open_adapter,
+    open_context,
+    open_model,
+    set_adapters,
+    vocab_size,
+)
 
 Logits = np.ndarray[Any, Any]
 LENGTH, COUNT = 128, 4  # 512 positions
@@ -87,8 +96,8 @@ def runtime_logits(
     """
     with ExitStack() as stack:
         model = open_model(stack, gguf)
-        handle = open_context(stack, model, n_ctx=context, n_batch=context, n_threads=1, flash_attention=False,
-                              exact_cache=True)  # fmt: skip
+        params = ContextParams(context, context, n_threads=1, flash_attention=False, exact_cache=True)
+        handle = open_context(stack, model, params)
         active = [] if adapter is None else [(open_adapter(stack, model, adapter), 1.0)]
         rows = []
         for one in ids:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
+from slm.terminal.arguments import NAMED_FILE, one_of_each
 
 if TYPE_CHECKING:
     from slm.joints import Message
@@ -22,7 +23,7 @@ _ANSWER_TOKENS = 160
 @click.option("--questions", required=True, type=click.Path(path_type=Path), help="JSON Lines file.")
 @click.option("--leg", type=click.Choice(["dense", "lexical", "fused"]), default="fused", show_default=True)
 @click.option("--model", help="Answer the questions too: GGUF file, catalog name or checkpoint folder.")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
+@click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
 @click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
 @JSON
@@ -33,7 +34,7 @@ def evaluate(
     questions: Path,
     leg: Any,
     model: str | None,
-    adapters: tuple[str, ...],
+    adapters: tuple[tuple[str, Path], ...],
     k: int,
     threads: int,
     as_json: bool,
@@ -49,10 +50,11 @@ def evaluate(
     from rag.evaluate.answers import evaluate_answers
     from rag.evaluate.retrieval import evaluate as evaluate_retrieval
     from rag.evaluate.retrieval import read_questions
+    from slm.artifacts import require_file
     from slm.terminal.console import emit_json, progress
 
     asked = read_questions(questions)
-    files = named_files(adapters)
+    files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model) if model else None
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done:
@@ -91,15 +93,3 @@ def _table(result: dict[str, Any], *columns: str) -> None:
         values = [row[column.replace("@", "_at_").lower()] for column in columns]
         shown = "".join(f"{value:>10}" if isinstance(value, int) else f"{value:>10.3f}" for value in values)
         click.echo(f"{name:10}{row['n']:>5}{shown}")
-
-
-def named_files(adapters: tuple[str, ...]) -> dict[str, Path]:
-    from slm.artifacts import require_file
-
-    files: dict[str, Path] = {}
-    for adapter in adapters:
-        name, equals, file = adapter.partition("=")
-        if not (name and equals and file):
-            raise click.BadParameter(f"'{adapter}' is not NAME=FILE", param_hint="--adapter")
-        files[name] = require_file(file)
-    return files

@@ -9,12 +9,12 @@ import click
 
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
-from rag.cli.evaluate import evaluate, named_files
+from rag.cli.evaluate import evaluate
 from rag.cli.read import BASE_URL, COMMENTS, read
 from rag.cli.sync import sync
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import ShownAnswer, show_sources, shown_path, sources_of
-from slm.terminal.arguments import TEXT, TextCommand
+from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
 
 if TYPE_CHECKING:
     from slm.joints import Passage
@@ -71,7 +71,7 @@ def add(
     from rag.index.store import open_generation
     from rag.index.update import add_documents
     from rag.sources.files import find_files, nothing_read, read_files
-    from rag.sources.reader import Wanted
+    from rag.sources.reader import ReadOptions
     from slm.errors import MismatchError
     from slm.terminal.console import emit_json, progress
 
@@ -83,8 +83,8 @@ def add(
     known = generation.documents if generation else {}
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
-        reading = read_files(paths, done, none_ok=True, wanted=Wanted(comments, base_url))
-    looked = seen(paths, reading, Wanted(comments, base_url))
+        reading = read_files(paths, done, none_ok=True, wanted=ReadOptions(comments, base_url))
+    looked = seen(paths, reading, ReadOptions(comments, base_url))
     if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
         raise nothing_read(paths, reading)
     _note_some([f"skipped {shown_path(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
@@ -158,7 +158,7 @@ def search(index: str, query: str, k: int, as_json: bool) -> None:
 @click.argument("index")
 @click.argument("question", type=TEXT)
 @click.option("--model", required=True, help="GGUF file, catalog name or checkpoint folder.")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
+@click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
@@ -169,7 +169,7 @@ def ask(
     index: str,
     question: str,
     model: str,
-    adapters: tuple[str, ...],
+    adapters: tuple[tuple[str, Path], ...],
     k: int,
     max_tokens: int,
     threads: int,
@@ -182,10 +182,11 @@ def ask(
       slm rag ask handbook "有給休暇は何日ですか" --model gemma-3-270m --adapter ja=exports/ja.gguf
     """
     from rag.answer.prompt import open_retriever
+    from slm.artifacts import require_file
     from slm.errors import EngineError
     from slm.terminal.console import emit_json, note
 
-    files = named_files(adapters)
+    files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model)
     with open_retriever(index) as retriever:
         grounded = retriever.grounded(question, k)

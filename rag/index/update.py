@@ -130,20 +130,19 @@ def add_documents(
     embedder: Embedder,
     on_chunks: Callable[[int, int], None] = lambda done, total: None,
     *,
-    seen: Seen | None = None,
-    told: Told | None = None,
+    seen: Seen | Told | None = None,
     fresh: bool = False,
     sure: bool = False,
 ) -> Change:
     """Put documents into an index, making it when it is not there; one with a known source replaces the old one.
 
     on_chunks is told (chunks embedded, chunks to embed). seen: what was looked through, so that documents that are no
-    longer there go (`rag.index.gone`); sure: even if that is most of them. told: for documents that are no files, what
-    the caller knows of them. fresh: whatever was in the index is
-    forgotten. Raises InputError (no documents, too many are gone), MismatchError (another embedder), DamagedFileError,
-    or ResourceError (no space, no memory, another process is changing the index).
+    longer there go (`rag.index.gone`), or what the caller knows of documents that are no files; sure: even if that is
+    most of them. fresh: whatever was in the index is forgotten. Raises InputError (no documents, too many are gone),
+    MismatchError (another embedder), DamagedFileError, or ResourceError (no space, no memory, another process is
+    changing the index).
     """
-    if not documents and not ((seen or told) and is_index(path)):
+    if not documents and not (seen and is_index(path)):
         raise InputError("there are no documents to add")
     if not is_index(path):
         _check_new(path)
@@ -151,7 +150,7 @@ def add_documents(
         base = open_generation(path) if is_index(path) and not fresh else None
         if base is not None:
             check_embedder(base, embedder)
-        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), told, sure=sure)
+        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), sure=sure)
 
 
 def _add(
@@ -160,11 +159,11 @@ def _add(
     documents: Sequence[Document],
     embedder: Embedder,
     on_chunks: Callable[[int, int], None],
-    seen: Seen,
-    told: Told | None,
+    seen: Seen | Told,
     *,
     sure: bool,
 ) -> Change:
+    seen, told = (seen, None) if isinstance(seen, Seen) else (Seen(), seen)
     known = base.documents if base else {}
     incoming = {composed(document.source): document for document in documents}
     # Pages of a site are kept in step by its sync alone.

@@ -32,7 +32,7 @@ _FOREIGN_TOKENS = (
 Vector = tuple[float, ...]
 
 
-class Embedder:
+class EmbeddingWorker:
     """Answers orders into `sink`. `submit` and `cancel` may be called from any thread.
 
     borrow: gives a number of cores to compute on. size: of the vocabulary. context: the longest text, in tokens.

@@ -30,7 +30,7 @@ from slm.joints import SamplingOptions, TokenScore
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-M = TypeVar("M", bound="Message")
+M = TypeVar("M", bound="WireMessage")
 R = TypeVar("R", bound="Answer")
 Segments = tuple[Segment, ...]
 TokenIds = tuple[int, ...]
@@ -50,7 +50,7 @@ def is_segments(prompt: Segments | TokenIds) -> TypeIs[Segments]:
     return bool(prompt) and isinstance(prompt[0], Segment)
 
 
-class Message:
+class WireMessage:
     """Something that is said: a frozen dataclass whose fields are JSON's own values, or tuples of them.
 
     The messages with other fields say how those stand in a line.
@@ -74,7 +74,7 @@ def _tuples(value: Any) -> Any:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-class Answer(Message):
+class Answer(WireMessage):
     """What the child says to an order. last: nothing follows it."""
 
     last: ClassVar[bool] = True
@@ -231,7 +231,7 @@ class Failed(Answer):
 # --- orders ----------------------------------------------------------------------------------------------------------
 
 
-class Order(Message, Generic[R]):
+class Order(WireMessage, Generic[R]):
     """What the child is to do. reply: the type of the answer that says it is done."""
 
     reply: type[R]

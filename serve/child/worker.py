@@ -21,7 +21,7 @@ from serve.child.adapters import key_of
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.contexts import HotContext
-from serve.child.embedding import Embedder
+from serve.child.embedding import EmbeddingWorker
 from serve.child.lanes import Lanes, Sink
 from serve.child.messages import (
     Answer,
@@ -82,7 +82,7 @@ class Model:
     vocabulary: Vocabulary
     context: int
     lanes: Lanes
-    embedder: Embedder
+    embedder: EmbeddingWorker
 
     def prompt(self, order: Generate) -> list[int]:
         """The token ids of a prompt. Raises InputError for one that is empty, or has ids of another vocabulary."""
@@ -135,7 +135,7 @@ def open_served(stack: ExitStack, order: Open, sink: Sink) -> tuple[Model, Opene
     cores = order.threads or physical_cores()
     lanes = Lanes(open_context, sink, store, lanes=order.hot, cores=cores, parallel=order.parallel)
     markers = vocabulary.markers
-    embedder = Embedder(model, sink, lanes.borrowed_cores, size=vocabulary.size, context=context)
+    embedder = EmbeddingWorker(model, sink, lanes.borrowed_cores, size=vocabulary.size, context=context)
     return Model(model, vocabulary, context, lanes, embedder), Opened(context, trained, markers.control, markers.added)
 
 

@@ -14,7 +14,7 @@ from serve.cli.guard import GuardOptions, guard_options, policy_of
 from slm.errors import InputError
 from slm.joints import Joints, Message, SamplingOptions, pass_joints
 from slm.terminal.answer import ShownAnswer
-from slm.terminal.arguments import TEXT, FiniteRange, TextCommand
+from slm.terminal.arguments import NAMED_FILE, TEXT, FiniteRange, TextCommand, one_of_each
 from slm.terminal.console import emit_json, note
 from slm.terminal.piped import is_terminal, read_stdin
 
@@ -33,20 +33,6 @@ _DEFAULT_MODEL = "smollm2-135m-instruct"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """NAME=FILE; the file must exist."""
-
-    name = "NAME=FILE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, file = str(value).partition("=")
-        if not (name and equals and file):
-            self.fail(f"'{value}' is not NAME=FILE, like ja=exports/ja.gguf", param, ctx)
-        return name, Path(file)
-
-
 def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     def apply(function: _F) -> _F:
         for option in reversed(options):
@@ -57,7 +43,7 @@ def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
 
 
 _adapters = click.option(
-    "--adapter", "adapters", type=NamedFile(), multiple=True, metavar="NAME=FILE",
+    "--adapter", "adapters", type=NAMED_FILE, multiple=True,
     help="A LoRA adapter (GGUF) and the name it answers to; may be given several times.",
 )  # fmt: skip
 _which = click.option("-m", "wanted", metavar="NAME", help="Adapter's name, 'base', or 'auto' (by language; default).")
@@ -79,15 +65,6 @@ _sampling = _options(
 def _sampling_of(values: dict[str, Any], *, temperature: float, stop: tuple[str, ...] = ()) -> SamplingOptions:
     given = values.pop("temperature")
     return SamplingOptions(temperature=temperature if given is None else given, stop=stop, **values)
-
-
-def unique(adapters: tuple[tuple[str, Path], ...]) -> dict[str, Path]:
-    """{name: file} of --adapter options. Raises InputError for a name that is given twice."""
-    names = [name for name, _ in adapters]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"the adapter name '{name}' is given twice")
-    return dict(adapters)
 
 
 def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: int, **options: Any) -> Engine:
@@ -130,7 +107,8 @@ def generate(
     if not prompt.strip():
         raise InputError("the prompt is empty")
     with ExitStack() as stack:
-        engine = _open(stack, joints.gguf_of(model), unique(adapters), context=context, threads=threads, parallel=1)
+        named = one_of_each(adapters)
+        engine = _open(stack, joints.gguf_of(model), named, context=context, threads=threads, parallel=1)
         options = _sampling_of(sampling, temperature=0.0, stop=stop)
         wanted = wanted or ("auto" if adapters else None)
         if raw:
@@ -175,7 +153,7 @@ def chat(
     with ExitStack() as stack:
         path = joints.gguf_of(model)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
-        engine = _open(stack, path, unique(adapters), context=context, threads=threads, parallel=1)
+        engine = _open(stack, path, one_of_each(adapters), context=context, threads=threads, parallel=1)
         if wanted is not None:
             engine.route(wanted, [])
         names = ", ".join(a.name for a in engine.adapters())
@@ -254,8 +232,8 @@ def serve(
             port = listeners[0].getsockname()[1]
             for listener in listeners:
                 listener.close()
-            options = upstream.Options(
-                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in unique(adapters).items()),
+            options = upstream.UpstreamOptions(
+                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in one_of_each(adapters).items()),
                 context, threads, parallel, host, port, policy.keys.single(),
             )  # fmt: skip
             ctx.exit(upstream.serve_upstream(engine, options))
@@ -263,7 +241,7 @@ def serve(
 
         path = joints.gguf_of(model)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
-        files = unique(adapters)
+        files = one_of_each(adapters)
         opened = _open(
             stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot, draft=draft_max,
             default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,

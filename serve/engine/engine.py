@@ -61,7 +61,7 @@ class Ticket:
 
 
 class Engine:
-    """One base model with adapters (implements `slm.joints.Engine`). Use `open_engine`, or call `close`."""
+    """One base model with adapters (implements `slm.joints.ChatEngine`). Use `open_engine`, or call `close`."""
 
     def __init__(
         self,

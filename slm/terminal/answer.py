@@ -53,7 +53,7 @@ class ShownAnswer:
 
 
 @dataclass(frozen=True)
-class Source:
+class ShownSource:
     """A passage that an answer was given: its number, whether the answer cites it, and its nearest sentence."""
 
     number: int
@@ -62,14 +62,14 @@ class Source:
     quote: str
 
 
-def sources_of(grounded: Grounded) -> list[Source]:
+def sources_of(grounded: Grounded) -> list[ShownSource]:
     """The passages of an answer that has been shown; takes some tenths of a second."""
     cited = grounded.citations.cited
     pairs = zip(grounded.passages, grounded.quotes(), strict=True)
-    return [Source(number, number in cited, passage, quote) for number, (passage, quote) in enumerate(pairs, 1)]
+    return [ShownSource(number, number in cited, passage, quote) for number, (passage, quote) in enumerate(pairs, 1)]
 
 
-def show_sources(sources: Iterable[Source], write: Callable[[str], None]) -> None:
+def show_sources(sources: Iterable[ShownSource], write: Callable[[str], None]) -> None:
     """The cited passages under an answer, or all that it was given when it cites none; `write` takes lines."""
     sources = list(sources)
     cited = [source for source in sources if source.cited]

@@ -239,7 +239,7 @@ def _reads_as_letters(raw: bytes, codec: str) -> bool:
     return sum(unicodedata.category(char)[0] in "LM" or char in "“”‘’«»–—…°§№\xa0" for char in high) >= 0.8 * len(high)
 
 
-class TextStream:
+class DecodedLines:
     """Lines of a file of any size, decoded as they are read; `note` grows when a bad byte is met.
 
     The encoding is found from the beginning and the first part that is not ASCII. Lines end with \\n whatever ends
@@ -270,14 +270,14 @@ class TextStream:
             self._bad += mended.count("\ufffd")
         return mended
 
-    def __enter__(self) -> TextStream:
+    def __enter__(self) -> DecodedLines:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._text.close()
 
 
-def open_text(path: Path | str) -> TextStream:
+def open_text(path: Path | str) -> DecodedLines:
     """Open a text file of any size as a stream of lines. Raises OSError, DamagedFileError (no text)."""
     file = Path(path).open("rb")  # noqa: SIM115  # the stream closes it
     try:
@@ -297,7 +297,7 @@ def open_text(path: Path | str) -> TextStream:
         else:
             named = (c.codec for c in charsets.CANDIDATES if c.name == found.encoding)
             codec = _STREAMED.get(found.encoding) or next(named, found.encoding)
-        return TextStream(file, found.encoding, codec, "" if "\ufffd" in found.text else found.note)
+        return DecodedLines(file, found.encoding, codec, "" if "\ufffd" in found.text else found.note)
     except BaseException:
         file.close()
         raise

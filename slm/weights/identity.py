@@ -33,7 +33,7 @@ _TENSORS_HASHED: dict[tuple[str, int, int], str] = {}
 
 
 @dataclass(frozen=True)
-class Identity:
+class WeightsIdentity:
     """fingerprint: which weights these are. weights: SHA-256 of the exact files, by which older adapters know them."""
 
     fingerprint: str
@@ -49,7 +49,7 @@ class Identity:
         return {fingerprint: self.fingerprint, **exact}
 
 
-def identity_of(folder: Path) -> Identity:
+def identity_of(folder: Path) -> WeightsIdentity:
     """The identity of a checkpoint's weights; all of them are read.
 
     The manifest's fingerprint counts as long as its `weights` are those that are there: after a training in place it
@@ -60,7 +60,7 @@ def identity_of(folder: Path) -> Identity:
     )
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     known = manifest.get("fingerprint") if manifest.get("weights") == weights else None
-    return Identity(known if isinstance(known, str) else tensors, weights)
+    return WeightsIdentity(known if isinstance(known, str) else tensors, weights)
 
 
 @lru_cache(maxsize=8)
@@ -141,7 +141,7 @@ def _may_be_one(left: str, right: str) -> bool:
     return left == right or (vectors == theirs and types != their_types)
 
 
-def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> Identity:
+def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> WeightsIdentity:
     """The identity of `base`, once the adapter folder's manifest (which may be empty) is known to mean it.
 
     Raises MismatchError when the adapter was trained on other weights.

@@ -183,7 +183,7 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
     from train.base import load_tokenizer
     from train.batch.loss import supervised_loss
     from train.batch.precision import use_cores
-    from train.data.masks import IGNORE, Encoder
+    from train.data.masks import IGNORE, ExampleEncoder
 
     use_cores(0)
     own = adapter is not None and (adapter / "tokenizer.json").exists()
@@ -206,7 +206,7 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
         return float(total)
 
     longest = int(getattr(loaded.config, "max_position_embeddings", 0) or CONTEXT)
-    return _Opened(ids, Encoder(tokenizer).bos, longest, nats, _WINDOWS)
+    return _Opened(ids, ExampleEncoder(tokenizer).bos, longest, nats, _WINDOWS)
 
 
 def _open_gguf(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:
@@ -222,7 +222,8 @@ def _open_gguf(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:
     handle = llama.open_model(stack, model)
     lib = llama.library()
     longest = int(lib.llama_model_n_ctx_train(handle))
-    context = llama.open_context(stack, handle, n_ctx=min(_LONGEST, longest), n_batch=min(_LONGEST, longest))
+    size = min(_LONGEST, longest)
+    context = llama.open_context(stack, handle, llama.ContextParams(n_ctx=size, n_batch=size))
     if adapter is not None:
         llama.set_adapters(context, [(llama.open_adapter(stack, handle, adapter), 1.0)])
     vocab = lib.llama_model_get_vocab(handle)

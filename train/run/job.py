@@ -15,14 +15,15 @@ import torch
 
 from train import ranks
 from train.batch.batches import Collate
+from train.batch.feed import total_steps
 from train.batch.loss import supervised_loss
-from train.batch.plan import Plan
+from train.batch.plan import BatchPlan
 from train.batch.precision import precision
 from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.run.folder import RunFolder
 from train.run.history import History
-from train.run.loop import PATIENCE, Limits, Pass, Progress, Step, adamw, with_peaks
+from train.run.loop import PATIENCE, Pass, Progress, RunLimits, Step, adamw, with_peaks
 from train.run.saved_states import write_checkpoint
 from train.run.schedule import decayed
 
@@ -62,7 +63,7 @@ class Task:
     """
 
     train: Sequence[Encoded]
-    plan: Plan
+    plan: BatchPlan
     collate: Collate
     measure: Callable[[], Sums]
     initial: dict[str, torch.Tensor]
@@ -83,12 +84,12 @@ class AdapterJob:
     clip = _CLIP
 
     def __init__(
-        self, model: Any, task: Task, options: TrainOptions, dtype: torch.dtype, run: RunFolder, limits: Limits,
-        history: History | None,
-    ) -> None:  # fmt: skip
+        self, model: Any, task: Task, options: TrainOptions, dtype: torch.dtype, run: RunFolder, history: History | None
+    ) -> None:
         self._model, self._task, self._options, self._dtype = model, task, options, dtype
-        self._run, self._limits, self._history = run, limits, history
-        self._warmup = max(1, round(options.warmup_fraction * limits.steps))
+        self._run, self._history = run, history
+        self.limits = RunLimits(total_steps(task.plan, options), options.time_limit_s, options.save_every_s)
+        self._warmup = max(1, round(options.warmup_fraction * self.limits.steps))
         self._measured: Sums = {}
         self.peak_rate = options.learning_rate
         self.parameters = [p for _, p in trained(model)]
@@ -104,9 +105,9 @@ class AdapterJob:
     def rate(self, at: RunState) -> float:
         if at.step < self._warmup:
             return (at.step + 1) / self._warmup
-        done = (at.step - self._warmup) / max(1, self._limits.steps - self._warmup)
-        if self._limits.time_limit_s:
-            done = max(done, at.elapsed_s / self._limits.time_limit_s)
+        done = (at.step - self._warmup) / max(1, self.limits.steps - self._warmup)
+        if self.limits.time_limit_s:
+            done = max(done, at.elapsed_s / self.limits.time_limit_s)
         return decayed(self._options.schedule, min(1.0, done))
 
     def backward(self, step: int) -> Pass:

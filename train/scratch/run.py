@@ -29,7 +29,7 @@ from train.batch.precision import choose_dtype, use_cores
 from train.run.folder import ended_figures, environment, open_run
 from train.run.loop import train
 from train.scratch.config import ScratchOptions
-from train.scratch.job import ScratchJob, ScratchState
+from train.scratch.job import ScratchJob, ScratchState, ScratchTask
 from train.scratch.model import new_model
 from train.scratch.windows import Batches, Packed, pack
 from train.tokenizer.corpus import passages
@@ -98,7 +98,8 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
         if options.context > limit:
             raise InputError(f"--context {options.context} is more than the {limit} positions of the model")
         state = ScratchState.of(folder_of_run.checkpoint)
-        job = ScratchJob(options, model, tokenizer, batches, packed.held_out, dtype, folder_of_run, state)
+        task = ScratchTask(tokenizer, batches, packed.held_out)
+        job = ScratchJob(options, model, task, dtype, folder_of_run, state)
         _tell_run(job, options)
         if not state.step:
             job.measure(state)

@@ -16,9 +16,9 @@ from fastapi.responses import Response
 from serve.engine.engine import Engine, Sink, Ticket
 from serve.engine.prompting import TemplateOptions
 from serve.engine.router import Route
-from serve.server.api.answer.objects import Answer, Choice
+from serve.server.api.answer.objects import Choice, Completion
 from serve.server.api.answer.writer import ChatWriter
-from serve.server.api.request.bodies import ChatRequest, CompletionRequest, Generation, LoraScale
+from serve.server.api.request.bodies import ChatRequest, CompletionRequest, GenerationRequest, LoraScale
 from serve.server.api.request.forms import Form, form_of
 from serve.server.metrics import Metrics
 from serve.server.respond import Begin, respond
@@ -75,7 +75,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedAnswer:
     """What a conversation comes to: its answer's form, who answers, from which passages, and the runs to begin."""
 
     form: Form
@@ -84,7 +84,7 @@ class Planned:
     begins: list[Begin]
 
 
-async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics, body: ChatRequest) -> Planned:
+async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics, body: ChatRequest) -> PlannedAnswer:
     """Everything about a conversation that can be found wrong before the engine is asked. Raises SlmError."""
     form = await asyncio.to_thread(form_of, body)
     sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
@@ -113,18 +113,18 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
 
         return start
 
-    return Planned(form, way, grounded, [metrics.measured(begin(n), way.adapter) for n in range(body.n)])
+    return PlannedAnswer(form, way, grounded, [metrics.measured(begin(n), way.adapter) for n in range(body.n)])
 
 
-def answer_of(engine: Engine, way: Route, form: Form, *, chat: bool) -> Answer:
+def answer_of(engine: Engine, way: Route, form: Form, *, chat: bool) -> Completion:
     """The objects around a request's choices."""
     model = way.adapter or engine.base.name
-    return Answer(
+    return Completion(
         chat=chat, model=model, adapter=way.adapter, reason=way.reason, not_enforced=form.not_enforced
     )  # fmt: skip
 
 
-def _wants_usage(body: Generation) -> bool:
+def _wants_usage(body: GenerationRequest) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 

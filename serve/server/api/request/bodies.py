@@ -41,7 +41,7 @@ class LoraScale(Fields):
     scale: float = Field(ge=-10, le=10)
 
 
-class Generation(Shaped):
+class GenerationRequest(Shaped):
     """What chat and completion requests share."""
 
     harmless = HARMLESS
@@ -91,7 +91,7 @@ class Generation(Shaped):
         return value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Generation:
+    def _fits_together(self) -> GenerationRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise refused("best_of", "this server does not do it: all answers that are made are given")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
@@ -139,7 +139,7 @@ class Generation(Shaped):
         )
 
 
-class ChatRequest(Generation):
+class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions. `rag`: answer from the server's index, with citations."""
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (False,)}  # a template writes them itself
@@ -201,7 +201,7 @@ class ChatRequest(Generation):
         return self.top_logprobs if self.logprobs else None
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(GenerationRequest):
     """POST /v1/completions: one prompt or several, as text or as token ids."""
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (True,)}

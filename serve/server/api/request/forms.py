@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.server.api.request.bodies import ChatRequest, Generation
+from serve.server.api.request.bodies import ChatRequest, GenerationRequest
 from serve.server.api.request.tools import Tool, chosen
-from serve.server.api.request.wanted import Wanted
+from serve.server.api.request.wanted import WantedForm
 from slm.errors import InputError, UnsupportedError
 
 _MOST_TOLD = 20
@@ -30,7 +30,7 @@ class Form:
     not_enforced: tuple[str, ...] = ()
 
 
-def form_of(request: Generation) -> Form:
+def form_of(request: GenerationRequest) -> Form:
     """The form of a request's answer. May take some tenths of a second for a large schema.
 
     Raises UnsupportedError when a schema cannot be followed, InputError when the fields do not fit each other.
@@ -49,7 +49,7 @@ def form_of(request: Generation) -> Form:
     return Form(grammar, not_enforced=_told(left_out))
 
 
-def _followed(wanted: Wanted) -> tuple[str, list[str]]:
+def _followed(wanted: WantedForm) -> tuple[str, list[str]]:
     """The grammar, and what of the schema is not in it."""
     from serve.child.choice.grammar import followed_schema, json_grammar, text_grammar
 
@@ -66,7 +66,7 @@ def _followed(wanted: Wanted) -> tuple[str, list[str]]:
     return json_grammar(followed.schema), [f"{wanted.field}: {part}" for part in followed.left_out]
 
 
-def _calling(request: ChatRequest, wanted: Wanted | None) -> Form:
+def _calling(request: ChatRequest, wanted: WantedForm | None) -> Form:
     """The form of an answer that may hold calls. A tool's schema never fails the chat: it is loosened."""
     from serve.child.choice.grammar import calls_grammar, followed_schema
     from serve.child.choice.schema import arguments_of, names_no_type
@@ -119,6 +119,6 @@ def _told(left_out: Sequence[str]) -> tuple[str, ...]:
     return (*left_out[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else ()))
 
 
-def _no_stops(request: Generation, what: str) -> None:
+def _no_stops(request: GenerationRequest, what: str) -> None:
     if request.stops or request.stop_token_ids:
         raise InputError(f"stop strings do not go with {what}: they could end it in the middle")
