@@ -126,6 +126,20 @@ class Finish:
         }
 
 
+@dataclass(frozen=True)
+class PieceScores:
+    """What `Engine.scores` found: for each prompt a score of each of its pieces after the first, in logits.
+
+    prompt_tokens: of all prompts together. cached_tokens: those of them that were read only once, as a beginning that
+    the prompts share. prefill_s: seconds of reading, with the waiting for others who compute.
+    """
+
+    scores: list[list[float]]
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
+
+
 class ChatEngine(Protocol):
     """A loaded model with adapters, seen from outside its room."""
 
@@ -135,6 +149,21 @@ class ChatEngine(Protocol):
         """Yield the answer's text piece by piece, then one Finish.
 
         adapter: a loaded adapter's name, None for the base, or "auto" to route by language.
+        """
+        ...
+
+    def scores(
+        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
+    ) -> PieceScores:
+        """Judge the pieces of prompts by what would follow each: nothing is generated.
+
+        A prompt is a head (a question) and the pieces to judge (a passage's lines). Its tokens are BOS where the
+        vocabulary adds one, then those of each piece, tokenized on its own, names of control tokens being plain text.
+        The score of a piece is logit(contrast[0]) - logit(contrast[1]) after its last token. A beginning that all
+        heads have in common is read once. adapter: as of `chat`; "auto" goes by the first head.
+
+        Raises InputError for a text of `contrast` that is not one token or a piece without tokens,
+        ContextOverflowError for a prompt longer than the context.
         """
         ...
 

@@ -51,7 +51,7 @@ def candidates(
 def _ranked(
     generation: Generation, embedder: Embedder, question: str, depth: Depth, filters: Filters
 ) -> Iterator[Passage]:
-    known = [language for language in generation.facets.languages if not filters.languages or language in filters.languages]
+    known = [name for name in generation.facets.languages if not filters.languages or name in filters.languages]
     own = detect(question, set(known)).language if len(known) > 1 else None
     if own not in known:
         wanted = [(filters, depth.same + depth.other)]

@@ -18,7 +18,7 @@ _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _END = re.compile(r"[。！？]+[」』）)】\"”]*|[.!?]+[\"')\]”’]*(?=\s)")
 # A full stop after these ends no sentence: titles, "No. 5", "e.g. this", a single capital (J. Smith), a number (3. May).
 _SHORT = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|Fig|Tel|Ext|ext|approx|Approx|vs|cf|e\.g|i\.e|[A-Z])|(?:^|[(\s])\d{1,2})\.$"
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|Fig|Tel|[Ee]xt|[Aa]pprox|vs|cf|e\.g|i\.e|[A-Z])|(?:^|[(\s])\d{1,2})\.$"
 )
 _BLANKS = re.compile(r"\s*")
 _OPENING, _CLOSING = "「『（(【", "」』）)】"
@@ -45,7 +45,7 @@ def lines_of(text: str) -> list[Line]:
     for number, (start, row) in enumerate(rows):
         following = rows[number + 1][1] if number + 1 < len(rows) else ""
         marker = _FENCE.match(row)
-        if marker and (not fence or row.strip().strip(fence[0]) == "" and marker.group(1).startswith(fence)):
+        if marker and (not fence or (not row.strip().strip(fence[0]) and marker.group(1).startswith(fence))):
             fence = "" if fence else marker.group(1)
             columns = []
         elif fence:

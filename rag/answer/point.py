@@ -37,7 +37,9 @@ def point(question: str, judged: Sequence[Judged], refuse_at: Mapping[str, float
     """
     language = detect(question, ("en", "ja")).language or "en"
     limit = refuse_at.get(language, refuse_at.get("", 0.5))
-    flat = [(n, line, score) for n, one in enumerate(judged, 1) for line, score in zip(one.lines, one.scores, strict=True)]
+    flat = [
+        (n, line, score) for n, one in enumerate(judged, 1) for line, score in zip(one.lines, one.scores, strict=True)
+    ]
     passages = [one.passage for one in judged]
     if not flat:
         return PointedAnswer(NOT_FOUND[language] + _full_stop(language), passages, (), (), 1.0)

@@ -18,7 +18,7 @@ READER_DEFAULTS: dict[str, Any] = {
     "epochs": 1.0, "learning_rate": 4e-4, "batch_size": 4, "max_length": 896,
 }  # fmt: skip
 _OPTIONS = [
-    click.option("--eval-data", multiple=True, required=True, type=PATH, help="Questions that are held out; repeatable."),
+    click.option("--eval-data", multiple=True, required=True, type=PATH, help="Held-out questions; repeatable."),
     click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
     click.option("--rank", type=int, help="Rank of the update."),
     click.option("--alpha", type=FLOAT, help="Scale: the update is multiplied by alpha / rank."),

@@ -13,7 +13,8 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serve.engine.engine import Engine, Sink, Ticket
+from serve.engine.engine import Engine
+from serve.engine.events import Sink, Ticket
 from serve.engine.prompting import TemplateOptions
 from serve.engine.router import Route
 from serve.server.api.answer.objects import Choice, Completion

@@ -1,7 +1,7 @@
 """Examples for a reader: prompts in pieces, and which pieces answer. It knows no model and no documents.
 
-A line of the data is {"form", "lang", "prompts": [[piece, ...], ...], "right": [[prompt, piece], ...], "ignored", "every"}:
-what the prompts mean is known to whoever made them, and `form` is their number for it.
+A line of the data is {"form", "lang", "prompts": [[piece, ...], ...], "right": [[prompt, piece], ...], "ignored": ...,
+"every": bool}: what the prompts mean is known to whoever made them, and `form` is their number for it.
 """
 
 from __future__ import annotations

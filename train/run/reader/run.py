@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from slm.artifacts import new_folder, require_replaceable, sha256_file
+from slm.errors import MismatchError
 from slm.native.llama import physical_cores
 from slm.terminal.console import note, progress
 from slm.weights.identity import identity_of
@@ -69,8 +70,10 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     use_cores(threads)
     tokenizer = load_tokenizer(options.base)
     examples, form, counts = read_examples(options.data, tokenizer, options.max_length)
-    held_out, held_out_form, held_out_counts = read_examples(options.eval_data, tokenizer, options.max_length)
-    asked = _asked(options, counts | held_out_counts, threads)
+    held_out, its_form, its_counts = read_examples(options.eval_data, tokenizer, options.max_length)
+    if its_form != form:
+        raise MismatchError("the held-out examples were made for another form", found=f"{its_form} instead of {form}")
+    asked = _asked(options, counts | its_counts, threads)
     require_replaceable(options.output, "adapter")
     if options.resume and (known := ended_figures(options.output, asked)):
         return ReaderResult.from_json(options.output, known)
@@ -137,9 +140,7 @@ def _asked(options: TrainOptions, counts: dict[Path, int], threads: int) -> dict
             "architecture": read_config(options.base)["model_type"],
         },
         "template": None,
-        "data": [
-            {"file": str(file), "sha256": sha256_file(file), "examples": count} for file, count in counts.items()
-        ],
+        "data": [{"file": str(file), "sha256": sha256_file(file), "examples": count} for file, count in counts.items()],
         "options": options.as_json(),
         "processes": ranks.world(),
         "environment": environment(threads),
