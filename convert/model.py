@@ -8,10 +8,8 @@ from __future__ import annotations
 import gc
 import math
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,10 @@ from convert.vocabulary.vocab_source import read_vocabulary
 from slm.artifacts import new_file, require_space
 from slm.errors import InputError, VerificationError
 from slm.families import Encoder
+from slm.native.background import in_background
 from slm.native.llama import open_model
 from slm.terminal.console import note, progress
-from slm.weights.identity import FINGERPRINT, WEIGHTS, WeightsIdentity, identity_of
+from slm.weights.identity import FINGERPRINT, WEIGHTS, identity_of
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
 _NO_OPTIONS = QuantizeOptions()
@@ -102,20 +101,6 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _in_background(compute: Callable[[], WeightsIdentity]) -> Callable[[], WeightsIdentity]:
-    """Start computing; the returned function waits for the value. An interrupted program does not wait."""
-    future: Future[WeightsIdentity] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(compute())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result
-
-
 def _check_options(names: list[str], options: QuantizeOptions) -> None:
     """Refuse before anything is read what the quantizer would refuse at the end."""
     quantized = [name for name in names if name not in FLOAT_TYPES]
@@ -135,7 +120,7 @@ def _prepared(checkpoint: Checkpoint, verify: bool) -> tuple[dict[str, Any], Pro
     The source tokenizer, hundreds of MB for a large vocabulary, ends with this function; the proof has taken its ids.
     """
     # This hashes all weights; the tokenizer is read meanwhile.
-    identity = _in_background(lambda: identity_of(checkpoint.folder))
+    identity = in_background(lambda: identity_of(checkpoint.folder))
     embedder = isinstance(checkpoint.family, Encoder)
     source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
     vocabulary, caveats = source.vocabulary, list(source.caveats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -217,6 +218,19 @@ def test_readme_shows_every_folder_with_its_purpose() -> None:
     tops = {name.split("/")[0] for name in tracked if "/" in name and not name.startswith(".")}
     for folder in sorted(tops):
         assert f"{folder}/" in readme, f"README does not show {folder}/"
+
+
+def test_the_tree_of_the_readme_has_every_folder_of_the_rooms_and_no_other() -> None:
+    """What is in `cli` and `bench`, which all rooms have, is said once behind the tree."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The house")[1].split("```")[1]
+    shown: set[str] = set()
+    top = ""
+    for line in tree.splitlines():
+        if found := re.match(r"(  )?([\w.]+)/ ", line):
+            top = top if found[1] else found[2]
+            shown |= {f"{top}/{found[2]}"} if found[1] else set()
+    there = {f"{p.parent.name}/{p.name}" for room in (GROUND, *ROOMS) for p in things(ROOT / room) if p.is_dir()}
+    assert shown == {name for name in there if name.split("/")[1] not in ("cli", "bench")}
 
 
 def test_the_package_list_names_every_package() -> None:
