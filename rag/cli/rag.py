@@ -68,7 +68,7 @@ def add(
     from rag.index.gone import departed
     from rag.index.look import require_paths, seen
     from rag.index.names import index_path, is_index
-    from rag.index.store import open_generation
+    from rag.index.store import open_inventory
     from rag.index.update import add_documents
     from rag.sources.files import find_files, nothing_read, read_files
     from rag.sources.reader import Wanted
@@ -76,11 +76,11 @@ def add(
     from slm.terminal.console import emit_json, progress
 
     where = index_path(index)
-    generation = open_generation(where) if is_index(where) and not fresh else None
-    made_with = str(generation.manifest["embedder"]["name"]) if generation else None
+    held = open_inventory(where) if is_index(where) and not fresh else None
+    made_with = str(held.manifest["embedder"]["name"]) if held else None
     if made_with and embedder not in (None, made_with):
         raise MismatchError(f"the index '{index}' was made with the embedder '{made_with}', not '{embedder}'")
-    known = generation.documents if generation else {}
+    known = held.documents if held else {}
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
         reading = read_files(paths, done, none_ok=True, wanted=Wanted(comments, base_url))
@@ -247,15 +247,16 @@ def status(index: str, as_json: bool) -> None:
       slm rag status handbook --json
     """
     from rag.index.names import index_path
-    from rag.index.store import open_generation
+    from rag.index.store import open_generation, size_of
     from slm.terminal.console import emit_json
     from slm.text.visible import one_line
 
     generation = open_generation(index_path(index))
-    size = sum(file.stat().st_size for file in generation.folder.iterdir())
+    size = size_of(generation.folder)
     result: dict[str, Any] = {
         "index": str(generation.folder.parent), "generation": generation.folder.name,
         "embedder": generation.manifest["embedder"], "chunks": len(generation.chunks), "size_bytes": size,
+        "parts": [{"chunks": len(part), "search": part.dense.kind} for part in generation.loaded],
         "documents": [{"source": s, **entry} for s, entry in sorted(generation.documents.items())],
     }  # fmt: skip
     if as_json:
@@ -265,9 +266,18 @@ def status(index: str, as_json: bool) -> None:
     click.echo(f"index     {result['index']} ({result['generation']}, {size / 1e6:.1f} MB)")
     click.echo(f"embedder  {embedder['name']} [{embedder['revision']}], {embedder['dimension']} dimensions")
     click.echo(f"holds     {len(generation.documents)} documents in {len(generation.chunks)} chunks")
+    click.echo(f"search    {_searched(result['parts'])}")
     for document in result["documents"]:
         title = one_line(document["title"])
         click.echo(f"  {document['lang']:4}{document['chunks']:4} chunks  {title}  ({shown_path(document['source'])})")
+
+
+def _searched(parts: list[dict[str, Any]]) -> str:
+    """How vectors are searched: which chunks are compared one by one, and which through inverted lists."""
+    exact = sum(part["chunks"] for part in parts if part["search"] == "flat")
+    lists = [(part["chunks"], part["search"].removeprefix("ivf ")) for part in parts if part["search"] != "flat"]
+    shown = [f"{chunks} chunks through {count} inverted lists (IVF)" for chunks, count in lists]
+    return ", ".join([f"{exact} chunks compared one by one"] * (exact > 0 or not lists) + shown)
 
 
 def _figures(finish: Finish) -> dict[str, Any]:

@@ -195,9 +195,9 @@ def _wait(path: Path, seconds: float, *, watch: bool) -> None:
         return
     import watchfiles
 
-    from rag.index.store import open_generation
+    from rag.index.store import open_inventory
 
-    sources = open_generation(path).sources
+    sources = open_inventory(path).sources
     roots = [root for root, source in sources.items() if source.get("kind") == "files" and Path(root).exists()]
     if not roots:
         time.sleep(seconds)
