@@ -73,6 +73,9 @@ class Filters:
     viewer: tuple[str, ...] | None = None
 
 
+EVERYTHING = Filters()
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """How the next token is chosen. Temperature 0 is greedy.
@@ -190,9 +193,9 @@ class Grounded:
 class Retriever(Protocol):
     """An index, seen from outside its room."""
 
-    def search(self, query: str, k: int = 5, filters: Filters = ...) -> list[Passage]: ...
+    def search(self, query: str, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]: ...
 
-    def grounded(self, question: str, k: int = ..., filters: Filters = ...) -> Grounded:
+    def grounded(self, question: str, k: int = ..., filters: Filters = EVERYTHING) -> Grounded:
         """The conversation that asks a model to answer a question from the best k passages that are let through."""
         ...
 

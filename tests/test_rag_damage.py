@@ -139,8 +139,12 @@ def test_a_full_disk_or_memory_leaves_the_old_generation_in_use(
             patch.setattr(part_module, "save_arrays", fault)
             with pytest.raises(ResourceError, match=said):
                 add_documents(path, [page("b.md", "pears")], embedder)
-        assert sorted(p.name for p in path.iterdir()) == [".lock", "CURRENT", "gen-1"]
+        assert sorted(p.name for p in path.iterdir()) == [".embedded", ".lock", "CURRENT", "gen-1"]
         assert list(open_generation(path).documents) == ["a.md"]
+    embedder.embedded.clear()
+    add_documents(path, [page("b.md", "pears")], embedder)
+    assert embedder.embedded == [], "what was embedded before the disk was full is not embedded again"
+    assert sorted(p.name for p in path.iterdir()) == [".lock", "CURRENT", "gen-2"]
 
 
 def as_format_3(path: Path) -> Path:

@@ -13,11 +13,11 @@ from rag.answer.cite import NOT_FOUND, Citations
 from rag.answer.quote import quotes_of
 from rag.index.embed import Embedder, open_embedder
 from rag.index.names import index_path
-from rag.index.retrieve import EVERYTHING, search
+from rag.index.retrieve import search
 from rag.index.store import Generation, current_folder, open_generation
 from rag.index.update import check_embedder
 from slm.errors import InputError, SlmError
-from slm.joints import Filters, Grounded, Message, Passage
+from slm.joints import EVERYTHING, Filters, Grounded, Message, Passage
 from slm.terminal.console import note
 from slm.text.language import detect
 from slm.text.visible import one_line, visible

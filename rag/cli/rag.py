@@ -10,9 +10,10 @@ import click
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate, named_files
+from rag.cli.filters import filter_options
 from rag.cli.read import BASE_URL, COMMENTS, read
 from rag.cli.sync import sync
-from slm.joints import Finish, Joints, SamplingOptions, pass_joints
+from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import ShownAnswer, show_sources, shown_path, sources_of
 from slm.terminal.arguments import TEXT, TextCommand
 
@@ -43,7 +44,10 @@ rag.add_command(sync)
 @rag.command(context_settings=_HELP)
 @click.argument("index")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--embedder", help="Embedder for a new index [default: multilingual-e5-small].")
+@click.option(
+    "--embedder", metavar="NAME|FILE",
+    help="Embedder for a new index: a name, a GGUF file or a checkpoint folder [default: multilingual-e5-small].",
+)  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Make the index anew from these paths alone, also when it is damaged.")
 @click.option("--yes", is_flag=True, help="Forget documents that are gone even if that is most of a folder.")
 @COMMENTS
@@ -64,7 +68,7 @@ def add(
       slm rag add handbook data/handbook --fresh
       slm rag add wiki Confluence-space-export.zip --base-url https://wiki.example.com
     """
-    from rag.index.embed import DEFAULT_EMBEDDER, open_embedder
+    from rag.index.embed import DEFAULT_EMBEDDER, embedder_name, open_embedder
     from rag.index.gone import departed
     from rag.index.look import require_paths, seen
     from rag.index.names import index_path, is_index
@@ -75,6 +79,7 @@ def add(
     from slm.errors import MismatchError
     from slm.terminal.console import emit_json, progress
 
+    embedder = embedder_name(embedder) if embedder else None
     where = index_path(index)
     held = open_inventory(where) if is_index(where) and not fresh else None
     made_with = str(held.manifest["embedder"]["name"]) if held else None
@@ -131,20 +136,24 @@ def _note_some(lines: list[str]) -> None:
 @click.argument("index")
 @click.argument("query", type=TEXT)
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many passages.")
+@filter_options
 @_JSON
-def search(index: str, query: str, k: int, as_json: bool) -> None:
+def search(index: str, query: str, k: int, filters: Filters, as_json: bool) -> None:
     """Show the passages that fit a query best.
+
+    Options that are given several times mean any of what they name. Without --as restricted pages are shown too.
 
     \b
     Example:
       slm rag search handbook "paid leave" -k 3
+      slm rag search wiki "release plan" --space DOCS --since 2026-04-01 --as user:aoi --as group:staff
     """
     from rag.answer.prompt import open_retriever, passage_head
     from slm.terminal.console import emit_json
     from slm.text.visible import visible
 
     with open_retriever(index) as retriever:
-        passages = retriever.search(query, k)
+        passages = retriever.search(query, k, filters)
     if as_json:
         emit_json({"query": query, "results": [_as_dict(p) for p in passages]})
         return
@@ -160,6 +169,7 @@ def search(index: str, query: str, k: int, as_json: bool) -> None:
 @click.option("--model", required=True, help="GGUF file, catalog name or checkpoint folder.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
+@filter_options
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
 @_JSON
@@ -171,6 +181,7 @@ def ask(
     model: str,
     adapters: tuple[str, ...],
     k: int,
+    filters: Filters,
     max_tokens: int,
     threads: int,
     as_json: bool,
@@ -188,7 +199,7 @@ def ask(
     files = named_files(adapters)
     gguf = joints.gguf_of(model)
     with open_retriever(index) as retriever:
-        grounded = retriever.grounded(question, k)
+        grounded = retriever.grounded(question, k, filters)
     chosen, sampling = "auto" if files else None, SamplingOptions(max_tokens=max_tokens)
     with joints.open_engine(gguf, files, threads=threads, context=4096) as engine:
         shown = ShownAnswer().show(

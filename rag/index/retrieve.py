@@ -18,7 +18,7 @@ from rag.index.lexical import HAS_PAIRS
 from rag.index.store import Generation
 from rag.index.variants import comparable
 from slm.errors import InputError
-from slm.joints import Filters
+from slm.joints import EVERYTHING, Filters
 from slm.text.language import detect
 
 Leg = Literal["dense", "lexical", "fused"]
@@ -26,7 +26,6 @@ LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
 _RRF_K = 60
 _DEPTH = 50
 _SENTENCE_WORDS = 4
-EVERYTHING = Filters()
 
 
 @dataclass(frozen=True)

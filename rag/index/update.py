@@ -22,6 +22,7 @@ import numpy as np
 from rag.document import NO_META, Document
 from rag.index.chunk import chunk_document
 from rag.index.embed import Embedder, Vectors
+from rag.index.embedders.cache import VectorCache
 from rag.index.generation.inventory import Inventory, Place
 from rag.index.generation.part import Part
 from rag.index.generation.write import Addition, Next, write_generation
@@ -35,7 +36,9 @@ from slm.errors import InputError, MismatchError, ResourceError
 
 # Chunks are short so that three of them fit into a small model's prompt beside the question.
 CHUNK_TOKENS = 240
-_BATCH, _LOCK = 16, ".lock"
+# Enough to keep all cores busy, and few enough to be lost when a run is broken off.
+_BATCH, _LOCK = 64, ".lock"
+_CACHE = ".embedded"
 PAGE = "page"
 """The key of an entry for what a sync knows of a document that is no file."""
 
@@ -220,7 +223,13 @@ def _add(
         chunks = base.count
         _drop_others(base.folder)
     else:
-        chunks = _write(path, base, update, embedder.identity.as_dict(), embedder, on_chunks)
+        with VectorCache(path / _CACHE, embedder.identity) as cache:
+
+            def embedded(old: Mapping[str, Vectors]) -> Addition:
+                return _embedded(update.embed, embedder, old, cache, on_chunks)
+
+            chunks = _write(path, base, update, embedder.identity.as_dict(), embedded)
+            cache.discard()
     replaced = sum(source in named for source in changed)
     moved = sum(old in left.gone for old in carry)
     gone = {source: why for source, why in left.gone.items() if source not in carry}
@@ -258,17 +267,21 @@ def _embedded(
     documents: Sequence[Document],
     embedder: Embedder,
     known: Mapping[str, Vectors],
+    cache: VectorCache,
     on_chunks: Callable[[int, int], None],
 ) -> Addition:
     """The chunks of documents and their vectors; for texts that are known (as they are embedded), those known."""
     limit = min(CHUNK_TOKENS, embedder.identity.max_tokens)
     chunks = [chunk for document in documents for chunk in chunk_document(document, limit, embedder.count_tokens)]
     texts = [comparable(chunk.indexed_text) for chunk in chunks]
-    new = [text for text in dict.fromkeys(texts) if text not in known]
     vectors = dict(known)
+    vectors.update({text: kept for text in texts if text not in known and (kept := cache.get(text)) is not None})
+    new = [text for text in dict.fromkeys(texts) if text not in vectors]
     for start in range(0, len(new), _BATCH):
         batch = new[start : start + _BATCH]
-        vectors.update(zip(batch, embedder.passages(batch), strict=True))
+        found = embedder.passages(batch)
+        cache.add(batch, found)
+        vectors.update(zip(batch, found, strict=True))
         on_chunks(start + len(batch), len(new))
     whole = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
     for row, text in enumerate(texts):
@@ -331,17 +344,19 @@ def _write(
     base: Inventory | None,
     update: _Update,
     identity: Mapping[str, Any],
-    embedder: Embedder | None = None,
-    on_chunks: Callable[[int, int], None] = lambda done, total: None,
+    embed: Callable[[Mapping[str, Vectors]], Addition] | None = None,
 ) -> int:
-    """Write the next generation and make it current; its number of chunks."""
+    """Write the next generation and make it current; its number of chunks.
+
+    embed: given the vectors that are known of the old texts of the documents to embed, their chunks with vectors.
+    """
     replaced = [source for source in update.drop if source not in update.carry] if update.embed else []
     parts, places = read_places(path, base, replaced) if base else ({}, {})
     added = Addition([], np.empty((0, int(identity["dimension"])), dtype=np.float32))
-    if embedder is not None and update.embed:
+    if embed is not None:
         with told_as_damage(path, base.sources if base else ()):
             known = _known_vectors(parts, places, replaced)
-        added = _embedded(update.embed, embedder, known, on_chunks)
+        added = embed(known)
     kept = {
         update.carry[source].source if source in update.carry else source: place
         for source, place in places.items()

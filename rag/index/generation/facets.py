@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.errors import InputError, UnknownNameError
-from slm.joints import Filters
+from slm.joints import EVERYTHING, Filters
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ class Facets:
         Raises UnknownNameError for a space, label or language that no document has that may be seen, and InputError
         for a date that is none, or when nothing is let through.
         """
-        if filters == Filters():
+        if filters == EVERYTHING:
             return None
         through = self._seen_by(filters.viewer)
         kinds = (
