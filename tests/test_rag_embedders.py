@@ -1,4 +1,4 @@
-"""Embedders: the packaged one by two engines, batches, prefixes, GGUF files, and vectors that a broken-off run leaves."""
+"""Embedders: the packaged one by two engines, prefixes, GGUF files, and vectors that a broken-off run leaves."""
 
 from __future__ import annotations
 

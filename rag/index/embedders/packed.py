@@ -147,15 +147,15 @@ def write_gguf(packed: Packed, file: Path) -> None:
         writer.add_tokenizer_model("no_vocab")
         words = packed.tensors["emb.word"][1] // (packed.width // _BLOCK * _BLOCK_BYTES)
         writer.add_vocab_size(words)
+        writer.add_token_type_count(1)
         four_bits = gguf.GGMLQuantizationType.Q4_0
 
         def quantized(name: str, given: str, rows: int) -> None:
             writer.add_tensor(name, packed.raw(given).reshape(rows, -1), raw_dtype=four_bits)
 
         quantized("token_embd.weight", "emb.word", words)
-        # There is one type of token; its vector is added to every position's here instead of to every token's.
-        places = packed.plain("emb.pos", -1, packed.width) + packed.plain("emb.type", -1, packed.width)[0]
-        writer.add_tensor("position_embd.weight", places.astype(np.float32))
+        writer.add_tensor("position_embd.weight", packed.plain("emb.pos", -1, packed.width))
+        writer.add_tensor("token_types.weight", packed.plain("emb.type", -1, packed.width)[:1])
         for part, given in (("weight", "w"), ("bias", "b")):
             writer.add_tensor(f"token_embd_norm.{part}", packed.plain(f"emb.ln.{given}"))
         for layer in range(packed.layers):

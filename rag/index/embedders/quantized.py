@@ -30,8 +30,12 @@ class QuantizedEncoder:
         read_gguf(file)  # llama.cpp may abort the process on a damaged one
         self._encoder = Encoder(file, _LONGEST)
         lib, model = library(), self._encoder.model
-        if model_meta(model, f"{model_meta(model, 'general.architecture')}.pooling_type") in (None, "0"):
-            raise UnsupportedError(f"the model '{name}' is no embedder: it names no way of pooling")
+        kind = model_meta(model, "general.architecture")
+        pools = model_meta(model, f"{kind}.pooling_type") not in (None, "0")
+        if not pools and model_meta(model, f"{kind}.attention.causal") != "false":
+            raise UnsupportedError(
+                f"the model '{name}' is no embedder", found=f"{kind}, which makes text and names no way of pooling"
+            )
         titles = (model_meta(model, "general.name") or "", file.name)
         prefixes = (E5_QUERY, E5_PASSAGE) if any("e5" in title.lower() for title in titles) else ("", "")
         longest = min(_LONGEST, int(lib.llama_model_n_ctx_train(model)))
