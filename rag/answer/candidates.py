@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from rag.answer.reading import cost, pieces_of
 from rag.index.embed import Embedder
-from rag.index.retrieve import EVERYTHING, search
+from rag.index.retrieve import search
 from rag.index.store import Generation
-from slm.joints import Filters, Passage
+from slm.joints import EVERYTHING, Filters, Passage
 from slm.text.language import detect
 from slm.text.visible import one_line
 
