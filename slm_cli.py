@@ -96,7 +96,9 @@ class Roof(Joints):
         folders = released_readers() if wanted in ("auto", "point") else [Path(wanted)]
         for folder in folders:
             card = read_card(folder)
-            if wanted not in ("auto", "point") or belong(card.base, names_of(file.metadata), lambda: tensors_hash(file)):
+            if wanted not in ("auto", "point") or belong(
+                card.base, names_of(file.metadata), lambda: tensors_hash(file)
+            ):
                 return Reader(folder.name, self.adapter_gguf_of(folder, model), card.contrast, card.refuse_at)
         if wanted == "point":
             raise MissingFileError(

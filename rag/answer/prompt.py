@@ -142,9 +142,7 @@ class IndexRetriever:
         messages = grounded_messages(question, passages)
         return Grounded(messages, passages, Citations(passages), lambda: quotes_of(question, passages, self.embedder))
 
-    def pointed(
-        self, question: str, reader: Reader, judge: Judge, filters: Filters = EVERYTHING
-    ) -> PointedAnswer:
+    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = EVERYTHING) -> PointedAnswer:
         """The lines of the best passages that answer a question, or a refusal (`rag.answer.point`)."""
         passages = candidates(self._newest(), self.embedder, question, filters=filters)
         read = [pieces_of(question, passage) for passage in passages]

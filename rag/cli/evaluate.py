@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rag.cli.reader import adapter_of, judge_of, reader_for, with_reader
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import NAMED_FILE, one_of_each
 
@@ -25,6 +26,7 @@ _ANSWER_TOKENS = 160
 @click.option("--model", help="Answer the questions too: GGUF file, catalog name or checkpoint folder.")
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
+@with_reader
 @click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
 @JSON
 @pass_joints
@@ -36,6 +38,8 @@ def evaluate(
     model: str | None,
     adapters: tuple[tuple[str, Path], ...],
     k: int,
+    reader: str,
+    refuse_at: float | None,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -47,7 +51,7 @@ def evaluate(
       slm rag evaluate handbook --questions data/handbook/questions.jsonl --model gemma-3-270m --adapter ja=ja.gguf
     """
     from rag.answer.prompt import open_retriever
-    from rag.evaluate.answers import evaluate_answers
+    from rag.evaluate.answers import AskOne, by_model, by_reader, evaluate_answers
     from rag.evaluate.retrieval import evaluate as evaluate_retrieval
     from rag.evaluate.retrieval import read_questions
     from slm.artifacts import require_file
@@ -56,12 +60,13 @@ def evaluate(
     asked = read_questions(questions)
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model) if model else None
+    who = reader_for(joints, model, reader, refuse_at) if model else None
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done:
             result = evaluate_retrieval(retriever.generation, retriever.embedder, asked, leg, on_question=done)
         if gguf:
             with (
-                joints.open_engine(gguf, files, threads=threads, context=4096) as engine,
+                joints.open_engine(gguf, files | adapter_of(who), threads=threads, context=4096) as engine,
                 progress("answering", total=len(asked), unit="questions") as done,
             ):
 
@@ -70,19 +75,22 @@ def evaluate(
                     pieces = engine.chat(messages, adapter="auto" if files else None, sampling=sampling)
                     return "".join(piece for piece in pieces if not isinstance(piece, Finish))
 
-                result["answering"] = evaluate_answers(retriever, ask, asked, k, on_question=done)
+                answer: AskOne = by_model(retriever, ask, k)
+                if who:
+                    answer = by_reader(retriever, who, judge_of(engine, who))
+                result["answering"] = evaluate_answers(answer, asked, on_question=done) | {"reader": who and who.name}
     if as_json:
         emit_json(result)
         return
     _table(result, "recall@1", "recall@5", "nDCG@10")
     if "answering" in result:
         click.echo()
-        _table(result["answering"], "shown", "cited", "right")
+        _table(result["answering"], "shown", "cited", "right", "wrong", "unsaid")
         overall = result["answering"]["overall"]
         click.echo(
             "shown: a right page among the passages; cited: a right page cited; right: a fact of the questions file "
-            f"said ({overall['keyed']} questions name one). {overall['refused']} of {overall['unanswerable']} "
-            "unanswerable questions were refused."
+            f"said ({overall['keyed']} questions name one); wrong: something else said; unsaid: refused though the "
+            f"documents answer. {overall['refused']} of {overall['unanswerable']} unanswerable questions were refused."
         )
 
 

@@ -12,13 +12,21 @@ from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate
 from rag.cli.filters import filter_options
 from rag.cli.read import BASE_URL, COMMENTS, read
+from rag.cli.reader import adapter_of, judge_of, reader_for, with_reader
 from rag.cli.sync import sync
 from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
-from slm.terminal.answer import ShownAnswer, show_sources, shown_path, sources_of
+from slm.terminal.answer import (
+    ShownAnswer,
+    pointed_sources,
+    show_pointed,
+    show_sources,
+    shown_path,
+    sources_of,
+)
 from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
 
 if TYPE_CHECKING:
-    from slm.joints import Passage
+    from slm.joints import Passage, PointedAnswer, Reader
 
 _NAMED_FILES = 10
 
@@ -170,6 +178,7 @@ def search(index: str, query: str, k: int, filters: Filters, as_json: bool) -> N
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
 @filter_options
+@with_reader
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
 @_JSON
@@ -182,6 +191,8 @@ def ask(
     adapters: tuple[tuple[str, Path], ...],
     k: int,
     filters: Filters,
+    reader: str,
+    refuse_at: float | None,
     max_tokens: int,
     threads: int,
     as_json: bool,
@@ -199,6 +210,15 @@ def ask(
 
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model)
+    who = reader_for(joints, model, reader, refuse_at)
+    if who:
+        with (
+            open_retriever(index) as retriever,
+            joints.open_engine(gguf, adapter_of(who), threads=threads, context=4096) as engine,
+        ):
+            pointed = retriever.pointed(question, who, judge_of(engine, who), filters)
+        _tell_pointed(question, pointed, who, as_json=as_json)
+        return
     with open_retriever(index) as retriever:
         grounded = retriever.grounded(question, k, filters)
     chosen, sampling = "auto" if files else None, SamplingOptions(max_tokens=max_tokens)
@@ -290,6 +310,27 @@ def _searched(parts: list[dict[str, Any]]) -> str:
     lists = [(part["chunks"], part["search"].removeprefix("ivf ")) for part in parts if part["search"] != "flat"]
     shown = [f"{chunks} chunks through {count} inverted lists (IVF)" for chunks, count in lists]
     return ", ".join([f"{exact} chunks compared one by one"] * (exact > 0 or not lists) + shown)
+
+
+def _tell_pointed(question: str, pointed: PointedAnswer, reader: Reader, *, as_json: bool) -> None:
+    from slm.terminal.console import emit_json
+
+    if not as_json:
+        click.echo(pointed.text)
+        show_pointed(pointed, click.echo)
+        return
+    sources = [
+        {"number": s.number, "cited": s.cited, "quote": s.quote, **_as_dict(s.passage)}
+        for s in pointed_sources(pointed)
+    ]
+    emit_json(
+        {
+            "question": question, "answer": pointed.text, "refused": not pointed.said,
+            "citations": sorted({one.passage for one in pointed.said}), "lines": [vars(one) for one in pointed.said],
+            "nearest": [vars(one) for one in pointed.nearest], "unknown": pointed.unknown, "sources": sources,
+            "reader": reader.name,
+        }
+    )  # fmt: skip
 
 
 def _figures(finish: Finish) -> dict[str, Any]:

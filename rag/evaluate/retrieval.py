@@ -26,13 +26,16 @@ _DEPTH, _CHUNKS = 10, 60
 
 @dataclass(frozen=True)
 class Question:
-    """One line of a questions file. `answer`: words any of which a right answer holds, such as "13,000"."""
+    """One line of a questions file. `answer`: words any of which a right answer holds, such as "13,000"; all of them
+    where it says `together`. kind: what kind of question it is, in the file's own words."""
 
     question: str
     lang: str
     relevant: tuple[str, ...]
     answerable: bool
     answer: tuple[str, ...] = ()
+    together: bool = False
+    kind: str = ""
 
 
 def read_questions(path: Path | str) -> list[Question]:
@@ -45,7 +48,8 @@ def read_questions(path: Path | str) -> list[Question]:
             row = json.loads(line)
             answerable = bool(row.get("answerable", True))
             names, facts = tuple(row.get("relevant", ())), tuple(row.get("answer", ()))
-            question = Question(str(row["question"]), str(row["lang"]), names, answerable, facts)
+            together, kind = bool(row.get("together")), str(row.get("kind", ""))
+            question = Question(str(row["question"]), str(row["lang"]), names, answerable, facts, together, kind)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFileError(
                 f"'{path}', line {number} is no question: {error}",
