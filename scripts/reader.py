@@ -56,7 +56,7 @@ def write_examples(organisations: list[Path], work: Path, out: Path, seed: int) 
 
 
 def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int) -> dict[str, float]:
-    """Answer the development questions without ever refusing, fit when to refuse, and keep that in the reader's card."""
+    """Answer development questions without ever refusing, fit when to refuse, and keep that in the reader's card."""
     from dataclasses import replace
 
     from rag.answer.card import write_thresholds
@@ -68,8 +68,7 @@ def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int)
 
     roof = Roof()
     found = roof.reader_of(base, str(reader))
-    if found is None:
-        raise RuntimeError("a folder that is named is a reader or an error")
+    assert found is not None  # a folder that is named is a reader, or an error
     eager = replace(found, refuse_at={"": 2.0})
     rows: list[Answered] = []
     with roof.open_engine(roof.gguf_of(base), {eager.name: eager.adapter}) as engine:
@@ -78,9 +77,7 @@ def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int)
             random.Random(0).shuffle(questions)
             with (
                 open_retriever(str(work / f"index-{organisation.name}")) as retriever,
-                progress(
-                    f"answering for {organisation.name}", total=min(most, len(questions)), unit="questions"
-                ) as done,
+                progress(f"answering for {organisation.name}", total=len(questions[:most]), unit="questions") as done,
             ):
                 judge = lambda prompts: engine.scores(prompts, eager.contrast, adapter=eager.name).scores  # noqa: E731
                 rows += answered(by_reader(retriever, eager, judge), questions[:most], done)

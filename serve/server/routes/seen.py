@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from slm.joints import EVERYTHING, Filters, Grounded, Passage, Retriever
+from slm.joints import EVERYTHING, Filters, Grounded, Judge, Passage, PointedAnswer, Reader, Retriever
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class SeenBy:
     def grounded(self, question: str, k: int = 3, filters: Filters = EVERYTHING) -> Grounded:
         """The prompt, from passages that whoever asks may see."""
         return self.retriever.grounded(question, k, self._narrowed(filters))
+
+    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = EVERYTHING) -> PointedAnswer:
+        """The pointed answer, from passages that whoever asks may see."""
+        return self.retriever.pointed(question, reader, judge, self._narrowed(filters))
 
     def _narrowed(self, filters: Filters) -> Filters:
         return replace(filters, viewer=self.viewer) if filters.viewer is None else filters
