@@ -12,7 +12,6 @@ from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate
 from rag.cli.filters import filter_options
 from rag.cli.read import BASE_URL, COMMENTS, read
-from slm.terminal.asking import adapter_of, judge_of, reader_for, with_reader
 from rag.cli.sync import sync
 from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import (
@@ -24,6 +23,7 @@ from slm.terminal.answer import (
     sources_of,
 )
 from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
+from slm.terminal.asking import adapter_of, judge_of, reader_for, with_reader
 
 if TYPE_CHECKING:
     from slm.joints import Passage, PointedAnswer, Reader
