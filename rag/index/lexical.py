@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rag.index.variants import comparable, folded, years_of
+from rag.index.same.codes import codes_of
+from rag.index.same.days import days_of
+from rag.index.variants import comparable, searchable, years_of
 from slm.errors import DamagedFileError
 
 _K1, _B = 1.2, 0.75
@@ -31,10 +33,12 @@ def terms_of(text: str) -> list[str]:
     """The index terms of a text in one form of its characters (`rag.index.variants`) and in lower case, in order.
 
     A run of Japanese gives its overlapping character pairs, or its single character; "don't" is one word, and
-    a possessive 's is dropped. A year is a term of its own in Western reckoning, however it is written.
+    a possessive 's is dropped. A year or a day is a term of its own in Western reckoning, however it is written, and
+    so is a code as a whole (`rag.index.same`).
     """
-    terms = [f"{year}年" for year in years_of(comparable(text))]
-    for run in _RUNS.findall(folded(text).lower()):
+    western, plain = comparable(text), searchable(text)
+    terms = [*(f"{year}年" for year in years_of(western)), *days_of(western), *codes_of(plain)]
+    for run in _RUNS.findall(plain.lower()):
         if not HAS_PAIRS.match(run):
             terms.append(re.sub(r"['’]s$", "", run))
         elif len(run) == 1:

@@ -25,8 +25,9 @@ from slm.errors import DamagedFileError, MissingFileError, ResourceError, Unknow
 CHUNKS, VECTORS = "chunks.jsonl", "vectors.faiss"
 KIND = "index generation"
 # Format 1 had no checksums, and words in the lexical index as they were written: it is read, and its words made anew.
-# Chunks of format 2 had no context line of their own: their words are those of the whole one.
-FORMAT = 3
+# Chunks of format 2 had no context line of their own: their words are those of the whole one. Words of format 3 knew
+# neither days nor codes, and long vowels as they were written: they are made anew too.
+FORMAT = 4
 _FILES = (CHUNKS, VECTORS, ARRAYS, TERMS)
 _EXACT = "IDMap2,Flat"
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, EOFError)
@@ -149,7 +150,7 @@ def _load(path: Path, folder: Path) -> Generation:
                 ids.append(int(row.pop("id")))
                 chunks.append(_chunk(row))
         vectors = faiss.read_index(str(folder / VECTORS))
-        lexical = load_bm25(folder) if version > 1 else build_bm25([chunk.indexed_text for chunk in chunks])
+        lexical = load_bm25(folder) if version > 3 else build_bm25([chunk.indexed_text for chunk in chunks])
         counts = (len(chunks), int(vectors.ntotal), lexical.size, int(manifest["chunks"]))
         if len(set(counts)) != 1 or vectors.d != int(manifest["embedder"]["dimension"]):
             raise ValueError("its parts do not have the same number of chunks")
