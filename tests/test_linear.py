@@ -15,6 +15,7 @@ from rag.document import Document, Section, is_table_rule, sections_of
 from rag.index.chunk import chunk_document
 from rag.index.lexical import terms_of
 from rag.index.same.codes import names_in
+from rag.index.same.texts import plain
 from rag.index.variants import comparable
 from slm.text.language import detect, is_name_only
 from slm.text.normal_form import nfkc
@@ -46,7 +47,7 @@ def cited(text: str) -> None:
 
 READERS: list[Callable[[str], object]] = [
     chunked, chunked_under_it, cited, defused, visible, one_line, sections_of, sentences_of, is_table_rule, terms_of,
-    comparable, nfkc, names_in, without_marks, detect, is_name_only,
+    comparable, nfkc, names_in, plain, without_marks, detect, is_name_only,
 ]  # fmt: skip
 
 

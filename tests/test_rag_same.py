@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from rag.document import Document, Section
+from rag.index.embed import open_embedder
 from rag.index.lexical import build_bm25, terms_of
+from rag.index.retrieve import search
 from rag.index.same.codes import codes_of, names_in
 from rag.index.same.days import days_of
+from rag.index.store import open_generation
+from rag.index.update import add_documents
 from rag.index.variants import comparable, searchable
 
 DAYS = {
@@ -125,3 +132,34 @@ def test_names_in_a_question_are_codes_of_one_thing_and_no_times_or_amounts() ->
     assert held("第3会議室の定員", "第13会議室は8人、第3倉庫") == [False]
     for plain in ("at 10:30 on the 2nd", "A4で20枚、13,000円", "2024-04-01から", "1.5 hours", "十時"):
         assert held(plain, plain) == []
+
+
+def test_the_packaged_embedder_shows_first_what_is_asked_for_by_its_number(tmp_path: Path) -> None:
+    """Pages that differ in their number alone are all alike to vectors."""
+    models = [f"{series}-{size}/{kind}" for series in ("KX", "KZ") for size in (205, 250, 520) for kind in "AB"]
+    months = {model: number + 6 for number, model in enumerate(models)}
+    english = tuple(Section((m,), f"The warranty of the {m} pump lasts {months[m]} months.") for m in models)
+    japanese = tuple(Section((m,), f"ポンプ{m}の保証期間は{months[m]}か月です。") for m in models)
+    rooms = tuple(Section((), f"第{n}会議室の定員は{n + 3}人です。") for n in (1, 2, 3, 13, 23))
+    releases = ("2.3", "2.3.1", "2.3.10", "2.31", "12.3.1")
+    notes = tuple(Section((f"v{v}",), f"Release {v} repairs fault number {n}.") for n, v in enumerate(releases))
+    pages = {"pumps": ("en", english), "ポンプ": ("ja", japanese), "会議室": ("ja", rooms), "releases": ("en", notes)}
+    # One section a page: no page is to have more than its share of a list.
+    documents = [
+        Document(title, f"{title}/{n}.md", lang, (section,))
+        for title, (lang, sections) in pages.items() for n, section in enumerate(sections)
+    ]  # fmt: skip
+    embedder = open_embedder()
+    add_documents(tmp_path / "i", documents, embedder)
+    generation = open_generation(tmp_path / "i")
+
+    def first(query: str) -> str:
+        return generation.chunks[search(generation, embedder, query, 1)[0].row].text
+
+    for model in models:
+        assert f"{model} pump" in first(f"How long is the warranty of the {model}?"), model
+        assert f"ポンプ{model}の" in first(f"{model.replace('-', '')}の保証は何か月ありますか"), model
+    for number, asked in ((3, "第三会議室"), (13, "第13会議室"), (1, "第１会議室")):
+        assert first(f"{asked}には何人入れますか").startswith(f"第{number}会議室")
+    for number, version in enumerate(releases):
+        assert first(f"What does v{version} repair?").endswith(f" {number}."), version

@@ -13,7 +13,7 @@ from rag.answer.cite import NOT_FOUND, Citations
 from rag.answer.quote import quotes_of
 from rag.index.embed import Embedder, open_embedder
 from rag.index.names import index_path
-from rag.index.retrieve import search
+from rag.index.retrieve import other_sources, search
 from rag.index.store import Generation, current_folder, open_generation
 from rag.index.update import check_embedder
 from slm.errors import InputError, SlmError
@@ -129,7 +129,7 @@ class IndexRetriever:
         hits = search(generation, self.embedder, query, k)
         chunks = generation.chunks
         return [
-            Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score)
+            Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score, other_sources(generation, hit))
             for hit, c in ((hit, chunks[hit.row]) for hit in hits)
         ]
 

@@ -151,6 +151,8 @@ def search(index: str, query: str, k: int, as_json: bool) -> None:
     for number, passage in enumerate(passages, start=1):
         click.secho(f"{number}. {passage_head(passage)}", bold=True)
         click.echo(f"   {shown_path(passage.source)}  (score {passage.score:.4f})")
+        if passage.also:
+            click.echo(f"   also in {', '.join(map(shown_path, passage.also))}")
         click.echo("   " + visible(passage.text).replace("\n", "\n   ") + "\n")
 
 
@@ -284,5 +286,5 @@ def _figures(finish: Finish) -> dict[str, Any]:
 def _as_dict(passage: Passage) -> dict[str, Any]:
     return {
         "title": passage.title, "heading": passage.heading, "source": passage.source, "score": passage.score,
-        "text": passage.text,
+        "text": passage.text, "also": list(passage.also),
     }  # fmt: skip
