@@ -10,6 +10,7 @@ import click
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate, named_files
+from rag.cli.questions import questions
 from rag.cli.read import BASE_URL, COMMENTS, read
 from rag.cli.sync import sync
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
@@ -36,6 +37,7 @@ def rag() -> None:
 
 
 rag.add_command(evaluate)
+rag.add_command(questions)
 rag.add_command(read)
 rag.add_command(sync)
 
