@@ -61,6 +61,26 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Filters:
+    """Which documents a question is answered from; of several spaces, labels or languages any. Empty: all.
+
+    since, until: the time of a document's last change, ISO 8601; a date alone is that day, from beginning to end.
+    viewer: who asks, user:NAME and group:NAME (a NAME alone is both); pages that are restricted to others are left out,
+    all restricted ones when it is (). None: restrictions are not looked at.
+    """
+
+    spaces: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    since: str = ""
+    until: str = ""
+    viewer: tuple[str, ...] | None = None
+
+
+EVERYTHING = Filters()
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """How the next token is chosen. Temperature 0 is greedy.
 
@@ -177,10 +197,10 @@ class Grounded:
 class Retriever(Protocol):
     """An index, seen from outside its room."""
 
-    def search(self, query: str, k: int = 5) -> list[Passage]: ...
+    def search(self, query: str, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]: ...
 
-    def grounded(self, question: str, k: int = ...) -> Grounded:
-        """The conversation that asks a model to answer a question from the best k passages."""
+    def grounded(self, question: str, k: int = ..., filters: Filters = EVERYTHING) -> Grounded:
+        """The conversation that asks a model to answer a question from the best k passages that are let through."""
         ...
 
 

@@ -17,7 +17,7 @@ from rag.index.retrieve import other_sources, search
 from rag.index.store import Generation, current_folder, open_generation
 from rag.index.update import check_embedder
 from slm.errors import InputError, SlmError
-from slm.joints import Grounded, Message, Passage
+from slm.joints import EVERYTHING, Filters, Grounded, Message, Passage
 from slm.terminal.console import note
 from slm.text.language import detect
 from slm.text.visible import one_line, visible
@@ -116,26 +116,26 @@ class IndexRetriever:
             folder = current_folder(path)
             if folder is not None and folder != self._looked_at:
                 self._looked_at = folder
-                newer = open_generation(path)
+                newer = open_generation(path, self.generation)
                 check_embedder(newer, self.embedder)
                 self.generation = newer
         except SlmError as error:
             note(f"the index '{path}' is answered from as it was: {error}")
         return self.generation
 
-    def search(self, query: str, k: int = 5) -> list[Passage]:
-        """The best k passages for a query, best first. Raises InputError for an empty query or index."""
+    def search(self, query: str, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]:
+        """The best k passages for a query, best first. Raises InputError, as `rag.index.retrieve.search`."""
         generation = self._newest()
-        hits = search(generation, self.embedder, query, k)
+        hits = search(generation, self.embedder, query, k, filters=filters)
         chunks = generation.chunks
         return [
             Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score, other_sources(generation, hit))
             for hit, c in ((hit, chunks[hit.row]) for hit in hits)
         ]
 
-    def grounded(self, question: str, k: int = DEFAULT_PASSAGES) -> Grounded:
+    def grounded(self, question: str, k: int = DEFAULT_PASSAGES, filters: Filters = EVERYTHING) -> Grounded:
         """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""
-        passages = fit_passages(self.search(question, k))
+        passages = fit_passages(self.search(question, k, filters))
         messages = grounded_messages(question, passages)
         return Grounded(messages, passages, Citations(passages), lambda: quotes_of(question, passages, self.embedder))
 

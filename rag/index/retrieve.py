@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from rag.index.embed import Embedder
 from rag.index.lexical import HAS_PAIRS
 from rag.index.same.codes import names_in
@@ -18,6 +20,7 @@ from rag.index.same.texts import once_each
 from rag.index.store import Generation
 from rag.index.variants import comparable, searchable
 from slm.errors import InputError
+from slm.joints import EVERYTHING, Filters
 from slm.text.language import detect
 
 Leg = Literal["dense", "lexical", "fused"]
@@ -76,21 +79,26 @@ def search(
     k: int = 5,
     leg: Leg = "fused",
     weights: Weights | None = None,
+    filters: Filters = EVERYTHING,
 ) -> list[Hit]:
-    """The best k chunks for a query by one leg or both. Raises InputError for an empty query or index."""
+    """The best k chunks for a query by one leg or both, of the documents that the filters let through.
+
+    Raises InputError for an empty query or index, and what `rag.index.generation.facets.Facets.allowed` raises.
+    """
     if not query.strip():
         raise InputError("the query is empty")
     if not generation.chunks:
         raise InputError("the index holds no documents", hint="Add some with: slm rag add INDEX PATH...")
     weights = weights or Weights()
     depth = max(_DEPTH, k)
-    dense = generation.dense_top(embedder.queries([comparable(query)])[0], depth) if leg != "lexical" else []
-    lexical = generation.lexical.top(query, depth) if leg != "dense" else []
+    allowed = generation.facets.allowed(filters)
+    dense = generation.dense_top(embedder.queries([comparable(query)])[0], depth, allowed) if leg != "lexical" else []
+    lexical = generation.lexical.top(query, depth, allowed) if leg != "dense" else []
     if leg != "fused":
         return _shown(generation, [Hit(row, score) for row, score in dense or lexical], k)
     rankings = [(1.0, [row for row, _ in dense]), (weights.lexical(query), [row for row, _ in lexical])]
-    hits = fuse(rankings, _language_factors(generation, query, weights.same_language))
-    return _shown(generation, _named_first(generation, query, hits), k)
+    factors = _language_factors(generation, query, [row for _, rows in rankings for row in rows], weights.same_language)
+    return _shown(generation, _named_first(generation, query, fuse(rankings, factors)), k)
 
 
 def other_sources(generation: Generation, hit: Hit) -> tuple[str, ...]:
@@ -112,16 +120,16 @@ def _named_first(generation: Generation, query: str, hits: list[Hit]) -> list[Hi
 
 def _shown(generation: Generation, hits: Sequence[Hit], k: int) -> list[Hit]:
     """The first k hits that say different things, at most `_A_PAGE` of one page as long as others are left."""
-    chunks = generation.chunks
+    chunks = {hit.row: generation.chunks[hit.row] for hit in hits}
     shown = once_each(
-        [hit.row for hit in hits], lambda row: (chunks[row].context, chunks[row].text),
-        lambda row: chunks[row].source, k, _A_PAGE,
-    )  # fmt: skip
+        list(chunks), lambda row: (chunks[row].context, chunks[row].text), lambda row: chunks[row].source, k, _A_PAGE
+    )
     return [Hit(one.row, hits[one.place].score, one.also) for one in shown]
 
 
-def _language_factors(generation: Generation, query: str, bonus: float) -> dict[int, float]:
-    languages = {chunk.lang for chunk in generation.chunks} - {"und"}
+def _language_factors(generation: Generation, query: str, rows: Sequence[int], bonus: float) -> dict[int, float]:
+    """The bonus of those of the rows that are in the language of the query."""
+    languages = generation.facets.languages
     if len(languages) < 2:
         return {}
     # A few Latin words alone may be names that pages of every language use: they say nothing of the reader.
@@ -129,5 +137,6 @@ def _language_factors(generation: Generation, query: str, bonus: float) -> dict[
         return {}
     # Names in Latin letters inside a Japanese question do not make it an English one.
     prose = re.sub(r"[A-Za-z]+", " ", query) if HAS_PAIRS.search(query) else query
-    language = detect(prose, languages).language
-    return {row: bonus for row, chunk in enumerate(generation.chunks) if chunk.lang == language}
+    language = detect(prose, set(languages)).language
+    ranked = np.asarray(rows, dtype=np.int64)
+    return dict.fromkeys(ranked[generation.facets.in_language(ranked, language)].tolist(), bonus)

@@ -94,7 +94,7 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
     )
     lora = _lora(engine, body.lora)
     way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
-    grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
+    grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag is not False else None
     asked = grounded.messages if grounded else messages
 
     def begin(number: int) -> Begin:
@@ -136,7 +136,8 @@ def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: Ch
         raise UnsupportedError(
             "an answer from passages is one text with citations: no n, tools, logprobs, form or continued message"
         )
-    return retriever.grounded(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
+    question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+    return retriever.grounded(question, filters=body.filters)
 
 
 def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> list[tuple[str, float]] | None:

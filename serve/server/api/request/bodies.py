@@ -13,11 +13,12 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from serve.server.api.request.fields import HARMLESS, OFF, Fields, Off, one_name, refused
 from serve.server.api.request.messages import TurnOf
+from serve.server.api.request.retrieval import Retrieval
 from serve.server.api.request.tools import Choice, Tool, checked_choice
 from serve.server.api.request.wanted import Shaped
 from serve.server.guard import MAX_ANSWERS
 from slm.errors import InputError
-from slm.joints import Message, SamplingOptions
+from slm.joints import EVERYTHING, Filters, Message, SamplingOptions
 
 # The answer's length when a request names none and the context has room for it.
 DEFAULT_MAX_TOKENS = 512
@@ -140,12 +141,12 @@ class Generation(Shaped):
 
 
 class ChatRequest(Generation):
-    """POST /v1/chat/completions. `rag`: answer from the server's index, with citations."""
+    """POST /v1/chat/completions. `rag`: answer from the server's index (or from some of its pages), with citations."""
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (False,)}  # a template writes them itself
 
     messages: list[TurnOf]
-    rag: bool = False
+    rag: bool | Retrieval = False
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     tools: list[Tool] = Field(default_factory=list, max_length=128)
@@ -169,6 +170,11 @@ class ChatRequest(Generation):
             if last is None or last.role != "assistant" or last.tool_calls:
                 raise refused("continue_final_message", "the final message has to be a text of the assistant")
         return self
+
+    @property
+    def filters(self) -> Filters:
+        """Which documents of the index count."""
+        return self.rag.filters() if isinstance(self.rag, Retrieval) else EVERYTHING
 
     @property
     def continues(self) -> bool:
