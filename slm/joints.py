@@ -42,13 +42,17 @@ class Message(Turn, total=False):
 
 @dataclass(frozen=True)
 class Passage:
-    """A retrieved piece of a document: where it stands, its text, and its score (higher is better)."""
+    """A retrieved piece of a document: where it stands, its text, and its score (higher is better).
+
+    also: the sources of other documents that say the same.
+    """
 
     title: str
     heading: str
     text: str
     source: str
     score: float
+    also: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:

@@ -16,7 +16,7 @@ from rag.answer.quote import quotes_of
 from rag.answer.reading import pieces_of
 from rag.index.embed import Embedder, open_embedder
 from rag.index.names import index_path
-from rag.index.retrieve import search
+from rag.index.retrieve import other_sources, search
 from rag.index.store import Generation, current_folder, open_generation
 from rag.index.update import check_embedder
 from slm.errors import InputError, SlmError
@@ -132,7 +132,7 @@ class IndexRetriever:
         hits = search(generation, self.embedder, query, k, filters=filters)
         chunks = generation.chunks
         return [
-            Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score)
+            Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score, other_sources(generation, hit))
             for hit, c in ((hit, chunks[hit.row]) for hit in hits)
         ]
 
