@@ -132,10 +132,10 @@ def _wants_usage(body: GenerationRequest) -> bool:
 def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: ChatRequest) -> Grounded:
     """The last question with its passages."""
     if retriever is None:
-        raise UnsupportedError("this server has no index", hint="Start it with --rag INDEX.")
+        raise UnsupportedError("rag: this server has no index", hint="Start it with --rag INDEX.")
     if body.n > 1 or body.tools or body.logprobs or body.continues or body.wanted is not None:
         raise UnsupportedError(
-            "an answer from passages is one text with citations: no n, tools, logprobs, form or continued message"
+            "rag: an answer from passages is one text with citations, no n, tools, logprobs, form or continued message"
         )
     question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
     return retriever.grounded(question, filters=body.filters)
