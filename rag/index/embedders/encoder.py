@@ -20,7 +20,7 @@ from rag.index.embedders.base import Vectors, batches
 from slm.native.llama import embeddings_in, open_embedder, open_model, physical_cores
 
 # Tokens and texts of a batch; llama.cpp compares every token of a batch with every other, whichever text it is of.
-_TOKENS, _TEXTS = 512, 64
+_TOKENS, _TEXTS = 256, 64
 
 
 class Encoder:
