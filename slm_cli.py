@@ -16,7 +16,7 @@ import click
 
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
-from slm.joints import ChatEngine, Joints, Retriever
+from slm.joints import ChatEngine, Joints, Reader, Retriever
 from slm.terminal.console import note, run, set_verbosity
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
@@ -83,6 +83,29 @@ class Roof(Joints):
         from rag.answer.prompt import open_retriever
 
         return open_retriever(index)
+
+    def reader_of(self, model: str, wanted: str) -> Reader | None:
+        """The reader's adapter is converted once and kept; a released one fits by its base's fingerprint."""
+        if wanted == "model":
+            return None
+        from rag.answer.card import read_card, released_readers
+        from slm.weights.gguf_reader import read_gguf
+        from slm.weights.identity import belong, names_of, tensors_hash
+
+        file = read_gguf(self.gguf_of(model))
+        folders = released_readers() if wanted in ("auto", "point") else [Path(wanted)]
+        for folder in folders:
+            card = read_card(folder)
+            if wanted not in ("auto", "point") or belong(
+                card.base, names_of(file.metadata), lambda: tensors_hash(file)
+            ):
+                return Reader(folder.name, self.adapter_gguf_of(folder, model), card.contrast, card.refuse_at)
+        if wanted == "point":
+            raise MissingFileError(
+                f"there is no released reader for '{model}'",
+                hint="Make one with slm train reader and name its folder, or let the model answer: --reader model",
+            )
+        return None
 
     def checkpoint_of(self, model: str) -> Path:
         """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""

@@ -42,18 +42,42 @@ class Message(Turn, total=False):
 
 @dataclass(frozen=True)
 class Passage:
-    """A retrieved piece of a document: where it stands, its text, and its score (higher is better)."""
+    """A retrieved piece of a document: where it stands, its text, and its score (higher is better).
+
+    also: the sources of other documents that say the same.
+    """
 
     title: str
     heading: str
     text: str
     source: str
     score: float
+    also: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
         """Title > heading, without a mark for the one that is empty."""
         return " > ".join(part for part in (self.title, self.heading) if part.strip())
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which documents a question is answered from; of several spaces, labels or languages any. Empty: all.
+
+    since, until: the time of a document's last change, ISO 8601; a date alone is that day, from beginning to end.
+    viewer: who asks, user:NAME and group:NAME (a NAME alone is both); pages that are restricted to others are left out,
+    all restricted ones when it is (). None: restrictions are not looked at.
+    """
+
+    spaces: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    since: str = ""
+    until: str = ""
+    viewer: tuple[str, ...] | None = None
+
+
+EVERYTHING = Filters()
 
 
 @dataclass(frozen=True)
@@ -126,6 +150,20 @@ class Finish:
         }
 
 
+@dataclass(frozen=True)
+class PieceScores:
+    """What `Engine.scores` found: for each prompt a score of each of its pieces after the first, in logits.
+
+    prompt_tokens: of all prompts together. cached_tokens: those of them that were read only once, as a beginning that
+    the prompts share. prefill_s: seconds of reading, with the waiting for others who compute.
+    """
+
+    scores: list[list[float]]
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
+
+
 class ChatEngine(Protocol):
     """A loaded model with adapters, seen from outside its room."""
 
@@ -135,6 +173,21 @@ class ChatEngine(Protocol):
         """Yield the answer's text piece by piece, then one Finish.
 
         adapter: a loaded adapter's name, None for the base, or "auto" to route by language.
+        """
+        ...
+
+    def scores(
+        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
+    ) -> PieceScores:
+        """Judge the pieces of prompts by what would follow each: nothing is generated.
+
+        A prompt is a head (a question) and the pieces to judge (a passage's lines). Its tokens are BOS where the
+        vocabulary adds one, then those of each piece, tokenized on its own, names of control tokens being plain text.
+        The score of a piece is logit(contrast[0]) - logit(contrast[1]) after its last token. A beginning that all
+        heads have in common is read once. adapter: as of `chat`; "auto" goes by the first head.
+
+        Raises InputError for a text of `contrast` that is not one token or a piece without tokens,
+        ContextOverflowError for a prompt longer than the context.
         """
         ...
 
@@ -170,13 +223,64 @@ class Grounded:
     quotes: Callable[[], list[str]]
 
 
+@dataclass(frozen=True)
+class Quotation:
+    """A line of a passage: its number (from 1), the line as it is read, and the passage's text[start:end] it came from.
+
+    share: of the probability over all lines and "none of them", how much this line has.
+    """
+
+    passage: int
+    text: str
+    start: int
+    end: int
+    share: float
+
+
+@dataclass(frozen=True)
+class PointedAnswer:
+    """What a reader found: lines of passages word for word with their numbers, or that the documents do not hold it.
+
+    said: the lines of the answer; none in a refusal. nearest: the likeliest lines, best first. unknown: the
+    probability that no line answers.
+    """
+
+    text: str
+    passages: list[Passage]
+    said: tuple[Quotation, ...]
+    nearest: tuple[Quotation, ...]
+    unknown: float
+
+
+Judge = Callable[[Sequence[Sequence[str]]], list[list[float]]]
+"""Prompts in pieces -> for each prompt a score at the end of every piece after the first."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An adapter that judges whether a line answers a question.
+
+    adapter: its GGUF. contrast: the two tokens whose logits are compared at a line's end (yes, no). refuse_at: the
+    probability of "no line answers" from which on it refuses, by language ("": any other).
+    """
+
+    name: str
+    adapter: Path
+    contrast: tuple[str, str]
+    refuse_at: Mapping[str, float]
+
+
 class Retriever(Protocol):
     """An index, seen from outside its room."""
 
-    def search(self, query: str, k: int = 5) -> list[Passage]: ...
+    def search(self, query: str, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]: ...
 
-    def grounded(self, question: str, k: int = ...) -> Grounded:
-        """The conversation that asks a model to answer a question from the best k passages."""
+    def grounded(self, question: str, k: int = ..., filters: Filters = EVERYTHING) -> Grounded:
+        """The conversation that asks a model to answer a question from the best k passages that are let through."""
+        ...
+
+    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = ...) -> PointedAnswer:
+        """The answer that a reader points at, among what is let through. judge: what runs the reader's model."""
         ...
 
 
@@ -191,6 +295,14 @@ class Joints(Protocol):
 
     def open_retriever(self, index: str) -> AbstractContextManager[Retriever]:
         """An index, by its name or its path."""
+        raise _no_roof()
+
+    def reader_of(self, model: str, wanted: str) -> Reader | None:
+        """Who reads for a model.
+
+        wanted: "auto" (the reader that comes with the program, None where there is none for it), "point" (the same, but
+        there has to be one), a reader's adapter folder, or "model" (None: the model itself answers).
+        """
         raise _no_roof()
 
     def checkpoint_of(self, model: str) -> Path:

@@ -6,7 +6,9 @@ import errno
 import json
 import random
 import shlex
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rag.cli.rag import rag
+from rag.index.generation import part as part_module
+from rag.index.generation.arrays import save_arrays
+from rag.index.generation.inventory import FORMAT
+from rag.index.generation.part import part_files
 from rag.index.names import index_path
 from rag.index.retrieve import search
-from rag.index.store import FORMAT, open_generation, write_vectors
+from rag.index.store import open_generation
 from rag.index.update import add_documents, remove_documents
+from rag.index.variants import comparable
 from slm.artifacts import sha256_file
 from slm.errors import DamagedFileError, ResourceError, UnsupportedError
 from tests.path_joints import PathJoints
@@ -27,7 +34,7 @@ from tests.tiny_rag import PairEmbedder, own_home, page
 
 __all__ = ["own_home"]  # a fixture
 
-PARTS = ["chunks.jsonl", "vectors.faiss", "lexical.npz", "terms.json", "manifest.json", "CURRENT"]
+PARTS = [*(f"part-1/{file}" for file in part_files("flat")), "documents.jsonl", "manifest.json", "CURRENT"]
 HARM = ["missing", "empty", "half", "random", "one byte"]
 
 
@@ -52,14 +59,20 @@ def harm(file: Path, how: str) -> None:
 def test_damage_to_any_part_is_one_clear_error_that_names_the_command(tmp_path: Path, name: str, how: str) -> None:
     path = tmp_path / "i"
     add_documents(path, [page("a.md", "apples"), page("b.md", "pears")], PairEmbedder())
-    harm(path / name if name == "CURRENT" else path / "gen-1" / name, how)
+    file = path / name if name == "CURRENT" else path / "gen-1" / name
+    harm(file, how)
     command = rf"is damaged: .*slm rag add {path} PATH\.\.\. --fresh"
     with pytest.raises(DamagedFileError, match=command):
         open_generation(path)
-    with pytest.raises(DamagedFileError, match=command):
-        add_documents(path, [page("c.md", "figs")], PairEmbedder())
-    with pytest.raises(DamagedFileError, match=command):
+    with pytest.raises(DamagedFileError, match=command):  # of the page that is edited the old chunks are read
+        add_documents(path, [page("a.md", "figs")], PairEmbedder())
+    if name.startswith("part-1/") and how in ("random", "one byte"):  # only a reader of the file can tell
         remove_documents(path, ["a.md"])
+    else:
+        with pytest.raises(DamagedFileError, match=command):
+            remove_documents(path, ["a.md"])
+    with pytest.raises(DamagedFileError, match=command):
+        open_generation(path)
     change = add_documents(path, [page("c.md", "figs")], PairEmbedder(), fresh=True)
     assert (change.added, change.chunks) == (1, 1)
     assert [chunk.text for chunk in open_generation(path).chunks] == ["figs"]
@@ -71,7 +84,7 @@ def test_the_hinted_command_makes_a_damaged_index_anew_from_where_it_came(tmp_pa
     folder.mkdir()
     (folder / "a.md").write_text("# Canteen\n\nThe canteen closes at 13:40.\n")
     assert run("add", "handbook", str(folder)).exit_code == 0
-    harm(index_path("handbook") / "gen-1" / "vectors.faiss", "half")
+    harm(index_path("handbook") / "gen-1" / "part-1" / "vectors.npy", "half")
     error = run("search", "handbook", "canteen").exception
     assert isinstance(error, DamagedFileError)
     command = shlex.split(error.hint.partition("slm rag ")[2])
@@ -90,7 +103,7 @@ def test_making_an_index_anew_forgets_what_it_held_and_may_change_the_embedder(t
 
 def test_a_folder_in_the_place_of_a_file_of_the_index_does_not_keep_it_from_being_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "i"
-    for part in ("CURRENT", "chunks.jsonl", "manifest.json"):
+    for part in ("CURRENT", "documents.jsonl", "manifest.json"):
         add_documents(path, [page("a.md", "apples")], PairEmbedder(), fresh=True)
         file = path / part if part == "CURRENT" else open_generation(path).folder / part
         file.unlink()
@@ -102,11 +115,10 @@ def test_a_folder_in_the_place_of_a_file_of_the_index_does_not_keep_it_from_bein
         assert list(open_generation(path).documents) == ["b.md"]
 
 
-def test_a_full_disk_while_vectors_are_written_is_an_error_of_the_system() -> None:
-    store = faiss.index_factory(8, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
-    store.add_with_ids(np.ones((1000, 8), dtype=np.float32), np.arange(1000))
-    with pytest.raises(OSError) as full, Path("/dev/full").open("wb") as file:
-        write_vectors(store, file)
+def test_a_full_disk_while_vectors_are_written_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "vectors.npy").symlink_to("/dev/full")
+    with pytest.raises(OSError) as full:
+        save_arrays(tmp_path, {"vectors": np.ones((1000, 8), dtype=np.float32)})
     assert full.value.errno == errno.ENOSPC
 
 
@@ -116,51 +128,73 @@ def test_a_full_disk_or_memory_leaves_the_old_generation_in_use(
     path, embedder = tmp_path / "i", PairEmbedder()
     add_documents(path, [page("a.md", "apples")], embedder)
 
-    def full(store: Any, writer: Any) -> None:
+    def full(folder: Any, arrays: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def exhausted(store: Any, writer: Any) -> None:
+    def exhausted(folder: Any, arrays: Any) -> None:
         raise MemoryError
 
     for fault, said in ((full, "no disk space left"), (exhausted, "not enough memory")):
         with monkeypatch.context() as patch:
-            patch.setattr(faiss, "write_index", fault)
+            patch.setattr(part_module, "save_arrays", fault)
             with pytest.raises(ResourceError, match=said):
                 add_documents(path, [page("b.md", "pears")], embedder)
-        assert sorted(p.name for p in path.iterdir()) == [".lock", "CURRENT", "gen-1"]
+        assert sorted(p.name for p in path.iterdir()) == [".embedded", ".lock", "CURRENT", "gen-1"]
         assert list(open_generation(path).documents) == ["a.md"]
+    embedder.embedded.clear()
+    add_documents(path, [page("b.md", "pears")], embedder)
+    assert embedder.embedded == [], "what was embedded before the disk was full is not embedded again"
+    assert sorted(p.name for p in path.iterdir()) == [".lock", "CURRENT", "gen-2"]
 
 
-def without_context_lines(path: Path) -> Path:
-    """Rewrite the chunks of an index as formats 1 and 2 had them; the file of its manifest."""
+def as_format_3(path: Path) -> Path:
+    """Rewrite an index as it was before generations had parts; the file of its manifest."""
+    generation = open_generation(path)
+    folder = generation.folder
+    store = faiss.index_factory(64, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
+    vectors = np.stack([generation.vector(row) for row in range(len(generation.chunks))])
+    store.add_with_ids(vectors, np.arange(len(vectors)) + 7)
+    rows = [{"id": row + 7, **asdict(chunk)} for row, chunk in enumerate(generation.chunks)]
+    shutil.rmtree(folder / "part-1")
+    (folder / "documents.jsonl").unlink()
+    (folder / "chunks.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    faiss.write_index(store, str(folder / "vectors.faiss"))
+    for name in ("lexical.npz", "terms.json"):
+        (folder / name).write_text("not read any more")
+    names = ("chunks.jsonl", "vectors.faiss", "lexical.npz", "terms.json")
+    manifest = {key: value for key, value in generation.manifest.items() if key not in ("parts", "next_part")}
+    manifest.update(format=3, documents=generation.documents, next_id=len(rows) + 7)
+    manifest.update(files={name: sha256_file(folder / name) for name in names})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder / "manifest.json"
+
+
+def as_format_2(path: Path) -> Path:
+    """Rewrite an index as it was before its chunks had a context line."""
+    file = as_format_3(path)
     chunks = path / "gen-1" / "chunks.jsonl"
     rows = [json.loads(line) for line in chunks.read_text(encoding="utf-8").splitlines()]
     for row in rows:
         del row["context"]
     chunks.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path / "gen-1" / "manifest.json"
-
-
-def as_format_2(path: Path) -> None:
-    """Rewrite an index as it was before its chunks had a context line."""
-    file = without_context_lines(path)
     manifest = json.loads(file.read_text())
-    files = {**manifest["files"], "chunks.jsonl": sha256_file(path / "gen-1" / "chunks.jsonl")}
+    files = {**manifest["files"], "chunks.jsonl": sha256_file(chunks)}
     file.write_text(json.dumps({**manifest, "format": 2, "files": files}))
+    return file
 
 
 def as_format_1(path: Path) -> Path:
     """Rewrite an index as the first release left it: no format, checksums or roots."""
-    file = without_context_lines(path)
+    file = as_format_2(path)
     manifest = json.loads(file.read_text())
-    del manifest["format"], manifest["files"]
+    del manifest["format"], manifest["files"], manifest["sources"]
     for entry in manifest["documents"].values():
         del entry["text_sha256"], entry["roots"]
     file.write_text(json.dumps(manifest))
     return file
 
 
-@pytest.mark.parametrize("as_format", [as_format_1, as_format_2])
+@pytest.mark.parametrize("as_format", [as_format_1, as_format_2, as_format_3])
 def test_an_index_of_an_earlier_format_opens_and_goes_on(tmp_path: Path, as_format: Callable[[Path], object]) -> None:
     path, embedder = tmp_path / "i", PairEmbedder()
     add_documents(path, [page("a.md", "髙橋さんの席", lang="ja"), page("b.md", "pears")], embedder)
@@ -171,7 +205,11 @@ def test_an_index_of_an_earlier_format_opens_and_goes_on(tmp_path: Path, as_form
     change = add_documents(path, [page("b.md", "pears"), page("c.md", "figs")], embedder)
     assert (change.added, change.unchanged, len(embedder.embedded)) == (1, 1, 1)
     again = open_generation(path)
-    assert again.manifest["format"] == FORMAT
+    assert again.manifest["format"] == FORMAT and sorted(again.documents) == ["a.md", "b.md", "c.md"]
+    for row, chunk in enumerate(again.chunks):
+        assert np.allclose(again.vector(row), embedder.queries([comparable(chunk.indexed_text)])[0], atol=1e-6)
+    remove_documents(path, ["b.md"])
+    assert [chunk.text for chunk in open_generation(path).chunks] == ["髙橋さんの席", "figs"]
     assert {chunk.context for chunk in again.chunks} == {"Page > Heading"}
 
 
@@ -180,6 +218,7 @@ def test_an_index_of_an_earlier_format_opens_and_goes_on(tmp_path: Path, as_form
 def test_damage_to_an_index_of_the_first_release_is_found_too(tmp_path: Path, name: str, how: str) -> None:
     add_documents(tmp_path / "i", [page("a.md", "apples"), page("b.md", "pears")], PairEmbedder())
     as_format_1(tmp_path / "i")
+    assert len(open_generation(tmp_path / "i").chunks) == 2
     harm(tmp_path / "i" / "gen-1" / name, how)
     with pytest.raises(DamagedFileError, match="--fresh"):
         open_generation(tmp_path / "i")
@@ -196,8 +235,8 @@ def test_an_index_of_a_newer_format_is_refused_by_its_format(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "change",
     [
-        {"documents": []}, {"documents": {"a.md": 3}}, {"embedder": {}}, {"chunks": "x"}, {"next_id": None},
-        {"format": "2"}, {"kind": "run"}, {"files": {}},
+        {"parts": []}, {"parts": {"part-1": 3}}, {"parts": {}}, {"embedder": {}}, {"chunks": "x"}, {"chunks": 2},
+        {"format": "2"}, {"format": 3}, {"kind": "run"}, {"files": {}}, {"sources": {"a": {}}},
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_json_but_no_manifest_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:

@@ -12,13 +12,14 @@ import pytest
 from rag.document import Document, Section
 from rag.index import update as index_module
 from rag.index.chunk import Chunk
-from rag.index.lexical import build_bm25, load_bm25, terms_of
+from rag.index.generation.postings import load_postings
+from rag.index.lexical import build_bm25, open_bm25, terms_of
 from rag.index.names import index_path
 from rag.index.retrieve import search
 from rag.index.store import Generation, open_generation
 from rag.index.update import add_documents, check_embedder, remove_documents
 from rag.index.variants import comparable
-from slm.errors import DamagedFileError, InputError, MismatchError, ResourceError, UnknownNameError
+from slm.errors import InputError, MismatchError, ResourceError, UnknownNameError
 from tests.tiny_rag import PairEmbedder, own_home, page
 
 __all__ = ["own_home"]  # a fixture
@@ -59,22 +60,20 @@ def test_bm25_is_the_formula() -> None:
 
 def test_the_lexical_index_survives_the_disk_and_damage_is_found(tmp_path: Path) -> None:
     index = build_bm25(["apple pear", "休暇の申請", "plum"])
-    index.save(tmp_path)
-    again = load_bm25(tmp_path)
-    assert np.array_equal(again.scores("apple 休暇"), index.scores("apple 休暇"))
-    (tmp_path / "terms.json").write_text("[]")
-    with pytest.raises(DamagedFileError):
-        load_bm25(tmp_path)
+    ((postings, rows),) = index.parts
+    postings.save(tmp_path)
+    again = open_bm25([(load_postings(tmp_path), rows)], 3)
+    assert np.array_equal(again.scores("apple 休暇 暇"), index.scores("apple 休暇 暇")) and again.scores("暇")[1] > 0
+    np.save(tmp_path / "starts.npy", postings.starts[:-1])
+    with pytest.raises(ValueError, match="fit together"):
+        load_postings(tmp_path)
 
 
 # The index on disk
 
 
 def vectors_by_source(generation: Generation) -> dict[str, Any]:
-    return {
-        chunk.source: generation.vectors.reconstruct(id_)
-        for id_, chunk in zip(generation.ids, generation.chunks, strict=True)
-    }
+    return {chunk.source: generation.vector(row) for row, chunk in enumerate(generation.chunks)}
 
 
 def test_an_index_round_trips_through_the_disk(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from serve.cli import serve as cli
 from serve.engine.engine import open_engine
 from serve.server.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
-from slm.joints import Grounded, Message, Passage
+from slm.joints import EVERYTHING, Filters, Grounded, Message, Passage
 from tests.path_joints import PathJoints
 from tests.served import Served, error_of, running
 from tests.tiny_gguf import write_adapter, write_model
@@ -39,10 +39,10 @@ JOINTS = PathJoints()
 class Index:
     """A retriever over one page, as the retrieval room hands one over."""
 
-    def search(self, query: str, k: int = 5) -> list[Passage]:
+    def search(self, query: str, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]:
         return [Passage("Leave", "Paid leave", "Ten days.", "leave.md", 0.9)]
 
-    def grounded(self, question: str, k: int = 3) -> Grounded:
+    def grounded(self, question: str, k: int = 3, filters: Filters = EVERYTHING) -> Grounded:
         passages = self.search(question)
         prompt = f"[1] {passages[0].text}\nQuestion: {question}"
         return Grounded([Message(role="user", content=prompt)], passages, Citations(passages), lambda: ["Ten days."])

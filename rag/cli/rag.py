@@ -10,14 +10,24 @@ import click
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate
+from rag.cli.filters import filter_options
+from rag.cli.questions import questions
 from rag.cli.read import BASE_URL, COMMENTS, read
+from rag.cli.reader import adapter_of, judge_of, reader_for, with_reader
 from rag.cli.sync import sync
-from slm.joints import Finish, Joints, SamplingOptions, pass_joints
-from slm.terminal.answer import ShownAnswer, show_sources, shown_path, sources_of
+from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
+from slm.terminal.answer import (
+    ShownAnswer,
+    pointed_sources,
+    show_pointed,
+    show_sources,
+    shown_path,
+    sources_of,
+)
 from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
 
 if TYPE_CHECKING:
-    from slm.joints import Passage
+    from slm.joints import Passage, PointedAnswer, Reader
 
 _NAMED_FILES = 10
 
@@ -36,6 +46,7 @@ def rag() -> None:
 
 
 rag.add_command(evaluate)
+rag.add_command(questions)
 rag.add_command(read)
 rag.add_command(sync)
 
@@ -43,7 +54,10 @@ rag.add_command(sync)
 @rag.command(context_settings=_HELP)
 @click.argument("index")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--embedder", help="Embedder for a new index [default: multilingual-e5-small].")
+@click.option(
+    "--embedder", metavar="NAME|FILE",
+    help="Embedder for a new index: a name, a GGUF file or a checkpoint folder [default: multilingual-e5-small].",
+)  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Make the index anew from these paths alone, also when it is damaged.")
 @click.option("--yes", is_flag=True, help="Forget documents that are gone even if that is most of a folder.")
 @COMMENTS
@@ -64,23 +78,24 @@ def add(
       slm rag add handbook data/handbook --fresh
       slm rag add wiki Confluence-space-export.zip --base-url https://wiki.example.com
     """
-    from rag.index.embed import DEFAULT_EMBEDDER, open_embedder
+    from rag.index.embed import DEFAULT_EMBEDDER, embedder_name, open_embedder
     from rag.index.gone import departed
-    from rag.index.look import require_paths, seen
     from rag.index.names import index_path, is_index
-    from rag.index.store import open_generation
+    from rag.index.store import open_inventory
     from rag.index.update import add_documents
     from rag.sources.files import find_files, nothing_read, read_files
     from rag.sources.reader import ReadOptions
+    from rag.sync.look import require_paths, seen
     from slm.errors import MismatchError
     from slm.terminal.console import emit_json, progress
 
+    embedder = embedder_name(embedder) if embedder else None
     where = index_path(index)
-    generation = open_generation(where) if is_index(where) and not fresh else None
-    made_with = str(generation.manifest["embedder"]["name"]) if generation else None
+    held = open_inventory(where) if is_index(where) and not fresh else None
+    made_with = str(held.manifest["embedder"]["name"]) if held else None
     if made_with and embedder not in (None, made_with):
         raise MismatchError(f"the index '{index}' was made with the embedder '{made_with}', not '{embedder}'")
-    known = generation.documents if generation else {}
+    known = held.documents if held else {}
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
         reading = read_files(paths, done, none_ok=True, wanted=ReadOptions(comments, base_url))
@@ -131,26 +146,32 @@ def _note_some(lines: list[str]) -> None:
 @click.argument("index")
 @click.argument("query", type=TEXT)
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many passages.")
+@filter_options
 @_JSON
-def search(index: str, query: str, k: int, as_json: bool) -> None:
+def search(index: str, query: str, k: int, filters: Filters, as_json: bool) -> None:
     """Show the passages that fit a query best.
+
+    Options that are given several times mean any of what they name. Without --as restricted pages are shown too.
 
     \b
     Example:
       slm rag search handbook "paid leave" -k 3
+      slm rag search wiki "release plan" --space DOCS --since 2026-04-01 --as user:aoi --as group:staff
     """
     from rag.answer.prompt import open_retriever, passage_head
     from slm.terminal.console import emit_json
     from slm.text.visible import visible
 
     with open_retriever(index) as retriever:
-        passages = retriever.search(query, k)
+        passages = retriever.search(query, k, filters)
     if as_json:
         emit_json({"query": query, "results": [_as_dict(p) for p in passages]})
         return
     for number, passage in enumerate(passages, start=1):
         click.secho(f"{number}. {passage_head(passage)}", bold=True)
         click.echo(f"   {shown_path(passage.source)}  (score {passage.score:.4f})")
+        if passage.also:
+            click.echo(f"   also in {', '.join(map(shown_path, passage.also))}")
         click.echo("   " + visible(passage.text).replace("\n", "\n   ") + "\n")
 
 
@@ -160,6 +181,8 @@ def search(index: str, query: str, k: int, as_json: bool) -> None:
 @click.option("--model", required=True, help="GGUF file, catalog name or checkpoint folder.")
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
+@filter_options
+@with_reader
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
 @_JSON
@@ -171,6 +194,9 @@ def ask(
     model: str,
     adapters: tuple[tuple[str, Path], ...],
     k: int,
+    filters: Filters,
+    reader: str,
+    refuse_at: float | None,
     max_tokens: int,
     threads: int,
     as_json: bool,
@@ -188,8 +214,17 @@ def ask(
 
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model)
+    who = reader_for(joints, model, reader, refuse_at)
+    if who:
+        with (
+            open_retriever(index) as retriever,
+            joints.open_engine(gguf, adapter_of(who), threads=threads, context=4096) as engine,
+        ):
+            pointed = retriever.pointed(question, who, judge_of(engine, who), filters)
+        _tell_pointed(question, pointed, who, as_json=as_json)
+        return
     with open_retriever(index) as retriever:
-        grounded = retriever.grounded(question, k)
+        grounded = retriever.grounded(question, k, filters)
     chosen, sampling = "auto" if files else None, SamplingOptions(max_tokens=max_tokens)
     with joints.open_engine(gguf, files, threads=threads, context=4096) as engine:
         shown = ShownAnswer().show(
@@ -248,15 +283,16 @@ def status(index: str, as_json: bool) -> None:
       slm rag status handbook --json
     """
     from rag.index.names import index_path
-    from rag.index.store import open_generation
+    from rag.index.store import open_generation, size_of
     from slm.terminal.console import emit_json
     from slm.text.visible import one_line
 
     generation = open_generation(index_path(index))
-    size = sum(file.stat().st_size for file in generation.folder.iterdir())
+    size = size_of(generation.folder)
     result: dict[str, Any] = {
         "index": str(generation.folder.parent), "generation": generation.folder.name,
         "embedder": generation.manifest["embedder"], "chunks": len(generation.chunks), "size_bytes": size,
+        "parts": [{"chunks": len(part), "search": part.dense.kind} for part in generation.loaded],
         "documents": [{"source": s, **entry} for s, entry in sorted(generation.documents.items())],
     }  # fmt: skip
     if as_json:
@@ -266,9 +302,39 @@ def status(index: str, as_json: bool) -> None:
     click.echo(f"index     {result['index']} ({result['generation']}, {size / 1e6:.1f} MB)")
     click.echo(f"embedder  {embedder['name']} [{embedder['revision']}], {embedder['dimension']} dimensions")
     click.echo(f"holds     {len(generation.documents)} documents in {len(generation.chunks)} chunks")
+    click.echo(f"search    {_searched(result['parts'])}")
     for document in result["documents"]:
         title = one_line(document["title"])
         click.echo(f"  {document['lang']:4}{document['chunks']:4} chunks  {title}  ({shown_path(document['source'])})")
+
+
+def _searched(parts: list[dict[str, Any]]) -> str:
+    """How vectors are searched: which chunks are compared one by one, and which through inverted lists."""
+    exact = sum(part["chunks"] for part in parts if part["search"] == "flat")
+    lists = [(part["chunks"], part["search"].removeprefix("ivf ")) for part in parts if part["search"] != "flat"]
+    shown = [f"{chunks} chunks through {count} inverted lists (IVF)" for chunks, count in lists]
+    return ", ".join([f"{exact} chunks compared one by one"] * (exact > 0 or not lists) + shown)
+
+
+def _tell_pointed(question: str, pointed: PointedAnswer, reader: Reader, *, as_json: bool) -> None:
+    from slm.terminal.console import emit_json
+
+    if not as_json:
+        click.echo(pointed.text)
+        show_pointed(pointed, click.echo)
+        return
+    sources = [
+        {"number": s.number, "cited": s.cited, "quote": s.quote, **_as_dict(s.passage)}
+        for s in pointed_sources(pointed)
+    ]
+    emit_json(
+        {
+            "question": question, "answer": pointed.text, "refused": not pointed.said,
+            "citations": sorted({one.passage for one in pointed.said}), "lines": [vars(one) for one in pointed.said],
+            "nearest": [vars(one) for one in pointed.nearest], "unknown": pointed.unknown, "sources": sources,
+            "reader": reader.name,
+        }
+    )  # fmt: skip
 
 
 def _figures(finish: Finish) -> dict[str, Any]:
@@ -285,5 +351,5 @@ def _figures(finish: Finish) -> dict[str, Any]:
 def _as_dict(passage: Passage) -> dict[str, Any]:
     return {
         "title": passage.title, "heading": passage.heading, "source": passage.source, "score": passage.score,
-        "text": passage.text,
+        "text": passage.text, "also": list(passage.also),
     }  # fmt: skip

@@ -44,7 +44,9 @@ class Interval(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option("--space", "spaces", multiple=True, metavar="KEY", help="A space of that site.")
 @click.option("--token-file", type=click.Path(path_type=Path), envvar="CONFLUENCE_TOKEN_FILE", show_envvar=True,
               help="File with the token, where CONFLUENCE_TOKEN does not hold it.")  # fmt: skip
-@click.option("--embedder", help="Embedder for a new index [default: multilingual-e5-small].")
+@click.option("--embedder", metavar="NAME|FILE",
+              help="Embedder for a new index: a name, a GGUF file or a checkpoint folder "
+                   "[default: multilingual-e5-small].")  # fmt: skip
 @click.option("--full", is_flag=True, help="Read every page again, also those that seem to be the same.")
 @click.option("--strict", is_flag=True, help="Fail when anything was not read.")
 @click.option(
@@ -141,8 +143,10 @@ def _client_of(token_file: Path | None) -> Callable[[str], Client]:
 
 
 def _embedder_of(index: str, given: str | None) -> Callable[[str | None], Embedder]:
-    from rag.index.embed import DEFAULT_EMBEDDER, open_embedder
+    from rag.index.embed import DEFAULT_EMBEDDER, embedder_name, open_embedder
     from slm.errors import MismatchError
+
+    given = embedder_name(given) if given else None
 
     def opened(made_with: str | None) -> Embedder:
         if made_with and given not in (None, made_with):
@@ -195,9 +199,9 @@ def _wait(path: Path, seconds: float, *, watch: bool) -> None:
         return
     import watchfiles
 
-    from rag.index.store import open_generation
+    from rag.index.store import open_inventory
 
-    sources = open_generation(path).sources
+    sources = open_inventory(path).sources
     roots = [root for root, source in sources.items() if source.get("kind") == "files" and Path(root).exists()]
     if not roots:
         time.sleep(seconds)

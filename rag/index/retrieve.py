@@ -11,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from rag.index.embed import Embedder
 from rag.index.lexical import HAS_PAIRS
+from rag.index.same.codes import names_in
+from rag.index.same.texts import once_each
 from rag.index.store import Generation
-from rag.index.variants import comparable
+from rag.index.variants import comparable, searchable
 from slm.errors import InputError
+from slm.joints import EVERYTHING, Filters
 from slm.text.language import detect
 
 Leg = Literal["dense", "lexical", "fused"]
@@ -23,6 +28,10 @@ LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
 _RRF_K = 60
 _DEPTH = 50
 _SENTENCE_WORDS = 4
+# A page does not fill the list alone.
+_A_PAGE = 3
+# More than all that a ranking can be ahead of another by: what is called by its number is what is meant.
+_NAMED = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Hit:
-    """A chunk's row in the generation and its score in the leg that was asked (higher is better)."""
+    """A chunk's row in the generation, its score in the leg that was asked (higher is better), and the rows of other
+    chunks that say the same."""
 
     row: int
     score: float
+    also: tuple[int, ...] = ()
 
 
 def fuse(rankings: Sequence[tuple[float, Sequence[int]]], factors: Mapping[int, float] | None = None) -> list[Hit]:
@@ -68,24 +79,57 @@ def search(
     k: int = 5,
     leg: Leg = "fused",
     weights: Weights | None = None,
+    filters: Filters = EVERYTHING,
 ) -> list[Hit]:
-    """The best k chunks for a query by one leg or both. Raises InputError for an empty query or index."""
+    """The best k chunks for a query by one leg or both, of the documents that the filters let through.
+
+    Raises InputError for an empty query or index, and what `rag.index.generation.facets.Facets.allowed` raises.
+    """
     if not query.strip():
         raise InputError("the query is empty")
     if not generation.chunks:
         raise InputError("the index holds no documents", hint="Add some with: slm rag add INDEX PATH...")
     weights = weights or Weights()
     depth = max(_DEPTH, k)
-    dense = generation.dense_top(embedder.queries([comparable(query)])[0], depth) if leg != "lexical" else []
-    lexical = generation.lexical.top(query, depth) if leg != "dense" else []
+    allowed = generation.facets.allowed(filters)
+    dense = generation.dense_top(embedder.queries([comparable(query)])[0], depth, allowed) if leg != "lexical" else []
+    lexical = generation.lexical.top(query, depth, allowed) if leg != "dense" else []
     if leg != "fused":
-        return [Hit(row, score) for row, score in (dense or lexical)[:k]]
+        return _shown(generation, [Hit(row, score) for row, score in dense or lexical], k)
     rankings = [(1.0, [row for row, _ in dense]), (weights.lexical(query), [row for row, _ in lexical])]
-    return fuse(rankings, _language_factors(generation, query, weights.same_language))[:k]
+    factors = _language_factors(generation, query, [row for _, rows in rankings for row in rows], weights.same_language)
+    return _shown(generation, _named_first(generation, query, fuse(rankings, factors)), k)
 
 
-def _language_factors(generation: Generation, query: str, bonus: float) -> dict[int, float]:
-    languages = {chunk.lang for chunk in generation.chunks} - {"und"}
+def other_sources(generation: Generation, hit: Hit) -> tuple[str, ...]:
+    """The documents besides its own that say what a hit says, each once."""
+    own = generation.chunks[hit.row].source
+    return tuple(dict.fromkeys(source for row in hit.also if (source := generation.chunks[row].source) != own))
+
+
+def _named_first(generation: Generation, query: str, hits: list[Hit]) -> list[Hit]:
+    """The hits, before all others those that hold the part numbers, versions or numbered rooms that the query names."""
+    names = names_in(searchable(query))
+    if not names:
+        return hits
+    texts = [searchable(generation.chunks[hit.row].indexed_text).lower() for hit in hits]
+    held = [sum(name.search(text) is not None for name in names) / len(names) for text in texts]
+    raised = [Hit(hit.row, hit.score * (1 + _NAMED * share)) for hit, share in zip(hits, held, strict=True)]
+    return sorted(raised, key=lambda hit: (-hit.score, hit.row))
+
+
+def _shown(generation: Generation, hits: Sequence[Hit], k: int) -> list[Hit]:
+    """The first k hits that say different things, at most `_A_PAGE` of one page as long as others are left."""
+    chunks = {hit.row: generation.chunks[hit.row] for hit in hits}
+    shown = once_each(
+        list(chunks), lambda row: (chunks[row].context, chunks[row].text), lambda row: chunks[row].source, k, _A_PAGE
+    )
+    return [Hit(one.row, hits[one.place].score, one.also) for one in shown]
+
+
+def _language_factors(generation: Generation, query: str, rows: Sequence[int], bonus: float) -> dict[int, float]:
+    """The bonus of those of the rows that are in the language of the query."""
+    languages = generation.facets.languages
     if len(languages) < 2:
         return {}
     # A few Latin words alone may be names that pages of every language use: they say nothing of the reader.
@@ -93,5 +137,6 @@ def _language_factors(generation: Generation, query: str, bonus: float) -> dict[
         return {}
     # Names in Latin letters inside a Japanese question do not make it an English one.
     prose = re.sub(r"[A-Za-z]+", " ", query) if HAS_PAIRS.search(query) else query
-    language = detect(prose, languages).language
-    return {row: bonus for row, chunk in enumerate(generation.chunks) if chunk.lang == language}
+    language = detect(prose, set(languages)).language
+    ranked = np.asarray(rows, dtype=np.int64)
+    return dict.fromkeys(ranked[generation.facets.in_language(ranked, language)].tolist(), bonus)

@@ -1,4 +1,4 @@
-"""One generation of an index on disk: chunks, their vectors (FAISS) and their words (BM25), and a manifest.
+"""One generation of an index in memory: chunks, their vectors (FAISS) and their words (BM25), all parts as one whole.
 
 The manifest has the SHA-256 of every file, so that damage is found before anything is made of it; every error about
 damage names the command that makes the index anew. It knows nothing of ranking or of where documents come from.
@@ -6,74 +6,121 @@ damage names the command that makes the index anew. It knows nothing of ranking 
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import zipfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import TypeVar, overload
 
-from rag.index.chunk import Chunk, context_line
+import numpy as np
+import numpy.typing as npt
+
+from rag.index.chunk import Chunk
 from rag.index.embed import Vectors
-from rag.index.lexical import ARRAYS, TERMS, Bm25, build_bm25, load_bm25
+from rag.index.generation.facets import Facets
+from rag.index.generation.inventory import OLDER, Inventory, Place, check_file, read_inventory
+from rag.index.generation.older import OLDER_PART, open_older
+from rag.index.generation.part import Part, open_part, part_files
+from rag.index.lexical import Bm25, open_bm25, terms_of
 from rag.index.names import CURRENT, index_name, is_index, known_indexes
-from slm.artifacts import MANIFEST, new_folder, read_manifest, sha256_file
 from slm.errors import DamagedFileError, MissingFileError, ResourceError, UnknownNameError, UnsupportedError
 
-CHUNKS, VECTORS = "chunks.jsonl", "vectors.faiss"
-KIND = "index generation"
-# Format 1 had no checksums, and words in the lexical index as they were written: it is read, and its words made anew.
-# Chunks of format 2 had no context line of their own: their words are those of the whole one.
-FORMAT = 3
-_FILES = (CHUNKS, VECTORS, ARRAYS, TERMS)
-_EXACT = "IDMap2,Flat"
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, EOFError)
+Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int32]
+_T = TypeVar("_T")
+
+
+class Chunks(Sequence[Chunk]):
+    """The chunks of all parts that still count, by row; each is read from its part's file when it is asked for.
+
+    part_of, local_of, document_of: (rows,) int32, the part of each row, its row there, and the number of its source.
+    """
+
+    def __init__(self, parts: Sequence[Part], sources: Sequence[str], part_of: Rows, local_of: Rows, document_of: Rows):
+        self._parts, self._sources = parts, sources
+        self._part_of, self._local_of, self._document_of = part_of, local_of, document_of
+
+    def __len__(self) -> int:
+        return len(self._part_of)
+
+    @overload
+    def __getitem__(self, row: int) -> Chunk: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Chunk]: ...
+
+    def __getitem__(self, row: int | slice) -> Chunk | list[Chunk]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        return self._parts[int(self._part_of[row])].chunk(int(self._local_of[row]), self.source(row))
+
+    def source(self, row: int) -> str:
+        """The source of a chunk, without reading the chunk."""
+        return self._sources[int(self._document_of[row])]
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One generation in memory. Row r of the chunks has the FAISS id ids[r] and the row r in the lexical index."""
+class Generation(Inventory):
+    """One generation in memory. Rows number the chunks that count, from 0, in the order of the parts.
 
-    folder: Path
-    manifest: dict[str, Any]
-    chunks: tuple[Chunk, ...]
-    ids: tuple[int, ...]
-    vectors: Any
+    loaded: the parts in order. rows_of: for each, (its chunks,) int32 the row of each of them, -1 for those that do not
+    count any more.
+    """
+
+    loaded: tuple[Part, ...]
+    rows_of: tuple[Rows, ...]
+    chunks: Chunks
     lexical: Bm25
+    facets: Facets
 
-    @property
-    def documents(self) -> dict[str, dict[str, Any]]:
-        """By source: title, lang, sha256 of document and of text alone, roots, number of chunks, any meta."""
-        documents: dict[str, dict[str, Any]] = self.manifest["documents"]
-        return documents
+    def vector(self, row: int) -> Vectors:
+        """The vector of a chunk, (dimension,)."""
+        part = self.loaded[int(self.chunks._part_of[row])]
+        vector: Vectors = np.array(part.dense.vectors[self.chunks._local_of[row]])
+        return vector
 
-    @property
-    def sources(self) -> dict[str, dict[str, Any]]:
-        """Where documents come from, by their roots: {"kind": "files"}, or "confluence" with its url and space.
+    def dense_top(self, vector: Vectors, count: int, allowed: Mask | None = None) -> list[tuple[int, float]]:
+        """The nearest (row, inner product) pairs of one query vector (dimension,), nearest first.
 
-        An index that was written before they were kept has those of its documents.
+        allowed: (rows,) bool, the rows to rank; None: all of them.
         """
-        kept: dict[str, dict[str, Any]] | None = self.manifest.get("sources")
-        if kept is None:
-            kept = {root: {"kind": "files"} for entry in self.documents.values() for root in entry.get("roots", ())}
-        return kept
-
-    def dense_top(self, vector: Vectors, count: int) -> list[tuple[int, float]]:
-        """The nearest (row, inner product) pairs of one query vector (dimension,), nearest first."""
-        if not self.chunks:
-            return []
-        scores, found = self.vectors.search(vector.reshape(1, -1), min(count, len(self.chunks)))
-        row_of = {id_: row for row, id_ in enumerate(self.ids)}
-        return [(row_of[int(i)], float(s)) for i, s in zip(found[0], scores[0], strict=True) if int(i) in row_of]
+        found: list[tuple[int, float]] = []
+        for part, rows in zip(self.loaded, self.rows_of, strict=True):
+            counts = rows >= 0
+            if allowed is not None:
+                counts[counts] = allowed[rows[counts]]
+            local, scores = part.dense.search(vector, count, None if counts.all() else counts)
+            found += [(int(rows[at]), float(score)) for at, score in zip(local, scores, strict=True)]
+        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
-def open_generation(path: Path) -> Generation:
-    """Load the current generation.
+def open_generation(path: Path, before: Generation | None = None) -> Generation:
+    """Load the current generation, ready to be searched. before: an older one, whose parts are not read again.
 
     Raises UnknownNameError (no such index), DamagedFileError, UnsupportedError (a newer format) or ResourceError.
     """
+
+    def load(inventory: Inventory) -> Generation:
+        generation = assembled(inventory, load_parts(inventory, inventory.parts, before))
+        for part in generation.loaded:
+            part.dense.load()
+        return generation
+
+    return _opened(path, load)
+
+
+def open_inventory(path: Path) -> Inventory:
+    """What the current generation holds, without its chunks. Raises as `open_generation`."""
+    return _opened(path, lambda inventory: inventory)
+
+
+def _opened(path: Path, use: Callable[[Inventory], _T]) -> _T:
     for attempt in range(3):
         folder = current_folder(path)
         if folder is None:
@@ -84,8 +131,10 @@ def open_generation(path: Path) -> Generation:
                 hint=f"Looked in '{path}'. Make one with: slm rag add INDEX PATH...",
             )
         try:
-            return _load(path, folder)
-        except (MissingFileError, DamagedFileError):
+            roots: set[str] = set()
+            with told_as_damage(path, roots):
+                return use(read_inventory(folder, path, roots))
+        except DamagedFileError:
             # A writer may have replaced the generation between two reads.
             if attempt == 2 or current_folder(path) == folder:
                 raise
@@ -123,102 +172,84 @@ def damaged(path: Path, detail: str, roots: Iterable[str] = ()) -> DamagedFileEr
     )
 
 
-def _load(path: Path, folder: Path) -> Generation:
-    import faiss
-
-    roots: set[str] = set()
+@contextmanager
+def told_as_damage(path: Path, roots: Iterable[str]) -> Iterator[None]:
+    """Whatever comes of damage to an index becomes one error that names the command. Raises DamagedFileError."""
     try:
-        manifest = read_manifest(folder)
-        version = manifest.get("format", 1)
-        if not isinstance(version, int) or manifest.get("kind") != KIND:
-            raise ValueError(f"'{folder / MANIFEST}' is not the manifest of an index")
-        if version > FORMAT:
-            raise UnsupportedError(
-                f"the index '{index_name(path)}' was made by a newer version of this program",
-                found=f"format {version}, known up to {FORMAT}",
-                hint=f"Update, or make it anew with: slm rag add {shlex.quote(index_name(path))} PATH... --fresh",
-            )
-        roots = {root for entry in manifest["documents"].values() for root in entry.get("roots", ())}
-        for name in _FILES if version > 1 else ():
-            if sha256_file(folder / name) != manifest["files"][name]:
-                raise ValueError(f"'{folder / name}' is not what was written")
-        chunks, ids = [], []
-        with (folder / CHUNKS).open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                ids.append(int(row.pop("id")))
-                chunks.append(_chunk(row))
-        vectors = faiss.read_index(str(folder / VECTORS))
-        lexical = load_bm25(folder) if version > 1 else build_bm25([chunk.indexed_text for chunk in chunks])
-        counts = (len(chunks), int(vectors.ntotal), lexical.size, int(manifest["chunks"]))
-        if len(set(counts)) != 1 or vectors.d != int(manifest["embedder"]["dimension"]):
-            raise ValueError("its parts do not have the same number of chunks")
-        _check_table(manifest, chunks)
+        yield
     except UnsupportedError:
         raise
     except (DamagedFileError, MissingFileError) as error:
         raise damaged(path, error.what, roots) from error
     except _BROKEN as error:
         raise damaged(path, str(error) or type(error).__name__, roots) from error
-    return Generation(folder, manifest, tuple(chunks), tuple(ids), vectors, lexical)
 
 
-def _chunk(row: dict[str, Any]) -> Chunk:
-    headings = tuple(row["headings"])
-    row.setdefault("context", context_line(row["title"], headings))  # format 2 and before
-    chunk = Chunk(**{**row, "headings": headings})
-    texts = [getattr(chunk, field.name) for field in fields(Chunk) if field.name not in ("headings", "ordinal")]
-    if not all(isinstance(text, str) for text in (*texts, *chunk.headings)):
-        raise TypeError("a chunk holds something that is not text")
-    return chunk
+def load_parts(inventory: Inventory, names: Iterable[str], before: Generation | None = None) -> dict[str, Part]:
+    """Parts of a generation by name, their contents checked; those that an older one has are not read again.
 
-
-def _check_table(manifest: dict[str, Any], chunks: Sequence[Chunk]) -> None:
-    """Raise ValueError, KeyError or TypeError unless the manifest has all that a reader or writer takes from it."""
-    embedder, table = manifest["embedder"], manifest["documents"]
-    if not all(isinstance(embedder[key], str) for key in ("name", "revision")) or int(embedder["max_tokens"]) < 1:
-        raise ValueError("its manifest does not say which embedder made it")
-    if int(manifest["next_id"]) < 0 or any(chunk.source not in table for chunk in chunks):
-        raise ValueError("its manifest does not list all documents")
-    for entry in table.values():
-        if not all(isinstance(entry[key], str) for key in ("title", "lang", "sha256")) or entry["chunks"] < 0:
-            raise ValueError("an entry of its manifest is no document")
-    if not all(isinstance(source["kind"], str) for source in manifest.get("sources", {}).values()):
-        raise ValueError("its manifest does not say where documents come from")
-
-
-def write_generation(
-    folder: Path,
-    rows: Sequence[tuple[int, Chunk]],
-    kept: tuple[Sequence[int], Vectors],
-    added: tuple[Sequence[int], Vectors],
-    manifest: dict[str, Any],
-) -> None:
-    """Write a generation, whole or not at all: rows of (id, chunk), and (ids, vectors) of the kept and the added ones.
-
-    manifest: what the generation's own gets besides kind, format and checksums. Raises ResourceError (a full disk).
+    Raises whatever comes of damage.
     """
-    import faiss
-    import numpy as np
+    known = {}
+    if before is not None:
+        same = {name for name, told in inventory.parts.items() if before.parts.get(name) == told}
+        known = {part.name: part for part in before.loaded if part.name in same}
+    parts = {}
+    for name in names:
+        told, folder = inventory.parts[name], inventory.folder / name
+        if name not in known:
+            for file in part_files(told["kind"]):
+                check_file(folder / file, told["files"][file])
+        parts[name] = known.get(name) or open_part(folder, told["kind"])
+        if len(parts[name]) != told["rows"] or parts[name].dense.vectors.shape[1:] != (_dimension(inventory),):
+            raise ValueError("its parts do not have the same number of chunks")
+    return parts
 
-    store = faiss.index_factory(int(manifest["embedder"]["dimension"]), _EXACT, faiss.METRIC_INNER_PRODUCT)
-    for ids, vectors in (kept, added):
-        if len(ids):
-            store.add_with_ids(vectors, np.asarray(ids, dtype=np.int64))
-    with new_folder(folder, KIND) as (temporary, own):
-        with (temporary / CHUNKS).open("w", encoding="utf-8") as file:
-            for id_, chunk in rows:
-                file.write(json.dumps({"id": id_, **asdict(chunk)}, ensure_ascii=False) + "\n")
-        with (temporary / VECTORS).open("wb") as binary:
-            write_vectors(store, binary)
-        build_bm25([chunk.indexed_text for _, chunk in rows]).save(temporary)
-        own.update(format=FORMAT, files={name: sha256_file(temporary / name) for name in _FILES}, **manifest)
+
+def assembled(inventory: Inventory, parts: Mapping[str, Part]) -> Generation:
+    """A generation of its parts. Raises whatever comes of damage."""
+    places = inventory.places
+    if inventory.format <= OLDER:
+        whole, places = open_older(inventory, terms_of)
+        parts = {OLDER_PART: whole}
+    number = {name: n for n, name in enumerate(parts)}
+    held = sorted((number[place.part], place.first, place.chunks, source) for source, place in places.items())
+    counts = np.asarray([count for _, _, count, _ in held], dtype=np.int64)
+    document_of = np.repeat(np.arange(len(held), dtype=np.int32), counts)
+    part_of = np.repeat(np.asarray([part for part, *_ in held], dtype=np.int32), counts)
+    steps = np.arange(len(document_of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    firsts = np.repeat(np.asarray([first for _, first, *_ in held], dtype=np.int64), counts)
+    local_of = (firsts + steps).astype(np.int32)
+    rows_of = []
+    for n, part in enumerate(parts.values()):
+        rows = np.full(len(part), -1, dtype=np.int32)
+        own = np.flatnonzero(part_of == n)
+        rows[local_of[own]] = own
+        rows_of.append(rows)
+    loaded = tuple(parts.values())
+    sources = [source for *_, source in held]
+    words = open_bm25([(part.words, rows) for part, rows in zip(loaded, rows_of, strict=True)], len(document_of))
+    return Generation(
+        inventory.folder, inventory.manifest, inventory.documents, places, loaded, tuple(rows_of),
+        Chunks(loaded, sources, part_of, local_of, document_of), words,
+        Facets([inventory.documents[source] for source in sources], document_of),
+    )  # fmt: skip
 
 
-def write_vectors(store: Any, file: IO[bytes]) -> None:
-    """Write a FAISS index. Python does the writing: FAISS itself closes a file on a full disk without a word."""
-    import faiss
+def _dimension(inventory: Inventory) -> int:
+    return int(inventory.manifest["embedder"]["dimension"])
 
-    writer: Any = faiss.PyCallbackIOWriter  # type: ignore[attr-defined]  # its stubs are short of it
-    faiss.write_index(store, writer(file.write))
-    file.flush()
+
+def read_places(path: Path, inventory: Inventory, sources: Iterable[str]) -> tuple[dict[str, Part], dict[str, Place]]:
+    """The parts that hold the chunks of these documents, and where those are. Raises DamagedFileError."""
+    with told_as_damage(path, inventory.sources):
+        if inventory.format <= OLDER:
+            part, places = open_older(inventory, terms_of)
+            return {OLDER_PART: part}, places
+        names = {inventory.places[source].part for source in sources if source in inventory.places}
+        return load_parts(inventory, sorted(names)), inventory.places
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of a generation on disk."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

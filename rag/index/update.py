@@ -20,18 +20,25 @@ from typing import Any
 import numpy as np
 
 from rag.document import NO_META, Document
-from rag.index.chunk import Chunk, chunk_document
+from rag.index.chunk import chunk_document
 from rag.index.embed import Embedder, Vectors
+from rag.index.embedders.cache import VectorCache
+from rag.index.generation.inventory import Inventory, Place
+from rag.index.generation.part import Part
+from rag.index.generation.write import Addition, Next, write_generation
 from rag.index.gone import Departed, Seen, confirm_removal, departed
+from rag.index.lexical import terms_of
 from rag.index.names import CURRENT, composed, documents_named, is_index
-from rag.index.store import Generation, open_generation, write_generation
+from rag.index.store import load_parts, open_inventory, read_places, told_as_damage
 from rag.index.variants import comparable
 from slm.artifacts import new_file, remove_leftovers
 from slm.errors import InputError, MismatchError, ResourceError
 
 # Chunks are short so that three of them fit into a small model's prompt beside the question.
 CHUNK_TOKENS = 240
-_BATCH, _LOCK = 16, ".lock"
+# Enough to keep all cores busy, and few enough to be lost when a run is broken off.
+_BATCH, _LOCK = 64, ".lock"
+_CACHE = ".embedded"
 PAGE = "page"
 """The key of an entry for what a sync knows of a document that is no file."""
 
@@ -68,7 +75,7 @@ class _Update:
 class Told:
     """What a caller knows of documents that are no files, and the index is to remember.
 
-    root: the source they came by, and what there is to know of it (as in `Generation.sources`). pages: by a document's
+    root: the source they came by, and what there is to know of it (as in `Inventory.sources`). pages: by a document's
     source what its entry keeps under PAGE. gone: sources to remove, with the reason.
     """
 
@@ -78,7 +85,7 @@ class Told:
     gone: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_embedder(generation: Generation, embedder: Embedder) -> None:
+def check_embedder(generation: Inventory, embedder: Embedder) -> None:
     """Raise MismatchError unless the embedder is the one the index was made with."""
     made_with, given = generation.manifest["embedder"], embedder.identity.as_dict()
     if made_with != given:
@@ -147,7 +154,7 @@ def add_documents(
     if not is_index(path):
         _check_new(path)
     with _exclusive(path), _memory(path):
-        base = open_generation(path) if is_index(path) and not fresh else None
+        base = open_inventory(path) if is_index(path) and not fresh else None
         if base is not None:
             check_embedder(base, embedder)
         return _add(path, base, documents, embedder, on_chunks, seen or Seen(), sure=sure)
@@ -155,7 +162,7 @@ def add_documents(
 
 def _add(
     path: Path,
-    base: Generation | None,
+    base: Inventory | None,
     documents: Sequence[Document],
     embedder: Embedder,
     on_chunks: Callable[[int, int], None],
@@ -212,10 +219,16 @@ def _add(
     update = _Update(embed, carry, drop, table, sources)
     same = base is not None and sources == base.sources and _without_counts(known) == _without_counts(table)
     if base is not None and same and not changed and not left.gone:
-        chunks = len(base.chunks)
+        chunks = base.count
         _drop_others(base.folder)
     else:
-        chunks = _write(path, base, update, _embedded(update.embed, embedder, on_chunks), embedder.identity.as_dict())
+        with VectorCache(path / _CACHE, embedder.identity) as cache:
+
+            def embedded(old: Mapping[str, Vectors]) -> Addition:
+                return _embedded(update.embed, embedder, old, cache, on_chunks)
+
+            chunks = _write(path, base, update, embedder.identity.as_dict(), embedded)
+            cache.discard()
     replaced = sum(source in named for source in changed)
     moved = sum(old in left.gone for old in carry)
     gone = {source: why for source, why in left.gone.items() if source not in carry}
@@ -250,18 +263,41 @@ def _without_counts(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 
 
 def _embedded(
-    documents: Sequence[Document], embedder: Embedder, on_chunks: Callable[[int, int], None]
-) -> tuple[list[Chunk], Vectors]:
-    """The chunks of documents and their vectors, (chunks, dimension)."""
+    documents: Sequence[Document],
+    embedder: Embedder,
+    known: Mapping[str, Vectors],
+    cache: VectorCache,
+    on_chunks: Callable[[int, int], None],
+) -> Addition:
+    """The chunks of documents and their vectors; for texts that are known (as they are embedded), those known."""
     limit = min(CHUNK_TOKENS, embedder.identity.max_tokens)
     chunks = [chunk for document in documents for chunk in chunk_document(document, limit, embedder.count_tokens)]
     texts = [comparable(chunk.indexed_text) for chunk in chunks]
-    vectors = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
-    for start in range(0, len(texts), _BATCH):
-        batch = texts[start : start + _BATCH]
-        vectors[start : start + len(batch)] = embedder.passages(batch)
-        on_chunks(start + len(batch), len(texts))
-    return chunks, vectors
+    vectors = dict(known)
+    vectors.update({text: kept for text in texts if text not in known and (kept := cache.get(text)) is not None})
+    new = [text for text in dict.fromkeys(texts) if text not in vectors]
+    for start in range(0, len(new), _BATCH):
+        batch = new[start : start + _BATCH]
+        found = embedder.passages(batch)
+        cache.add(batch, found)
+        vectors.update(zip(batch, found, strict=True))
+        on_chunks(start + len(batch), len(new))
+    whole = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
+    for row, text in enumerate(texts):
+        whole[row] = vectors[text]
+    return Addition(chunks, whole)
+
+
+def _known_vectors(
+    parts: Mapping[str, Part], places: Mapping[str, Place], sources: Collection[str]
+) -> dict[str, Vectors]:
+    """The vectors of the chunks of these documents, by the text that was embedded."""
+    known = {}
+    for source in sources:
+        part, first, count = places.get(source, Place("", 0, 0))
+        for row in range(first, first + count):
+            known[comparable(parts[part].chunk(row, source).indexed_text)] = np.array(parts[part].dense.vectors[row])
+    return known
 
 
 def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -> list[str]:
@@ -272,17 +308,15 @@ def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -
     Raises UnknownNameError when a name fits nothing and InputError when it fits several (unless `every`), in which
     case nothing is removed.
     """
-    open_generation(path)
+    open_inventory(path)
     with _exclusive(path), _memory(path):
-        base = open_generation(path)
+        base = open_inventory(path)
         gone = {source for name in names for source in documents_named(base.documents, name, every=every)}
         table = {source: dict(entry) for source, entry in base.documents.items() if source not in gone}
-        identity = base.manifest["embedder"]
-        nothing = np.empty((0, int(identity["dimension"])), dtype=np.float32)
         left = {root for entry in table.values() for root in entry.get("roots", ())}
         lost = {root for source in gone for root in base.documents[source].get("roots", ())} - left
         sources = {root: source for root, source in base.sources.items() if root not in lost}
-        _write(path, base, _Update([], {}, gone, table, sources), ([], nothing), identity)
+        _write(path, base, _Update([], {}, gone, table, sources), base.manifest["embedder"])
         return sorted(gone)
 
 
@@ -305,24 +339,35 @@ def _memory(path: Path) -> Iterator[None]:
 
 
 def _write(
-    path: Path, base: Generation | None, update: _Update, fresh: tuple[Sequence[Chunk], Vectors], identity: Any
+    path: Path,
+    base: Inventory | None,
+    update: _Update,
+    identity: Mapping[str, Any],
+    embed: Callable[[Mapping[str, Vectors]], Addition] | None = None,
 ) -> int:
-    """Write the next generation and make it current; its number of chunks."""
-    old = list(zip(base.ids, base.chunks, strict=True)) if base else []
-    kept = [
-        (id_, replace(chunk, source=update.carry[chunk.source].source) if chunk.source in update.carry else chunk)
-        for id_, chunk in old
-        if chunk.source not in update.drop or chunk.source in update.carry
-    ]
-    first = int(base.manifest["next_id"]) if base else 0
-    added = list(range(first, first + len(fresh[0])))
-    rows = [*kept, *zip(added, fresh[0], strict=True)]
-    for entry in update.table.values():
-        entry["chunks"] = 0
-    for _, chunk in rows:
-        update.table[chunk.source]["chunks"] += 1
-    vectors = [base.vectors.reconstruct(int(id_)) for id_, _ in kept] if base else []
-    kept_vectors = np.stack(vectors) if vectors else np.empty((0, int(identity["dimension"])), dtype=np.float32)
+    """Write the next generation and make it current; its number of chunks.
+
+    embed: given the vectors that are known of the old texts of the documents to embed, their chunks with vectors.
+    """
+    replaced = [source for source in update.drop if source not in update.carry] if update.embed else []
+    parts, places = read_places(path, base, replaced) if base else ({}, {})
+    added = Addition([], np.empty((0, int(identity["dimension"])), dtype=np.float32))
+    if embed is not None:
+        with told_as_damage(path, base.sources if base else ()):
+            known = _known_vectors(parts, places, replaced)
+        added = embed(known)
+    kept = {
+        update.carry[source].source if source in update.carry else source: place
+        for source, place in places.items()
+        if source not in update.drop or source in update.carry
+    }
+
+    def open_parts(names: Sequence[str]) -> Mapping[str, Part]:
+        if base is None or not names:
+            return {}
+        with told_as_damage(path, base.sources):
+            return {**parts, **load_parts(base, [name for name in names if name not in parts])}
+
     # Beside the generation in use, and beside all others when it is not known which one that is.
     used = [base.folder.name] if base else [folder.name for folder in path.glob("gen-*")]
     number = 1 + max((int(name[4:]) for name in used if name[4:].isdecimal()), default=0)
@@ -332,14 +377,14 @@ def _write(
     if (path / CURRENT).is_dir():  # damage, which no file could take the place of
         shutil.rmtree(path / CURRENT)
     manifest = {
-        "embedder": identity, "chunk_tokens": min(CHUNK_TOKENS, int(identity["max_tokens"])), "chunks": len(rows),
-        "next_id": first + len(added), "documents": update.table, "sources": dict(update.sources),
+        "embedder": dict(identity), "chunk_tokens": min(CHUNK_TOKENS, int(identity["max_tokens"])),
+        "sources": dict(update.sources),
     }  # fmt: skip
-    write_generation(folder, rows, ([id_ for id_, _ in kept], kept_vectors), (added, fresh[1]), manifest)
+    count = write_generation(folder, base, Next(update.table, kept, added, manifest), open_parts, terms_of)
     with new_file(path / CURRENT) as pointer:
         pointer.write_text(folder.name + "\n", encoding="utf-8")
     _drop_others(folder)
-    return len(rows)
+    return count
 
 
 def _drop_others(folder: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rag.index.embed import Embedder
-from rag.index.look import BLANK, seen
 from rag.index.names import composed, is_below
-from rag.index.store import open_generation
+from rag.index.store import open_inventory
 from rag.index.update import add_documents, remove_documents
 from rag.sources.files import find_files, read_files
 from rag.sources.reader import ReadOptions
+from rag.sync.look import BLANK, seen
 from rag.sync.report import Report
 
 Show = Callable[[str, float, float], None]
@@ -30,12 +30,12 @@ def sync_files(
     sure: bool,
     show: Show,
 ) -> None:
-    """Read these files and folders, as `Generation.sources` has them, again into the index; the report gets the counts.
+    """Read these files and folders, as `Inventory.sources` has them, again into the index; the report gets the counts.
 
     A folder that is not there is an error of the report, and its documents stay: it is more often a disk that is not
     there than a decision. Raises InputError when most of a folder would go (unless sure).
     """
-    known = open_generation(path).documents
+    known = open_inventory(path).documents
     there = [Path(root) for root in roots if Path(root).exists()]  # absolute, as they were kept
     deleted = [root for root in roots if not Path(root).exists() and root in known]
     missing = [root for root in roots if not Path(root).exists() and root not in known]

@@ -11,7 +11,7 @@ from typing import Any
 
 from rag.index.embed import Embedder
 from rag.index.names import is_index
-from rag.index.store import open_generation
+from rag.index.store import open_inventory
 from rag.sources.confluence.rest.client import Client
 from rag.sources.confluence.rest.site import open_site, site_address
 from rag.sync.folders import sync_files
@@ -38,9 +38,9 @@ def sync_index(
     """Sync all that the index knows and the spaces that are wanted besides; a report for each source.
 
     make_embedder gets the name of the one that the index was made with. Raises InputError when there is nothing to
-    sync, and what `open_generation` raises.
+    sync, and what `open_inventory` raises.
     """
-    generation = open_generation(path) if is_index(path) or not wanted else None
+    generation = open_inventory(path) if is_index(path) or not wanted else None
     sources: dict[str, Mapping[str, Any]] = dict(generation.sources) if generation else {}
     made_with = str(generation.manifest["embedder"]["name"]) if generation else None
     del generation

@@ -17,7 +17,7 @@ from typing import Any
 from rag.document import Document
 from rag.index.embed import Embedder
 from rag.index.names import is_index
-from rag.index.store import open_generation
+from rag.index.store import open_inventory
 from rag.index.update import Told, add_documents
 from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.rest.attached import read_attached
@@ -106,7 +106,7 @@ class SpaceSync:
     def _known(self) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, str]]:
         if not is_index(self.path):
             return {}, {}
-        generation = open_generation(self.path)
+        generation = open_inventory(self.path)
         self._roots = frozenset(generation.sources)
         return generation.documents, dict(generation.sources.get(self.root, {}).get("blank", {}))
 

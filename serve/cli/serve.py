@@ -173,6 +173,10 @@ def chat(
 @click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
 @click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
 @click.option(
+    "--rag-as", "viewer", multiple=True, metavar="NAME",
+    help="Who asks where a request does not say (user:NAME, group:NAME) [default: nobody: no restricted page].",
+)  # fmt: skip
+@click.option(
     "--host", default="127.0.0.1", show_default=True, help="127.0.0.1 and localhost: ::1 too, where there is one."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
@@ -210,9 +214,9 @@ def chat(
 @pass_joints
 def serve(
     joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...],
-    adapters_dir: Path | None, default_adapter: str | None, index: str | None, host: str, port: int,
-    parallel: int, hot: int, context: int, threads: int, draft_max: int, cache_ram: int, cache_dir: Path | None,
-    engine: str, **guarding: Any,
+    adapters_dir: Path | None, default_adapter: str | None, index: str | None, viewer: tuple[str, ...], host: str,
+    port: int, parallel: int, hot: int, context: int, threads: int, draft_max: int, cache_ram: int,
+    cache_dir: Path | None, engine: str, **guarding: Any,
 ) -> None:  # fmt: skip
     """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
 
@@ -254,7 +258,7 @@ def serve(
 
             stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
-        app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever)
+        app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever, viewer=viewer)
         _announce(url_of(listeners[0]), opened, needs_key=bool(policy.keys))
         _run(app, listeners, policy)
 

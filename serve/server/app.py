@@ -21,6 +21,7 @@ from serve.server.routes.adapters import adapter_routes
 from serve.server.routes.generation import generation_routes
 from serve.server.routes.models import model_routes
 from serve.server.routes.responses import responses_routes
+from serve.server.routes.seen import SeenBy
 from slm import __version__
 from slm.joints import Retriever
 
@@ -31,11 +32,14 @@ def create_app(
     allowed_folders: Sequence[Path] = (),
     policy: Policy = Policy(),  # noqa: B008 - frozen
     retriever: Retriever | None = None,
+    viewer: Sequence[str] = (),
 ) -> FastAPI:
     """The application.
 
-    allowed_folders: where adapters may be loaded from. policy: who may ask, and how much.
+    allowed_folders: where adapters may be loaded from. policy: who may ask, and how much. viewer: who asks the
+    retriever where a request does not say (user:NAME, group:NAME).
     """
+    retriever = None if retriever is None else SeenBy(retriever, tuple(viewer))
     app = FastAPI(title="slm-cpu", version=__version__, docs_url=None, redoc_url=None)
     install_errors(app)
     metrics = Metrics(engine)

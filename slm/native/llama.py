@@ -228,11 +228,12 @@ def decode_tokens(context: Any, tokens: list[int], start: int, *, every: bool = 
     count = len(tokens)
     if start + count > lib.llama_n_ctx(context) or count > lib.llama_n_batch(context):
         raise EngineError(f"{start + count} tokens do not fit into this context")
-    _decode(context, [(token, start + n, 0, every or n == count - 1) for n, token in enumerate(tokens)])
+    decode_rows(context, [(token, start + n, 0, every or n == count - 1) for n, token in enumerate(tokens)])
 
 
-def _decode(context: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
-    """Run one batch of (token, position, sequence, whether its output is kept). Raises EngineError."""
+def decode_rows(context: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+    """Run one batch of (token, position, sequence, whether its output is kept). Raises EngineError, also when told to
+    stop."""
     lib = library()
     batch = lib.llama_batch_init(len(rows), 0, 1)
     try:
@@ -294,7 +295,7 @@ def embeddings_in(model: Any, context: Any, texts: Sequence[list[int]]) -> list[
     lib = library()
     forget(context)
     rows = [(token, at, number) for number, tokens in enumerate(texts) for at, token in enumerate(tokens)]
-    _decode(context, [(*row, True) for row in rows])
+    decode_rows(context, [(*row, True) for row in rows])
     vectors = []
     for number in range(len(texts)):
         row = lib.llama_get_embeddings_seq(context, number)

@@ -13,6 +13,7 @@ from slm.terminal.arguments import FLOAT, LANG_FILE, all_of_each
 from train.cli.estimate import estimate
 from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, training_options
 from train.cli.process import prepare_process
+from train.cli.reader import reader
 from train.cli.scratch import scratch, tokenizer
 from train.config import TrainOptions
 from train.ranks import first_then_others, rank
@@ -94,7 +95,7 @@ def train(context: click.Context) -> None:
         prepare_process()
 
 
-for _command in (estimate, tokenizer, scratch):
+for _command in (estimate, tokenizer, scratch, reader):
     train.add_command(_command)
 
 

@@ -9,18 +9,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from train import ranks
-from train.batch.batches import Collate
+from train.batch.batches import Batch
 from train.batch.feed import total_steps
 from train.batch.loss import supervised_loss
 from train.batch.plan import BatchPlan
 from train.batch.precision import precision
 from train.config import TrainOptions
-from train.data.masks import Encoded
+from train.data.examples import Example
 from train.run.folder import RunFolder
 from train.run.history import History
 from train.run.loop import PATIENCE, Pass, Progress, RunLimits, Step, adamw, with_peaks
@@ -55,18 +55,29 @@ class RunState(Progress):
         return cls(**(values | sums))
 
 
+class Learned(Protocol):
+    """What an epoch is made of: where it comes from, and over how many things its loss is summed."""
+
+    @property
+    def example(self) -> Example: ...
+
+    @property
+    def supervised(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """What is trained on: sequences, their plan, how some become a batch, and the held-out sums by language.
 
-    initial: tensors that every checkpoint keeps beside the trained ones.
+    initial: tensors that every checkpoint keeps beside the trained ones. loss: (summed nats, over how many) of a batch.
     """
 
-    train: Sequence[Encoded]
+    train: Sequence[Learned]
     plan: BatchPlan
-    collate: Collate
+    collate: Callable[[Sequence[Any]], Batch]
     measure: Callable[[], Sums]
     initial: dict[str, torch.Tensor]
+    loss: Callable[[Any, Batch], tuple[torch.Tensor, int]] = supervised_loss
 
 
 def loss_of(sums: Sums) -> float:
@@ -118,7 +129,7 @@ class AdapterJob:
         for items in batches:
             batch = self._task.collate(items)
             with precision(self._dtype):
-                total, count = supervised_loss(self._model, batch)
+                total, count = self._task.loss(self._model, batch)
             value = float(total.detach())
             if not math.isfinite(value):
                 result.bad += [item.example.where for item in items]
@@ -128,7 +139,7 @@ class AdapterJob:
             (total / supervised).backward()  # type: ignore[no-untyped-call]
         return result
 
-    def _batches(self, step: int) -> Iterator[list[Encoded]]:
+    def _batches(self, step: int) -> Iterator[list[Learned]]:
         """This process's micro-batches of a step: the plan knows every batch by its number."""
         first = step * self._options.accumulate * ranks.world() + ranks.rank()
         for number in range(first, first + self._options.accumulate * ranks.world(), ranks.world()):

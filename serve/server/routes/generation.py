@@ -13,7 +13,8 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serve.engine.engine import Engine, Sink, Ticket
+from serve.engine.engine import Engine
+from serve.engine.events import Sink, Ticket
 from serve.engine.prompting import TemplateOptions
 from serve.engine.router import Route
 from serve.server.api.answer.objects import Choice, Completion
@@ -94,7 +95,7 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
     )
     lora = _lora(engine, body.lora)
     way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
-    grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag else None
+    grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag is not False else None
     asked = grounded.messages if grounded else messages
 
     def begin(number: int) -> Begin:
@@ -131,12 +132,13 @@ def _wants_usage(body: GenerationRequest) -> bool:
 def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: ChatRequest) -> Grounded:
     """The last question with its passages."""
     if retriever is None:
-        raise UnsupportedError("this server has no index", hint="Start it with --rag INDEX.")
+        raise UnsupportedError("rag: this server has no index", hint="Start it with --rag INDEX.")
     if body.n > 1 or body.tools or body.logprobs or body.continues or body.wanted is not None:
         raise UnsupportedError(
-            "an answer from passages is one text with citations: no n, tools, logprobs, form or continued message"
+            "rag: an answer from passages is one text with citations, no n, tools, logprobs, form or continued message"
         )
-    return retriever.grounded(next((m["content"] for m in reversed(messages) if m["role"] == "user"), ""))
+    question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+    return retriever.grounded(question, filters=body.filters)
 
 
 def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> list[tuple[str, float]] | None:

@@ -13,11 +13,12 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from serve.server.api.request.fields import HARMLESS, OFF, Fields, Off, one_name, refused
 from serve.server.api.request.messages import TurnOf
+from serve.server.api.request.retrieval import Retrieval
 from serve.server.api.request.tools import Choice, Tool, checked_choice
 from serve.server.api.request.wanted import Shaped
 from serve.server.guard import MAX_ANSWERS
 from slm.errors import InputError
-from slm.joints import Message, SamplingOptions
+from slm.joints import EVERYTHING, Filters, Message, SamplingOptions
 
 # The answer's length when a request names none and the context has room for it.
 DEFAULT_MAX_TOKENS = 512
@@ -116,7 +117,8 @@ class GenerationRequest(Shaped):
         Raises InputError where an answer of a form is not to end where the form does.
         """
         if grammar and (self.ignore_eos or self.min_tokens):
-            raise InputError("ignore_eos and min_tokens do not go with an answer that has a form or may hold calls")
+            field = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise InputError(f"{field}: does not go with an answer that has a form or may hold calls")
         seed = random.getrandbits(32) if self.seed in (None, -1) else self.seed or 0
         return SamplingOptions(
             max_tokens=self.limit or max(DEFAULT_MAX_TOKENS, self.min_tokens),
@@ -140,12 +142,12 @@ class GenerationRequest(Shaped):
 
 
 class ChatRequest(GenerationRequest):
-    """POST /v1/chat/completions. `rag`: answer from the server's index, with citations."""
+    """POST /v1/chat/completions. `rag`: answer from the server's index (or from some of its pages), with citations."""
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (False,)}  # a template writes them itself
 
     messages: list[TurnOf]
-    rag: bool = False
+    rag: bool | Retrieval = False
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     tools: list[Tool] = Field(default_factory=list, max_length=128)
@@ -158,6 +160,8 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _one_ending(self) -> ChatRequest:
+        if not self.messages:
+            raise refused("messages", "the conversation is empty")
         if self.continues and self.add_generation_prompt:
             reason = "it begins another answer, and continue_final_message goes on with the last one"
             raise refused("add_generation_prompt", reason)
@@ -169,6 +173,11 @@ class ChatRequest(GenerationRequest):
             if last is None or last.role != "assistant" or last.tool_calls:
                 raise refused("continue_final_message", "the final message has to be a text of the assistant")
         return self
+
+    @property
+    def filters(self) -> Filters:
+        """Which documents of the index count."""
+        return self.rag.filters() if isinstance(self.rag, Retrieval) else EVERYTHING
 
     @property
     def continues(self) -> bool:
@@ -197,7 +206,7 @@ class ChatRequest(GenerationRequest):
     def scores(self) -> int | None:
         """How many likeliest tokens to report with each one; None: no scores. Raises InputError."""
         if self.top_logprobs and not self.logprobs:
-            raise InputError("top_logprobs needs logprobs to be true")
+            raise InputError("top_logprobs: needs logprobs to be true")
         return self.top_logprobs if self.logprobs else None
 
 
@@ -216,5 +225,7 @@ class CompletionRequest(GenerationRequest):
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             prompt = [prompt]
         if not 1 <= len(prompt) * self.n <= MAX_ANSWERS:
-            raise InputError(f"a request may ask for 1 to {MAX_ANSWERS} answers", found=str(len(prompt) * self.n))
+            raise InputError(
+                f"prompt: a request may ask for 1 to {MAX_ANSWERS} answers", found=str(len(prompt) * self.n)
+            )
         return list(prompt)

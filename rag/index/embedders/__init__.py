@@ -1,0 +1,1 @@
+"""Embedders: what runs a model that turns texts into vectors."""

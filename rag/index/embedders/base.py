@@ -1,0 +1,71 @@
+"""What every embedder is: texts to L2-normalised vectors, and an identity that an index records.
+
+It knows nothing of chunks, indexes or particular models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slm.errors import DamagedFileError
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two embedders comparable: vectors of different identities must not meet in one index."""
+
+    name: str
+    revision: str
+    query_prefix: str
+    passage_prefix: str
+    dimension: int
+    max_tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Embedder(Protocol):
+    """Texts to vectors, (n, dimension) float32 of length 1; count_tokens includes the passage prefix."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def queries(self, texts: Sequence[str]) -> Vectors: ...
+
+    def passages(self, texts: Sequence[str]) -> Vectors: ...
+
+    def count_tokens(self, text: str) -> int: ...
+
+
+def normalised(vectors: Any) -> Vectors:
+    """Rows scaled to length 1. Raises DamagedFileError for a row that has no direction."""
+    rows = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.all(np.isfinite(lengths)) or np.any(lengths == 0):
+        raise DamagedFileError("the embedder gave a vector that is zero or not finite", hint="Pull the embedder again.")
+    return np.ascontiguousarray(rows / lengths, dtype=np.float32)
+
+
+def batches(sizes: Sequence[int], tokens: int, texts: int) -> Iterator[list[int]]:
+    """The numbers of the texts of each batch: neighbours in length, so many tokens and texts at most, longest first.
+
+    One that is longer than a batch is alone. The longest come first so that cores end at about the same time.
+    """
+    batch: list[int] = []
+    filled = 0
+    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        if batch and (filled + sizes[number] > tokens or len(batch) == texts):
+            yield batch
+            batch, filled = [], 0
+        batch.append(number)
+        filled += sizes[number]
+    if batch:
+        yield batch

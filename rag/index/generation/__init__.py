@@ -1,0 +1,1 @@
+"""One generation of an index: its parts on disk, and what of them a reader holds in memory."""

@@ -1,0 +1,141 @@
+"""What a query can be narrowed down to: space, label, language, date, and who asks; as arrays over all documents.
+
+Nothing here walks the chunks: a filter is decided for the documents, and an array says which document a chunk is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slm.errors import InputError, UnknownNameError
+from slm.joints import EVERYTHING, Filters
+
+Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int64]
+_LISTED = 20
+
+
+class Facets:
+    """Documents in the order of their chunks. `document_of`: (chunks,) int32, the number of each chunk's document."""
+
+    def __init__(self, documents: Sequence[Mapping[str, Any]], document_of: npt.NDArray[np.int32]) -> None:
+        metas = [entry.get("meta", {}) for entry in documents]
+        self.document_of, self._size = document_of, len(documents)
+        self._languages = _numbered([(str(entry["lang"]),) for entry in documents])
+        self._spaces = _numbered([(str(meta.get("space", "")),) for meta in metas])
+        self._labels = _numbered([tuple(map(str, meta.get("labels", ()))) for meta in metas])
+        dates = [_instant(str(meta.get("modified") or meta.get("created") or "")) for meta in metas]
+        self._dates = np.asarray([np.nan if date is None else date.timestamp() for date in dates], dtype=np.float64)
+        rules = [tuple(tuple(map(str, rule)) for rule in meta.get("restrictions", ())) for meta in metas]
+        self._rules: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+        for number, rule in enumerate(rules):
+            if rule:
+                self._rules.setdefault(rule, []).append(number)
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages of the documents, without the one that is not known."""
+        return sorted(self._languages.keys() - {"und"})
+
+    def in_language(self, rows: npt.NDArray[np.int64], language: str | None) -> Mask:
+        """Which of these chunks are of a document in that language."""
+        there = np.zeros(self._size, dtype=np.bool_)
+        if language in self._languages:
+            there[self._languages[language]] = True
+        chosen: Mask = there[self.document_of[rows]]
+        return chosen
+
+    def allowed(self, filters: Filters) -> Mask | None:
+        """Which chunks the filters let through, (chunks,) bool; None: all of them.
+
+        Raises UnknownNameError for a space, label or language that no document has that may be seen, and InputError
+        for a date that is none, or when nothing is let through.
+        """
+        if filters == EVERYTHING:
+            return None
+        through = self._seen_by(filters.viewer)
+        kinds = (
+            ("space", filters.spaces, self._spaces), ("label", filters.labels, self._labels),
+            ("language", filters.languages, self._languages),
+        )  # fmt: skip
+        visible = through.copy()
+        for kind, wanted, numbers in kinds:
+            if wanted:
+                through &= _any_of(kind, wanted, numbers, visible)
+        if filters.since or filters.until:
+            through &= self._between(filters.since, filters.until)
+        if not through.any():
+            raise InputError(
+                "the index holds nothing that these filters let through",
+                hint="Leave some out; see what there is with: slm rag status INDEX --json",
+            )
+        allowed: Mask = through[self.document_of]
+        return allowed
+
+    def _seen_by(self, viewer: tuple[str, ...] | None) -> Mask:
+        """Which documents somebody with these names may see; None: whoever asks may see all."""
+        seen = np.ones(self._size, dtype=np.bool_)
+        if viewer is not None:
+            names = {spelled for name in viewer for spelled in _spelled(name)}
+            for rules, numbers in self._rules.items():
+                seen[numbers] = all(names & set(rule) for rule in rules)
+        return seen
+
+    def _between(self, since: str, until: str) -> Mask:
+        """Documents changed in that time; one whose source does not say when is not among them."""
+        within = ~np.isnan(self._dates)
+        if since:
+            within &= self._dates >= _bound("since", since).timestamp()
+        if until:
+            end = _bound("until", until)
+            # A day is meant whole, from its beginning to its end.
+            within &= self._dates < (end + timedelta(days=1) if len(until.strip()) == 10 else end).timestamp()
+        return within
+
+
+def _numbered(values: Iterable[tuple[str, ...]]) -> dict[str, Numbers]:
+    """The numbers of the documents that have a value, by value; without the empty one."""
+    numbers: dict[str, list[int]] = {}
+    for number, row in enumerate(values):
+        for value in dict.fromkeys(row):
+            if value:
+                numbers.setdefault(value, []).append(number)
+    return {value: np.asarray(held, dtype=np.int64) for value, held in numbers.items()}
+
+
+def _any_of(kind: str, wanted: Sequence[str], numbers: Mapping[str, Numbers], visible: Mask) -> Mask:
+    chosen = np.zeros(len(visible), dtype=np.bool_)
+    for name in wanted:
+        meant = [value for value in numbers if value.casefold() == name.casefold() and visible[numbers[value]].any()]
+        if not meant:
+            known = sorted(value for value, held in numbers.items() if visible[held].any())
+            raise UnknownNameError(kind, name, known[:_LISTED] + ["..."] * (len(known) > _LISTED))
+        for value in meant:
+            chosen[numbers[value]] = True
+    return chosen
+
+
+def _spelled(name: str) -> tuple[str, ...]:
+    """What a name stands for in a page's restrictions: user:NAME, group:NAME, or both when it does not say."""
+    return (name,) if name.startswith(("user:", "group:")) else (f"user:{name}", f"group:{name}")
+
+
+def _bound(option: str, text: str) -> datetime:
+    found = _instant(text)
+    if found is None:
+        raise InputError(f"{option}: '{text}' is no date", hint="A date looks like 2026-04-01 or 2026-04-01T09:00Z.")
+    return found
+
+
+def _instant(text: str) -> datetime | None:
+    """A date of ISO 8601, in UTC where it does not say; None for what is none."""
+    try:
+        found = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
