@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_checkpoints as tiny
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_gguf import write_model
 from transformers import AutoModelForCausalLM
 
 import slm_cli
@@ -26,6 +24,8 @@ from slm.models import caches
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import checkpoint_fingerprint, identity_of, names_of
+from tests import tiny_checkpoints as tiny
+from tests.tiny_gguf import write_model
 
 TYPES = ["f32", "f16", "q8_0", "q4_k_m"]
 

