@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rag.answer.lines import lines_of
 from rag.answer.reading import FORM, pieces_of
 from rag.index.names import source_matches
 from slm.errors import DamagedFileError
@@ -45,10 +46,8 @@ class Asked:
 
     def right_lines(self, passage: Passage) -> list[int]:
         """Which lines of a passage are places of the answer."""
-        wanted = [_bare(place.text) for place in self.places if _is_there(place, passage)]
-        _, lines = pieces_of(self.question, passage)
-        bare = [_bare(passage.text[line.start : line.end]) for line in lines]
-        return [n for n, line in enumerate(bare) if any(w in line or (len(line) > 8 and line in w) for w in wanted)]
+        bare = [_bare(passage.text[line.start : line.end]) for line in lines_of(passage.text)]
+        return sorted({n for place in self.places if _is_there(place, passage) for n in _answering(place, bare)})
 
 
 def read_asked(path: Path) -> list[Asked]:
@@ -60,10 +59,30 @@ def read_asked(path: Path) -> list[Asked]:
         try:
             row = json.loads(line)
             places = tuple(AnswerPlace(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
+            if not all(_bare(place.text) for place in places):
+                raise ValueError("a place has no text")
             asked.append(Asked(row["question"], row["lang"], places, bool(row.get("together"))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(f"'{path}', line {number} is no question with places: {error}") from error
     return asked
+
+
+def require_places(asked: Sequence[Asked], passages: Sequence[Passage]) -> None:
+    """Raises DamagedFileError for a question one of whose places is on no passage of all there are.
+
+    Such a question would teach a reader to refuse what it should answer.
+    """
+    lines = [
+        (passage, [_bare(passage.text[one.start : one.end]) for one in lines_of(passage.text)]) for passage in passages
+    ]
+    for one in asked:
+        for place in one.places:
+            if not any(_answering(place, of_passage) for passage, of_passage in lines if _is_there(place, passage)):
+                raise DamagedFileError(
+                    f"'{one.question}' is answered nowhere: no line of '{place.page}' under '{place.heading}' has its "
+                    "text",
+                    found=place.text,
+                )
 
 
 def example_of(
@@ -102,6 +121,12 @@ def _drawn(numbers: Sequence[int], count: int, among: int, draw: random.Random) 
     """`count` of the first `among` numbers, which stand best first."""
     pool = numbers[:among]
     return draw.sample(list(pool), min(count, len(pool)))
+
+
+def _answering(place: AnswerPlace, lines: Sequence[str]) -> list[int]:
+    """Which lines, without blanks and marks, hold the text of a place or are a part of it."""
+    wanted = _bare(place.text)
+    return [n for n, line in enumerate(lines) if wanted in line or (len(line) > 8 and line in wanted)]
 
 
 def _is_there(place: AnswerPlace, passage: Passage) -> bool:

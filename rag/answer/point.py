@@ -54,9 +54,10 @@ def point(question: str, judged: Sequence[Judged], refuse_at: Mapping[str, float
 
 
 def _belongs(second: Quotation, first: Quotation, unknown: float) -> bool:
-    """Whether a line completes the answer: about as likely, and no translation of it on another page."""
+    """Whether a line completes the answer: about as likely, and not the same again or its translation elsewhere."""
     same_script = bool(HAS_PAIRS.search(second.text)) == bool(HAS_PAIRS.search(first.text))
-    return same_script and second.share >= SECOND * first.share and second.share > unknown
+    new = same_script and second.text != first.text
+    return new and second.share >= SECOND * first.share and second.share > unknown
 
 
 def _ranked(judged: Sequence[Judged]) -> tuple[list[Quotation], float]:
