@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rag.cli.reader import adapter_of, judge_of, reader_for, with_reader
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import NAMED_FILE, one_of_each
+from slm.terminal.asking import beside, judge_of, reader_for, with_reader
 
 if TYPE_CHECKING:
     from slm.joints import Message
@@ -83,7 +83,7 @@ def evaluate(
             )  # fmt: skip
         if gguf:
             with (
-                joints.open_engine(gguf, files | adapter_of(who), threads=threads, context=4096) as engine,
+                joints.open_engine(gguf, beside(files, who), threads=threads, context=4096) as engine,
                 progress("answering", total=len(asked), unit="questions") as done,
             ):
 

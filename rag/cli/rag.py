@@ -13,7 +13,7 @@ from rag.cli.evaluate import evaluate
 from rag.cli.filters import filter_options
 from rag.cli.questions import questions
 from rag.cli.read import BASE_URL, COMMENTS, read
-from rag.cli.reader import adapter_of, judge_of, reader_for, with_reader
+from slm.terminal.asking import adapter_of, judge_of, reader_for, with_reader
 from rag.cli.sync import sync
 from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import (

@@ -107,6 +107,11 @@ class GenerationRequest(Shaped):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with the token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """The strings that end the answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -178,6 +183,11 @@ class ChatRequest(GenerationRequest):
     def filters(self) -> Filters:
         """Which documents of the index count."""
         return self.rag.filters() if isinstance(self.rag, Retrieval) else EVERYTHING
+
+    @property
+    def reader(self) -> str | None:
+        """Who is to answer from the documents: point, model, or None, which is for the server to say."""
+        return self.rag.reader if isinstance(self.rag, Retrieval) else None
 
     @property
     def continues(self) -> bool:
