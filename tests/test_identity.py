@@ -92,6 +92,33 @@ def test_a_file_of_somebody_elses_is_known_by_its_tensors(tmp_path: Path) -> Non
         vet_adapter("a", tmp_path / "a.gguf", vet_base(other))
 
 
+def test_a_strangers_file_with_equal_norms_and_other_matrices_says_what_can_be_known_and_what_to_do(
+    tmp_path: Path,
+) -> None:
+    """The same model quantized by another program, or a fine-tuned copy: only the user knows."""
+    foreign = write_model(tmp_path / "foreign.gguf", seed=1, template="{{ 1 }}")
+    restore_checkpoint(foreign, tmp_path / "restored")
+    folder = peft_folder(tmp_path / "restored", tmp_path / "adapter")
+    convert_adapter(folder, tmp_path / "a.gguf")
+    other = tmp_path / "other.gguf"
+    other.write_bytes(foreign.read_bytes())
+    matrix = next(info for info in read_gguf(foreign).tensors.values() if len(info.shape) == 2)
+    with other.open("r+b") as file:
+        file.seek(matrix.offset)
+        file.write(bytes(matrix.nbytes))
+    with pytest.raises(MismatchError, match="no file tells") as refused:
+        vet_adapter("a", tmp_path / "a.gguf", vet_base(other))
+    assert (
+        f"slm convert COPY --base {other} -o FILE.gguf" in refused.value.hint and "manifest.json" in refused.value.hint
+    )
+    (folder / "manifest.json").unlink()
+    convert_adapter(folder, tmp_path / "b.gguf", _restored(other, tmp_path / "theirs"))
+    assert vet_adapter("a", tmp_path / "b.gguf", vet_base(other)).name == "a"
+    with pytest.raises(MismatchError) as refused:
+        vet_adapter("a", tmp_path / "a.gguf", vet_base(write_model(tmp_path / "2.gguf", seed=2, template="{{ 1 }}")))
+    assert "slm convert" not in refused.value.hint
+
+
 def test_a_manifest_does_not_speak_for_weights_that_were_changed_beside_it(
     siblings: dict[str, Path], tmp_path: Path
 ) -> None:
