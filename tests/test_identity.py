@@ -100,12 +100,7 @@ def test_a_strangers_file_with_equal_norms_and_other_matrices_says_what_can_be_k
     restore_checkpoint(foreign, tmp_path / "restored")
     folder = peft_folder(tmp_path / "restored", tmp_path / "adapter")
     convert_adapter(folder, tmp_path / "a.gguf")
-    other = tmp_path / "other.gguf"
-    other.write_bytes(foreign.read_bytes())
-    matrix = next(info for info in read_gguf(foreign).tensors.values() if len(info.shape) == 2)
-    with other.open("r+b") as file:
-        file.seek(matrix.offset)
-        file.write(bytes(matrix.nbytes))
+    other = _zeroed(foreign, tmp_path / "other.gguf", dimensions=2)
     with pytest.raises(MismatchError, match="no file tells") as refused:
         vet_adapter("a", tmp_path / "a.gguf", vet_base(other))
     assert (
@@ -115,8 +110,18 @@ def test_a_strangers_file_with_equal_norms_and_other_matrices_says_what_can_be_k
     convert_adapter(folder, tmp_path / "b.gguf", _restored(other, tmp_path / "theirs"))
     assert vet_adapter("a", tmp_path / "b.gguf", vet_base(other)).name == "a"
     with pytest.raises(MismatchError) as refused:
-        vet_adapter("a", tmp_path / "a.gguf", vet_base(write_model(tmp_path / "2.gguf", seed=2, template="{{ 1 }}")))
+        vet_adapter("a", tmp_path / "a.gguf", vet_base(_zeroed(foreign, tmp_path / "norms.gguf", dimensions=1)))
     assert "slm convert" not in refused.value.hint
+
+
+def _zeroed(model: Path, out: Path, *, dimensions: int) -> Path:
+    """A copy in which the first tensor of so many dimensions is zero."""
+    out.write_bytes(model.read_bytes())
+    tensor = next(info for info in read_gguf(model).tensors.values() if len(info.shape) == dimensions)
+    with out.open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(bytes(tensor.nbytes))
+    return out
 
 
 def test_a_manifest_does_not_speak_for_weights_that_were_changed_beside_it(

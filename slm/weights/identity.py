@@ -151,8 +151,8 @@ def other_weights(adapter: Path, model: Path, wanted: Collection[str], given: st
     if any(_share_vectors(name, given) for name in wanted):
         hint = (
             "Their norms and biases are equal, so this may be the same model quantized by another program, or a "
-            "fine-tuned copy, which no file tells. If you know that it is the same: copy the adapter's folder without its "
-            f"{MANIFEST}, and run: slm convert COPY --base {model} -o FILE.gguf"
+            "fine-tuned copy, which no file tells. If you know that it is the same: copy the adapter's folder without "
+            f"its {MANIFEST}, and run: slm convert COPY --base {model} -o FILE.gguf"
         )
     return MismatchError(
         f"the adapter '{adapter}' was trained on other weights than those of '{model}'",
