@@ -26,7 +26,7 @@ from rag.index.embedders.cache import VectorCache
 from rag.index.generation.inventory import Inventory, Place
 from rag.index.generation.part import Part
 from rag.index.generation.write import Addition, Next, write_generation
-from rag.index.gone import Departed, Seen, confirm_removal, departed
+from rag.index.gone import Departed, Seen, confirm_removal, departed, successors
 from rag.index.lexical import terms_of
 from rag.index.names import CURRENT, composed, documents_named, is_index
 from rag.index.store import load_parts, open_inventory, read_places, told_as_damage
@@ -185,6 +185,9 @@ def _add(
     if told is not None:  # two sites number their pages alike
         by_id = {id_: source for id_, source in by_id.items() if PAGE not in known[source]}
     named |= {s: by_id[d.meta.id] for s, d in incoming.items() if s not in named and d.meta.id in by_id}
+    new = {s: (d.title, texts[s]) for s, d in incoming.items() if s in seen.files and s not in named}
+    moved_on = successors(known, left, new, seen.roots, os.path.lexists)
+    named |= moved_on
     changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
     left = replace(left, gone={**left.gone, **_moved_away(known, left, changed, texts, seen)})
     # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
@@ -202,7 +205,7 @@ def _add(
         del table[source]
     for source, document in incoming.items():
         place = document.source if source in changed else named[source]
-        came_by = set(known[named[source]].get("roots", ())) if source in named else set()
+        came_by = set(known[named[source]].get("roots", ())) if source in named and source not in moved_on else set()
         table[place] = {
             "title": document.title, "lang": document.lang, "sha256": digests[source], "text_sha256": texts[source],
             "roots": [told.root] if told else sorted(came_by | set(seen.files.get(source, ()))),
