@@ -104,8 +104,12 @@ PARTS: Mapping[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def _line_with(*words: str) -> Callable[[str], bool]:
-    return lambda text: any(all(word in line for word in words) for line in text.split("\n"))
+def _row_of(*words: str) -> Callable[[str], bool]:
+    """A line that holds these words and no other row's."""
+    others = {"Day", "Lunch", "Dinner"} - set(words)
+    return lambda text: any(
+        all(word in line for word in words) and not any(other in line for other in others) for line in text.split("\n")
+    )
 
 
 def _holds(pattern: str) -> Callable[[str], bool]:
@@ -117,9 +121,9 @@ CHECKS: Mapping[str, Callable[[str], bool]] = {
     "code": lambda text: 'print("kumquat")' in text,
     "code with its lines and indents": lambda text: _CODE in text,
     "the language of code": _holds(r"```\s*python"),
-    "a table row in one line": _line_with("Lunch", "Pumpkin"),
-    "a merged cell in each of its rows": _line_with("Monday", "Dinner"),
-    "the header of a table as one": _line_with("Day", "Meal", "Soup"),
+    "a table row in one line": _row_of("Lunch", "Pumpkin"),
+    "a merged cell in each of its rows": _row_of("Monday", "Dinner"),
+    "the header of a table as one": _row_of("Day", "Meal", "Soup"),
     "title and text of a panel": lambda text: "Before you go" in text and "Mind the gap" in text,
     "tasks": lambda text: "Book the hall" in text and "Send the bill" in text,
     "whether a task is done": lambda text: bool(_holds(r"\[[xX]\]\s*Book the hall")(text)) and bool(

@@ -104,7 +104,7 @@ def test_the_command_prints_lines_or_json_and_refuses_fewer_chunks_than_pages() 
     assert "10 pages, 30 chunks" in lines[0] and "one page of 10:" in lines[-1]
     result = json.loads(CliRunner().invoke(command.bench_rag, [*small, "--json"]).stdout)
     assert set(result) == {"index", "queries", "edit"} and set(PARTS) == set(command._PARTS)
-    refused = CliRunner().invoke(command.bench_rag, ["--chunks", "5", "--pages", "6"])
+    refused = CliRunner().invoke(command.bench_rag, ["--chunks", "15", "--pages", "16"])
     assert refused.exit_code == 2 and "less than one for each" in refused.output
 
 

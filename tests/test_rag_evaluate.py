@@ -157,9 +157,9 @@ def test_titles_and_headings_with_text_become_questions_with_their_pages() -> No
     assert questions_of(chunks, 99) == [
         Asked("Paid leave", "en", ("a.md",)),
         Asked("休暇の繰り越しについて", "ja", ("b.md",)),
-        Asked("Paid leave Length", "en", ("a.md",)),
-        Asked("有給休暇 申請", "ja", ("b.md",)),
         Asked("Carrying over unused days", "en", ("a.md",)),
+        Asked("有給休暇 申請", "ja", ("b.md",)),
+        Asked("Paid leave Length", "en", ("a.md",)),
     ]
 
 

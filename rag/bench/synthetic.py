@@ -17,7 +17,7 @@ from rag.index.embed import Identity, Vectors
 _DIMENSION, _CLUSTERS, _SPREAD = 384, 256, 0.6
 _KNOWN_WORDS, _WORDS_A_SECTION = 20_000, 60
 _CHARACTERS_A_TOKEN = 4
-_SYLLABLES = ("ka", "ro", "mi", "ten", "sol", "bar", "lin", "ved", "pu", "gos", "ral", "nix")
+_SYLLABLES = tuple(first + vowel for first in "kstnhmyrwgzdbp" for vowel in "aiueo")
 _KANA = "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろ"
 _KANJI = "休暇申請会議室予約経費精算出張旅費勤務時間受付入館証契約書類保管期限社員研修制度設備点検"
 SPACES, LABELS, STAFF = 10, 5, "user:staff"
@@ -53,7 +53,7 @@ def made_up_pages(pages: int, chunks: int) -> Iterator[Document]:
     They stand in spaces S0 to S9, with labels, dates and restrictions; every other one is in Japanese.
     """
     rng = np.random.default_rng(1)
-    words = {"en": _words(rng, _SYLLABLES, (2, 4)), "ja": _words(rng, [*_KANJI, *_KANA], (2, 5))}
+    words = {"en": _words(rng, _SYLLABLES, (3, 5)), "ja": _words(rng, [*_KANJI, *_KANA], (2, 5))}
     for number in range(pages):
         lang = ("en", "ja")[number % 2]
         size = chunks * (number + 1) // pages - chunks * number // pages
@@ -69,7 +69,7 @@ def made_up_pages(pages: int, chunks: int) -> Iterator[Document]:
 def made_up_queries(count: int) -> list[str]:
     """Queries of a few of the pages' words, in both languages in turns."""
     rng = np.random.default_rng(1)
-    words = {"en": _words(rng, _SYLLABLES, (2, 4)), "ja": _words(rng, [*_KANJI, *_KANA], (2, 5))}
+    words = {"en": _words(rng, _SYLLABLES, (3, 5)), "ja": _words(rng, [*_KANJI, *_KANA], (2, 5))}
     ask = np.random.default_rng(2)
     return [_prose(ask, words[lang], lang, 6) for lang in ("en", "ja") * ((count + 1) // 2)][:count]
 

@@ -20,7 +20,7 @@ _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
               "pulled one].")  # fmt: skip
 @click.option("--only", "parts", multiple=True, type=click.Choice(_PARTS), help="Repeatable [default: all].")
 @click.option("--chunks", default=100_000, show_default=True, type=click.IntRange(1), help="Of the made-up index.")
-@click.option("--pages", default=10_000, show_default=True, type=click.IntRange(1), help="Of the made-up index.")
+@click.option("--pages", default=10_000, show_default=True, type=click.IntRange(10), help="Of the made-up index.")
 @click.option("--queries", default=200, show_default=True, type=click.IntRange(1), help="With each kind of filters.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Medians over so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -83,7 +83,8 @@ def rank_of_first(sources: Sequence[str], relevant: Sequence[str]) -> int | None
 def _rank(results: Sequence[tuple[str, ...]], relevant: Sequence[str]) -> int | None:
     """The rank of the first result that is, or also stands in, a document of `relevant`; one of a document before it
     counts no more."""
-    rank, before = 0, set()
+    rank = 0
+    before: set[str] = set()
     for sources in results:
         if sources[0] not in before:
             rank += 1
