@@ -1,10 +1,10 @@
-"""Compares the lexical leg with tantivy and bm25s on the same terms: build, an edit of one page, queries, and the best ten.
+"""Compares the lexical leg with tantivy and bm25s on the same terms: build, edit of a page, queries, the best ten.
 
     python -m pip install tantivy bm25s        # in an environment of its own, beside this program
     OMP_NUM_THREADS=1 python scripts/bench_lexical.py --chunks 100000
 
-Texts are windows of data/en.txt and data/ja.txt, so that their words are as frequent as in real ones. Each engine gets the
-same lists of terms (`rag.index.lexical.terms_of`). A peer that is not installed is left out.
+Texts are windows of data/en.txt and data/ja.txt, so that their words are as frequent as in real ones. Each engine gets
+the same lists of terms (`rag.index.lexical.terms_of`). A peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import click
 import numpy as np
@@ -31,6 +32,7 @@ from rag.index.lexical import Bm25, open_bm25, terms_of  # noqa: E402
 
 _QUERIES, _PAGE, _BEST = 60, 8, 10
 Terms = Sequence[str]
+_T = TypeVar("_T")
 
 
 class Leg(Protocol):
@@ -57,7 +59,9 @@ class Ours:
         rows = np.arange(size, dtype=np.int32)
         rows[first : first + len(texts)] = -1
         added: Postings = build_postings(texts)
-        self._bm25 = open_bm25([(self._first, rows), (added, np.arange(first, first + len(texts), dtype=np.int32))], size)
+        self._bm25 = open_bm25(
+            [(self._first, rows), (added, np.arange(first, first + len(texts), dtype=np.int32))], size
+        )
 
     def best(self, query: Terms, count: int) -> list[int]:
         bm25: Bm25 = self._bm25
@@ -135,10 +139,11 @@ def windows(count: int, chance: random.Random) -> list[str]:
     return texts
 
 
-def seconds(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], _T]) -> tuple[float, _T]:
+    """The seconds that it takes, and what it gives."""
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    given = run()
+    return time.perf_counter() - start, given
 
 
 @click.command()
@@ -160,12 +165,10 @@ def main(chunks: int, out: Path | None) -> None:
     rows: dict[str, dict[str, float]] = {}
     reference: list[list[int]] = []
     for name, leg in legs.items():
-        built = seconds(lambda leg=leg: leg.build(texts))  # type: ignore[misc]
-        edited = seconds(lambda leg=leg: leg.edit(chunks // 2, page))  # type: ignore[misc]
-        times: list[float] = []
-        found: list[list[int]] = []
-        for query in queries:
-            times.append(seconds(lambda leg=leg, query=query: found.append(leg.best(query, _BEST))))  # type: ignore[misc]
+        built, _ = timed(partial(leg.build, texts))
+        edited, _ = timed(partial(leg.edit, chunks // 2, page))
+        answers = [timed(partial(leg.best, query, _BEST)) for query in queries]
+        times, found = [clock for clock, _ in answers], [best for _, best in answers]
         reference = reference or found
         same = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(found, reference, strict=True)]
         rows[name] = {
