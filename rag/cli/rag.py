@@ -13,7 +13,6 @@ from rag.cli.evaluate import evaluate
 from rag.cli.filters import filter_options
 from rag.cli.questions import questions
 from rag.cli.read import BASE_URL, COMMENTS, read
-from slm.terminal.asking import adapter_of, judge_of, reader_for, with_reader
 from rag.cli.sync import sync
 from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import (
@@ -25,6 +24,7 @@ from slm.terminal.answer import (
     sources_of,
 )
 from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
+from slm.terminal.asking import adapter_of, judge_of, reader_for, with_reader
 
 if TYPE_CHECKING:
     from slm.joints import Passage, PointedAnswer, Reader
@@ -331,7 +331,7 @@ def _tell_pointed(question: str, pointed: PointedAnswer, reader: Reader, *, as_j
         {
             "question": question, "answer": pointed.text, "refused": not pointed.said,
             "citations": sorted({one.passage for one in pointed.said}), "lines": [vars(one) for one in pointed.said],
-            "nearest": [vars(one) for one in pointed.nearest], "unknown": pointed.unknown, "sources": sources,
+            "nearest": [vars(one) for one in pointed.nearest], "doubt": pointed.doubt, "sources": sources,
             "reader": reader.name,
         }
     )  # fmt: skip
