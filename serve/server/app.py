@@ -49,7 +49,9 @@ def create_app(
     metrics = Metrics(engine)
     install_guard(app, policy, context=engine.context, metrics=metrics, open_paths=PAGE_PATHS)
     install_metrics(app, metrics)
-    app.include_router(model_routes(engine, retrieval=retriever is not None, reader=pointing.reader.name if pointing else None))
+    app.include_router(
+        model_routes(engine, retrieval=retriever is not None, reader=pointing.reader.name if pointing else None)
+    )
     app.include_router(generation_routes(engine, retriever, metrics, pointing))
     app.include_router(responses_routes(engine, metrics))
     app.include_router(adapter_routes(engine, [folder.resolve() for folder in allowed_folders]))

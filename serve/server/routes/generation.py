@@ -25,7 +25,7 @@ from serve.server.metrics import Metrics
 from serve.server.respond import Begin, respond
 from serve.server.routes.headers import route_headers
 from serve.server.routes.parsed import ParsedRoute
-from serve.server.routes.pointed import check_one_text, point, question_of, reads
+from serve.server.routes.pointed import check_one_text, point, question_of, who_reads
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 
@@ -38,8 +38,8 @@ def generation_routes(
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
-        if reads(pointing, body, indexed=retriever is not None) and pointing:
-            return await point(request, body, pointing, metrics)
+        if who := who_reads(pointing, body, indexed=retriever is not None):
+            return await point(request, body, who, metrics)
         asked = await planned(engine, retriever, metrics, body)
         grounded = asked.grounded
         choices = [Choice(n, chat=True, grounded=grounded, calls=asked.form.calls) for n in range(body.n)]

@@ -38,9 +38,7 @@ def model_routes(engine: Engine, *, retrieval: bool, reader: str | None = None) 
     def rows() -> list[dict[str, Any]]:
         base = engine.base.name
         head = {"id": base, "object": "model", "created": 0, "owned_by": "slm-cpu", "parent": None}
-        listed: list[dict[str, Any]] = [
-            {**head, "context": engine.context, "retrieval": retrieval, "reader": reader}
-        ]
+        listed: list[dict[str, Any]] = [{**head, "context": engine.context, "retrieval": retrieval, "reader": reader}]
         for adapter in engine.adapters():
             if adapter.name == reader:
                 continue

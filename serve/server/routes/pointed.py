@@ -22,16 +22,19 @@ from slm.errors import UnsupportedError
 from slm.joints import Message
 
 
-def reads(pointing: Pointing | None, body: ChatRequest, *, indexed: bool) -> bool:
-    """Whether a reader answers the request. indexed: the server has an index. Raises UnsupportedError."""
+def who_reads(pointing: Pointing | None, body: ChatRequest, *, indexed: bool) -> Pointing | None:
+    """The reader that answers the request, None for the model. indexed: the server has an index.
+
+    Raises UnsupportedError for a reader that is asked for and not there.
+    """
     if body.rag is False or body.reader == "model":
-        return False
+        return None
     if pointing is None and body.reader == "point" and indexed:
         raise UnsupportedError(
             "rag.reader: this server has no reader that points at lines",
             hint="Start it with --reader FOLDER, or leave rag.reader out: the model answers.",
         )
-    return pointing is not None
+    return pointing
 
 
 def check_one_text(body: ChatRequest) -> None:

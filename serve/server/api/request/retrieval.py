@@ -1,4 +1,4 @@
-"""What a request may say of the documents it is answered from, and by whom. It knows nothing of how they are searched."""
+"""What a request may say of the documents it is answered from, and by whom. It knows nothing of the search."""
 
 from __future__ import annotations
 
