@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
+import click
+
 from serve.engine.engine import Engine
 from slm.errors import InputError, SlmError
 from slm.joints import Message, PieceScores, Reader, Retriever, SamplingOptions
