@@ -34,7 +34,8 @@ COMMANDS = {
 # The same for `slm bench ...`.
 BENCHES = {
     "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
-    "serve": "serve.cli.bench:bench_serve", "train": "train.cli.bench:bench_train",
+    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve",
+    "train": "train.cli.bench:bench_train",
 }  # fmt: skip
 
 

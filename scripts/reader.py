@@ -19,11 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rag.answer.candidates import Depth, candidates  # noqa: E402
-from rag.answer.examples import example_of, read_asked  # noqa: E402
+from rag.answer.examples import example_of, read_asked, require_places  # noqa: E402
 from rag.index.embed import DEFAULT_EMBEDDER, Embedder, open_embedder  # noqa: E402
 from rag.index.store import open_generation  # noqa: E402
 from rag.index.update import add_documents  # noqa: E402
 from rag.sources.files import read_files  # noqa: E402
+from slm.joints import Passage  # noqa: E402
 from slm.terminal.console import note, progress  # noqa: E402
 
 READING = ROOT / "data/reading"
@@ -46,7 +47,11 @@ def write_examples(organisations: list[Path], work: Path, out: Path, seed: int) 
         for number, organisation in enumerate(organisations, 1):
             generation = open_generation(index_of(organisation, work, embedder))
             languages = {source: str(entry["lang"]) for source, entry in generation.documents.items()}
-            for asked in read_asked(organisation / "questions.jsonl"):
+            questions = read_asked(organisation / "questions.jsonl")
+            require_places(
+                questions, [Passage(one.title, one.heading, one.text, one.source, 0.0) for one in generation.chunks]
+            )
+            for asked in questions:
                 passages = candidates(generation, embedder, asked.question, _DEPTH)
                 example = example_of(asked, passages, languages, draw)
                 rows += [example] if example else []

@@ -21,7 +21,7 @@ from slm.errors import DamagedFileError, EngineDiedError, InputError, UnknownNam
 from slm.joints import Filters
 from tests.served import Served, error_of, running, standing_still
 from tests.tiny_gguf import write_adapter, write_model
-from tests.tiny_reader import LINES, NEVER, PASSAGES, LineIndex, tiny_reader
+from tests.tiny_pointing import LINES, NEVER, PASSAGES, LineIndex, tiny_reader
 from tests.waiting import eventually
 
 HOTEL, ROOM = "How much may a hotel in Osaka cost?", "会議室の予約はいつまでに取り消せますか。"

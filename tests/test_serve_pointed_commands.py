@@ -17,7 +17,7 @@ from slm.joints import Reader, SamplingOptions
 from slm.terminal.answer import show_pointed
 from slm_cli import Roof
 from tests.tiny_gguf import write_adapter, write_model
-from tests.tiny_reader import NEVER, LineIndex, ReadingJoints, tiny_reader
+from tests.tiny_pointing import NEVER, LineIndex, ReadingJoints, tiny_reader
 
 HOTEL, ROOM = "How much may a hotel in Osaka cost?", "会議室の予約はいつまでに取り消せますか。"
 ROW = [-9.0, 6.0, -9.0, -9.0]

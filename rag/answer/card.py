@@ -6,6 +6,7 @@ It knows nothing of weights. `slm train reader` writes the card; fitting the thr
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ def read_card(folder: Path) -> ReaderCard:
         )
     card = read_json(path)
     try:
-        yes, no = card["contrast"]
+        yes, no = (_word(word) for word in _list(card["contrast"]))
         refuse_at = {str(lang): float(limit) for lang, limit in card["refuse_at"].items()}
+        if not all(map(math.isfinite, refuse_at.values())):
+            raise ValueError(f"refuse_at {refuse_at}")
         form = int(card["form"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFileError(f"'{path}' is no reader's card", found=repr(error)) from error
@@ -51,7 +54,19 @@ def read_card(folder: Path) -> ReaderCard:
         )
     base: Any = read_manifest(folder).get("base") or {}
     names = frozenset(base[key] for key in ("fingerprint", "weights") if isinstance(base.get(key), str))
-    return ReaderCard((str(yes), str(no)), refuse_at, names)
+    return ReaderCard((yes, no), refuse_at, names)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"contrast is {value!r}")
+    return value
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"contrast has {value!r}")
+    return value
 
 
 def write_thresholds(folder: Path, refuse_at: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rag.answer.lines import lines_of
 from rag.answer.reading import FORM, pieces_of
 from rag.index.names import source_matches
 from slm.errors import DamagedFileError
@@ -26,7 +27,7 @@ PASSAGES, _MISSING, _OWN = 4, 0.12, 0.7
 
 
 @dataclass(frozen=True)
-class Place:
+class AnswerPlace:
     """Where an answer stands: a page, its heading ("": anywhere on it), and the sentence or row word for word."""
 
     page: str
@@ -40,15 +41,13 @@ class Asked:
 
     question: str
     lang: str
-    places: tuple[Place, ...]
+    places: tuple[AnswerPlace, ...]
     together: bool
 
     def right_lines(self, passage: Passage) -> list[int]:
         """Which lines of a passage are places of the answer."""
-        wanted = [_bare(place.text) for place in self.places if _is_there(place, passage)]
-        _, lines = pieces_of(self.question, passage)
-        bare = [_bare(passage.text[line.start : line.end]) for line in lines]
-        return [n for n, line in enumerate(bare) if any(w in line or (len(line) > 8 and line in w) for w in wanted)]
+        bare = [_bare(passage.text[line.start : line.end]) for line in lines_of(passage.text)]
+        return sorted({n for place in self.places if _is_there(place, passage) for n in _answering(place, bare)})
 
 
 def read_asked(path: Path) -> list[Asked]:
@@ -59,11 +58,31 @@ def read_asked(path: Path) -> list[Asked]:
             continue
         try:
             row = json.loads(line)
-            places = tuple(Place(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
+            places = tuple(AnswerPlace(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
+            if not all(_bare(place.text) for place in places):
+                raise ValueError("a place has no text")
             asked.append(Asked(row["question"], row["lang"], places, bool(row.get("together"))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(f"'{path}', line {number} is no question with places: {error}") from error
     return asked
+
+
+def require_places(asked: Sequence[Asked], passages: Sequence[Passage]) -> None:
+    """Raises DamagedFileError for a question one of whose places is on no passage of all there are.
+
+    Such a question would teach a reader to refuse what it should answer.
+    """
+    lines = [
+        (passage, [_bare(passage.text[one.start : one.end]) for one in lines_of(passage.text)]) for passage in passages
+    ]
+    for one in asked:
+        for place in one.places:
+            if not any(_answering(place, of_passage) for passage, of_passage in lines if _is_there(place, passage)):
+                raise DamagedFileError(
+                    f"'{one.question}' is answered nowhere: no line of '{place.page}' under '{place.heading}' has its "
+                    "text",
+                    found=place.text,
+                )
 
 
 def example_of(
@@ -104,7 +123,13 @@ def _drawn(numbers: Sequence[int], count: int, among: int, draw: random.Random) 
     return draw.sample(list(pool), min(count, len(pool)))
 
 
-def _is_there(place: Place, passage: Passage) -> bool:
+def _answering(place: AnswerPlace, lines: Sequence[str]) -> list[int]:
+    """Which lines, without blanks and marks, hold the text of a place or are a part of it."""
+    wanted = _bare(place.text)
+    return [n for n, line in enumerate(lines) if wanted in line or (len(line) > 8 and line in wanted)]
+
+
+def _is_there(place: AnswerPlace, passage: Passage) -> bool:
     return source_matches(passage.source, place.page) and (
         not place.heading or place.heading in passage.heading.split(" > ") or place.heading == passage.title
     )

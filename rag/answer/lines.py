@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from rag.document import is_table_rule
 from slm.text.visible import one_line, visible
 
-_ITEM = re.compile(r"[ \t]*(?:>[ \t]*)*(?:(?:[-*+•・]|\d+[.)])[ \t]+)?(?:\[[ xX]\][ \t]+)?")
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
+_ITEM = re.compile(r"[ \t]*(?:>[ \t]*)*(?:(?:[-*+]|\d+[.)])[ \t]+|[•・][ \t]*)?(?:\[[ xX]\][ \t]+)?")
+# ```code``` within a row opens none.
+_FENCE = re.compile(r"[ \t]*(`{3,}(?!.*`)|~{3,})")
 # Where a sentence may end: after 。！？ and what closes with them, or after . ! ? and its closing marks before a blank.
 _END = re.compile(r"[。！？]+[」』）)】\"”]*|[.!?]+[\"')\]”’]*(?=\s)")
 # A full stop after these ends no sentence: titles, "No. 5", "e.g. this", a capital (J. Smith), a number (3. May).
 _SHORT = re.compile(
     r"(?:\b(?:Mrs?|Ms|Dr|Prof|No|Nos|Fig|Tel|[Ee]xt|[Aa]pprox|vs|cf|e\.g|i\.e|[A-Z])|(?:^|[(\s])\d{1,2})\.$"
 )
+# What follows a quotation or a bracket whose sentence goes on: 「...？」と聞く, （...。）から.
+_GOES_ON = re.compile(r"[とのをにはがもでへ]|から|まで|より")
 _BLANKS = re.compile(r"\s*")
 _OPENING, _CLOSING = "「『（(【", "」』）)】"
 
@@ -50,7 +53,7 @@ def lines_of(text: str) -> list[Line]:
             columns = []
         elif fence:
             lines += _line(row, start, row)
-        elif "|" in row and is_table_rule(following):
+        elif "|" in row and "|" in following and is_table_rule(following):
             columns = _cells(row)
         elif columns and "|" in row:
             if not is_table_rule(row):
@@ -88,21 +91,18 @@ def _ends(row: str, start: int) -> Iterator[int]:
         at = found.end()
         depth = max(0, depth) if last_closing >= at else 0
         following = _BLANKS.match(row, at)
-        rest = row[following.end()] if following and following.end() < len(row) else ""
-        if depth or not rest or rest.islower() or _goes_on(found.group(), rest):
+        rest = row[following.end() : following.end() + 2] if following else ""
+        if depth or not rest or rest[0].islower() or (found.group()[-1] in _CLOSING and _GOES_ON.match(rest)):
             continue
         if found.group() == "." and _SHORT.search(row[max(start, at - 12) : at]):
             continue
         yield at
 
 
-def _goes_on(end: str, rest: str) -> bool:
-    """Whether a quotation has ended and its sentence goes on: 「...？」と聞く."""
-    return end[-1] in "」』）" and rest in "とのをにはがもで"
-
-
 def _cells(row: str) -> list[str]:
-    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))]
+    inside = row.strip().removeprefix("|")
+    inside = inside if inside.endswith("\\|") else inside.removesuffix("|")
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", inside)]
 
 
 def _named(columns: list[str], cells: list[str]) -> str:

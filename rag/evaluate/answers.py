@@ -21,12 +21,16 @@ from slm.joints import Judge, Message, Reader, Retriever
 
 @dataclass(frozen=True)
 class Said:
-    """An answer, the sources it was made from and those it cites; unknown: the reader's probability of no answer."""
+    """An answer, the sources it was made from and those it cites; whether it says that there is none.
+
+    doubt: the reader's probability of that.
+    """
 
     text: str
     shown: list[str]
     cited: list[str]
-    unknown: float | None = None
+    refused: bool
+    doubt: float | None = None
 
 
 AskOne = Callable[[str], Said]
@@ -45,7 +49,7 @@ class Answered:
     cited: bool
     right: bool | None
     refused: bool
-    unknown: float | None
+    doubt: float | None
 
 
 def by_model(retriever: Retriever, ask: Callable[[list[Message]], str], k: int) -> AskOne:
@@ -55,7 +59,7 @@ def by_model(retriever: Retriever, ask: Callable[[list[Message]], str], k: int) 
         grounded = retriever.grounded(question, k)
         text = (grounded.citations.feed(ask(grounded.messages)) + grounded.citations.end()).strip()
         cited = [grounded.passages[one - 1].source for one in grounded.citations.cited]
-        return Said(text, [passage.source for passage in grounded.passages], cited)
+        return Said(text, [passage.source for passage in grounded.passages], cited, refuses(text))
 
     return answer
 
@@ -67,7 +71,7 @@ def by_reader(retriever: Retriever, reader: Reader, judge: Judge) -> AskOne:
         pointed = retriever.pointed(question, reader, judge)
         sources = [passage.source for passage in pointed.passages]
         cited = list(dict.fromkeys(sources[one.passage - 1] for one in pointed.said))
-        return Said(pointed.text, sources, cited, pointed.unknown)
+        return Said(pointed.text, sources, cited, not pointed.said, pointed.doubt)
 
     return answer
 
@@ -76,7 +80,7 @@ def says(answer: str, facts: Sequence[str], *, together: bool = False) -> bool:
     """Whether one of the facts (all: together) stands in the answer, not as a part of a longer number or Latin word."""
     text = without_marks(answer)
     found = [re.search(rf"(?<![0-9A-Za-z]){re.escape(fact)}(?![0-9A-Za-z])", text) is not None for fact in facts]
-    return all(found) if together else any(found)
+    return bool(found) and (all(found) if together else any(found))
 
 
 def answered(answer: AskOne, questions: Sequence[Question], on_question: Callable[[int], None]) -> list[Answered]:
@@ -90,8 +94,8 @@ def answered(answer: AskOne, questions: Sequence[Question], on_question: Callabl
                 shown=rank_of_first(said.shown, question.relevant) is not None,
                 cited=rank_of_first(said.cited, question.relevant) is not None,
                 right=says(said.text, question.answer, together=question.together) if question.answer else None,
-                refused=refuses(said.text),
-                unknown=said.unknown,
+                refused=said.refused,
+                doubt=said.doubt,
             )
         )  # fmt: skip
         on_question(number)

@@ -17,7 +17,7 @@ from serve.engine.engine import Engine
 from slm.errors import InputError, SlmError
 from slm.joints import Message, PieceScores, Reader, Retriever, SamplingOptions
 from slm.terminal.answer import ShownAnswer, show_pointed, show_sources, sources_of
-from slm.terminal.console import note
+from slm.terminal.console import complain, note
 from slm.terminal.piped import is_terminal, stdin_lines
 
 HELP = """\
@@ -84,7 +84,7 @@ class Chat:
         except SlmError as error:
             if not is_terminal():
                 raise  # a script has to notice
-            click.secho(f"error: {error}", fg="red", err=True)
+            complain(str(error))
 
     def _command(self, text: str) -> None:
         name, _, argument = text.partition(" ")

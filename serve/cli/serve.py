@@ -236,6 +236,8 @@ def serve(
     """
     from serve.server.listen import bind, url_of
 
+    if viewer and not index:
+        raise click.UsageError("--rag-as says who asks the index; name one with --rag INDEX.")
     policy = policy_of(host, GuardOptions(**guarding))
     with ExitStack() as stack:
         listeners = bind(stack, host, port)

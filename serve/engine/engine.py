@@ -158,7 +158,7 @@ class Engine:
             return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
         names = [name for name, scale in lora if scale]
         if len(set(names)) < len(names):
-            raise InputError("an adapter is named twice in 'lora'")
+            raise InputError("lora: an adapter is named twice")
         for name in names:
             self._named(name)
         return Route("+".join(names) or None, "named in the request with scales")

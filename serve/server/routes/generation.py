@@ -134,7 +134,7 @@ def answer_of(engine: Engine, way: Route, form: Form, *, chat: bool) -> Completi
 def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: ChatRequest) -> Grounded:
     """The last question with its passages."""
     if retriever is None:
-        raise UnsupportedError("this server has no index", hint="Start it with --rag INDEX.")
+        raise UnsupportedError("rag: this server has no index", hint="Start it with --rag INDEX.")
     check_one_text(body)
     return retriever.grounded(question_of(messages), filters=body.filters)
 

@@ -41,7 +41,7 @@ def check_one_text(body: ChatRequest) -> None:
     """Raise UnsupportedError for what no answer from passages can have."""
     if body.n > 1 or body.tools or body.logprobs or body.continues or body.wanted is not None:
         raise UnsupportedError(
-            "an answer from passages is one text with citations: no n, tools, logprobs, form or continued message"
+            "rag: an answer from passages is one text with citations, no n, tools, logprobs, form or continued message"
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import DamagedFileError, InputError, MismatchError
+from slm.terminal.console import note
 from train.data.examples import Example
 from train.data.lines import json_objects
 from train.data.masks import IGNORE, Encoded
@@ -47,21 +48,29 @@ def read_examples(
 ) -> tuple[list[ReaderExample], int, dict[Path, int]]:
     """(the examples, the form of their prompts, how many each file has). Prompts are cut at `max_length` tokens.
 
-    Raises DamagedFileError naming the line, MismatchError for files of different forms.
+    A question whose answer is cut off is left out, which is noted: it would teach that nothing answers. Raises
+    DamagedFileError naming the line, MismatchError for files of different forms.
     """
     encode = piece_encoder(tokenizer)
     examples: list[ReaderExample] = []
     forms: dict[int, Path] = {}
     counts: dict[Path, int] = {}
+    left_out = 0
     for path in paths:
         for line, row in json_objects(path):
             where = f"'{path}', line {line}"
             try:
                 forms.setdefault(int(row["form"]), path)
-                examples.append(_encoded(row, Example(path, line, str(row["lang"])), encode, max_length))
+                example = _encoded(row, Example(path, line, str(row["lang"])), encode, max_length)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise DamagedFileError(f"{where} is no example for a reader", found=repr(error)) from error
+            if example is None:
+                left_out += 1
+                continue
+            examples.append(example)
             counts[path] = counts.get(path, 0) + 1
+    if left_out:
+        note(f"{left_out} questions are left out: their answer stands behind --max-length {max_length}")
     if not examples:
         raise InputError("the data hold no example", found=", ".join(map(str, paths)))
     if len(forms) > 1:
@@ -90,14 +99,15 @@ def _encoded(
     example: Example,
     encoder: tuple[list[int], Callable[[list[str]], list[list[int]]]],
     max_length: int,
-) -> ReaderExample:
+) -> ReaderExample | None:
+    """The example; None where what answers was cut off."""
     bos, encode = encoder
     marks = {name: {(int(p), int(n)) for p, n in row[name]} for name in ("right", "ignored")}
     sequences, right, ignored = [], [], []
     for prompt, pieces in enumerate(row["prompts"]):
-        ids, labels = list(bos), [IGNORE] * len(bos)
+        ids, labels, before = list(bos), [IGNORE] * len(bos), len(right)
         for number, piece in enumerate(encode(pieces)):
-            if len(ids) + len(piece) >= max_length:
+            if len(ids) + len(piece) >= max_length:  # one place is left for the last label
                 break
             ids += piece
             # Of a line the label stands behind its last token, whose state is what is judged.
@@ -106,13 +116,15 @@ def _encoded(
                 labels.append(1)
                 right.append((prompt, number) in marks["right"])
                 ignored.append((prompt, number) in marks["ignored"])
-        if len(labels) <= len(ids):
-            labels += [IGNORE] * (len(ids) + 1 - len(labels))
-        sequences.append(Encoded((*ids, ids[-1]), tuple(labels), example))
-    if not right:
-        raise ValueError("its prompts have no lines")
+        if len(right) > before:
+            sequences.append(Encoded((*ids, ids[-1]), tuple(labels), example))
     known = {(p, n) for p, pieces in enumerate(row["prompts"]) for n in range(HEAD, len(pieces))}
     if not marks["right"] | marks["ignored"] <= known:
         raise ValueError("a piece that is marked is no line")
-    kept = tuple(sequence for sequence in sequences if any(label != IGNORE for label in sequence.labels))
-    return ReaderExample(kept, tuple(right), tuple(ignored), bool(row["every"]), example)
+    if marks["right"] & marks["ignored"]:
+        raise ValueError("a piece is marked as right and as ignored")
+    if not known:
+        raise ValueError("its prompts have no lines")
+    if not right or sum(right) < (len(marks["right"]) if row["every"] else min(1, len(marks["right"]))):
+        return None
+    return ReaderExample(tuple(sequences), tuple(right), tuple(ignored), bool(row["every"]), example)

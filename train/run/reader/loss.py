@@ -8,6 +8,7 @@ has to push them all below 0. It knows nothing of how examples are made.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,20 +22,32 @@ from train.run.reader.examples import ReaderExample
 CONTRAST = ("yes", "no")
 
 
-def contrast_direction(model: Any, tokenizer: Any) -> torch.Tensor:
-    """(size): what a final state is multiplied with for logit(yes) - logit(no). The head is not trained.
+@dataclass(frozen=True)
+class ContrastHead:
+    """The rows of the output head for yes and no, (2, size), and the cap of the logits; neither is trained."""
 
-    Raises UnsupportedError where one of the words is not a single token.
-    """
+    rows: torch.Tensor
+    softcap: float | None
+
+    def scores(self, states: torch.Tensor) -> torch.Tensor:
+        """logit(yes) - logit(no) of final states (lines, size), in float32: (lines)."""
+        logits = states.float() @ self.rows.T
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits[:, 0] - logits[:, 1]
+
+
+def contrast_head(model: Any, tokenizer: Any) -> ContrastHead:
+    """What judges a final state of the model. Raises UnsupportedError where one of the words is not a single token."""
     rows = []
-    head = causal_model(model).get_output_embeddings()
+    causal = causal_model(model)
+    head = causal.get_output_embeddings()
     for word in CONTRAST:
         ids = tokenizer(word, add_special_tokens=False).input_ids
         if len(ids) != 1:
             raise UnsupportedError(f"'{word}' is {len(ids)} tokens of this model, a reader needs it to be one")
         rows.append(head.weight[ids[0]].detach().float())
-    direction: torch.Tensor = rows[0] - rows[1]
-    return direction
+    return ContrastHead(torch.stack(rows), getattr(causal.config, "final_logit_softcapping", None))
 
 
 def reader_batch(examples: Sequence[ReaderExample]) -> Batch:
@@ -42,11 +55,11 @@ def reader_batch(examples: Sequence[ReaderExample]) -> Batch:
     return packed([sequence for one in examples for sequence in one.sequences]) | {"examples": examples}
 
 
-def reader_loss(model: Any, batch: Batch, direction: torch.Tensor) -> tuple[torch.Tensor, int]:
+def reader_loss(model: Any, batch: Batch, head: ContrastHead) -> tuple[torch.Tensor, int]:
     """(summed nats, number of questions) of a batch of `reader_batch`."""
-    states = forward_states(model, batch)[0, batch["rows"]].float()
+    states = forward_states(model, batch)[0, batch["rows"]]
     with torch.autocast("cpu", enabled=False):
-        scores = states @ direction
+        scores = head.scores(states)
     examples: Sequence[ReaderExample] = batch["examples"]
     parts = torch.split(scores, [len(one.right) for one in examples])
     return torch.stack([question_loss(part, one) for part, one in zip(parts, examples, strict=True)]).sum(), len(parts)

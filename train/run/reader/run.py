@@ -33,7 +33,7 @@ from train.run.folder import KEPT, RunFolder, ended_figures, environment, open_r
 from train.run.history import save_curve
 from train.run.job import RunState, Sums, Task, loss_of
 from train.run.reader.examples import ReaderExample, read_examples
-from train.run.reader.loss import CONTRAST, contrast_direction, reader_batch, reader_loss
+from train.run.reader.loss import CONTRAST, ContrastHead, contrast_head, reader_batch, reader_loss
 
 # What a reader is, beside the adapter's own files.
 CARD = "reader.json"
@@ -83,15 +83,15 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     note(f"{str(dtype).removeprefix('torch.')}: {why}")
     with open_run(options.output, asked, resume=options.resume, fresh=options.fresh) as run:
         model = add_adapter(load_model(options.base), options)
-        direction = contrast_direction(model, tokenizer)
+        head = contrast_head(model, tokenizer)
         store_frozen(model, dtype)
         if options.checkpointing == "on":
             use_gradient_checkpointing(model)
-        loss = partial(reader_loss, direction=direction)
+        loss = partial(reader_loss, head=head)
         with computed_fast(model, options, dtype):
 
             def measure() -> Sums:
-                return _measured(model, held_out, direction)
+                return _measured(model, held_out, head)
 
             lengths = np.zeros(len(examples))
             plan = BatchPlan(lengths, options.batch_size, options.seed)
@@ -109,14 +109,14 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     return result
 
 
-def _measured(model: Any, held_out: Sequence[ReaderExample], direction: torch.Tensor) -> Sums:
+def _measured(model: Any, held_out: Sequence[ReaderExample], head: ContrastHead) -> Sums:
     """Summed nats and questions by language; every process measures its share."""
     mine: Sums = {}
     share = held_out[ranks.rank() :: ranks.world()]
     model.eval()
     with progress("held-out loss", total=len(share), unit="questions") as show, torch.no_grad(), in_float32(model):
         for done, one in enumerate(share, 1):
-            loss, _ = reader_loss(model, reader_batch([one]), direction)
+            loss, _ = reader_loss(model, reader_batch([one]), head)
             before = mine.get(one.example.lang, (0.0, 0))
             mine[one.example.lang] = before[0] + float(loss), before[1] + 1
             show(done)

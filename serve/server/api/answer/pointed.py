@@ -34,7 +34,7 @@ def pointed_citations(pointed: PointedAnswer) -> dict[str, Any]:
             "end": first.end,
             "lines": [{"start": one.start, "end": one.end, "said": one in pointed.said} for one in lines],
         })  # fmt: skip
-    return {"citations": rows, "refused": not pointed.said, "unknown": pointed.unknown}
+    return {"citations": rows, "refused": not pointed.said, "doubt": pointed.doubt}
 
 
 class PointedWriter(ChatWriter):
