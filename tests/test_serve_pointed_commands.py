@@ -107,7 +107,7 @@ def test_a_refusal_without_a_passage_shows_no_source(folder: Path) -> None:
     pointed = index.pointed(HOTEL, tiny_reader(folder, NEVER), lambda prompts: [[] for _ in prompts])
     shown: list[str] = []
     show_pointed(pointed, shown.append)
-    assert shown == [] and pointed.text == "I could not find this in the documents." and pointed.unknown == 1.0
+    assert shown == [] and pointed.text == "I could not find this in the documents." and pointed.doubt == 1.0
 
 
 # --- options ----------------------------------------------------------------------------------------------------
