@@ -36,9 +36,9 @@ def point(question: str, judged: Sequence[Judged], refuse_at: Mapping[str, float
     """The answer to a question from judged passages; the passages are those of the likeliest lines, best first.
 
     A line's share is exp(score) / (1 + sum over all lines), the 1 for "none of them". The doubt is what is left of 1
-    beside the lines that are said and the likeliest line in the other script, which mostly says the same on a translated
-    page. Where it reaches the threshold of the question's language (`refuse_at`, with "" for every other), the answer is
-    that the documents do not hold it.
+    beside the lines that are said and the likeliest line in the other script, which mostly says the same on a
+    translated page. Where it reaches the threshold of the question's language (`refuse_at`, with "" for every other),
+    the answer is that the documents do not hold it.
     """
     language = detect(question, ("en", "ja")).language or "en"
     limit = refuse_at.get(language, refuse_at.get("", 0.5))
