@@ -102,7 +102,7 @@ def test_ask_in_json_gives_the_place_of_the_line(lang: str, indexed: Path) -> No
 def test_ask_says_when_no_line_answers_and_shows_the_nearest_as_such(lang: str, refusal: str, indexed: Path) -> None:
     shown = ask(ReaderJoints(), ASKED[lang])
     assert shown.exit_code == 0
-    assert shown.stdout.startswith(f"{refusal}\n\nNearest, though none of it answers:\n  1. ")
+    assert shown.stdout.startswith(f"{refusal}\n\nThe nearest lines, which may not answer:\n  1. ")
     assert "Sources" not in shown.stdout
     answer = json.loads(ask(ReaderJoints(), ASKED[lang], "--json").stdout)
     assert answer["answer"] == refusal and answer["refused"] is True and answer["doubt"] > 0.9
