@@ -120,7 +120,7 @@ def test_nothing_to_read_is_no_example() -> None:
         (AnswerPlace("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"), []),
     ],
 )
-def test_a_place_is_a_page_a_heading_and_the_text_whatever_its_blanks(place: Place, lines: list[int]) -> None:
+def test_a_place_is_a_page_a_heading_and_the_text_whatever_its_blanks(place: AnswerPlace, lines: list[int]) -> None:
     assert Asked("How much?", "en", (place,), together=False).right_lines(RIGHT) == lines
 
 
