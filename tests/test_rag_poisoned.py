@@ -193,7 +193,9 @@ def test_a_page_of_more_than_50_mb_is_skipped_with_its_size(tmp_path: Path, suff
 def test_broken_encodings_and_nuls_are_read_as_far_as_they_are_text(tmp_path: Path) -> None:
     (tmp_path / "cut.md").write_bytes("# 休暇\n\n休暇は20日です。".encode()[:-4])
     (tmp_path / "nul.html").write_bytes(b"<p>twenty\0 days</p>")
-    (tmp_path / "surrogate.json").write_text('{"id": "1", "title": "\\ud800", "body": {"storage": {"value": "<p>x</p>"}}}')
+    (tmp_path / "surrogate.json").write_text(
+        '{"id": "1", "title": "\\ud800", "body": {"storage": {"value": "<p>x</p>"}}}'
+    )
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 40)
     reading = read_files([tmp_path])
     found = {Path(d.source).name.split("/")[0]: d for d in reading.documents}
