@@ -23,7 +23,7 @@ from serve.server.api.request.forms import Form, form_of
 from serve.server.metrics import Metrics
 from serve.server.respond import Begin, respond
 from serve.server.routes.parsed import ParsedRoute
-from slm.errors import InputError, UnsupportedError
+from slm.errors import InputError, UnknownNameError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 
 
@@ -137,7 +137,10 @@ def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: Ch
             "an answer from passages is one text with citations: no n, tools, logprobs, form or continued message"
         )
     question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-    return retriever.grounded(question, filters=body.filters)
+    try:
+        return retriever.grounded(question, filters=body.filters)
+    except UnknownNameError as error:  # of a space, say; what is not found of a request itself is the model alone
+        raise InputError(f"rag: {error.what}", hint=error.hint) from error
 
 
 def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> list[tuple[str, float]] | None:
