@@ -57,7 +57,9 @@ class Ours:
         rows = np.arange(size, dtype=np.int32)
         rows[first : first + len(texts)] = -1
         added: Postings = build_postings(texts)
-        self._bm25 = open_bm25([(self._first, rows), (added, np.arange(first, first + len(texts), dtype=np.int32))], size)
+        self._bm25 = open_bm25(
+            [(self._first, rows), (added, np.arange(first, first + len(texts), dtype=np.int32))], size
+        )
 
     def best(self, query: Terms, count: int) -> list[int]:
         bm25: Bm25 = self._bm25

@@ -17,7 +17,7 @@ from rag.index.names import index_path
 from rag.index.update import add_documents
 from serve.engine.engine import Engine, open_engine
 from tests.path_joints import PathJoints
-from tests.served import Served, error_of, running
+from tests.served import Served, running
 from tests.tiny_gguf import write_model
 from tests.tiny_rag import own_home
 

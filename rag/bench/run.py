@@ -23,9 +23,9 @@ from rag.document import Document, Section
 from rag.index.chunk import chunk_document
 from rag.index.embed import Embedder, Vectors, open_embedder
 from rag.index.retrieve import search
-from rag.index.variants import comparable
 from rag.index.store import open_generation
 from rag.index.update import CHUNK_TOKENS, add_documents
+from rag.index.variants import comparable
 from rag.sources.files import read_files
 from slm.errors import EngineError, MissingExtraError, UnsupportedError
 from slm.joints import EVERYTHING, Filters
@@ -197,7 +197,7 @@ def measure_memory(index: Path) -> dict[str, Any]:
 
 
 def measure_edit(index: Path, pages: Sequence[Document], rounds: int) -> dict[str, Any]:
-    """Seconds from an edited page to the new generation: {pages, seconds, rounds_s, embedded}; medians of the rounds."""
+    """Seconds from an edited page to the new generation, the median of the rounds, and chunks embedded a round."""
     times, counted = [], _Counting()
     for number in range(rounds):
         page = pages[(number * 7919) % len(pages)]

@@ -56,7 +56,9 @@ def shown(result: dict[str, Any]) -> list[str]:
     lines = []
     if "embedding" in result:
         one = result["embedding"]
-        lines.append(f"embedding   {one['embedder']}, {one['chunks']} chunks: {one['ours']['chunks_per_s']:,.1f} a second")
+        lines.append(
+            f"embedding   {one['embedder']}, {one['chunks']} chunks: {one['ours']['chunks_per_s']:,.1f} a second"
+        )
         lines.append(
             f"            sentence-transformers {one['peer']['chunks_per_s']:,.1f} a second: {one['ratio']:.2f} times, "
             f"mean cosine {one['cosine']:.4f}" if one["peer"] else f"            no peer: {one['no_peer']}"

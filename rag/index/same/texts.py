@@ -76,7 +76,8 @@ def once_each(
                 members.append(row)
         exact.setdefault(key, number)
     pages: Counter[str] = Counter()
-    first, rest = [], []
+    first: list[Shown] = []
+    rest: list[Shown] = []
     for place, (members, _, _) in zip(places, groups, strict=True):
         shown = Shown(members[0], place, tuple(members[1:]))
         page = page_of(shown.row)
