@@ -68,8 +68,8 @@ PARTS: Mapping[str, tuple[str, str]] = {
     ),
     "tasks": (
         "<ac:task-list><ac:task><ac:task-id>7</ac:task-id><ac:task-status>complete</ac:task-status>"
-        "<ac:task-body>Book the hall</ac:task-body></ac:task><ac:task><ac:task-id>8</ac:task-id><ac:task-status>incomplete"
-        "</ac:task-status><ac:task-body>Send the bill</ac:task-body></ac:task></ac:task-list>",
+        "<ac:task-body>Book the hall</ac:task-body></ac:task><ac:task><ac:task-id>8</ac:task-id><ac:task-status>"
+        "incomplete</ac:task-status><ac:task-body>Send the bill</ac:task-body></ac:task></ac:task-list>",
         '<ul class="inline-task-list"><li class="checked" data-inline-task-id="7"><span>Book the hall</span></li>'
         '<li data-inline-task-id="8"><span>Send the bill</span></li></ul>',
     ),
