@@ -151,11 +151,12 @@ def write_questions(path: Path) -> Path:
 def test_evaluate_measures_what_the_reader_says(indexed: Path, tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "q.jsonl")
     arguments = ["evaluate", "handbook", "--questions", str(questions), "--model", "m.gguf"]
-    # These lines answer every question there is: right for two of them, wrong for one, invented for the last.
+    # These lines answer every question there is: right for two of them, wrong for one, invented for the last. Of the
+    # passages three are told, with the nearest lines.
     eager = json.loads(run(ReaderJoints(*FACT.values()), *arguments, "--json").stdout)["answering"]
     assert eager["reader"] == "reader"
     assert eager["overall"] == {
-        "n": 3, "shown": 2, "cited": 2, "keyed": 3, "right": 2, "wrong": 1, "unsaid": 0, "unanswerable": 1,
+        "n": 3, "shown": 3, "cited": 2, "keyed": 3, "right": 2, "wrong": 1, "unsaid": 0, "unanswerable": 1,
         "refused": 0,
     }  # fmt: skip
     assert eager["by_language"]["ja"]["right"] == 1 and set(eager["by_kind"]) == {"sentence", "absent"}

@@ -20,7 +20,7 @@ TABLE = "Prices.\n\n| Place | Limit |\n|---|---|\n| Osaka | 13,000 yen |\n| Toky
 TABLE_JA = "料金です。\n\n| 場所 | 上限 |\n|---|---|\n| 大阪 | 13,000円 |\n| 東京 | 14,000円 |"
 RIGHT = passage(TABLE, "Trips", "Hotels", "handbook/en/trips.md")
 RIGHT_JA = passage(TABLE_JA, "出張", "宿泊", "handbook/ja/trips.md")
-WRONG = [passage(f"Rule {n}. More of {n}.", "Rules", f"Rule {n}", f"handbook/en/{n}.md") for n in range(6)]
+WRONG = [passage(f"Rule {n} holds. {n} is more.", "Rules", f"Rule {n}", f"handbook/en/{n}.md") for n in range(6)]
 WRONG_JA = [passage(f"規則{n}です。{n}の続き。", "規則", f"規則{n}", f"handbook/ja/{n}.md") for n in range(6)]
 FOUND = [WRONG[0], RIGHT, *WRONG[1:], WRONG_JA[0], RIGHT_JA, *WRONG_JA[1:]]
 LANGUAGES = {one.source: one.source.split("/")[1] for one in FOUND}
@@ -84,12 +84,15 @@ def test_a_question_without_an_answer_or_whose_page_was_not_found_has_no_right_p
 
 
 def test_a_question_that_takes_several_lines_says_so() -> None:
-    places = (Place("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"), Place("en/3.md", "Rule 3", "More of 3."))
+    places = (
+        Place("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"),
+        Place("en/3.md", "Rule 3", "3 is more."),
+    )
     examples = drawn(Asked("How much, and what more?", "en", places, together=True))
     assert all(example["every"] is True for example in examples)
     most = [example for example in examples if len(example["right"]) == 2]
     assert len(most) > 200
-    assert all(sorted(pieces_at(one, "right")) == ["More of 3.\n", FACT["en"]] for one in most)
+    assert all(sorted(pieces_at(one, "right")) == ["3 is more.\n", FACT["en"]] for one in most)
 
 
 def test_only_the_page_in_the_other_language_answers() -> None:
@@ -144,7 +147,12 @@ def test_a_reading_set_is_read_and_a_damaged_line_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "{", "[]", '"text"', "{}", '{"question": "q"}', '{"question": "q", "lang": "en", "places": 3}',
+        "{",
+        "[]",
+        '"text"',
+        "{}",
+        '{"question": "q"}',
+        '{"question": "q", "lang": "en", "places": 3}',
         '{"question": "q", "lang": "en", "places": [{"page": "a.md"}]}',
         '{"question": "q", "lang": "en", "places": ["a.md"]}',
         '{"question": "q", "lang": "en", "places": [{"page": "a.md", "text": " |-| "}]}',
