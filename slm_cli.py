@@ -34,7 +34,8 @@ COMMANDS = {
 # The same for `slm bench ...`.
 BENCHES = {
     "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
-    "serve": "serve.cli.bench:bench_serve", "train": "train.cli.bench:bench_train",
+    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve",
+    "train": "train.cli.bench:bench_train",
 }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ class Roof(Joints):
             if wanted not in ("auto", "point") or belong(
                 card.base, names_of(file.metadata), lambda: tensors_hash(file)
             ):
-                return Reader(folder.name, self.adapter_gguf_of(folder, model), card.contrast, card.refuse_at)
+                return Reader(_reader_name(folder), self.adapter_gguf_of(folder, model), card.contrast, card.refuse_at)
         if wanted == "point":
             raise MissingFileError(
                 f"there is no released reader for '{model}'",
@@ -168,6 +169,12 @@ class Roof(Joints):
             convert_adapter(folder, file, self.checkpoint_of(model))
         caches.drop_of_other_converters(file, converter)
         return file
+
+
+def _reader_name(folder: Path) -> str:
+    """The folder's, and never its base's: a released reader's folder is called as the model it is for."""
+    name = folder.resolve().name
+    return name if "reader" in name else f"{name}-reader"
 
 
 def _content_of(checkpoint: Path) -> str:

@@ -42,13 +42,17 @@ class Message(Turn, total=False):
 
 @dataclass(frozen=True)
 class Passage:
-    """A retrieved piece of a document: where it stands, its text, and its score (higher is better)."""
+    """A retrieved piece of a document: where it stands, its text, and its score (higher is better).
+
+    also: the sources of other documents that say the same.
+    """
 
     title: str
     heading: str
     text: str
     source: str
     score: float
+    also: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -237,15 +241,15 @@ class Quotation:
 class PointedAnswer:
     """What a reader found: lines of passages word for word with their numbers, or that the documents do not hold it.
 
-    said: the lines of the answer; none in a refusal. nearest: the likeliest lines, best first. unknown: the
-    probability that no line answers.
+    said: the lines of the answer; none in a refusal. nearest: the likeliest lines, best first. doubt: how
+    likely it is that they do not answer.
     """
 
     text: str
     passages: list[Passage]
     said: tuple[Quotation, ...]
     nearest: tuple[Quotation, ...]
-    unknown: float
+    doubt: float
 
 
 Judge = Callable[[Sequence[Sequence[str]]], list[list[float]]]
@@ -257,7 +261,7 @@ class Reader:
     """An adapter that judges whether a line answers a question.
 
     adapter: its GGUF. contrast: the two tokens whose logits are compared at a line's end (yes, no). refuse_at: the
-    probability of "no line answers" from which on it refuses, by language ("": any other).
+    doubt from which on it refuses, by language ("": any other).
     """
 
     name: str

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from slm.native.threads import settle_openmp
+from tests import no_network
 from tests.page_browser import Open, launched
 from tests.page_server import Script, listening
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("SLM_HOME", str(ROOT / ".slm"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settle_openmp()
+no_network.block()
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rag.index.look import seen
 from rag.index.store import open_generation
 from rag.index.update import Change, add_documents
 from rag.sources.files import read_files
+from rag.sync.look import seen
 from slm.errors import InputError
 from tests.tiny_confluence import SPACE, entities, html_index, html_page, page, zipped
 from tests.tiny_rag import PairEmbedder, own_home

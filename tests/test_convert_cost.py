@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -36,6 +35,7 @@ from slm.errors import (
     UnknownNameError,
     VerificationError,
 )
+from tests import tiny_checkpoints as tiny
 
 ROOT = Path(__file__).parent.parent
 

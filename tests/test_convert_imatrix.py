@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -25,6 +24,7 @@ from convert.quantize.imatrix_file import ImportanceMatrix, read_imatrix, write_
 from convert.quantize.quantize import QuantizeOptions, quantize_file
 from slm.errors import EngineError, InputError, MissingFileError, UnknownNameError
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_checkpoints as tiny
 
 CONTEXT = 48
 _NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",

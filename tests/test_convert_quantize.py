@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 from click.testing import CliRunner
 from conftest import ROOT
 
@@ -27,6 +26,7 @@ from convert.quantize.types import NEEDS_IMATRIX
 from slm.errors import DamagedFileError, EngineError, InputError, MismatchError, UnknownNameError
 from slm.native.llama import open_model
 from slm.weights.gguf_reader import GgufFile, read_gguf
+from tests import tiny_checkpoints as tiny
 
 
 @pytest.fixture(scope="module")

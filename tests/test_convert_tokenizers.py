@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_tokenizers as tt
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -23,6 +22,7 @@ from slm.chat.prompt import TEMPLATES, render
 from slm.errors import DamagedFileError, SlmError, UnsupportedError, VerificationError
 from slm.native.llama import token_bytes
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_tokenizers as tt
 
 Encode = Callable[[str], list[int]]
 

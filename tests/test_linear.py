@@ -8,12 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from rag.answer.cite import Citations
+from rag.answer.lines import lines_of
 from rag.answer.marks import without_marks
 from rag.answer.prompt import defused
-from rag.answer.quote import sentences_of
 from rag.document import Document, Section, is_table_rule, sections_of
 from rag.index.chunk import chunk_document
 from rag.index.lexical import terms_of
+from rag.index.same.codes import names_in
+from rag.index.same.once import plain
 from rag.index.variants import comparable
 from slm.text.language import detect, is_name_only
 from slm.text.normal_form import nfkc
@@ -25,7 +27,7 @@ JUNK = [
     *" \tx1_@-|#=[>!.\n`\\\x1b", "あ", "a@", "A1 ", "1あ", "| ", "|-", ":-", "-:|", "# ", "=\n", "- ", "1.", "``` ",
     "` `` ", "```\n", "~~~", "[1", "[1,", "[1]", " [1]", "【", "（", "「", "「『", "\x1b]", "\x1b[0", "\x1b[0 ", "。」",
     '."', ". ", "'a", "a'", "\n\n", "a\n", "e\u0301\u0323", "\u0301\u0323", "令和", "令和 ", "R6", "平成3", "http://",
-    "ﾊﾟ", "々",
+    "ﾊﾟ", "々", "ー", "アー", "a1-", "1/", "1,000", "第三", "May 1 ", "2024-", "4月", "c+",
 ]  # fmt: skip
 
 
@@ -44,8 +46,8 @@ def cited(text: str) -> None:
 
 
 READERS: list[Callable[[str], object]] = [
-    chunked, chunked_under_it, cited, defused, visible, one_line, sections_of, sentences_of, is_table_rule, terms_of,
-    comparable, nfkc, without_marks, detect, is_name_only,
+    chunked, chunked_under_it, cited, defused, visible, one_line, sections_of, lines_of, is_table_rule, terms_of,
+    comparable, nfkc, names_in, plain, without_marks, detect, is_name_only,
 ]  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def test_ask_in_json_gives_the_place_of_the_line(lang: str, indexed: Path) -> No
     source = answer["sources"][line["passage"] - 1]
     assert source["text"][line["start"] : line["end"]] == line["text"] == FACT[lang]
     assert answer["answer"] == f"{FACT[lang]} [1]" and answer["citations"] == [1] and answer["refused"] is False
-    assert answer["unknown"] < 0.01 and answer["reader"] == "reader" and len(answer["nearest"]) == 3
+    assert answer["doubt"] < 0.01 and answer["reader"] == "reader" and len(answer["nearest"]) == 3
     assert source["cited"] and source["quote"] == FACT[lang] and source["source"].endswith(f"{lang}/leave.md")
 
 
@@ -102,10 +102,10 @@ def test_ask_in_json_gives_the_place_of_the_line(lang: str, indexed: Path) -> No
 def test_ask_says_when_no_line_answers_and_shows_the_nearest_as_such(lang: str, refusal: str, indexed: Path) -> None:
     shown = ask(ReaderJoints(), ASKED[lang])
     assert shown.exit_code == 0
-    assert shown.stdout.startswith(f"{refusal}\n\nNearest, though none of it answers:\n  1. ")
+    assert shown.stdout.startswith(f"{refusal}\n\nThe nearest lines, which may not answer:\n  1. ")
     assert "Sources" not in shown.stdout
     answer = json.loads(ask(ReaderJoints(), ASKED[lang], "--json").stdout)
-    assert answer["answer"] == refusal and answer["refused"] is True and answer["unknown"] > 0.9
+    assert answer["answer"] == refusal and answer["refused"] is True and answer["doubt"] > 0.9
     assert answer["citations"] == answer["lines"] == [] and not any(source["cited"] for source in answer["sources"])
 
 

@@ -28,21 +28,21 @@ def question(text: str, lang: str = "en", *answer: str, kind: str = "", together
     return Question(text, lang, relevant, bool(answer), answer, together, kind)
 
 
-def said(text: str, *cited: str, refused: bool = False, unknown: float | None = None) -> Said:
-    return Said(text, ["a.md", "b.md"], list(cited), refused, unknown)
+def said(text: str, *cited: str, refused: bool = False, doubt: float | None = None) -> Said:
+    return Said(text, ["a.md", "b.md"], list(cited), refused, doubt)
 
 
 def test_right_wrong_and_unsaid_part_the_answerable_questions() -> None:
     answers: dict[str, Said] = {
-        "right": said("It costs 9 yen [1].", "a.md", unknown=0.1),
-        "wrong": said("It costs 8 yen [1].", "a.md", unknown=0.2),
-        "elsewhere": said("It costs 9 yen [2].", "b.md", unknown=0.3),
-        "unsaid": said("Not found.", refused=True, unknown=0.9),
-        "unsaid, its nearest line told": said("Not found: 9 yen.", refused=True, unknown=0.8),
+        "right": said("It costs 9 yen [1].", "a.md", doubt=0.1),
+        "wrong": said("It costs 8 yen [1].", "a.md", doubt=0.2),
+        "elsewhere": said("It costs 9 yen [2].", "b.md", doubt=0.3),
+        "unsaid": said("Not found.", refused=True, doubt=0.9),
+        "unsaid, its nearest line told": said("Not found: 9 yen.", refused=True, doubt=0.8),
         "both": said("9 yen [1] a day [1].", "a.md"),
         "one of two": said("9 yen [1].", "a.md"),
-        "absent": said("Not found.", refused=True, unknown=0.95),
-        "invented": said("It costs 9 yen [1].", "a.md", unknown=0.4),
+        "absent": said("Not found.", refused=True, doubt=0.95),
+        "invented": said("It costs 9 yen [1].", "a.md", doubt=0.4),
     }
     asked = [
         question("right", "en", "9 yen", kind="sentence"), question("wrong", "en", "9 yen", kind="row"),
@@ -65,7 +65,7 @@ def test_right_wrong_and_unsaid_part_the_answerable_questions() -> None:
     }  # fmt: skip
     assert set(figures["by_kind"]) == {"sentence", "row", "near"}
     assert figures["by_kind"]["row"]["right"] == figures["by_kind"]["row"]["wrong"] == 1
-    assert [row["unknown"] for row in figures["answers"]][:2] == [0.1, 0.2]
+    assert [row["doubt"] for row in figures["answers"]][:2] == [0.1, 0.2]
     assert [row["refused"] for row in figures["answers"]] == [False] * 3 + [True] * 2 + [False] * 2 + [True, False]
 
 
@@ -110,9 +110,9 @@ def test_questions_say_what_belongs_together(line: str, what: str | None, tmp_pa
 # Thresholds
 
 
-def row(unknown: float, right: bool | None, lang: str = "en", *, answerable: bool = True) -> Answered:
+def row(doubt: float, right: bool | None, lang: str = "en", *, answerable: bool = True) -> Answered:
     shown: dict[str, Any] = {"shown": True, "cited": True, "refused": False}
-    return Answered("q", lang, "", "a", answerable, right=right, unknown=unknown, **shown)
+    return Answered("q", lang, "", "a", answerable, right=right, doubt=doubt, **shown)
 
 
 def test_the_threshold_lies_halfway_where_the_sum_is_best() -> None:

@@ -32,23 +32,23 @@ def test_shares_are_the_softmax_over_all_lines_and_none() -> None:
     found = answer(EN, judged("Aa. Bb.", 3, 0.5), judged("Cc.", 0.5))
     assert [one.text for one in found.nearest] == ["Aa.", "Bb.", "Cc."]
     assert [one.share for one in found.nearest] == pytest.approx([0.6, 0.1, 0.1])
-    assert found.unknown == pytest.approx(0.2)
+    assert found.doubt == pytest.approx(1 - 0.6)
     assert found.text == "Aa. [1]" and [one.text for one in found.said] == ["Aa."]
 
 
 @pytest.mark.parametrize(
     ("question", "refuse_at", "refused"),
     [
-        (EN, {"en": 0.21, "ja": 0.1, "": 0.1}, False), (EN, {"en": 0.19, "ja": 0.9, "": 0.9}, True),
-        (JA, {"en": 0.1, "ja": 0.21, "": 0.1}, False), (JA, {"en": 0.9, "ja": 0.19, "": 0.9}, True),
-        (EN, {"ja": 0.1, "": 0.21}, False), (JA, {"en": 0.9, "": 0.19}, True),
+        (EN, {"en": 0.41, "ja": 0.1, "": 0.1}, False), (EN, {"en": 0.39, "ja": 0.9, "": 0.9}, True),
+        (JA, {"en": 0.1, "ja": 0.41, "": 0.1}, False), (JA, {"en": 0.9, "ja": 0.39, "": 0.9}, True),
+        (EN, {"ja": 0.1, "": 0.41}, False), (JA, {"en": 0.9, "": 0.39}, True),
         (EN, {}, False), (EN, {"": 0.0}, True), (JA, {"": 1.0}, False),
     ],
 )  # fmt: skip
 def test_it_refuses_from_the_threshold_of_the_questions_language_on(
     question: str, refuse_at: dict[str, float], refused: bool
 ) -> None:
-    found = answer(question, judged("Aa. Bb.", 3, 1), refuse_at=refuse_at)  # none: one in five
+    found = answer(question, judged("Aa. Bb.", 3, 1), refuse_at=refuse_at)  # three in five, one, and one for none
     assert (not found.said) is refused
     assert [one.text for one in found.nearest] == ["Aa.", "Bb."], "what is nearest is told either way"
 
@@ -111,13 +111,23 @@ def test_any_scores_give_probabilities(two: list[float], one: list[float]) -> No
     parts = [Judged(first, lines_of(first.text), two), Judged(second, lines_of(second.text), one)]
     found = point(EN, parts, NEVER)
     shares = [quotation.share for quotation in found.nearest]
-    assert sum(shares) + found.unknown == pytest.approx(1.0)
-    assert shares == sorted(shares, reverse=True) and all(0.0 <= share <= 1.0 for share in shares)
-    best = max([*two, *one])
-    assert found.nearest[0].text == (["Aa.", "Bb.", "大阪です。"][[*two, *one].index(best)])
+    assert sum(shares) <= 1.0 + 1e-9 and all(0.0 <= share <= 1.0 for share in shares)
+    said = sum(quotation.share for quotation in found.said)
+    assert 0.0 <= found.doubt <= 1.0 - said + 1e-9
+    # The likeliest line goes first, or one in the question's script that is at least half as likely.
+    assert shares[0] == max(shares) or (shares[0] >= 0.5 * max(shares) and found.nearest[0].text != "大阪です。")
     for quotation in found.nearest:
         there = found.passages[quotation.passage - 1].text
         assert there[quotation.start : quotation.end] == quotation.text
+
+
+def test_a_line_in_the_questions_language_goes_before_its_translation() -> None:
+    page, ページ = judged("Hotels cost 9 yen. Aa.", 3, 0.1), judged("宿は9円です。", 4)
+    for question, first in ((EN, "Hotels cost 9 yen."), (JA, "宿は9円です。")):
+        found = answer(question, page, ページ)
+        assert [one.text for one in found.said] == [first], "the other one says the same"
+        assert found.doubt == pytest.approx(1 - 7 / 8.1)
+    assert answer(EN, judged("Aa.", 1), judged("宿は9円です。", 4)).said[0].text == "宿は9円です。"
 
 
 def test_a_score_is_needed_for_each_line() -> None:

@@ -44,7 +44,7 @@ def test_the_answer_is_the_line_word_for_word_with_its_place(trips: IndexRetriev
     (said,) = found.said
     page = found.passages[said.passage - 1]
     assert page.source == f"{lang}/trips.md" and page.text[said.start : said.end] == said.text == FACT[lang]
-    assert found.unknown < 0.01 < 0.9 < said.share
+    assert found.doubt < 0.01 < 0.9 < said.share
 
 
 def test_a_line_in_the_other_language_answers_too(trips: IndexRetriever) -> None:
@@ -69,7 +69,7 @@ def test_each_passage_is_read_by_itself_in_lines_below_the_same_question(trips: 
 )
 def test_what_no_line_answers_is_refused_with_the_nearest_lines(trips: IndexRetriever, lang: str, refusal: str) -> None:
     found = trips.pointed(ASKED[lang], READER, Pointing("nothing has this"))
-    assert found.text == refusal and found.said == () and len(found.nearest) == 3 and found.unknown > 0.9
+    assert found.text == refusal and found.said == () and len(found.nearest) == 3 and found.doubt > 0.9
 
 
 INSTRUCTIONS = [

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_families as tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +30,7 @@ from serve.engine.engine import Engine, open_engine
 from slm.errors import ContextOverflowError, EngineDiedError, EngineError, InputError, UnknownNameError
 from slm.joints import PieceScores, SamplingOptions
 from slm.native.llama import ContextParams, all_logits, open_adapter, open_context, open_model, set_adapters
+from tests import tiny_families as tiny
 from tests.tiny_engine import Files, ask, engine, files, user
 from tests.tiny_gguf import BOS, letter
 from tests.waiting import eventually

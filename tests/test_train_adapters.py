@@ -88,7 +88,7 @@ def test_evaluation_of_a_checkpoint_equals_the_models_own_loss(checkpoints: dict
 
 
 def test_evaluation_of_a_gguf_file_gives_a_loss_for_each_language(tmp_path: Path) -> None:
-    from tiny_gguf import write_model
+    from tests.tiny_gguf import write_model
 
     model = write_model(tmp_path / "tiny.gguf")
     text = tmp_path / "t.txt"

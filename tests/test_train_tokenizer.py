@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from convert.vocabulary.base.proof import MIXED_LINES, differences, special_line
 from slm.artifacts import read_manifest
 from slm.chat.prompt import named_template
 from slm.errors import DamagedFileError, InputError
+from tests import tiny_tokenizers
 from tests.path_joints import PathJoints
 from train.base import load_tokenizer
 from train.cli.scratch import compared
@@ -141,7 +141,7 @@ def test_figures_count_what_a_tokenizer_makes_of_each_language(loaded: Any) -> N
 
 
 def test_partial_tokens_of_a_byte_level_vocabulary_are_those_that_cut_a_character(tmp_path: Path) -> None:
-    from tiny_training import byte_level_tokenizer
+    from tests.tiny_training import byte_level_tokenizer
 
     assert sorted(byte_table().values()) == list(range(256))
     tokenizer = byte_level_tokenizer()

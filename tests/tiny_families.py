@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_checkpoints as tiny
 import torch
 import transformers as tf
 
@@ -22,6 +22,7 @@ from slm.native.llama import (
     set_adapters,
     vocab_size,
 )
+from tests import tiny_checkpoints as tiny
 
 Logits = np.ndarray[Any, Any]
 LENGTH, COUNT = 128, 4  # 512 positions
@@ -67,7 +68,7 @@ def write(
 
 MAKE: dict[str, Callable[[Path], Path]] = {
     "llama": tiny.llama,
-    **{name: (lambda folder, name=name: write(folder, name)) for name in _KINDS},
+    **{name: partial(write, family=name) for name in _KINDS},
 }
 # Where the head is tied otherwise than usual in the family.
 MORE: dict[str, Callable[[Path], Path]] = {
@@ -80,7 +81,8 @@ MORE: dict[str, Callable[[Path], Path]] = {
 
 def sequences(vocabulary: int, seed: int = 7, length: int = LENGTH) -> list[list[int]]:
     """Random token ids, each sequence `length` long."""
-    return np.random.default_rng(seed).integers(0, vocabulary, (COUNT, length)).tolist()
+    rows: list[list[int]] = np.random.default_rng(seed).integers(0, vocabulary, (COUNT, length)).tolist()
+    return rows
 
 
 def vocabulary_of(folder: Path) -> int:

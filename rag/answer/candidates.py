@@ -6,14 +6,14 @@ ranked by itself, and what answers best is left to the reader. It knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rag.answer.reading import cost, pieces_of
 from rag.index.embed import Embedder
-from rag.index.retrieve import search
+from rag.index.retrieve import Hit, other_sources, search
 from rag.index.store import Generation
 from slm.joints import EVERYTHING, Filters, Passage
 from slm.text.language import detect
@@ -63,9 +63,16 @@ def _ranked(
         others = tuple(language for language in known if language != own)
         wanted = [(replace(filters, languages=(own,)), depth.same), (replace(filters, languages=others), depth.other)]
     for chosen, count in wanted:
-        for hit in search(generation, embedder, question, count, filters=chosen):
-            chunk = generation.chunks[hit.row]
-            yield Passage(one_line(chunk.title), one_line(chunk.heading), chunk.text, chunk.source, hit.score)
+        yield from passages_of(generation, search(generation, embedder, question, count, filters=chosen))
+
+
+def passages_of(generation: Generation, hits: Sequence[Hit]) -> list[Passage]:
+    """What was found, as it is shown and read."""
+    chunks = [generation.chunks[hit.row] for hit in hits]
+    return [
+        Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score, other_sources(generation, hit))
+        for hit, c in zip(hits, chunks, strict=True)
+    ]
 
 
 def _languages(generation: Generation, filters: Filters) -> list[str]:

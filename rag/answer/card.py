@@ -40,7 +40,7 @@ def read_card(folder: Path) -> ReaderCard:
         )
     card = read_json(path)
     try:
-        yes, no = map(_word, card["contrast"]) if isinstance(card["contrast"], list) else ()
+        yes, no = (_word(word) for word in _list(card["contrast"]))
         refuse_at = {str(lang): float(limit) for lang, limit in card["refuse_at"].items()}
         if not all(map(math.isfinite, refuse_at.values())):
             raise ValueError(f"refuse_at {refuse_at}")
@@ -55,6 +55,12 @@ def read_card(folder: Path) -> ReaderCard:
     base: Any = read_manifest(folder).get("base") or {}
     names = frozenset(base[key] for key in ("fingerprint", "weights") if isinstance(base.get(key), str))
     return ReaderCard((yes, no), refuse_at, names)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"contrast is {value!r}")
+    return value
 
 
 def _word(value: Any) -> str:

@@ -27,7 +27,7 @@ PASSAGES, _MISSING, _OWN = 4, 0.12, 0.7
 
 
 @dataclass(frozen=True)
-class Place:
+class AnswerPlace:
     """Where an answer stands: a page, its heading ("": anywhere on it), and the sentence or row word for word."""
 
     page: str
@@ -41,7 +41,7 @@ class Asked:
 
     question: str
     lang: str
-    places: tuple[Place, ...]
+    places: tuple[AnswerPlace, ...]
     together: bool
 
     def right_lines(self, passage: Passage) -> list[int]:
@@ -58,7 +58,7 @@ def read_asked(path: Path) -> list[Asked]:
             continue
         try:
             row = json.loads(line)
-            places = tuple(Place(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
+            places = tuple(AnswerPlace(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
             if not all(_bare(place.text) for place in places):
                 raise ValueError("a place has no text")
             asked.append(Asked(row["question"], row["lang"], places, bool(row.get("together"))))
@@ -121,13 +121,13 @@ def _drawn(numbers: Sequence[int], count: int, among: int, draw: random.Random) 
     return draw.sample(list(pool), min(count, len(pool)))
 
 
-def _answering(place: Place, lines: Sequence[str]) -> list[int]:
+def _answering(place: AnswerPlace, lines: Sequence[str]) -> list[int]:
     """Which lines, without blanks and marks, hold the text of a place or are a part of it."""
     wanted = _bare(place.text)
     return [n for n, line in enumerate(lines) if wanted in line or (len(line) > 8 and line in wanted)]
 
 
-def _is_there(place: Place, passage: Passage) -> bool:
+def _is_there(place: AnswerPlace, passage: Passage) -> bool:
     return source_matches(passage.source, place.page) and (
         not place.heading or place.heading in passage.heading.split(" > ") or place.heading == passage.title
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
-from rag.answer.candidates import candidates
+from rag.answer.candidates import candidates, passages_of
 from rag.answer.cite import NOT_FOUND, Citations
 from rag.answer.point import Judged, point
 from rag.answer.quote import quotes_of
@@ -83,7 +84,7 @@ def fit_passages(passages: Sequence[Passage], budget: float = PASSAGE_BUDGET) ->
             cut = passage.text[: max(1, int(room / _CJK_COST))]
         else:
             break
-        fitting.append(Passage(passage.title, passage.heading, cut, passage.source, passage.score))
+        fitting.append(replace(passage, text=cut))
         break
     return fitting
 
@@ -129,12 +130,7 @@ class IndexRetriever:
     def search(self, query: str, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]:
         """The best k passages for a query, best first. Raises InputError, as `rag.index.retrieve.search`."""
         generation = self._newest()
-        hits = search(generation, self.embedder, query, k, filters=filters)
-        chunks = generation.chunks
-        return [
-            Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score)
-            for hit, c in ((hit, chunks[hit.row]) for hit in hits)
-        ]
+        return passages_of(generation, search(generation, self.embedder, query, k, filters=filters))
 
     def grounded(self, question: str, k: int = DEFAULT_PASSAGES, filters: Filters = EVERYTHING) -> Grounded:
         """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rag.cli.reader import adapter_of, judge_of, reader_for, with_reader
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import NAMED_FILE, one_of_each
+from slm.terminal.asking import beside, judge_of, reader_for, with_reader
 
 if TYPE_CHECKING:
     from slm.joints import Message
@@ -22,7 +22,11 @@ _ANSWER_TOKENS = 160
 @click.command(context_settings=HELP)
 @click.argument("index")
 @click.option("--questions", required=True, type=click.Path(path_type=Path), help="JSON Lines file.")
-@click.option("--leg", type=click.Choice(["dense", "lexical", "fused"]), default="fused", show_default=True)
+@click.option(
+    "--leg", type=click.Choice(["dense", "lexical", "fused"]), help="Only this one [default: all, fused first]."
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw recall by k, language and leg: FILE.png or .svg.")
+@click.option("--misses", default=10, show_default=True, type=click.IntRange(0), help="List so many missed questions.")
 @click.option("--model", help="Answer the questions too: GGUF file, catalog name or checkpoint folder.")
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
@@ -35,6 +39,8 @@ def evaluate(
     index: str,
     questions: Path,
     leg: Any,
+    plot: Path | None,
+    misses: int,
     model: str | None,
     adapters: tuple[tuple[str, Path], ...],
     k: int,
@@ -45,28 +51,39 @@ def evaluate(
 ) -> None:
     """Measure retrieval on questions with known right documents, by language; with --model the answers too.
 
+    A question is missed when no right document is among the first five.
+
     \b
     Example:
       slm rag evaluate handbook --questions data/handbook/questions.jsonl
+      slm rag evaluate handbook --questions data/handbook/questions.jsonl --plot recall.png
       slm rag evaluate handbook --questions data/handbook/questions.jsonl --model gemma-3-270m --adapter ja=ja.gguf
     """
     from rag.answer.prompt import open_retriever
+    from rag.cli.figures import miss_rows, retrieval_rows
     from rag.evaluate.answers import AskOne, by_model, by_reader, evaluate_answers
+    from rag.evaluate.picture import draw_recall, require_picture
     from rag.evaluate.retrieval import evaluate as evaluate_retrieval
     from rag.evaluate.retrieval import read_questions
+    from rag.index.retrieve import LEGS
     from slm.artifacts import require_file
     from slm.terminal.console import emit_json, progress
 
     asked = read_questions(questions)
+    if plot is not None:
+        require_picture(plot)
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model) if model else None
     who = reader_for(joints, model, reader, refuse_at) if model else None
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done:
-            result = evaluate_retrieval(retriever.generation, retriever.embedder, asked, leg, on_question=done)
+            result = evaluate_retrieval(
+                retriever.generation, retriever.embedder, asked, leg or "fused", on_question=done,
+                beside=() if leg else LEGS,
+            )  # fmt: skip
         if gguf:
             with (
-                joints.open_engine(gguf, files | adapter_of(who), threads=threads, context=4096) as engine,
+                joints.open_engine(gguf, beside(files, who), threads=threads, context=4096) as engine,
                 progress("answering", total=len(asked), unit="questions") as done,
             ):
 
@@ -79,10 +96,13 @@ def evaluate(
                 if who:
                     answer = by_reader(retriever, who, judge_of(engine, who))
                 result["answering"] = evaluate_answers(answer, asked, on_question=done) | {"reader": who and who.name}
+    if plot is not None:
+        draw_recall(result, plot, f"{Path(index).name}, {questions.name}")
     if as_json:
         emit_json(result)
         return
-    _table(result, "recall@1", "recall@5", "nDCG@10")
+    for row in (*retrieval_rows(result), *miss_rows(result, misses)):
+        click.echo(row)
     if "answering" in result:
         click.echo()
         _table(result["answering"], "shown", "cited", "right", "wrong", "unsaid")
@@ -95,9 +115,7 @@ def evaluate(
 
 
 def _table(result: dict[str, Any], *columns: str) -> None:
-    """Figures by language and overall: shares with three decimals, counts as they are."""
+    """Counts of answers, by language and overall."""
     click.echo(f"{'':10}{'n':>5}" + "".join(f"{column:>10}" for column in columns))
     for name, row in [*result["by_language"].items(), ("overall", result["overall"])]:
-        values = [row[column.replace("@", "_at_").lower()] for column in columns]
-        shown = "".join(f"{value:>10}" if isinstance(value, int) else f"{value:>10.3f}" for value in values)
-        click.echo(f"{name:10}{row['n']:>5}{shown}")
+        click.echo(f"{name:10}{row['n']:>5}" + "".join(f"{row[column]:>10}" for column in columns))

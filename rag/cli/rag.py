@@ -11,8 +11,8 @@ from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate
 from rag.cli.filters import filter_options
+from rag.cli.questions import questions
 from rag.cli.read import BASE_URL, COMMENTS, read
-from rag.cli.reader import adapter_of, judge_of, reader_for, with_reader
 from rag.cli.sync import sync
 from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import (
@@ -24,6 +24,7 @@ from slm.terminal.answer import (
     sources_of,
 )
 from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
+from slm.terminal.asking import adapter_of, judge_of, reader_for, with_reader
 
 if TYPE_CHECKING:
     from slm.joints import Passage, PointedAnswer, Reader
@@ -45,6 +46,7 @@ def rag() -> None:
 
 
 rag.add_command(evaluate)
+rag.add_command(questions)
 rag.add_command(read)
 rag.add_command(sync)
 
@@ -78,12 +80,12 @@ def add(
     """
     from rag.index.embed import DEFAULT_EMBEDDER, embedder_name, open_embedder
     from rag.index.gone import departed
-    from rag.index.look import require_paths, seen
     from rag.index.names import index_path, is_index
     from rag.index.store import open_inventory
     from rag.index.update import add_documents
     from rag.sources.files import find_files, nothing_read, read_files
     from rag.sources.reader import ReadOptions
+    from rag.sync.look import require_paths, seen
     from slm.errors import MismatchError
     from slm.terminal.console import emit_json, progress
 
@@ -168,6 +170,8 @@ def search(index: str, query: str, k: int, filters: Filters, as_json: bool) -> N
     for number, passage in enumerate(passages, start=1):
         click.secho(f"{number}. {passage_head(passage)}", bold=True)
         click.echo(f"   {shown_path(passage.source)}  (score {passage.score:.4f})")
+        if passage.also:
+            click.echo(f"   also in {', '.join(map(shown_path, passage.also))}")
         click.echo("   " + visible(passage.text).replace("\n", "\n   ") + "\n")
 
 
@@ -327,7 +331,7 @@ def _tell_pointed(question: str, pointed: PointedAnswer, reader: Reader, *, as_j
         {
             "question": question, "answer": pointed.text, "refused": not pointed.said,
             "citations": sorted({one.passage for one in pointed.said}), "lines": [vars(one) for one in pointed.said],
-            "nearest": [vars(one) for one in pointed.nearest], "unknown": pointed.unknown, "sources": sources,
+            "nearest": [vars(one) for one in pointed.nearest], "doubt": pointed.doubt, "sources": sources,
             "reader": reader.name,
         }
     )  # fmt: skip
@@ -347,5 +351,5 @@ def _figures(finish: Finish) -> dict[str, Any]:
 def _as_dict(passage: Passage) -> dict[str, Any]:
     return {
         "title": passage.title, "heading": passage.heading, "source": passage.source, "score": passage.score,
-        "text": passage.text,
+        "text": passage.text, "also": list(passage.also),
     }  # fmt: skip

@@ -23,14 +23,14 @@ from slm.joints import Judge, Message, Reader, Retriever
 class Said:
     """An answer, the sources it was made from and those it cites; whether it says that there is none.
 
-    unknown: the reader's probability of that.
+    doubt: the reader's probability of that.
     """
 
     text: str
     shown: list[str]
     cited: list[str]
     refused: bool
-    unknown: float | None = None
+    doubt: float | None = None
 
 
 AskOne = Callable[[str], Said]
@@ -49,7 +49,7 @@ class Answered:
     cited: bool
     right: bool | None
     refused: bool
-    unknown: float | None
+    doubt: float | None
 
 
 def by_model(retriever: Retriever, ask: Callable[[list[Message]], str], k: int) -> AskOne:
@@ -71,7 +71,7 @@ def by_reader(retriever: Retriever, reader: Reader, judge: Judge) -> AskOne:
         pointed = retriever.pointed(question, reader, judge)
         sources = [passage.source for passage in pointed.passages]
         cited = list(dict.fromkeys(sources[one.passage - 1] for one in pointed.said))
-        return Said(pointed.text, sources, cited, not pointed.said, pointed.unknown)
+        return Said(pointed.text, sources, cited, not pointed.said, pointed.doubt)
 
     return answer
 
@@ -95,7 +95,7 @@ def answered(answer: AskOne, questions: Sequence[Question], on_question: Callabl
                 cited=rank_of_first(said.cited, question.relevant) is not None,
                 right=says(said.text, question.answer, together=question.together) if question.answer else None,
                 refused=said.refused,
-                unknown=said.unknown,
+                doubt=said.doubt,
             )
         )  # fmt: skip
         on_question(number)

@@ -24,15 +24,15 @@ def fitted(rows: Sequence[Answered], price: float = PRICE) -> dict[str, float]:
 def threshold(rows: Sequence[Answered], price: float) -> float:
     """The threshold with the best sum of right answers less `price` times those that should not have been given.
 
-    It lies halfway between the two questions it parts. 1 where saying everything is best (nothing is refused).
-    Questions that the documents answer, but of which nobody says how, are left out.
+    Questions that documents answer, but nobody says how, are left out. It lies halfway between the two questions it
+    parts. 1 where saying everything is best (nothing is refused).
     """
     judged = [row for row in rows if row.right is not None or not row.answerable]
-    ranked = sorted((row.unknown or 0.0, 1.0 if row.right else -price) for row in judged)
+    ranked = sorted((row.doubt or 0.0, 1.0 if row.right else -price) for row in judged)
     best, total, limit = 0.0, 0.0, 0.0
-    for number, (unknown, worth) in enumerate(ranked):
+    for number, (doubt, worth) in enumerate(ranked):
         total += worth
-        following = ranked[number + 1][0] if number + 1 < len(ranked) else 2.0 - unknown
-        if total > best and following > unknown:
-            best, limit = total, (unknown + following) / 2
+        following = ranked[number + 1][0] if number + 1 < len(ranked) else 2.0 - doubt
+        if total > best and following > doubt:
+            best, limit = total, (doubt + following) / 2
     return limit

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rag.index.generation.postings import Postings, build_postings
-from rag.index.variants import comparable, folded, years_of
+from rag.index.same.codes import codes_of
+from rag.index.same.days import days_of
+from rag.index.variants import comparable, searchable, years_of
 
 _K1, _B = 1.2, 0.75
 _CJK = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u9fff\uf900-\ufaff々〆\U00020000-\U0003134f"
@@ -27,10 +29,12 @@ def terms_of(text: str) -> list[str]:
     """The index terms of a text in one form of its characters (`rag.index.variants`) and in lower case, in order.
 
     A run of Japanese gives its overlapping character pairs, or its single character; "don't" is one word, and
-    a possessive 's is dropped. A year is a term of its own in Western reckoning, however it is written.
+    a possessive 's is dropped. A year or a day is a term of its own in Western reckoning, however it is written, and
+    so is a code as a whole (`rag.index.same`).
     """
-    terms = [f"{year}年" for year in years_of(comparable(text))]
-    for run in _RUNS.findall(folded(text).lower()):
+    western, plain = comparable(text), searchable(text)
+    terms = [*(f"{year}年" for year in years_of(western)), *days_of(western), *codes_of(plain)]
+    for run in _RUNS.findall(plain.lower()):
         if not HAS_PAIRS.match(run):
             terms.append(re.sub(r"['’]s$", "", run))
         elif len(run) == 1:

@@ -15,8 +15,10 @@ import numpy as np
 
 from rag.index.embed import Embedder
 from rag.index.lexical import HAS_PAIRS
+from rag.index.same.codes import names_in
+from rag.index.same.once import once_each
 from rag.index.store import Generation
-from rag.index.variants import comparable
+from rag.index.variants import comparable, searchable
 from slm.errors import InputError
 from slm.joints import EVERYTHING, Filters
 from slm.text.language import detect
@@ -26,6 +28,10 @@ LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
 _RRF_K = 60
 _DEPTH = 50
 _SENTENCE_WORDS = 4
+# A page does not fill the list alone.
+_A_PAGE = 3
+# More than all that a ranking can be ahead of another by: what is called by its number is what is meant.
+_NAMED = 20.0
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Hit:
-    """A chunk's row in the generation and its score in the leg that was asked (higher is better)."""
+    """A chunk's row in the generation, its score in the leg that was asked (higher is better), and the rows of other
+    chunks that say the same."""
 
     row: int
     score: float
+    also: tuple[int, ...] = ()
 
 
 def fuse(rankings: Sequence[tuple[float, Sequence[int]]], factors: Mapping[int, float] | None = None) -> list[Hit]:
@@ -87,10 +95,36 @@ def search(
     dense = generation.dense_top(embedder.queries([comparable(query)])[0], depth, allowed) if leg != "lexical" else []
     lexical = generation.lexical.top(query, depth, allowed) if leg != "dense" else []
     if leg != "fused":
-        return [Hit(row, score) for row, score in (dense or lexical)[:k]]
+        return _shown(generation, [Hit(row, score) for row, score in dense or lexical], k)
     rankings = [(1.0, [row for row, _ in dense]), (weights.lexical(query), [row for row, _ in lexical])]
     factors = _language_factors(generation, query, [row for _, rows in rankings for row in rows], weights.same_language)
-    return fuse(rankings, factors)[:k]
+    return _shown(generation, _named_first(generation, query, fuse(rankings, factors)), k)
+
+
+def other_sources(generation: Generation, hit: Hit) -> tuple[str, ...]:
+    """The documents besides its own that say what a hit says, each once."""
+    own = generation.chunks[hit.row].source
+    return tuple(dict.fromkeys(source for row in hit.also if (source := generation.chunks[row].source) != own))
+
+
+def _named_first(generation: Generation, query: str, hits: list[Hit]) -> list[Hit]:
+    """The hits, before all others those that hold the part numbers, versions or numbered rooms that the query names."""
+    names = names_in(searchable(query))
+    if not names:
+        return hits
+    texts = [searchable(generation.chunks[hit.row].indexed_text).lower() for hit in hits]
+    held = [sum(name.search(text) is not None for name in names) / len(names) for text in texts]
+    raised = [Hit(hit.row, hit.score * (1 + _NAMED * share)) for hit, share in zip(hits, held, strict=True)]
+    return sorted(raised, key=lambda hit: (-hit.score, hit.row))
+
+
+def _shown(generation: Generation, hits: Sequence[Hit], k: int) -> list[Hit]:
+    """The first k hits that say different things, at most `_A_PAGE` of one page as long as others are left."""
+    chunks = {hit.row: generation.chunks[hit.row] for hit in hits}
+    shown = once_each(
+        list(chunks), lambda row: (chunks[row].context, chunks[row].text), lambda row: chunks[row].source, k, _A_PAGE
+    )
+    return [Hit(one.row, hits[one.place].score, one.also) for one in shown]
 
 
 def _language_factors(generation: Generation, query: str, rows: Sequence[int], bonus: float) -> dict[int, float]:

@@ -1,7 +1,7 @@
-"""One form for what Japanese writes in several: old and new characters, variants in names, years by era.
+"""One form for what Japanese writes in several: old and new characters, variants in names, long vowels, years by era.
 
-Whoever asks for 渡辺 means 渡邉 too, and 2024年 is 令和6年. Texts and queries are brought to the same form before they
-are compared; what is shown and cited stays as it was written. It knows nothing of indexes.
+Whoever asks for 渡辺 means 渡邉 too, サーバ is サーバー, 2024年 is 令和6年. Texts and queries are brought to one form
+before they are compared; what is shown and cited stays as it was written. It knows nothing of indexes.
 """
 
 from __future__ import annotations
@@ -66,12 +66,35 @@ _LETTER_YEAR = re.compile(
 _ROMAN_YEAR = re.compile(r"\b(meiji|taish[oō]|sh[oō]wa|heisei|reiwa)[ \t](\d{1,2})\b", re.IGNORECASE)
 _KANJI_YEAR = re.compile(r"([一二][〇零一二三四五六七八九]{3})年")
 _YEAR = re.compile(r"(?<!\d)(1[89]\d\d|20\d\d)(?!\d)")
+# What is typed for a hyphen, and for the long-vowel mark between katakana (コンピュ―タ, サ−バ).
+_HYPHENS = re.compile(r"(?<=[A-Za-z0-9])[\u2010-\u2015\u2212](?=[A-Za-z0-9])")
+_DASHED_VOWEL = re.compile(r"(?<=[\u30a1-\u30fa])[\u2012-\u2015\u2212\u2500](?=[\u30a1-\u30fa]|(?!\w))")
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_ORDINAL = re.compile(r"第[ \t]?([一二三四五六七八九十]{1,3})(?![百千万億〇零])")
+_KATAKANA = re.compile(r"[\u30a1-\u30fa\u30fc]{4,}")
+_SMALL = re.compile("[ァィゥェォャュョヮ]")
+# Words that are other ones without their last mark: batter and grasshopper, hacker and mint, rapper and bugle.
+_OTHER_WORDS = frozenset("バッター ハッカー ラッパー カッパー サンバー ジョッキー チューバー".split())  # noqa: SIM905
 
 
 def folded(text: str) -> str:
     """The text in NFKC, with one form of each character, 々 written out, and years as they are."""
     text = nfkc(text)
     return text if text.isascii() else _REPEATED.sub(r"\1\1", text.translate(_TABLE))
+
+
+def searchable(text: str) -> str:
+    """`folded`, and one form of what words are found by: hyphens, 第三 as 第3, 13,000 as 13000, サーバー as サーバ.
+
+    The mark at a word's end goes where JIS Z 8301:2008 (annex G) lets it: after three sounds or more, a small kana
+    being none. カバー (a cover) stays, and so do the longer words that would be others without it.
+    """
+    text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), folded(text))
+    if text.isascii():
+        return text
+    text = _DASHED_VOWEL.sub("ー", _HYPHENS.sub("-", text))
+    text = _ORDINAL.sub(lambda m: f"第{count_of(m[1]) or m[1]}", text)
+    return _KATAKANA.sub(lambda m: _short(m[0]), text)
 
 
 def comparable(text: str) -> str:
@@ -83,6 +106,16 @@ def comparable(text: str) -> str:
     return _KANJI_YEAR.sub(lambda m: "".join(str(_DIGITS[digit]) for digit in m[1]) + "年", text)
 
 
+def count_of(text: str | None) -> int:
+    """The value of digits, or of kanji numerals below 100; 0 for nothing and for what is no number."""
+    if not text or text.isdecimal():
+        return int(text or 0)
+    tens, ten, ones = text.rpartition("十")
+    if len(tens) > 1 or len(ones) > 1 or "十" in tens:
+        return 0
+    return (_DIGITS[tens] if tens else 1) * 10 * bool(ten) + (_DIGITS[ones] if ones else 0)
+
+
 def years_of(text: str) -> list[int]:
     """The years that a `comparable` text names, 1800 to 2099, in order."""
     return [int(year) for year in _YEAR.findall(text)]
@@ -90,13 +123,11 @@ def years_of(text: str) -> list[int]:
 
 def _western(era: str, number: str, unit: str) -> str:
     """A year of an era in Western reckoning, or "" when the era had no such year."""
-    count = 1 if number == "元" else int(number) if number.isdecimal() else _small_number(number)
+    count = 1 if number == "元" else count_of(number)
     return f"{_ERAS[era] + count - 1}{unit}" if 1 <= count <= _LAST[era] else ""
 
 
-def _small_number(kanji: str) -> int:
-    """The value of kanji numerals below 100; 0 for what is no number."""
-    tens, ten, ones = kanji.rpartition("十")
-    if len(tens) > 1 or len(ones) > 1 or "十" in tens:
-        return 0
-    return (_DIGITS[tens] if tens else 1) * 10 * bool(ten) + (_DIGITS[ones] if ones else 0)
+def _short(word: str) -> str:
+    """A word in katakana without the mark of a long vowel at its end, where it is the same one without it."""
+    stem = word.removesuffix("ー")
+    return word if word in _OTHER_WORDS or len(_SMALL.sub("", stem)) < 3 else stem

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from rag.document import Document
-from rag.sources.reader import Collection, LeftOut, Read, Reader, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
 from slm.text.language import detect
 
@@ -268,6 +268,9 @@ def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read 
         return
     if suffix not in _READERS:
         raise UnsupportedError(f"files of the kind '{suffix or path.name}' are not read")
+    size = path.stat().st_size
+    if suffix in (*MARKDOWN, *TEXT) and size > LARGEST_PAGE:
+        raise UnsupportedError(f"it has {size} bytes, more than any page that somebody wrote")
     raw = path.read_bytes()
     if not raw.strip():
         raise DamagedFileError("it is empty")

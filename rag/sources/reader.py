@@ -11,6 +11,9 @@ from pathlib import Path
 
 from rag.document import Document, Section
 
+LARGEST_PAGE = 50_000_000
+"""Bytes of one page; what is larger is no page that somebody wrote."""
+
 
 @dataclass(frozen=True)
 class Read:

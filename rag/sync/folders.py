@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rag.index.embed import Embedder
-from rag.index.look import BLANK, seen
 from rag.index.names import composed, is_below
 from rag.index.store import open_inventory
 from rag.index.update import add_documents, remove_documents
 from rag.sources.files import find_files, read_files
 from rag.sources.reader import ReadOptions
+from rag.sync.look import BLANK, seen
 from rag.sync.report import Report
 
 Show = Callable[[str, float, float], None]

@@ -76,6 +76,7 @@ class Engine:
                 self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
             if default_adapter is not None:
                 self._registry.get(default_adapter)
+                self._check_free(default_adapter)
             self._trials = Trials(self.base.path, {adapter.content for adapter in self._registry.all()})
             self._child.start()
         except BaseException:
@@ -152,11 +153,12 @@ class Engine:
     ) -> Route:
         """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
         if lora is None:
-            known = {adapter.name: adapter.language for adapter in self.adapters()}
+            hidden = self.options.by_name if wanted == "auto" else ()
+            known = {adapter.name: adapter.language for adapter in self.adapters() if adapter.name not in hidden}
             return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
         names = [name for name, scale in lora if scale]
         if len(set(names)) < len(names):
-            raise InputError("an adapter is named twice in 'lora'")
+            raise InputError("lora: an adapter is named twice")
         for name in names:
             self._named(name)
         return Route("+".join(names) or None, "named in the request with scales")
@@ -240,6 +242,7 @@ class Engine:
         The file is vetted first, and tried in a process of its own; on any error (InputError, MismatchError,
         EngineError) nothing has changed.
         """
+        self._check_free(name)
         with self._loading:
             adapter = vet_adapter(name, path, self.base, scale=scale, vault=self._vault)
             try:
@@ -255,7 +258,8 @@ class Engine:
             return adapter
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; requests under way end with it. Raises UnknownNameError."""
+        """Forget an adapter; requests under way end with it. Raises UnknownNameError, InputError for a reader's."""
+        self._check_free(name)
         with self._loading:
             with self._lock:
                 old = self._registry.remove(name)
@@ -288,6 +292,10 @@ class Engine:
         self._vault.close()
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _check_free(self, name: str) -> None:
+        if name in self.options.by_name:
+            raise InputError(f"'{name}' is the adapter that reads documents, and nothing else", hint="Name another.")
 
     def _prepare(self, call: Call) -> None:
         """Make a fresh child ready: the model, then the adapters, from the copies that were checked."""

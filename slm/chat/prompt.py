@@ -53,6 +53,8 @@ _MARKERS = {"gemma": "<start_of_turn>", "chatml": "<|im_start|>"}
 # What `render` tells every template; strangers' variables do not replace it.
 _ARGUMENTS = frozenset({"messages", "tools", "bos_token", "eos_token", "add_generation_prompt"})
 ROLES = ("system", "user", "assistant", "tool")
+VARIABLES = "chat_template_kwargs"
+"""What requests call the variables that a template is told besides."""
 
 
 def named_template(name: str) -> str:
@@ -88,10 +90,10 @@ def _check_variables(variables: Mapping[str, Any], known: Collection[str]) -> No
     """
     for name, value in variables.items():
         if name in _ARGUMENTS:
-            raise InputError(f"the chat template's '{name}' cannot be set as a variable")
+            raise InputError(f"{VARIABLES}: the chat template's '{name}' cannot be set as a variable")
         if name not in known and value not in (None, False):
             listed = ", ".join(sorted(set(known) - _ARGUMENTS)) or "none"
-            raise InputError(f"the model's chat template has no variable '{name}'; known: {listed}")
+            raise InputError(f"{VARIABLES}: the model's chat template has no variable '{name}'; known: {listed}")
 
 
 def render(

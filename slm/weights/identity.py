@@ -149,6 +149,31 @@ def _may_be_one(left: str, right: str) -> bool:
     return left == right or (vectors == theirs and types != their_types)
 
 
+def other_weights(adapter: Path, model: Path, wanted: Collection[str], given: str) -> MismatchError:
+    """The error for an adapter trained on weights called `wanted`, beside a model whose weights are called `given`.
+
+    Somebody else's files of the same types and vectors are one model quantized by two programs, or a model and a
+    fine-tuned copy of it; only who made them knows, so the error says how to tell us.
+    """
+    hint = "Load it with the model it was trained on."
+    if any(_share_vectors(name, given) for name in wanted):
+        hint = (
+            "Their norms and biases are equal, so this may be the same model quantized by another program, or a "
+            "fine-tuned copy, which no file tells. If you know that it is the same: copy the adapter's folder without "
+            f"its {MANIFEST}, and run: slm convert COPY --base {model} -o FILE.gguf"
+        )
+    return MismatchError(
+        f"the adapter '{adapter}' was trained on other weights than those of '{model}'",
+        found=f"base {short(min(wanted))}, model {short(given)}",
+        hint=hint,
+    )
+
+
+def _share_vectors(left: str, right: str) -> bool:
+    names = [name.removeprefix(_OF_TENSORS).split(":") for name in (left, right) if name.startswith(_OF_TENSORS)]
+    return len(names) == 2 and names[0][0] == names[1][0]
+
+
 def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> WeightsIdentity:
     """The identity of `base`, once the adapter folder's manifest (which may be empty) is known to mean it.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm.artifacts import require_file
-from slm.errors import InputError, MismatchError
+from slm.errors import InputError
 from slm.terminal.console import progress
 from train.data.masks import Encoded
 from train.measure.strides import Window, pieces, windows
@@ -212,13 +212,13 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
 def _open_gguf(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:
     from slm.native import llama
     from slm.weights.gguf_reader import read_gguf
-    from slm.weights.identity import belong, names_of, tensors_hash, trained_on
+    from slm.weights.identity import belong, gguf_fingerprint, names_of, other_weights, tensors_hash, trained_on
 
     base = read_gguf(model)
     if adapter is not None:
         wanted = trained_on(read_gguf(adapter).metadata)
         if not belong(wanted, names_of(base.metadata), lambda: tensors_hash(base)):
-            raise MismatchError(f"the adapter '{adapter}' was trained on another base than '{model}'")
+            raise other_weights(adapter, model, wanted, gguf_fingerprint(base))
     handle = llama.open_model(stack, model)
     lib = llama.library()
     longest = int(lib.llama_model_n_ctx_train(handle))

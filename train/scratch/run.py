@@ -31,7 +31,7 @@ from train.run.loop import train
 from train.scratch.config import ScratchOptions
 from train.scratch.job import ScratchJob, ScratchState, ScratchTask
 from train.scratch.model import new_model
-from train.scratch.windows import Batches, Packed, pack
+from train.scratch.windows import Batches, PackedText, pack
 from train.tokenizer.corpus import passages
 
 
@@ -146,7 +146,7 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     return sorted(file for name in ("tokenizer*", "*.model") for file in folder.glob(name))
 
 
-def _packed(options: ScratchOptions, tokenizer: Any) -> Packed:
+def _packed(options: ScratchOptions, tokenizer: Any) -> PackedText:
     if not options.eval_data:
         return pack(tokenizer, passages(options.data), options.eval_fraction, options.seed)
     packed = pack(tokenizer, passages(options.data), 0.0, options.seed)
@@ -154,7 +154,7 @@ def _packed(options: ScratchOptions, tokenizer: Any) -> Packed:
     return packed
 
 
-def _tell(packed: Packed, batches: Batches, options: ScratchOptions) -> None:
+def _tell(packed: PackedText, batches: Batches, options: ScratchOptions) -> None:
     if lacking := [lang for lang in options.data if lang not in packed.held_out]:
         raise InputError(
             f"no text of '{lacking[0]}' is held out to measure on: it has too few passages",
@@ -184,7 +184,7 @@ def _sizes(model: Any) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), model.get_input_embeddings().weight.numel()
 
 
-def _result(job: ScratchJob, state: ScratchState, packed: Packed, dtype: torch.dtype) -> ScratchResult:
+def _result(job: ScratchJob, state: ScratchState, packed: PackedText, dtype: torch.dtype) -> ScratchResult:
     parameters, embedding = _sizes(job.model)
     tail = [loss for _, loss, _ in state.losses[-max(1, len(state.losses) // 20) :]]
     return ScratchResult(

@@ -40,7 +40,7 @@ class Stream:
 
 
 @dataclass
-class Packed:
+class PackedText:
     """What a run trains on and measures on, by language."""
 
     train: dict[str, Stream]
@@ -48,9 +48,9 @@ class Packed:
     passages: int = 0
 
 
-def pack(tokenizer: Any, passages: Iterable[CorpusPassage], fraction: float, seed: int) -> Packed:
+def pack(tokenizer: Any, passages: Iterable[CorpusPassage], fraction: float, seed: int) -> PackedText:
     """Encode passages, a few at a time; about `fraction` of them are held out (0: none)."""
-    packed = Packed({}, {})
+    packed = PackedText({}, {})
     end = int(tokenizer.eos_token_id)
     for passage, ids in _encoded(tokenizer, passages):
         packed.passages += 1

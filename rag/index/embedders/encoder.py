@@ -20,10 +20,10 @@ from rag.index.embedders.base import Vectors, batches
 from slm.native.llama import embeddings_in, open_embedder, open_model, physical_cores
 
 # Tokens and texts of a batch; llama.cpp compares every token of a batch with every other, whichever text it is of.
-_TOKENS, _TEXTS = 512, 64
+_TOKENS, _TEXTS = 256, 64
 
 
-class Encoder:
+class GgufEncoder:
     """An embedding model in a GGUF file. `longest`: the most tokens that one text may have."""
 
     def __init__(self, file: Path, longest: int) -> None:

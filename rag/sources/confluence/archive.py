@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
-from rag.sources.confluence.page import LARGEST_PAGE
 from rag.sources.confluence.xml_export import read_entities
-from rag.sources.reader import LeftOut, Read, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, UnsupportedError
 
 ENTITIES, DESCRIPTOR = "entities.xml", "exportDescriptor.properties"

@@ -15,10 +15,10 @@ from rag.document import NO_META
 from rag.sources.confluence.archive import csv_export
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
-from rag.sources.confluence.page import LARGEST_PAGE, alone, page_read
+from rag.sources.confluence.page import alone, page_read
 from rag.sources.confluence.xml_export import read_entities
 from rag.sources.html.page import declared_charset, read_html
-from rag.sources.reader import LeftOut, Read, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, UnsupportedError
 from slm.text.decode import decode
 

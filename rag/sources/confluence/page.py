@@ -11,9 +11,6 @@ from rag.sources.confluence.body.storage import Written
 from rag.sources.reader import Read, titled
 from slm.text.visible import one_line
 
-LARGEST_PAGE = 50_000_000
-"""Characters of one page; what is larger is no page that somebody wrote."""
-
 
 def page_id(number: str) -> str:
     """What names a page of Confluence wherever it comes from; "" for no number."""

@@ -14,9 +14,9 @@ from rag.sources.confluence.body.macros import Around
 from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.html_export import nodes_of_html
-from rag.sources.confluence.page import LARGEST_PAGE, alone, iso_time, page_id, page_read, person_name
+from rag.sources.confluence.page import alone, iso_time, page_id, page_read, person_name
 from rag.sources.html.page import parse_html
-from rag.sources.reader import LeftOut, Read, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, UnsupportedError
 from slm.text.decode import decode
 

@@ -19,8 +19,8 @@ from rag.sources.confluence.body.nodes import Node, names
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.body.wiki import storage_of_wiki
 from rag.sources.confluence.entities import Entity, StreamFaults, entities
-from rag.sources.confluence.page import LARGEST_PAGE, iso_time, page_id, page_read, person_name
-from rag.sources.reader import LeftOut, Read, ReadOptions, Whole
+from rag.sources.confluence.page import iso_time, page_id, page_read, person_name
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError
 
 _PAGES = ("Page", "BlogPost")

@@ -103,7 +103,9 @@ def _encoded(
     """The example; None where what answers was cut off."""
     bos, encode = encoder
     marks = {name: {(int(p), int(n)) for p, n in row[name]} for name in ("right", "ignored")}
-    sequences, right, ignored = [], [], []
+    sequences: list[Encoded] = []
+    right: list[bool] = []
+    ignored: list[bool] = []
     for prompt, pieces in enumerate(row["prompts"]):
         ids, labels, before = list(bos), [IGNORE] * len(bos), len(right)
         for number, piece in enumerate(encode(pieces)):

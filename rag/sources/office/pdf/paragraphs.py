@@ -25,7 +25,7 @@ _MOST_LEVELS = 4
 
 
 @dataclass
-class Line:
+class PdfLine:
     """One line of a flow."""
 
     text: str
@@ -98,7 +98,7 @@ class Book:
 def parts_of(rows: list[list[LinePiece]], book: Book) -> list[Block]:
     """What a flow of rows is, in its order."""
     parts: list[Block] = []
-    lines: list[Line] = []
+    lines: list[PdfLine] = []
     at = 0
     while at < len(rows):
         table = aligned_table(rows, at)
@@ -122,7 +122,7 @@ def parts_of(rows: list[list[LinePiece]], book: Book) -> list[Block]:
     return parts + _paragraphs(lines, book)
 
 
-def _line(row: list[LinePiece]) -> Line:
+def _line(row: list[LinePiece]) -> PdfLine:
     text = ""
     for piece in row:
         text = joined(text, piece.text)
@@ -131,20 +131,20 @@ def _line(row: list[LinePiece]) -> Line:
         size[piece.size] += len(piece.text)
     shown, leaders = _LEADERS.subn(" ", text)
     is_fixed = all(p.is_fixed for p in row) and not any(map(is_wide, text))
-    return Line((text if is_fixed else shown).strip(), min(p.x0 for p in row), min(p.y0 for p in row),
+    return PdfLine((text if is_fixed else shown).strip(), min(p.x0 for p in row), min(p.y0 for p in row),
                 max(p.x1 for p in row), max(p.y1 for p in row), size.most_common(1)[0][0],
                 all(p.bold for p in row), is_fixed, leaders > 0, row[0].is_vertical)  # fmt: skip
 
 
-def _paragraphs(lines: Sequence[Line], book: Book) -> list[Block]:
+def _paragraphs(lines: Sequence[PdfLine], book: Book) -> list[Block]:
     if not lines:
         return []
     pitches = [b.y0 - a.y0 for a, b in pairwise(lines) if b.y0 > a.y0]
     flow = Flow(min(line.x0 for line in lines), max(line.x1 for line in lines), max(line.y1 for line in lines),
                 median(pitches) if pitches else 0.0)  # fmt: skip
     parts: list[Block] = []
-    last: Line | None = None
-    first: Line = lines[0]
+    last: PdfLine | None = None
+    first: PdfLine = lines[0]
     for line in lines:
         if not line.text:
             continue
@@ -163,7 +163,7 @@ def _paragraphs(lines: Sequence[Line], book: Book) -> list[Block]:
     return parts
 
 
-def _add_code(parts: list[Block], line: Line, last: Line | None, left: float) -> None:
+def _add_code(parts: list[Block], line: PdfLine, last: PdfLine | None, left: float) -> None:
     """A line of code with its indent, under the one before it."""
     width = (line.x1 - line.x0) / max(len(line.text), 1)
     text = " " * round((line.x0 - left) / max(width, 1)) + line.text
@@ -174,7 +174,7 @@ def _add_code(parts: list[Block], line: Line, last: Line | None, left: float) ->
         parts.append(Block("pre", text, line.size, False, line.x0))
 
 
-def _part(line: Line) -> Block:
+def _part(line: PdfLine) -> Block:
     bullet, count = _BULLET.match(line.text), _COUNT.match(line.text)
     if bullet:
         return Block("li", line.text[bullet.end() :], line.size, line.bold, line.x0)
@@ -183,7 +183,7 @@ def _part(line: Line) -> Block:
     return Block("p", line.text, line.size, line.bold, line.x0)
 
 
-def _begins(line: Line, last: Line, first: Line, flow: Flow, part: Block) -> bool:
+def _begins(line: PdfLine, last: PdfLine, first: PdfLine, flow: Flow, part: Block) -> bool:
     """Whether a line begins a paragraph of its own."""
     if line.is_vertical and last.is_vertical:
         return line.y0 - last.y0 > 0.8 * line.size or (

@@ -52,7 +52,7 @@ class ResponseFormat(Fields):
         if self.type == "json_object":
             return WantedForm("json", self.schema_ or {"type": "object"}, field, strict=False)
         if self.json_schema is None:
-            raise InputError(f"{field} of type json_schema needs the field json_schema")
+            raise InputError(f"{field}.json_schema: is missing, which the type json_schema needs")
         asked = self.json_schema
         return WantedForm("json", asked.schema_, field, strict=asked.strict)
 
@@ -115,7 +115,8 @@ class Shaped(Fields):
         if formatted := self.response_format.wanted_as(self.format_field):
             given.append(formatted)
         if len(given) > 1:
-            raise InputError(f"an answer has one form; asked for by {' and '.join(one.field for one in given)}")
+            others = " and ".join(one.field for one in given[:-1])
+            raise InputError(f"{given[-1].field}: an answer has one form, and {others} asks for one as well")
         return _parsed(given[0]) if given else None
 
 
@@ -126,7 +127,7 @@ def _parsed(wanted: WantedForm) -> WantedForm:
     try:
         value = json.loads(wanted.value)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{wanted.field} is no JSON", found=str(error)[:200]) from error
+        raise InputError(f"{wanted.field}: is no JSON", found=str(error)[:200]) from error
     if not isinstance(value, Mapping | bool):
-        raise InputError(f"{wanted.field} has to be a JSON schema")
+        raise InputError(f"{wanted.field}: has to be a JSON schema")
     return WantedForm("json", value, wanted.field)

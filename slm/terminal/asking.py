@@ -1,14 +1,15 @@
-"""What the commands that ask share: who reads the passages, and when it refuses."""
+"""What the commands that answer from documents share: who reads the passages, and when it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from slm.errors import InputError
 from slm.joints import ChatEngine, Joints, Judge, Reader
 from slm.terminal.arguments import FLOAT
 
@@ -43,9 +44,31 @@ def reader_for(joints: Joints, model: str, wanted: str, refuse_at: float | None)
     return reader
 
 
+def reader_of_index(
+    joints: Joints, model: str, index: str | None, wanted: str, refuse_at: float | None
+) -> Reader | None:
+    """`reader_for` a command whose --rag INDEX may be missing: then there is nothing to read."""
+    if index is not None:
+        return reader_for(joints, model, wanted, refuse_at)
+    for name, given in (("--reader", wanted != "auto"), ("--refuse-at", refuse_at is not None)):
+        if given:
+            raise click.BadParameter("it reads documents: name their index with --rag INDEX", param_hint=name)
+    return None
+
+
 def adapter_of(reader: Reader | None) -> dict[str, Path]:
     """The reader's adapter by its name, for opening an engine."""
     return {reader.name: reader.adapter} if reader else {}
+
+
+def beside(adapters: Mapping[str, Path], reader: Reader | None) -> dict[str, Path]:
+    """The user's adapters and the reader's. Raises InputError for an adapter of the reader's name."""
+    if reader and reader.name in adapters:
+        raise InputError(
+            f"'{reader.name}' is the reader's name, and that of the adapter '{adapters[reader.name]}'",
+            hint=f"Give the adapter another name: --adapter NAME={adapters[reader.name]}",
+        )
+    return {**adapters, **adapter_of(reader)}
 
 
 def judge_of(engine: ChatEngine, reader: Reader) -> Judge:

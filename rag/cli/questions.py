@@ -1,0 +1,53 @@
+"""The command `slm rag questions`: a first questions file for an index of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rag.cli.evaluate import HELP
+
+
+@click.command(context_settings=HELP)
+@click.argument("index")
+@click.option("--out", type=click.Path(path_type=Path), help="A new JSON Lines file [default: stdout].")
+@click.option("--most", default=200, show_default=True, type=click.IntRange(1), help="At most so many questions.")
+def questions(index: str, out: Path | None, most: int) -> None:
+    """Make a first questions file from titles and headings, for `slm rag evaluate --questions`.
+
+    Each question is a title or a heading with text under it, and its right answer the page it stands on; what stands on
+    more than three pages is left out. Headings are searched too, so that these are easy questions: change them to
+    the words people use, and add some that no page answers ("relevant": [], "answerable": false).
+
+    \b
+    Example:
+      slm rag questions handbook --out questions.jsonl
+      slm rag evaluate handbook --questions questions.jsonl
+    """
+    import json
+
+    from rag.evaluate.headings import questions_of
+    from rag.index.names import index_path
+    from rag.index.store import open_generation
+    from slm.artifacts import new_file
+    from slm.errors import InputError
+    from slm.terminal.console import note
+
+    if out is not None and out.exists():
+        raise InputError(f"'{out}' is there already, perhaps with questions of yours", hint="Name another file.")
+    generation = open_generation(index_path(index))
+    asked = questions_of(generation.chunks, most)
+    if not asked:
+        raise InputError(
+            f"the index '{index}' has no title or heading of its own with text under it",
+            found=f"{len(generation.documents)} documents in {len(generation.chunks)} chunks",
+            hint="Write questions by hand; docs/evaluation.md shows a line.",
+        )
+    lines = "".join(json.dumps(one.as_row(), ensure_ascii=False) + "\n" for one in asked)
+    if out is None:
+        click.echo(lines, nl=False)
+    else:
+        with new_file(out) as file:
+            file.write_text(lines, encoding="utf-8")
+    note(f"{len(asked)} questions from {len({source for one in asked for source in one.relevant})} documents")

@@ -1,0 +1,1 @@
+"""What is the same though it is written otherwise: days, part numbers, whole texts."""

@@ -1,0 +1,116 @@
+"""The bench of retrieval, on small sizes: it measures what it says, and its parts can be chosen."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from rag.bench.run import PARTS, BenchOptions, bench_rag, measure_edit, measure_queries
+from rag.bench.synthetic import STAFF, SyntheticEmbedder, made_up_pages, made_up_queries
+from rag.cli import bench as command
+from rag.index.chunk import chunk_document
+from rag.index.lexical import terms_of
+from rag.index.store import open_generation
+from rag.index.update import CHUNK_TOKENS, add_documents
+from slm.errors import UnsupportedError
+from tests.tiny_rag import own_home
+
+__all__ = ["own_home"]  # a fixture
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    add_documents(tmp_path / "i", list(made_up_pages(20, 65)), SyntheticEmbedder())
+    return tmp_path / "i"
+
+
+def test_made_up_pages_have_as_many_chunks_as_asked_for_in_both_languages_and_are_the_same_each_time() -> None:
+    pages = list(made_up_pages(20, 65))
+    embedder = SyntheticEmbedder()
+    chunks = [chunk for page in pages for chunk in chunk_document(page, CHUNK_TOKENS, embedder.count_tokens)]
+    assert (len(pages), len(chunks)) == (20, 65) and Counter(page.lang for page in pages) == {"en": 10, "ja": 10}
+    assert pages == list(made_up_pages(20, 65))
+    assert {page.meta.space for page in pages} == {f"S{n}" for n in range(10)}
+    assert [page.meta.restrictions for page in pages].count(((STAFF,),)) == 2
+
+
+def test_their_words_are_as_frequent_as_in_real_text() -> None:
+    counts = Counter(term for page in made_up_pages(60, 300) if page.lang == "en" for s in page.sections
+                     for term in terms_of(s.text))  # fmt: skip
+    shares = [count / counts.total() for _, count in counts.most_common(1000)]
+    # Zipf's law: the tenth word a tenth as often as the first, the hundredth a hundredth; up to chance.
+    assert 0.05 < shares[0] < 0.2 and 4 < shares[0] / shares[9] < 25 and 40 < shares[0] / shares[99] < 250
+
+
+def test_vectors_are_of_length_1_depend_on_the_text_alone_and_lie_in_clusters() -> None:
+    embedder = SyntheticEmbedder()
+    texts = [f"text {n}" for n in range(600)]
+    vectors = embedder.passages(texts)
+    assert vectors.shape == (600, 384) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.allclose(embedder.queries(texts[5:7]), vectors[5:7]) and embedder.passages([]).shape == (0, 384)
+    likeness = (vectors @ vectors.T)[np.triu_indices(600, 1)]
+    assert (likeness > 0.5).sum() > 300 and abs(np.median(likeness)) < 0.1
+
+
+def test_a_query_is_timed_with_and_without_filters(index: Path) -> None:
+    figures = measure_queries(index, 6)
+    assert list(figures) == ["none", "space, language and date", "who asks"]
+    for one in figures.values():
+        assert one["n"] == 6 and 0 < one["p50_ms"] <= one["p95_ms"] <= one["max_ms"]
+    assert len(set(made_up_queries(40))) == 40
+
+
+def test_an_edited_page_is_in_the_index_afterwards_and_only_its_changed_chunk_was_embedded(index: Path) -> None:
+    pages = list(made_up_pages(20, 65))
+    result = measure_edit(index, pages, 3)
+    assert result["pages"] == 20 and len(result["rounds_s"]) == 3 and result["embedded_chunks_a_round"] == 1
+    generation = open_generation(index)
+    texts = [generation.chunks[row].text for row in range(len(generation.chunks))]
+    assert len(texts) == 65 and sum("Edited" in text for text in texts) == 3
+
+
+@pytest.mark.parametrize("parts", [("queries",), ("memory", "edit"), ("embedding",)])
+def test_only_the_chosen_parts_are_measured(parts: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("# Leave\n\nTwenty days.\n\n# Hours\n\nFrom nine to five.\n")
+    options = BenchOptions("multilingual-e5-small", parts, 40, 10, 3, 1)
+    result = bench_rag([tmp_path], options)
+    assert set(result) - {"index"} == set(parts)
+    if "index" in result:
+        assert (result["index"]["pages"], result["index"]["chunks"]) == (10, 40) and result["index"]["disk_mb"] > 0
+    if "memory" in parts:
+        assert result["memory"]["process_mb"] >= result["memory"]["opened_mb"]
+    if "embedding" in parts:
+        one = result["embedding"]
+        assert one["chunks"] == 2 and one["ours"]["chunks_per_s"] > 0
+        assert (one["peer"] is None) == bool(one["no_peer"]) == (one["ratio"] is None)
+
+
+def test_a_peer_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"no sentence-transformers folder.*config\.json"):
+        bench_rag([ROOT / "data" / "handbook" / "en" / "01-welcome.md"], BenchOptions("multilingual-e5-small", ("embedding",), peer=tmp_path))
+
+
+def test_the_command_prints_lines_or_json_and_refuses_fewer_chunks_than_pages() -> None:
+    small = ["--only", "queries", "--only", "edit", "--chunks", "30", "--pages", "10", "--queries", "2", "--rounds", "1"]
+    lines = CliRunner().invoke(command.bench_rag, small).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["index", "query", "query", "query", "edit"]
+    assert "10 pages, 30 chunks" in lines[0] and "one page of 10:" in lines[-1]
+    result = json.loads(CliRunner().invoke(command.bench_rag, [*small, "--json"]).stdout)
+    assert set(result) == {"index", "queries", "edit"} and set(PARTS) == set(command._PARTS)
+    refused = CliRunner().invoke(command.bench_rag, ["--chunks", "15", "--pages", "16"])
+    assert refused.exit_code == 2 and "less than one for each" in refused.output
+
+
+def test_lines_for_people_name_the_peer_or_say_why_there_is_none() -> None:
+    one = {"embedder": "e5 [1]", "chunks": 10, "ours": {"chunks_per_s": 20.0}, "peer": {"chunks_per_s": 8.0},
+           "ratio": 2.5, "cosine": 0.9991, "no_peer": ""}  # fmt: skip
+    assert "8.0 a second: 2.50 times, mean cosine 0.9991" in command.shown({"embedding": one})[1]
+    none = {**one, "peer": None, "no_peer": "not pulled"}
+    assert command.shown({"embedding": none})[1].strip() == "no peer: not pulled"
