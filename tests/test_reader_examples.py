@@ -170,8 +170,9 @@ def test_a_line_that_is_no_question_with_places_is_named(line: str, tmp_path: Pa
 
 def test_a_key_that_is_nowhere_on_its_page_is_an_error_and_teaches_nothing() -> None:
     require_places([*ASKED.values(), Asked("Who?", "en", (), together=False)], FOUND)
-    kobe = AnswerPlace("en/trips.md", "Hotels", "| Kobe | 12,000 yen |")
-    lost = Asked("How much in Kobe?", "en", (kobe,), together=False)
+    lost = Asked(
+        "How much in Kobe?", "en", (AnswerPlace("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"),), together=False
+    )
     with pytest.raises(DamagedFileError, match=r"'How much in Kobe\?' is answered nowhere.*en/trips.md.*Kobe"):
         require_places([ASKED["en"], lost], FOUND)
 
