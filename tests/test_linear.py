@@ -15,7 +15,7 @@ from rag.document import Document, Section, is_table_rule, sections_of
 from rag.index.chunk import chunk_document
 from rag.index.lexical import terms_of
 from rag.index.same.codes import names_in
-from rag.index.same.texts import plain
+from rag.index.same.repeats import plain
 from rag.index.variants import comparable
 from slm.text.language import detect, is_name_only
 from slm.text.normal_form import nfkc

@@ -13,7 +13,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from rag.index.chunk import Chunk
-from rag.index.same.texts import plain
+from rag.index.same.repeats import plain
 
 # A heading of more pages than these says nothing of any of them: Overview, 概要, Contact.
 MANY = 3
