@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 DEMO_BASE ?= gemma-3-270m
+READER_BASE ?= gemma-3-270m
 export SLM_HOME ?= $(CURDIR)/.slm
 export HF_HUB_DISABLE_TELEMETRY = 1
 
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
-.PHONY: help setup demo from-scratch test test-browser coverage check format clean
+.PHONY: help setup demo from-scratch reader test test-browser coverage check format clean
 
 help:
 	@sed -n '2,3p' Makefile | cut -c3-
@@ -30,6 +31,10 @@ from-scratch: .venv/installed
 	@[ -n "$(CORPUS)" ] || { echo "error: name the corpus: make from-scratch CORPUS=DIR (docs/from-scratch.md says how to make one)" >&2; exit 1; }
 	@$(BIN)/python -m pip show -q matplotlib 2>/dev/null || $(PIP) install -q -c constraints.txt -e '.[plot]'
 	@$(BIN)/python scripts/from_scratch.py $(CORPUS)
+
+# The reader of data/reading for a base: READER_BASE=smollm2-135m-instruct for another one. About 80 minutes on 2 cores.
+reader: .venv/installed
+	@$(BIN)/python scripts/reader.py --base $(READER_BASE)
 
 # The road uses every core by itself; the other files run two at a time.
 test: .venv/installed

@@ -16,7 +16,7 @@ import click
 
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
-from slm.joints import Engine, Joints, Retriever
+from slm.joints import ChatEngine, Joints, Reader, Retriever
 from slm.terminal.console import note, run, set_verbosity
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
@@ -75,7 +75,7 @@ class Roof(Joints):
 
     def open_engine(
         self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
-    ) -> AbstractContextManager[Engine]:
+    ) -> AbstractContextManager[ChatEngine]:
         from serve.engine.engine import open_engine
 
         return open_engine(model, adapters, threads=threads, context=context)
@@ -84,6 +84,29 @@ class Roof(Joints):
         from rag.answer.prompt import open_retriever
 
         return open_retriever(index)
+
+    def reader_of(self, model: str, wanted: str) -> Reader | None:
+        """The reader's adapter is converted once and kept; a released one fits by its base's fingerprint."""
+        if wanted == "model":
+            return None
+        from rag.answer.card import read_card, released_readers
+        from slm.weights.gguf_reader import read_gguf
+        from slm.weights.identity import belong, names_of, tensors_hash
+
+        file = read_gguf(self.gguf_of(model))
+        folders = released_readers() if wanted in ("auto", "point") else [Path(wanted)]
+        for folder in folders:
+            card = read_card(folder)
+            if wanted not in ("auto", "point") or belong(
+                card.base, names_of(file.metadata), lambda: tensors_hash(file)
+            ):
+                return Reader(_reader_name(folder), self.adapter_gguf_of(folder, model), card.contrast, card.refuse_at)
+        if wanted == "point":
+            raise MissingFileError(
+                f"there is no released reader for '{model}'",
+                hint="Make one with slm train reader and name its folder, or let the model answer: --reader model",
+            )
+        return None
 
     def checkpoint_of(self, model: str) -> Path:
         """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""
@@ -146,6 +169,12 @@ class Roof(Joints):
             convert_adapter(folder, file, self.checkpoint_of(model))
         caches.drop_of_other_converters(file, converter)
         return file
+
+
+def _reader_name(folder: Path) -> str:
+    """The folder's, and never its base's: a released reader's folder is called as the model it is for."""
+    name = folder.resolve().name
+    return name if "reader" in name else f"{name}-reader"
 
 
 def _content_of(checkpoint: Path) -> str:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import gc
 import math
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from convert.output.writer import FILE_TYPES, Ledger, OutTensor, tensor_type, write_gguf
-from convert.quantize.quantize import FLOAT_TYPES, Options, ladder, prepare, quantize_file, type_name
+from convert.quantize.quantize import FLOAT_TYPES, QuantizeOptions, ladder, prepare, quantize_file, type_name
 from convert.source.checkpoint import Checkpoint, read_checkpoint
 from convert.source.pooling import pooling_metadata
 from convert.vocabulary.base.proof import Proof
@@ -27,12 +25,13 @@ from convert.vocabulary.vocab_source import read_vocabulary
 from slm.artifacts import new_file, require_space
 from slm.errors import InputError, VerificationError
 from slm.families import Encoder
+from slm.native.background import in_background
 from slm.native.llama import open_model
 from slm.terminal.console import note, progress
-from slm.weights.identity import FINGERPRINT, WEIGHTS, Identity, identity_of
+from slm.weights.identity import FINGERPRINT, WEIGHTS, identity_of
 
 DIRECT_TYPES = (*FLOAT_TYPES, "q8_0")
-_NO_OPTIONS = Options()
+_NO_OPTIONS = QuantizeOptions()
 _FLOAT_BITS = {"f32": 32, "f16": 16, "bf16": 16}
 _QUANTIZED_BITS = 9  # a weight, at most
 
@@ -42,7 +41,7 @@ def convert_checkpoint(
     out: Path | str,
     types: str | Sequence[str] = "f16",
     verify: bool = True,
-    options: Options = _NO_OPTIONS,
+    options: QuantizeOptions = _NO_OPTIONS,
 ) -> list[dict[str, Any]]:
     """Write one GGUF file (one type: `out` is the file) or several (`out` is a folder) from a checkpoint folder.
 
@@ -102,21 +101,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _in_background(compute: Callable[[], Identity]) -> Callable[[], Identity]:
-    """Start computing; the returned function waits for the value. An interrupted program does not wait."""
-    future: Future[Identity] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(compute())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result
-
-
-def _check_options(names: list[str], options: Options) -> None:
+def _check_options(names: list[str], options: QuantizeOptions) -> None:
     """Refuse before anything is read what the quantizer would refuse at the end."""
     quantized = [name for name in names if name not in FLOAT_TYPES]
     if not quantized and options != _NO_OPTIONS:
@@ -135,7 +120,7 @@ def _prepared(checkpoint: Checkpoint, verify: bool) -> tuple[dict[str, Any], Pro
     The source tokenizer, hundreds of MB for a large vocabulary, ends with this function; the proof has taken its ids.
     """
     # This hashes all weights; the tokenizer is read meanwhile.
-    identity = _in_background(lambda: identity_of(checkpoint.folder))
+    identity = in_background(lambda: identity_of(checkpoint.folder))
     embedder = isinstance(checkpoint.family, Encoder)
     source = read_vocabulary(checkpoint.folder, checkpoint.config, embedder=embedder)
     vocabulary, caveats = source.vocabulary, list(source.caveats)

@@ -18,14 +18,14 @@ from convert.output.vet import vet_model
 from convert.source.malformed import load_fast_tokenizer, reading
 from convert.source.safetensors_file import SafetensorsWriter
 from convert.vocabulary.base.proof import MIXED_LINES, hf_encode, prove_equal, special_lines
-from convert.vocabulary.base.vocab import CONTROL, USER_DEFINED, Vocabulary, from_metadata
+from convert.vocabulary.base.vocab import CONTROL, USER_DEFINED, GgufVocabulary, from_metadata
 from convert.vocabulary.fast_tokenizer import tokenizer_config, tokenizer_json
 from convert.vocabulary.files.ends import ends_from_metadata, template_end
 from slm.artifacts import new_folder, require_space
 from slm.chat.prompt import TEMPLATES, named_template, template_name_for
 from slm.errors import DamagedFileError, InputError, UnsupportedError
 from slm.families import Family, family_of_gguf
-from slm.families.parts.base import Rule, check_shapes
+from slm.families.parts.base import TensorRule, check_shapes
 from slm.terminal.console import note, progress
 from slm.terminal.text_file import read_text
 from slm.weights.gguf_reader import GgufFile, read_gguf
@@ -83,7 +83,7 @@ def restore_checkpoint(
         return dict(manifest)
 
 
-def _config(family: Family, source: GgufFile, vocabulary: Vocabulary, dtype: str) -> dict[str, Any]:
+def _config(family: Family, source: GgufFile, vocabulary: GgufVocabulary, dtype: str) -> dict[str, Any]:
     metadata = dict(source.metadata)
     for name in family.runtime_tensors():
         if name in source.tensors:
@@ -98,7 +98,7 @@ def _config(family: Family, source: GgufFile, vocabulary: Vocabulary, dtype: str
     return config
 
 
-def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
+def _generation(vocabulary: GgufVocabulary) -> dict[str, Any]:
     ends = [vocabulary.specials[n] for n in ("eos",) if n in vocabulary.specials] + vocabulary.ends
     own = template_end(vocabulary)
     ends += [] if own is None else [own]
@@ -112,7 +112,7 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
     return {name: value for name, value in generation.items() if value != []}
 
 
-def _template(asked: str | None, vocabulary: Vocabulary) -> tuple[str | None, str | None]:
+def _template(asked: str | None, vocabulary: GgufVocabulary) -> tuple[str | None, str | None]:
     """(template text, its name). A name is given only to a named template."""
     if asked is not None:
         if asked not in TEMPLATES and Path(asked).is_file():
@@ -126,7 +126,7 @@ def _template(asked: str | None, vocabulary: Vocabulary) -> tuple[str | None, st
     return named_template(name), name
 
 
-def _check_tensors(family: Family, source: GgufFile, config: dict[str, Any]) -> list[tuple[Rule, str, str]]:
+def _check_tensors(family: Family, source: GgufFile, config: dict[str, Any]) -> list[tuple[TensorRule, str, str]]:
     """The whole model's tensors, each present, none unknown, shapes belonging together."""
     with reading(f"the header of '{source.path}'"):
         expanded = family.expanded(config)
@@ -148,7 +148,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(folder: Path, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
+def _write_tokenizer(folder: Path, vocabulary: GgufVocabulary, config: dict[str, Any]) -> None:
     context = int(config.get("max_position_embeddings", config.get("n_positions", 0)))
     # Compact, without indentation: Gemma's file would otherwise be half as large again.
     fast = json.dumps(tokenizer_json(vocabulary), ensure_ascii=False)
@@ -158,14 +158,14 @@ def _write_tokenizer(folder: Path, vocabulary: Vocabulary, config: dict[str, Any
         (folder / "chat_template.jinja").write_text(vocabulary.chat_template, encoding="utf-8")
 
 
-def _prove_tokenizer(folder: Path, source: GgufFile, vocabulary: Vocabulary) -> int:
+def _prove_tokenizer(folder: Path, source: GgufFile, vocabulary: GgufVocabulary) -> int:
     tokenizer = load_fast_tokenizer(folder / "tokenizer.json")
     added = [i for i, t in enumerate(vocabulary.types) if t in (CONTROL, USER_DEFINED)]
     lines = [*MIXED_LINES, *special_lines(vocabulary.tokens, added)]
     return prove_equal(source.path, hf_encode(tokenizer), lines=lines)
 
 
-def _pieces(source: GgufFile, name: str, rule: Rule) -> Iterator[npt.NDArray[np.float32]]:
+def _pieces(source: GgufFile, name: str, rule: TensorRule) -> Iterator[npt.NDArray[np.float32]]:
     """The tensor in checkpoint form, in pieces of whole rows where its transform allows it."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
@@ -191,7 +191,7 @@ def _finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float3
 
 
 def _write_weights(
-    path: Path, family: Family, source: GgufFile, tensors: list[tuple[Rule, str, str]], dtype: str
+    path: Path, family: Family, source: GgufFile, tensors: list[tuple[TensorRule, str, str]], dtype: str
 ) -> None:
     shapes = {}
     for rule, name, gguf_name in tensors:

@@ -94,7 +94,7 @@ def _(folder: Path, _work: Path) -> None:
 def _(folder: Path, _work: Path) -> None:
     for file in sorted([*(folder / "r02").iterdir(), *(folder / "r02b").iterdir()]):
         text = read(file)
-        has(text, "棚卸" if "inventory" in file.name else "内線" if "ext_" in file.name else "清掃")
+        has(text, "清掃" if file.name.startswith(("cleaning", "long", "plain")) else "棚卸")
         lacks(text, "\ufffd", "縺", "繧", "ã")
 
 

@@ -1,8 +1,8 @@
 """The whole road on a real model, in the order a user would walk it: `make demo` runs this.
 
 pull -> restore -> train an adapter per language -> merge -> convert -> quantize -> hot-load both adapters ->
-ask in both languages -> index a handbook -> ask it with citations. Every step that has a command is that
-command, printed before it runs, so that it can be repeated by hand.
+ask in both languages -> index a handbook -> ask it through the reader, and check what it says. Every step that has a
+command is that command, printed before it runs, so that it can be repeated by hand.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slm.errors import EngineError  # noqa: E402
-from slm.joints import Engine, Finish, Grounded, Message, SamplingOptions  # noqa: E402
+from slm.joints import ChatEngine, Finish, Grounded, Message, PieceScores, Reader, Retriever, SamplingOptions  # noqa: E402
 from slm.terminal import console  # noqa: E402
-from slm.terminal.answer import ShownAnswer, sources_of  # noqa: E402
+from slm.terminal.answer import ShownAnswer, show_pointed, show_sources, sources_of  # noqa: E402
+from slm.terminal.asking import beside  # noqa: E402
 
 LANGUAGES = {"en": "English", "ja": "Japanese"}
 QUESTIONS = {
@@ -33,6 +35,10 @@ HANDBOOK_QUESTIONS = {
     "en": "How much may a hotel in Osaka cost on a business trip?",
     "ja": "会議室の予約は、開始の何分前までに取り消せばいいですか。",
 }
+# What the handbook says to them, in either language; an answer without it fails the demo.
+HANDBOOK_FACTS = {"en": ("13,000",), "ja": ("30分", "30 minutes")}
+# The base that a reader comes with (rag/readers). With another the model words the answers, and is not held to them.
+WITH_READER = "gemma-3-270m"
 
 
 def slm(*args: str | Path) -> dict[str, Any]:
@@ -51,7 +57,7 @@ def headline(text: str) -> None:
     console.out().rule(f"[bold]{text}", align="left")
 
 
-def answer(engine: Engine, messages: list[Message], grounded: Grounded | None = None) -> Finish:
+def answer(engine: ChatEngine, messages: list[Message], grounded: Grounded | None = None) -> Finish:
     """Ask through `auto`, print the answer as it comes, and return its figures."""
     pieces = engine.chat(messages, adapter="auto", sampling=SamplingOptions(max_tokens=160))
     finish = ShownAnswer().show(pieces, grounded).finish
@@ -94,15 +100,53 @@ def build(base: str, work: Path) -> dict[str, Any]:
     return losses
 
 
-def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
-    """One engine, both adapters hot: a question in each language, then two about the handbook."""
-    from rag.answer.prompt import open_retriever, passage_head
-    from serve.engine.engine import open_engine
+def point(engine: ChatEngine, retriever: Retriever, reader: Reader, question: str) -> tuple[str, Finish]:
+    """Show what the reader points at, with its sources; the text and its figures."""
+    read: list[PieceScores] = []
 
-    figures = []
+    def judge(prompts: Sequence[Sequence[str]]) -> list[list[float]]:
+        read.append(engine.scores(prompts, reader.contrast, adapter=reader.name))
+        return read[-1].scores
+
+    pointed = retriever.pointed(question, reader, judge)
+    print(pointed.text)
+    show_pointed(pointed, print)
+    (scores,) = read
+    reason = "points at lines, generates nothing"
+    return pointed.text, Finish(
+        "stop", reader.name, reason, scores.prompt_tokens, 0, scores.prefill_s, 0.0, scores.cached_tokens
+    )
+
+
+def missing_facts(said: dict[str, str]) -> list[str]:
+    """What the answers about the handbook should have said and did not, by language."""
+    from rag.evaluate.answers import says
+
+    return [
+        f"the answer in {LANGUAGES[lang]} does not say '{facts[0]}': {said[lang]}"
+        for lang, facts in HANDBOOK_FACTS.items() if not says(said[lang], facts)
+    ]  # fmt: skip
+
+
+def talk(work: Path, index: Path, wanted: str) -> tuple[list[tuple[str, str, Finish]], list[str]]:
+    """One engine, both adapters hot: a question in each language, then two about the handbook.
+
+    wanted: who reads it, as `slm rag ask --reader`. The figures of each answer, and what a reader failed to say.
+    """
+    from rag.answer.prompt import open_retriever
+    from serve.engine.engine import open_engine
+    from slm_cli import Roof
+
+    figures, said = [], {}
+    base = work / "base.q4_k_m.gguf"
     adapters = {lang: work / f"{lang}.gguf" for lang in LANGUAGES}
-    print(f"\nbase.q4_k_m.gguf with the adapters {', '.join(adapters)}; model: auto")
-    with open_engine(work / "base.q4_k_m.gguf", adapters) as engine, open_retriever(str(index)) as retriever:
+    reader = Roof().reader_of(str(base), wanted)
+    names = frozenset([reader.name] if reader else [])
+    print(f"\n{base.name} with the adapters {', '.join(adapters)}; model: auto")
+    with (
+        open_engine(base, beside(adapters, reader), by_name=names) as engine,
+        open_retriever(str(index)) as retriever,
+    ):
         headline("4. A question in each language: the adapter is chosen by language")
         for lang, question in QUESTIONS.items():
             print(f"\n> {question}")
@@ -111,13 +155,14 @@ def talk(work: Path, index: Path) -> list[tuple[str, str, Finish]]:
         headline("5. A question about the handbook in each language, with citations")
         for lang, question in HANDBOOK_QUESTIONS.items():
             print(f"\n> {question}")
-            grounded = retriever.grounded(question)
-            finish = answer(engine, grounded.messages, grounded)
-            for source in sources_of(grounded):
-                verb = "cited" if source.cited else "given"
-                print(f"  {verb} [{source.number}] {passage_head(source.passage)}\n            “{source.quote}”")
+            if reader:
+                said[lang], finish = point(engine, retriever, reader, question)
+            else:
+                grounded = retriever.grounded(question)
+                finish = answer(engine, grounded.messages, grounded)
+                show_sources(sources_of(grounded), print)
             figures.append((f"handbook in {LANGUAGES[lang]}", question, finish))
-    return figures
+    return figures, missing_facts(said) if reader else []
 
 
 def report(losses: dict[str, Any], figures: list[tuple[str, str, Finish]], files: list[Path], seconds: float) -> None:
@@ -160,7 +205,7 @@ def main() -> None:
     headline("   The handbook, indexed")
     index = work / "handbook-index"
     slm("rag", "add", index, *(ROOT / "data/handbook" / lang for lang in LANGUAGES))
-    figures = talk(work, index)
+    figures, missing = talk(work, index, "point" if base == WITH_READER else "auto")
     headline("What came out")
     report(losses, figures, sorted(work.glob("*.gguf")), time.monotonic() - started)
     model, adapters = (
@@ -168,7 +213,9 @@ def main() -> None:
         " ".join(f"--adapter {x}=exports/demo/{x}.gguf" for x in LANGUAGES),
     )
     print(f"\nGo on by hand:\n  .venv/bin/slm chat {model} {adapters} --rag exports/demo/handbook-index")
-    print(f"  .venv/bin/slm serve {model} {adapters}")
+    print(f"  .venv/bin/slm serve {model} {adapters} --rag exports/demo/handbook-index")
+    if missing:
+        sys.exit("\n".join(["", "the handbook's facts were not said:", *missing]))
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ _TURNS = 3
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts.soak_target import Check, Sizes, Target, flat, load_beside, target  # noqa: E402
+from scripts.soak_target import Sizes, SoakCheck, Target, flat, load_beside, target  # noqa: E402
 from serve.bench.adapters import write_random_adapter  # noqa: E402
 from serve.bench.load import Outcome, quantile  # noqa: E402
 from serve.bench.prompts import conversation  # noqa: E402
 
 
-async def disconnects(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
+async def disconnects(on: Target, sizes: Sizes, seed: int = 0) -> list[SoakCheck]:
     """Many connections at once, half of which go away at a random moment."""
     rng = random.Random(seed)
 
@@ -67,16 +67,16 @@ async def disconnects(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
     busy = sum("HTTP 429" in one.error for one in outcomes)
     found = f"{len(outcomes) - len(lost) - busy} whole, {left} left, {busy} refused as busy, {len(lost)} lost"
     return [
-        Check(
+        SoakCheck(
             f"{sizes.requests} requests, {sizes.connections} at once",
             found + (f" ({lost[0].error})" if lost else ""), "none lost", not lost,
         ),
-        Check("the next request", last.error or f"{last.ended - last.started:.2f} s", "an answer", not last.error),
+        SoakCheck("the next request", last.error or f"{last.ended - last.started:.2f} s", "an answer", not last.error),
         *flat(before, on.memory(), sizes.growth, "after disconnects"),
     ]  # fmt: skip
 
 
-async def kills(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
+async def kills(on: Target, sizes: Sizes, seed: int = 0) -> list[SoakCheck]:
     """The engine is killed under load, again and again."""
     rng = random.Random(seed)
     ready: list[float] = []
@@ -90,7 +90,7 @@ async def kills(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
             os.kill(pid, signal.SIGKILL)
             while await on.restarts() in (None, restarts):
                 if time.perf_counter() - killed > 60:
-                    return [Check("the engine killed under load", "down for 60 s", "it comes back", False)]
+                    return [SoakCheck("the engine killed under load", "down for 60 s", "it comes back", False)]
                 await asyncio.sleep(0.01)
             ready.append(time.perf_counter() - killed)
             while (await on.chat("en", 1)).error:
@@ -105,12 +105,12 @@ async def kills(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
         f"next answer: median {quantile(answered, 0.5):.2f} s, worst {max(answered):.2f} s"
     )
     return [
-        Check(
+        SoakCheck(
             f"requests while the engine is killed {sizes.kills} times",
             found + (f" ({unclear[0].error})" if unclear else ""),
             "an answer or a clear error", not unclear and whole > 0,
         ),
-        Check("the engine is back after", times, f"under {sizes.recovery_s:g} s", max(ready) < sizes.recovery_s),
+        SoakCheck("the engine is back after", times, f"under {sizes.recovery_s:g} s", max(ready) < sizes.recovery_s),
     ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + piece + data[at + rng.choice([0, 64]) :]
 
 
-async def mutations(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
+async def mutations(on: Target, sizes: Sizes, seed: int = 0) -> list[SoakCheck]:
     """Damaged adapters are posted; what loads is asked, too."""
     rng = random.Random(seed)
     sound = on.folder / "sound.gguf"
@@ -154,13 +154,13 @@ async def mutations(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
     last = await on.chat("en", 4)
     counts = ", ".join(f"{count} x HTTP {status}" for status, count in sorted(statuses.items()))
     return [
-        Check(f"{sizes.mutations} damaged adapters", "; ".join([counts, *wrong[:3]]), "200 or 4xx", not wrong),
-        Check("the engine meanwhile", f"pid {pid} -> {on.engine_pid()}", "the same", pid == on.engine_pid()),
-        Check("the next request", last.error or "an answer", "an answer", not last.error),
+        SoakCheck(f"{sizes.mutations} damaged adapters", "; ".join([counts, *wrong[:3]]), "200 or 4xx", not wrong),
+        SoakCheck("the engine meanwhile", f"pid {pid} -> {on.engine_pid()}", "the same", pid == on.engine_pid()),
+        SoakCheck("the next request", last.error or "an answer", "an answer", not last.error),
     ]
 
 
-async def rewrites(on: Target, sizes: Sizes) -> list[Check]:
+async def rewrites(on: Target, sizes: Sizes) -> list[SoakCheck]:
     """A file in the watched folder is written over in place, as `cp` does, while it is loaded again and again."""
     path = on.folder / "rewritten.gguf"
     write_random_adapter(on.model, path, seed=9)
@@ -182,12 +182,12 @@ async def rewrites(on: Target, sizes: Sizes) -> list[Check]:
     last = await on.chat("en", 4)
     counts = ", ".join(f"{count} x HTTP {status}" for status, count in sorted(statuses.items()))
     return [
-        Check("a file loaded while it is written over", counts, "200 or 4xx", all(s < 500 for s in statuses)),
-        Check("the next request", last.error or "an answer", "an answer", not last.error),
+        SoakCheck("a file loaded while it is written over", counts, "200 or 4xx", all(s < 500 for s in statuses)),
+        SoakCheck("the next request", last.error or "an answer", "an answer", not last.error),
     ]
 
 
-async def slow_readers(on: Target, sizes: Sizes) -> list[Check]:
+async def slow_readers(on: Target, sizes: Sizes) -> list[SoakCheck]:
     """Short requests beside long answers whose readers are fast, then beside ones that read next to nothing."""
     long_tokens = 8 * sizes.tokens
 
@@ -214,12 +214,12 @@ async def slow_readers(on: Target, sizes: Sizes) -> list[Check]:
         for part in (beside_fast, beside_slow)
     )
     return [
-        Check(
+        SoakCheck(
             f"a short request beside {sizes.slow_readers} slow readers",
             "; ".join([f"{hindered:.2f} s, beside fast ones {usual:.2f} s", *failed[:1]]),
             f"at most {sizes.slowdown:g} times", not failed and hindered <= sizes.slowdown * usual + 0.05,
         ),
-        Check("the slow readers' streams", f"{sum(read)} of {len(read)} opened", "all", all(read)),
+        SoakCheck("the slow readers' streams", f"{sum(read)} of {len(read)} opened", "all", all(read)),
     ]  # fmt: skip
 
 
@@ -249,7 +249,7 @@ async def _read_slowly(on: Target, tokens: int, stop: asyncio.Event) -> bool:
     return opened
 
 
-async def reloads(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
+async def reloads(on: Target, sizes: Sizes, seed: int = 0) -> list[SoakCheck]:
     """Adapters are loaded, asked and unloaded in a loop, beside a load on others."""
     rng = random.Random(seed)
     files = {f"a{number}": on.folder / f"a{number}.gguf" for number in range(sizes.adapters)}
@@ -279,7 +279,7 @@ async def reloads(on: Target, sizes: Sizes, seed: int = 0) -> list[Check]:
     failed = [one.error for one in (*outcomes, *asked) if one.error]
     found = f"{len(outcomes) + len(asked)} answers, {len(failed)} failed, {len(refused)} loads or unloads refused"
     return [
-        Check(
+        SoakCheck(
             f"{sizes.adapters} adapters loaded and unloaded {sizes.rounds} times",
             "; ".join([found, *failed[:1], *refused[:1]]), "none", not failed and not refused,
         ),
@@ -293,9 +293,9 @@ CHECKS = {
 }  # fmt: skip
 
 
-async def soak(model: Path, names: Sequence[str], sizes: Sizes, **options: Any) -> list[Check]:
+async def soak(model: Path, names: Sequence[str], sizes: Sizes, **options: Any) -> list[SoakCheck]:
     """Run the named checks, each against a server of its own."""
-    rows: list[Check] = []
+    rows: list[SoakCheck] = []
     for name in names:
         async with target(model, connections=sizes.connections, cache_mb=sizes.cache_mb, **options) as on:
             started = time.perf_counter()
@@ -305,7 +305,7 @@ async def soak(model: Path, names: Sequence[str], sizes: Sizes, **options: Any) 
                 await asyncio.sleep(1)
                 how = f"{type(error).__name__} {error}; exit code of the server: {on.server.exit_code()}"
                 found = f"{how}; it said: {on.server.last_words()[:300]}"
-                rows.append(Check(f"{name}: the server answers", found, "it does", False))
+                rows.append(SoakCheck(f"{name}: the server answers", found, "it does", False))
             print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return rows
 

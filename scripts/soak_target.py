@@ -19,12 +19,12 @@ from serve.bench.load import Outcome, ask, new_client
 from serve.bench.peers import ours_launch
 from serve.bench.process import Server, free_port, running
 from serve.bench.prompts import conversation
-from serve.upstream import Options
+from serve.upstream import UpstreamOptions
 from slm.native.process import children_of, status_mb
 
 
 @dataclass(frozen=True)
-class Check:
+class SoakCheck:
     """One line of the table."""
 
     what: str
@@ -105,7 +105,7 @@ async def target(
         for seed, name in enumerate(names):
             write_random_adapter(model, folder / f"{name}.gguf", seed=seed)
         adapters = tuple((name, folder / f"{name}.gguf") for name in names)
-        options = Options(model.resolve(), adapters, context, threads, port=free_port())
+        options = UpstreamOptions(model.resolve(), adapters, context, threads, port=free_port())
         extra = ["--adapters-dir", scratch, "--cache-ram", str(cache_mb)]
         with running(ours_launch(options, extra), options) as server:
             async with new_client(server.url, connections + 8) as client:
@@ -132,14 +132,14 @@ async def load_beside(on: Target, clients: int, tokens: int) -> AsyncIterator[li
         await asyncio.gather(*tasks)
 
 
-def flat(before: dict[str, float], after: dict[str, float], growth: float, when: str) -> list[Check]:
+def flat(before: dict[str, float], after: dict[str, float], growth: float, when: str) -> list[SoakCheck]:
     """Memory after beside memory before, for each process: resident pages, when no request is under way.
 
     `before` is taken after a warm-up of the same kind, when the cache of conversations is full and the allocator has
     seen its peak: what grows from then on grows with every request.
     """
     return [
-        Check(
+        SoakCheck(
             f"memory of the {name}, {when}", f"{before[name]:.0f} -> {after[name]:.0f} MB",
             f"at most {growth - 1:+.0%}", after[name] <= before[name] * growth,
         )

@@ -35,7 +35,7 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
-class Options:
+class UpstreamOptions:
     """What both servers are told. context: tokens of one request; threads 0: one for each physical core."""
 
     model: Path
@@ -63,7 +63,7 @@ class Launch:
     files: dict[Path, str] = field(default_factory=dict)
 
 
-def llama_server_launch(options: Options, binary: str = LLAMA_SERVER) -> Launch:
+def llama_server_launch(options: UpstreamOptions, binary: str = LLAMA_SERVER) -> Launch:
     """llama-server (llama.cpp, tools/server/README.md).
 
     Its --ctx-size is divided among the slots, ours is for each request. One adapter is applied to every request;
@@ -85,7 +85,7 @@ def llama_server_launch(options: Options, binary: str = LLAMA_SERVER) -> Launch:
     return Launch(argv, {"LLAMA_API_KEY": options.api_key} if options.api_key else {}, "/health")
 
 
-def llama_cpp_python_launch(options: Options, config: Path, *, python: str, threads: int) -> Launch:
+def llama_cpp_python_launch(options: UpstreamOptions, config: Path, *, python: str, threads: int) -> Launch:
     """`python -m llama_cpp.server` (llama_cpp/server/settings.py), configured by the JSON file `config`.
 
     Every adapter is a model of its own, and so is the base; the first is what an unknown name gets. Requests wait
@@ -107,7 +107,7 @@ def llama_cpp_python_launch(options: Options, config: Path, *, python: str, thre
     return Launch(argv, env, "/docs", {config: json.dumps(settings, ensure_ascii=False)})
 
 
-def limits(engine: str, options: Options) -> list[str]:
+def limits(engine: str, options: UpstreamOptions) -> list[str]:
     """What the engine cannot do that ours can, and how an adapter is asked for; one line each."""
     lines = [f"{engine} does not route by language, load adapters while it runs, or answer from an index"]
     lines.append("it reads the names of control tokens in any text as tokens, so a text can end its turn")
@@ -155,7 +155,7 @@ def check_llama_cpp_server() -> None:
 
 
 @contextmanager
-def prepared(engine: str, options: Options, binary: Path | None = None) -> Iterator[Launch]:
+def prepared(engine: str, options: UpstreamOptions, binary: Path | None = None) -> Iterator[Launch]:
     """The launch of an engine, its files written to a folder that lasts as long as the block.
 
     binary: llama-server's, default the one on PATH. Raises MissingFileError, MissingExtraError.
@@ -184,7 +184,7 @@ def is_ready(host: str, port: int, path: str) -> bool:
     return False
 
 
-def serve_upstream(engine: str, options: Options) -> int:
+def serve_upstream(engine: str, options: UpstreamOptions) -> int:
     """Run the engine in the foreground until it ends; its exit code (128 + the signal that ended it).
 
     SIGINT, SIGTERM and SIGHUP are passed on to it. Raises MissingFileError, MissingExtraError, InputError.

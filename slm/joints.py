@@ -150,7 +150,21 @@ class Finish:
         }
 
 
-class Engine(Protocol):
+@dataclass(frozen=True)
+class PieceScores:
+    """What `Engine.scores` found: for each prompt a score of each of its pieces after the first, in logits.
+
+    prompt_tokens: of all prompts together. cached_tokens: those of them that were read only once, as a beginning that
+    the prompts share. prefill_s: seconds of reading, with the waiting for others who compute.
+    """
+
+    scores: list[list[float]]
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
+
+
+class ChatEngine(Protocol):
     """A loaded model with adapters, seen from outside its room."""
 
     def chat(
@@ -162,8 +176,23 @@ class Engine(Protocol):
         """
         ...
 
+    def scores(
+        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
+    ) -> PieceScores:
+        """Judge the pieces of prompts by what would follow each: nothing is generated.
 
-class Citations(Protocol):
+        A prompt is a head (a question) and the pieces to judge (a passage's lines). Its tokens are BOS where the
+        vocabulary adds one, then those of each piece, tokenized on its own, names of control tokens being plain text.
+        The score of a piece is logit(contrast[0]) - logit(contrast[1]) after its last token. A beginning that all
+        heads have in common is read once. adapter: as of `chat`; "auto" goes by the first head.
+
+        Raises InputError for a text of `contrast` that is not one token or a piece without tokens,
+        ContextOverflowError for a prompt longer than the context.
+        """
+        ...
+
+
+class CitationStream(Protocol):
     """An answer on its way to the reader, whose citations are checked against the passages."""
 
     def feed(self, piece: str) -> str:
@@ -190,8 +219,55 @@ class Grounded:
 
     messages: list[Message]
     passages: list[Passage]
-    citations: Citations
+    citations: CitationStream
     quotes: Callable[[], list[str]]
+
+
+@dataclass(frozen=True)
+class Quotation:
+    """A line of a passage: its number (from 1), the line as it is read, and the passage's text[start:end] it came from.
+
+    share: of the probability over all lines and "none of them", how much this line has.
+    """
+
+    passage: int
+    text: str
+    start: int
+    end: int
+    share: float
+
+
+@dataclass(frozen=True)
+class PointedAnswer:
+    """What a reader found: lines of passages word for word with their numbers, or that the documents do not hold it.
+
+    said: the lines of the answer; none in a refusal. nearest: the likeliest lines, best first. doubt: how
+    likely it is that they do not answer.
+    """
+
+    text: str
+    passages: list[Passage]
+    said: tuple[Quotation, ...]
+    nearest: tuple[Quotation, ...]
+    doubt: float
+
+
+Judge = Callable[[Sequence[Sequence[str]]], list[list[float]]]
+"""Prompts in pieces -> for each prompt a score at the end of every piece after the first."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An adapter that judges whether a line answers a question.
+
+    adapter: its GGUF. contrast: the two tokens whose logits are compared at a line's end (yes, no). refuse_at: the
+    doubt from which on it refuses, by language ("": any other).
+    """
+
+    name: str
+    adapter: Path
+    contrast: tuple[str, str]
+    refuse_at: Mapping[str, float]
 
 
 class Retriever(Protocol):
@@ -203,18 +279,30 @@ class Retriever(Protocol):
         """The conversation that asks a model to answer a question from the best k passages that are let through."""
         ...
 
+    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = ...) -> PointedAnswer:
+        """The answer that a reader points at, among what is let through. judge: what runs the reader's model."""
+        ...
+
 
 class Joints(Protocol):
     """The doors between rooms. Each says that it is missing, unless whoever implements this has it."""
 
     def open_engine(
         self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
-    ) -> AbstractContextManager[Engine]:
+    ) -> AbstractContextManager[ChatEngine]:
         """A GGUF file with its adapters {name: file}. threads: 0 for the physical cores. context: in tokens."""
         raise _no_roof()
 
     def open_retriever(self, index: str) -> AbstractContextManager[Retriever]:
         """An index, by its name or its path."""
+        raise _no_roof()
+
+    def reader_of(self, model: str, wanted: str) -> Reader | None:
+        """Who reads for a model.
+
+        wanted: "auto" (the reader that comes with the program, None where there is none for it), "point" (the same, but
+        there has to be one), a reader's adapter folder, or "model" (None: the model itself answers).
+        """
         raise _no_roof()
 
     def checkpoint_of(self, model: str) -> Path:

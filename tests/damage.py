@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ABSURD = [-1, 0, 1, 3, 2**31 - 1, 2**31, 2**32 + 5, 2**53, 2**63, 10**30, -(2**40), 1e308, 0.5, True, None, "", "x", [],
-          {}, [[]], "\ud800", "9" * 400, float("nan"), float("inf"), {"a": {"a": {}}}, [1] * 50]  # fmt: skip
+ABSURD: list[Any] = [
+    -1, 0, 1, 3, 2**31 - 1, 2**31, 2**32 + 5, 2**53, 2**63, 10**30, -(2**40), 1e308, 0.5, True, None, "", "x", [],
+    {}, [[]], "\ud800", "9" * 400, float("nan"), float("inf"), {"a": {"a": {}}}, [1] * 50,
+]  # fmt: skip
 
 
 def nodes(value: Any, trail: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from damage import OF_CHECKPOINT, OF_GGUF, damaged, sources
+from tests.damage import OF_CHECKPOINT, OF_GGUF, damaged, sources
 
 LIMIT, HANG_S = 2 << 30, 10.0
 

@@ -65,7 +65,7 @@ class Script:
             choices = [{"index": 0, "delta": delta, "finish_reason": reason}]
             return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n"
 
-        sources = {"citations": self.citations} if body.get("rag") else {}
+        sources: dict[str, Any] = {"citations": self.citations} if body.get("rag") else {}
         done = False
         try:
             yield event({"role": "assistant", "content": ""}, **sources)

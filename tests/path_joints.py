@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slm.joints import Joints
+from slm.joints import Joints, Reader
 
 
 class PathJoints(Joints):
@@ -15,3 +15,6 @@ class PathJoints(Joints):
 
     def gguf_of(self, model: str) -> Path:
         return Path(model)
+
+    def reader_of(self, model: str, wanted: str) -> Reader | None:
+        return None

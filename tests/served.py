@@ -18,7 +18,8 @@ import pytest
 import uvicorn
 
 from serve.child.messages import Stats
-from serve.engine.engine import Engine, Ticket, open_engine
+from serve.engine.engine import Engine, open_engine
+from serve.engine.events import Ticket
 from serve.server.app import create_app
 from serve.server.connection import server_config
 from serve.server.guard import Policy

@@ -13,7 +13,17 @@ from click.testing import CliRunner
 
 import slm_cli
 from slm.errors import InputError
-from slm.terminal.arguments import FLOAT, TEXT, FiniteRange, ListsCommand, TextCommand
+from slm.terminal.arguments import (
+    FLOAT,
+    LANG_PART,
+    NAMED_FILE,
+    TEXT,
+    FiniteRange,
+    ListsCommand,
+    TextCommand,
+    all_of_each,
+    one_of_each,
+)
 from slm.terminal.config import defaults_of
 from train.config import TrainOptions
 
@@ -145,3 +155,33 @@ def test_options_of_a_run_are_finite_however_they_came(tmp_path: Path) -> None:
             base=tmp_path, data=(tmp_path / "d",), output=tmp_path / "o", learning_rate=float("inf"),
             weights=(float("inf"),),
         )  # fmt: skip
+
+
+@click.command()
+@click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True)
+@click.option("--share", "shares", type=LANG_PART, multiple=True)
+def named(adapters: tuple[tuple[str, Path], ...], shares: tuple[tuple[str, float], ...]) -> None:
+    click.echo(repr((one_of_each(adapters), all_of_each(shares))))
+
+
+def test_a_name_goes_before_the_first_equals_sign_and_the_rest_is_its_value() -> None:
+    done = CliRunner().invoke(named, ["--adapter", "日本語=a=b.gguf", "--share", "ja=0.5", "--share", "ja=2"])
+    assert done.output == f"{({'日本語': Path('a=b.gguf')}, {'ja': [0.5, 2.0]})!r}\n", done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--adapter", "en"], "'en' is not NAME=FILE, like ja=exports/ja.gguf"),
+        (["--adapter", "=x"], "'=x' is not NAME=FILE"), (["--adapter", "en="], "'en=' is not NAME=FILE"),
+        (["--share", "ja=nan"], "'nan' is not a finite number"),
+    ],
+)  # fmt: skip
+def test_what_is_no_name_with_a_value_is_refused(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(named, words)
+    assert done.exit_code == 2 and said in done.output, done.output
+
+
+def test_a_name_that_is_given_twice_is_refused_with_both_values() -> None:
+    with pytest.raises(InputError, match=r"'en' is given twice: en=a\.gguf and en=b\.gguf"):
+        one_of_each([("en", Path("a.gguf")), ("ja", Path("j.gguf")), ("en", Path("b.gguf"))])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convert.model import convert_checkpoint
-from slm.native.llama import forget, has_our_kernels, open_context, open_model
+from slm.native.llama import ContextParams, forget, has_our_kernels, open_context, open_model
 from tests.tiny_checkpoints import llama
 from tests.tiny_families import decode_rest, vocabulary_of
 from tests.tiny_training import ROOT
@@ -121,7 +121,9 @@ def test_rows_of_a_batch_agree_with_rows_computed_alone(kind: str, tmp_path: Pat
     ids = list(np.random.default_rng(3).integers(2, vocabulary_of(tmp_path / "tiny"), 31))
     with ExitStack() as stack:
         model = open_model(stack, tmp_path / "tiny.gguf")
-        context = open_context(stack, model, n_ctx=64, n_batch=64, n_threads=1, flash_attention=False, exact_cache=True)
+        context = open_context(
+            stack, model, ContextParams(n_ctx=64, n_batch=64, n_threads=1, flash_attention=False, exact_cache=True)
+        )
         together = decode_rest(model, context, ids, 0)
         forget(context)
         alone = [decode_rest(model, context, ids[: at + 1], at)[0] for at in range(len(ids))]

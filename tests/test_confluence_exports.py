@@ -10,7 +10,7 @@ import pytest
 
 from rag.document import Document
 from rag.sources.files import Reading, read_files
-from rag.sources.reader import Wanted, markdown_of
+from rag.sources.reader import ReadOptions, markdown_of
 from tests.tiny_confluence import SPACE, answer, entities, entity, html_index, html_page, macro, page, zipped
 
 STORAGE = (
@@ -52,10 +52,10 @@ EXPORTED = (
 )
 
 
-PAGES = Wanted()
+PAGES = ReadOptions()
 
 
-def read(*paths: Path, wanted: Wanted = PAGES) -> Reading:
+def read(*paths: Path, wanted: ReadOptions = PAGES) -> Reading:
     return read_files(paths, none_ok=True, wanted=wanted)
 
 
@@ -110,7 +110,7 @@ def test_an_xml_export_gives_its_current_pages_with_all_that_is_known_of_them(tm
         entity("Comment", "c1", {"containerContent": ("Page", "2"), "creator": ("ConfluenceUserImpl", "k1")}),
         entity("BodyContent", "b1", {"content": ("Comment", "c1")}, body="<p>Is it so?</p>", bodyType="2"),
     )  # fmt: skip
-    reading = read(xml_zip(tmp_path / "e.zip", *objects), wanted=Wanted(base_url="https://wiki.example/"))
+    reading = read(xml_zip(tmp_path / "e.zip", *objects), wanted=ReadOptions(base_url="https://wiki.example/"))
     pages = by_title(reading)
     assert sorted(pages) == ["Empty", "Home", "Leave"]
     leave = pages["Leave"].meta
@@ -134,7 +134,7 @@ def test_an_xml_export_gives_its_current_pages_with_all_that_is_known_of_them(tm
     ):
         assert hidden not in whole
     assert [note.text for note in reading.notes] == ["left out: 1 deleted pages, 1 drafts, 1 old revisions"]
-    with_comments = by_title(read(tmp_path / "e.zip", wanted=Wanted(comments=True)))["Leave"]
+    with_comments = by_title(read(tmp_path / "e.zip", wanted=ReadOptions(comments=True)))["Leave"]
     assert "Is it so?" in markdown_of(with_comments)
 
 

@@ -27,7 +27,7 @@ from convert.vocabulary.fast_tokenizer import pre_tokenizer_of
 from convert.vocabulary.vocab_source import pre_name
 from slm.errors import UnsupportedError, VerificationError
 from slm.families.parts.base import PlusOne, RopePermuted, Transposed
-from slm.native.llama import all_logits, open_context, open_model, tokenize
+from slm.native.llama import ContextParams, all_logits, open_context, open_model, tokenize
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import checkpoint_fingerprint
 from tests import tiny_checkpoints as tiny
@@ -37,8 +37,9 @@ def logits_of(gguf: Path, text: str = tiny.TEXT) -> tuple[list[int], np.ndarray[
     """Token ids and logits at every position by llama.cpp."""
     with ExitStack() as stack:
         model = open_model(stack, gguf)
-        context = open_context(stack, model, n_ctx=128, n_batch=128, n_threads=2, flash_attention=False,
-                               exact_cache=True)  # fmt: skip
+        context = open_context(
+            stack, model, ContextParams(n_ctx=128, n_batch=128, n_threads=2, flash_attention=False, exact_cache=True)
+        )
         ids = tokenize(model, text, add_special=True, parse_special=True)
         return ids, all_logits(model, context, ids)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
@@ -20,9 +19,10 @@ from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
 from convert.quality.verify import verify_model
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, SlmError, UnsupportedError
-from slm.native.llama import all_logits, open_adapter, open_context, open_model, set_adapters, tokenize
+from slm.native.llama import ContextParams, all_logits, open_adapter, open_context, open_model, set_adapters, tokenize
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import checkpoint_fingerprint
+from tests import tiny_checkpoints as tiny
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BASES = {"gpt2": tiny.gpt2, "llama": tiny.llama, "gemma3": tiny.gemma3}
@@ -56,7 +56,9 @@ def peft_folder(base: Path, out: Path, **settings: Any) -> Path:
 def assert_equals_peft(base: Path, gguf: Path, folder: Path, adapter: Path) -> None:
     with ExitStack() as stack:
         model = open_model(stack, gguf)
-        context = open_context(stack, model, n_ctx=64, n_batch=64, n_threads=2, flash_attention=False, exact_cache=True)
+        context = open_context(
+            stack, model, ContextParams(n_ctx=64, n_batch=64, n_threads=2, flash_attention=False, exact_cache=True)
+        )
         ids = tokenize(model, tiny.TEXT, add_special=True, parse_special=True)
         plain = all_logits(model, context, ids)
         set_adapters(context, [(open_adapter(stack, model, adapter), 1.0)])

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_checkpoints as tiny
 from click.testing import CliRunner
-from go_template import execute, modelfile_commands
 
 from convert.cli import convert as cli
 from convert.model import convert_checkpoint
@@ -20,6 +18,8 @@ from slm.chat.prompt import TEMPLATES, render
 from slm.errors import InputError, MissingFileError, UnsupportedError
 from slm.joints import Message
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_checkpoints as tiny
+from tests.go_template import execute, modelfile_commands
 from tests.tiny_gguf import write_adapter, write_model
 
 EOS = "</s>"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -21,7 +20,7 @@ from convert.cli import verify as cli_verify
 from convert.model import convert_checkpoint
 from convert.publish.inspect import inspect_gguf, list_tensors
 from convert.quality.bounds import Bound, parse_bound
-from convert.quality.cost import convert_measured
+from convert.quality.cost import MeasureOptions, convert_measured
 from convert.quality.fit import choose, excesses, fit_checkpoint, nearest
 from convert.quality.kld import NO_TARGET, Tally, pooled
 from convert.quality.report import markdown, report_of, report_paths, write_report
@@ -36,6 +35,7 @@ from slm.errors import (
     UnknownNameError,
     VerificationError,
 )
+from tests import tiny_checkpoints as tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -189,7 +189,7 @@ def test_an_unknown_measure_or_language_lists_the_known_ones(tmp_path: Path) -> 
         parse_bound("speed=1", ("kld", "p99", "top1", "ppl", "bpb"))
     folder = tiny.llama(tmp_path / "tiny")
     with pytest.raises(UnknownNameError, match=r"unknown language 'de'; known: en, ja.*--text"):
-        fit_checkpoint(folder, tmp_path / "m.gguf", [parse_bound("kld=1,de")], texts=sample_texts())
+        fit_checkpoint(folder, tmp_path / "m.gguf", [parse_bound("kld=1,de")], MeasureOptions(sample_texts()))
     assert not list(tmp_path.glob("*.gguf*"))
 
 
@@ -242,7 +242,9 @@ TEXTS = {"en": tiny.CORPUS[0] * 3, "ja": tiny.CORPUS[5] * 3}
 
 
 def test_a_ladder_is_measured_against_the_checkpoints_own_precision(folder: Path, tmp_path: Path) -> None:
-    files, reference = convert_measured(folder, tmp_path / "out", ["q4_0", "q8_0", "f16"], texts=TEXTS, speed=True)
+    files, reference = convert_measured(
+        folder, tmp_path / "out", ["q4_0", "q8_0", "f16"], MeasureOptions(TEXTS, speed=True)
+    )
     assert reference["type"] == "f32"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["tiny-f16.gguf", "tiny-q4_0.gguf", "tiny-q8_0.gguf"]
     losses = {one["type"]: [one["by_language"][lang]["mean_kl_divergence"] for lang in TEXTS] for one in files}
@@ -260,27 +262,29 @@ def test_a_ladder_is_measured_against_the_checkpoints_own_precision(folder: Path
 
 def test_fit_keeps_the_smallest_file_within_the_bound_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     types = ["q4_0", "q5_0", "q8_0"]
-    figures, _ = convert_measured(folder, tmp_path / "all", types, texts=TEXTS)
+    figures, _ = convert_measured(folder, tmp_path / "all", types, MeasureOptions(TEXTS))
     losses = {one["type"]: one["by_language"]["ja"]["mean_kl_divergence"] for one in figures}
     between = (losses["q5_0"] + losses["q4_0"]) / 2
     target = tmp_path / "fit" / "m.gguf"
-    result = fit_checkpoint(folder, target, [Bound("kld", between, "ja")], types=types, texts=TEXTS, max_tokens=256)
+    result = fit_checkpoint(folder, target, [Bound("kld", between, "ja")], MeasureOptions(TEXTS), types=types)
     assert result["chosen"]["type"] == "q5_0"
     assert [p.name for p in target.parent.iterdir()] == ["m.gguf"]
     assert target.read_bytes() == Path(figures[1]["file"]).read_bytes()
     measured = [one["type"] for one in result["tried"] if "by_language" in one]
     assert measured == ["q4_0", "q5_0"]  # the larger one need not be measured
     size = Bound("size", result["chosen"]["size_bytes"] + 1)
-    assert fit_checkpoint(folder, target, [size], types=types, texts=TEXTS)["chosen"]["type"] == "q5_0"
+    assert fit_checkpoint(folder, target, [size], MeasureOptions(TEXTS), types=types)["chosen"]["type"] == "q5_0"
 
 
 def test_a_bound_that_nothing_meets_names_the_nearest_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match=r"no type meets kld=1e-09,ja; the nearest is q8_0 .*ja .* > 1e-09"):
         fit_checkpoint(
-            folder, tmp_path / "new/m.gguf", [parse_bound("kld=1e-9,ja")], types=["q4_0", "q8_0"], texts=TEXTS
+            folder, tmp_path / "new/m.gguf", [parse_bound("kld=1e-9,ja")], MeasureOptions(TEXTS), types=["q4_0", "q8_0"]
         )
     with pytest.raises(VerificationError, match=r"no type meets decode=1e\+12tok/s"):
-        fit_checkpoint(folder, tmp_path / "new/m.gguf", [parse_bound("decode=1e12")], types=["q8_0"], texts=TEXTS)
+        fit_checkpoint(
+            folder, tmp_path / "new/m.gguf", [parse_bound("decode=1e12")], MeasureOptions(TEXTS), types=["q8_0"]
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -317,7 +321,7 @@ def test_a_runner_gives_one_row_a_token_whatever_the_block(folder: Path, tmp_pat
 
 
 def test_the_report_says_what_was_measured_and_can_be_passed_on(folder: Path, tmp_path: Path) -> None:
-    files, reference = convert_measured(folder, tmp_path / "m.gguf", ["q8_0"], texts=TEXTS, speed=True)
+    files, reference = convert_measured(folder, tmp_path / "m.gguf", ["q8_0"], MeasureOptions(TEXTS, speed=True))
     report = report_of("tiny", files, reference, machine(), text="a sample")
     written = write_report(report_paths(tmp_path / "m.gguf"), report)
     assert [p.name for p in written] == ["m.report.md", "m.report.json", "m.report.png"]

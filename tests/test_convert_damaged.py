@@ -16,8 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
-from damage import BINARY, OF_CHECKPOINT, TEXT, damaged
 
 from convert.model import convert_checkpoint
 from convert.output.finite import refuse_not_finite
@@ -27,6 +25,8 @@ from convert.restore import restore_checkpoint
 from convert.vocabulary.base.charsmap import read_charsmap, write_charsmap
 from slm.errors import DamagedFileError
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_checkpoints as tiny
+from tests.damage import BINARY, OF_CHECKPOINT, TEXT, damaged
 
 CASES, CHILDREN = 500, 2
 TESTS = Path(__file__).parent

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_slow_tokenizers as slow
-import tiny_tokenizers as tt
 import torch
 from click.testing import CliRunner
 from tokenizers import pre_tokenizers, processors
@@ -38,6 +36,8 @@ from convert.vocabulary.vocab_source import read_vocabulary
 from slm.errors import DamagedFileError, InputError, SlmError, UnsupportedError
 from slm.native.llama import library, open_model, tokenize
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_slow_tokenizers as slow
+from tests import tiny_tokenizers as tt
 
 TEXTS = [
     "query: where is the invoice of the office?",

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_families as tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from slm.families import family_of_config
 from slm.families.parts.base import HeadsApart
 from slm.native.llama import open_model, tokenize
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_families as tiny
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10_000.0}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}

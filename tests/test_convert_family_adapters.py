@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_families as tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
@@ -20,6 +19,7 @@ from convert.quality.verify import verify_model
 from serve.adapters.registry import vet_adapter, vet_base
 from slm.errors import DamagedFileError, MismatchError, UnsupportedError
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_families as tiny
 from train.adapter.merge import merge
 
 Base = tuple[Path, Path]

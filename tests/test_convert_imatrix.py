@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -19,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from convert.cli.quantize import imatrix as imatrix_command
 from convert.model import convert_checkpoint
 from convert.quantize import imatrix as collecting
-from convert.quantize.ggml_nodes import Node, matrix_products
+from convert.quantize.ggml_nodes import GgmlNode, matrix_products
 from convert.quantize.imatrix import Collector, balanced, collect_imatrix, shares_of
 from convert.quantize.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
-from convert.quantize.quantize import Options, quantize_file
+from convert.quantize.quantize import QuantizeOptions, quantize_file
 from slm.errors import EngineError, InputError, MissingFileError, UnknownNameError
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_checkpoints as tiny
 
 CONTEXT = 48
 _NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -174,8 +174,8 @@ def test_products_by_expert_are_summed_by_expert() -> None:
     inputs = random.standard_normal((tokens, used, width)).astype(np.float32)
     ids = random.integers(0, experts, (tokens, used)).astype(np.int32)
 
-    def node(name: bytes, array: np.ndarray[Any, Any] | None, ne: tuple[int, ...]) -> Node:
-        made = Node(name=name, ne=(*ne, *[1] * (4 - len(ne))))
+    def node(name: bytes, array: np.ndarray[Any, Any] | None, ne: tuple[int, ...]) -> GgmlNode:
+        made = GgmlNode(name=name, ne=(*ne, *[1] * (4 - len(ne))))
         if array is not None:
             made.data = array.ctypes.data
             strides = [*reversed(array.strides)]
@@ -183,7 +183,7 @@ def test_products_by_expert_are_summed_by_expert() -> None:
         return made
 
     weight = node(b"blk.0.ffn_up_exps.weight", None, (width, 7, experts))
-    product = Node(op=matrix_products()[1])
+    product = GgmlNode(op=matrix_products()[1])
     sources = [weight, node(b"x", inputs, (width, used, tokens)), node(b"ids", ids, (used, tokens))]
     for index, source in enumerate(sources):
         product.src[index] = ctypes.pointer(source)
@@ -209,7 +209,7 @@ def test_the_command_collects_what_quantization_takes(
     told = json.loads(run.stdout)
     assert told["by_language"]["ja"] == {"tokens": 2 * CONTEXT, "chunks": 2, "share": 0.6}
     assert told["weights"] == 14
-    result = quantize_file(models["llama"], tmp_path / "q.gguf", "q4_0", Options(imatrix=tmp_path / "m.gguf"))
+    result = quantize_file(models["llama"], tmp_path / "q.gguf", "q4_0", QuantizeOptions(imatrix=tmp_path / "m.gguf"))
     assert result["imatrix_entries"] == 14
     for wrong in (["--share", "ja"], ["--share", "ja=x"], ["--text", "en"]):
         assert CliRunner().invoke(imatrix_command, [*arguments, *wrong]).exit_code == 2

@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_families as families
-import tiny_lookalikes as tl
-import tiny_tokenizers as tt
 import torch
 import transformers as tf
 from test_convert_encoders import TEXTS, embedding, pooled_by
@@ -18,6 +15,9 @@ from test_convert_slow_tokenizers import LowerCased, SentencePieceBackend, by_se
 
 from convert.model import convert_checkpoint
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_families as families
+from tests import tiny_lookalikes as tl
+from tests import tiny_tokenizers as tt
 
 
 def tokenizer_of(folder: Path) -> Any:

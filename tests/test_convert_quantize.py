@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 from click.testing import CliRunner
 from conftest import ROOT
 
@@ -22,11 +21,12 @@ from convert.cli.quantize import quantize as quantize_command
 from convert.model import convert_checkpoint
 from convert.output.writer import OutTensor, write_gguf
 from convert.quantize.imatrix_file import ImportanceMatrix, read_imatrix, write_imatrix
-from convert.quantize.quantize import Options, quantize_file, quantize_ladder
+from convert.quantize.quantize import QuantizeOptions, quantize_file, quantize_ladder
 from convert.quantize.types import NEEDS_IMATRIX
 from slm.errors import DamagedFileError, EngineError, InputError, MismatchError, UnknownNameError
 from slm.native.llama import open_model
 from slm.weights.gguf_reader import GgufFile, read_gguf
+from tests import tiny_checkpoints as tiny
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_every_type_that_needs_a_matrix_is_refused_without_and_written_with_one(
         with pytest.raises(InputError, match="needs an importance matrix"):  # before the checkpoint is even looked at
             convert_checkpoint(tmp_path / "nowhere", tmp_path / "x.gguf", name)
     assert not list(tmp_path.iterdir())
-    results = quantize_ladder(wide.path, tmp_path / "ladder", ["iq2_xxs", "q2_k_s"], Options(imatrix=matrix))
+    results = quantize_ladder(wide.path, tmp_path / "ladder", ["iq2_xxs", "q2_k_s"], QuantizeOptions(imatrix=matrix))
     assert [result["imatrix_entries"] for result in results] == [14, 14]
     assert "IQ2_XXS" in results[0]["tensor_types"]
     assert "Q2_K" in results[1]["tensor_types"]
@@ -107,7 +107,7 @@ def test_k_and_iq_types_are_written_and_loaded(name: str, wide: GgufFile, tmp_pa
 
 
 def test_overrides_choose_the_type_of_what_they_match_and_the_first_wins(wide: GgufFile, tmp_path: Path) -> None:
-    options = Options(
+    options = QuantizeOptions(
         tensor_types=((r"blk\.1\.attn_(q|k)\.", "q6_K"), (r"attn_q", "Q5_K"), (r"ffn_up", "f16")),
         token_embedding="q8_0",
         output="Q5_K",
@@ -125,7 +125,7 @@ def test_overrides_choose_the_type_of_what_they_match_and_the_first_wins(wide: G
 
 def test_convert_takes_the_same_options(tmp_path: Path, matrix: Path, wide: GgufFile) -> None:
     folder = wide.path.parent / "tiny"
-    options = Options(imatrix=matrix, tensor_types=(("attn_v", "q8_0"),))
+    options = QuantizeOptions(imatrix=matrix, tensor_types=(("attn_v", "q8_0"),))
     results = convert_checkpoint(folder, tmp_path / "out", ["f16", "q2_k_s", "q8_0"], options=options)
     assert [r["type"] for r in results] == ["f16", "q2_k_s", "q8_0"]
     assert kinds(results[1]["file"], "attn_v") == {"Q8_0"}
@@ -137,15 +137,15 @@ def test_convert_takes_the_same_options(tmp_path: Path, matrix: Path, wide: Gguf
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        (Options(tensor_types=(("attn_z", "q8_0"),)), InputError, r"attn_z.*blk\.0\.attn_q"),
-        (Options(tensor_types=(("attn_q", "q4_k_m"),)), UnknownNameError, r"q4_k_m.*q4_k.*mixture"),
-        (Options(tensor_types=(("(", "q8_0"),)), InputError, "not a regular expression"),
-        (Options(tensor_types=(("attn_q", "iq2_xxs"),)), InputError, "needs an importance matrix"),
-        (Options(token_embedding="q9"), UnknownNameError, "q9"),
+        (QuantizeOptions(tensor_types=(("attn_z", "q8_0"),)), InputError, r"attn_z.*blk\.0\.attn_q"),
+        (QuantizeOptions(tensor_types=(("attn_q", "q4_k_m"),)), UnknownNameError, r"q4_k_m.*q4_k.*mixture"),
+        (QuantizeOptions(tensor_types=(("(", "q8_0"),)), InputError, "not a regular expression"),
+        (QuantizeOptions(tensor_types=(("attn_q", "iq2_xxs"),)), InputError, "needs an importance matrix"),
+        (QuantizeOptions(token_embedding="q9"), UnknownNameError, "q9"),
     ],
 )
 def test_impossible_options_are_refused(
-    options: Options, error: type[InputError], match: str, wide: GgufFile, tmp_path: Path
+    options: QuantizeOptions, error: type[InputError], match: str, wide: GgufFile, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=match):
         quantize_file(wide.path, tmp_path / "x.gguf", "q4_k_m", options)
@@ -155,14 +155,14 @@ def test_impossible_options_are_refused(
 def test_an_embedding_type_whose_blocks_do_not_fit_is_refused(tmp_path: Path) -> None:
     [narrow] = convert_checkpoint(tiny.llama(tmp_path / "tiny"), tmp_path / "f16.gguf", "f16")
     with pytest.raises(InputError, match=r"token_embd\.weight.*q6_k.*256.*64 values"):
-        quantize_file(narrow["file"], tmp_path / "x.gguf", "q4_0", Options(token_embedding="q6_k"))
+        quantize_file(narrow["file"], tmp_path / "x.gguf", "q4_0", QuantizeOptions(token_embedding="q6_k"))
 
 
 def test_an_importance_matrix_changes_the_weights_and_is_noted_in_the_file(
     wide: GgufFile, matrix: Path, tmp_path: Path
 ) -> None:
     without = quantize_file(wide.path, tmp_path / "without.gguf", "q4_k_s")
-    with_ = quantize_file(wide.path, tmp_path / "with.gguf", "q4_k_s", Options(imatrix=matrix))
+    with_ = quantize_file(wide.path, tmp_path / "with.gguf", "q4_k_s", QuantizeOptions(imatrix=matrix))
     one, other = read_gguf(without["file"]), read_gguf(with_["file"])
     assert (one.raw("blk.0.attn_q.weight") != other.raw("blk.0.attn_q.weight")).any()
     assert (one.raw("token_embd.weight") == other.raw("token_embd.weight")).all()
@@ -185,9 +185,9 @@ def test_an_importance_matrix_changes_the_weights_and_is_noted_in_the_file(
 def test_a_matrix_of_another_model_is_refused(wide: GgufFile, matrix: Path, tmp_path: Path) -> None:
     [narrow] = convert_checkpoint(tiny.llama(tmp_path / "tiny"), tmp_path / "f16.gguf", "f16")
     with pytest.raises(MismatchError, match="256 channels, the model has 64"):
-        quantize_file(narrow["file"], tmp_path / "x.gguf", "q4_0", Options(imatrix=matrix))
+        quantize_file(narrow["file"], tmp_path / "x.gguf", "q4_0", QuantizeOptions(imatrix=matrix))
     with pytest.raises(InputError, match="not an importance matrix"):
-        quantize_file(wide.path, tmp_path / "x.gguf", "q4_0", Options(imatrix=wide.path))
+        quantize_file(wide.path, tmp_path / "x.gguf", "q4_0", QuantizeOptions(imatrix=wide.path))
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -205,7 +205,7 @@ def test_a_damaged_matrix_is_refused(wide: GgufFile, matrix: Path, tmp_path: Pat
         spoiled[0, 7] = value
         write_imatrix(path, ImportanceMatrix({**good.sums, name: spoiled}, good.counts, (), 1, 512))
         with pytest.raises(DamagedFileError, match=re.escape(name)):
-            quantize_file(wide.path, tmp_path / "x.gguf", "q4_0", Options(imatrix=path))
+            quantize_file(wide.path, tmp_path / "x.gguf", "q4_0", QuantizeOptions(imatrix=path))
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -214,7 +214,7 @@ def test_a_low_bit_type_without_the_matrix_of_some_weight_fails_with_its_name(wi
     sums = {n: v for n, v in good.sums.items() if n != "blk.1.ffn_up.weight"}
     write_imatrix(tmp_path / "m.gguf", ImportanceMatrix(sums, {n: good.counts[n] for n in sums}, (), 1, 512))
     with pytest.raises(EngineError, match=r"blk\.1\.ffn_up\.weight"):
-        quantize_file(wide.path, tmp_path / "x.gguf", "q2_k_s", Options(imatrix=tmp_path / "m.gguf"))
+        quantize_file(wide.path, tmp_path / "x.gguf", "q2_k_s", QuantizeOptions(imatrix=tmp_path / "m.gguf"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf"]
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
-import tiny_families as families
 import torch
 from safetensors.numpy import load_file
 from test_convert_families import LINEAR, LONG, YARN
@@ -22,6 +20,8 @@ from convert.restore import restore_checkpoint
 from convert.vocabulary.base.proof import MIXED_LINES
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnknownNameError, UnsupportedError
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_checkpoints as tiny
+from tests import tiny_families as families
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192, "rope_theta": 500_000.0}  # fmt: skip

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_slow_tokenizers as slow
-import tiny_tokenizers as tt
 import transformers as tf
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from convert.vocabulary.base.proof import MIXED_LINES, special_lines
 from convert.vocabulary.vocab_source import read_vocabulary
 from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
+from tests import tiny_slow_tokenizers as slow
+from tests import tiny_tokenizers as tt
 
 MARKERS = {"<|im_start|>": 1200, "<|im_end|>": 1201}
 _QWEN = {"added_tokens_decoder": {str(id_): {"content": text, "special": True, "normalized": False, "lstrip": False,

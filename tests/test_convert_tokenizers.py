@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_tokenizers as tt
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from convert.vocabulary.base.pre_tokenizers import SPLITS, canonical, pre_name, pre_tokenizer_of
-from convert.vocabulary.base.proof import MIXED_LINES, Source, conversation, differences, prove_equal
+from convert.vocabulary.base.proof import MIXED_LINES, VocabularySource, conversation, differences, prove_equal
 from convert.vocabulary.files.cut_down import cut_down
 from convert.vocabulary.vocab_source import read_vocabulary
 from slm.chat.prompt import TEMPLATES, render
 from slm.errors import DamagedFileError, SlmError, UnsupportedError, VerificationError
 from slm.native.llama import token_bytes
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_tokenizers as tt
 
 Encode = Callable[[str], list[int]]
 
@@ -81,7 +81,7 @@ _WRITTEN = st.lists(
 ).map("".join)
 _ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=25)
 # The kinds whose source applies its character map by graphemes, or knows an older Unicode, promise less: what is
-# left out here is what `Source.caveats` says.
+# left out here is what `VocabularySource.caveats` says.
 _NO_MARKS = _ANY.map(lambda text: "".join(c for c in text if unicodedata.category(c)[0] != "M" and c != "\x85"))
 
 
@@ -98,12 +98,14 @@ def is_embedder(name: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[Source, Encode, Encode, Any]]]:
+def pairs(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], tuple[VocabularySource, Encode, Encode, Any]]]:
     """(source, its encoder, llama.cpp's, llama.cpp's handle) of a kind, made once."""
-    made: dict[str, tuple[Source, Encode, Encode, Any]] = {}
+    made: dict[str, tuple[VocabularySource, Encode, Encode, Any]] = {}
     with ExitStack() as stack:
 
-        def get(name: str) -> tuple[Source, Encode, Encode, Any]:
+        def get(name: str) -> tuple[VocabularySource, Encode, Encode, Any]:
             if name not in made:
                 folder = KINDS[name][0](tmp_path_factory.mktemp("tokenizer") / "source")
                 source, found, model = stack.enter_context(tt.both(folder, embedder=is_embedder(name)))

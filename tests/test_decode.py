@@ -167,10 +167,61 @@ def test_four_bytes_of_cp932_are_not_read_as_utf16_without_a_note(text: str) -> 
     assert decoded.text == text or "not certain" in decoded.note
 
 
-@pytest.mark.parametrize("text", ["Größe und Maße", "café", "Smörgåsbord på kontoret", "Le café est fermé"])
+@pytest.mark.parametrize("raw", ["会議", "資料", "請求書", "総務課", "東京", "在庫", "本社", "はい", "人事", "日本語"])
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_two_or_three_characters_of_utf16_are_read_or_noted(raw: str, codec: str) -> None:
+    decoded = decode(raw.encode(codec))
+    assert decoded.text == raw or "not certain" in decoded.note or "U+FFFD" in decoded.note, decoded
+    if not raw.encode(codec).isascii() and raw not in ("人事", "在庫"):
+        assert decoded.text == raw
+
+
+def test_no_few_bytes_of_other_texts_are_taken_for_utf16() -> None:
+    japanese = (DATA / "ja.txt").read_text(encoding="utf-8")
+    for encoding in ("cp932", "euc_jp", "utf-8"):
+        for start in range(0, len(japanese) - 6, 23):
+            for size in (2, 3, 4, 6):
+                raw = japanese[start : start + size].encode(encoding, "ignore")
+                assert decode(raw).encoding != "UTF-16", raw
+    words = [word for word in (DATA / "en.txt").read_text(encoding="utf-8").split() if word.isascii()]
+    noted = {word for word in set(words) if decode(word.encode()).note}
+    assert not noted, noted
+
+
+SPANISH = "Mañana el señor Muñoz enviará la documentación del año. ¿Cuántos días de vacaciones tengo?"
+GERMAN = "Größe und Maße müssen stimmen. Für Überstunden gibt es Zuschläge. Die Tür schließen, Äpfel und Öl kaufen."
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (SPANISH, "mac_roman"), (SPANISH, "cp850"), (SPANISH, "cp437"), (SPANISH * 40, "cp1252"),
+        (GERMAN, "mac_roman"), (GERMAN, "cp850"), (GERMAN, "cp1252"), (GERMAN, "iso8859_1"),
+        ("It’s “fine” – really… The employer’s “cost–benefit” report.", "mac_roman"),
+        ("Mødet er på tirsdag. Nøglen hænger på døren.", "cp850"),
+        ("Proszę zamknąć drzwi. Źródło jest zamknięte, składa się wniosek w piątek.", "iso8859_2"),
+        ("Proszę zamknąć drzwi. Źródło jest zamknięte, składa się wniosek w piątek.", "cp1250"),
+    ],
+)  # fmt: skip
+def test_sentences_of_dos_the_old_macintosh_and_central_europe_are_read(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding)).text == text
+
+
+@pytest.mark.parametrize("text", ["Größe und Maße", "café", "Smörgåsbord på kontoret", "Le café est fermé", "Mañana",
+                                  "El año", "señor", "Según el plan"])  # fmt: skip
 @pytest.mark.parametrize("encoding", ["cp850", "mac_roman"])
-def test_letters_of_dos_and_the_old_macintosh_are_not_read_without_a_note(text: str, encoding: str) -> None:
-    assert decode(text.encode(encoding)).note
+def test_a_few_letters_of_dos_and_the_old_macintosh_are_read_or_noted(text: str, encoding: str) -> None:
+    decoded = decode(text.encode(encoding))
+    assert decoded.text == text or decoded.note
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A work–life balance—and the employee’s “own” view—is what we’re after. " * 30, "Naïve résumé, £5–£10, 20 °C…",
+     "Škoda Žižek’s œuvre — the sœurs’ cœur", "Er sagte „so“ – und ging."],
+)  # fmt: skip
+def test_dashes_and_quotes_of_windows_1252_are_no_letters_of_a_macintosh(text: str) -> None:
+    assert (decode(text.encode("cp1252")).text, decode(text.encode("cp1252")).note) == (text, "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -56,6 +57,15 @@ def test_there_are_commands_in_every_document_that_has_some_to_tell() -> None:
 def test_the_judge_sees_what_is_wrong(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert said in fault(Command("here", text, whole=True))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_file_that_a_document_names_is_there(page: Path) -> None:
+    tops = "slm|convert|train|serve|rag|scripts|tests|docs|data"
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(rf"(?<![\w/.-])((?:{tops})/[\w/]+\.(?:py|mjs|md))\b|`((?:{tops})/[\w/]+)`", text)
+    gone = {path or folder for path, folder in named if not (ROOT / (path or folder)).exists()}
+    assert gone - {"tests/test_x.py"} == set()
 
 
 @pytest.mark.parametrize("command", CHEAP, ids=str)

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import tiny_checkpoints as tiny
 from tokenizers import Tokenizer
 
 from convert.model import convert_checkpoint
@@ -16,6 +15,7 @@ from serve.adapters.registry import vet_base
 from serve.child.choice.sampling import vocabulary_of
 from slm.chat.turn_end import turn_end
 from slm.native.llama import open_model
+from tests import tiny_checkpoints as tiny
 
 NAMES = ["<|reply_end|>", "<|stop_a|>", "<|stop_b|>", "<|stop_c|>"]
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+_Node = TypeVar("_Node", bound=ast.AST)
 ROOT = Path(__file__).parent.parent
 ROOMS = ("convert", "train", "serve", "rag")
 GROUND, ROOF = "slm", "slm_cli"
@@ -115,6 +118,41 @@ def test_no_two_names_of_a_room_differ_by_a_plural_or_a_prefix_alone(room: str) 
     assert alike == set()
 
 
+def definitions(kind: type[_Node]) -> list[tuple[str, _Node]]:
+    """(module, node) of everything of a kind that is defined in our files, at any depth."""
+    pairs = [(module_name(path), ast.parse(path.read_text(encoding="utf-8"))) for path in FILES]
+    return [(module, node) for module, tree in pairs for node in ast.walk(tree) if isinstance(node, kind)]
+
+
+def test_no_two_classes_of_the_house_have_one_name() -> None:
+    """Names with an underscore are seen by one file alone. What implements a protocol has a name of its own too."""
+    found: dict[str, list[str]] = {}
+    for module, node in definitions(ast.ClassDef):
+        if not node.name.startswith("_"):
+            found.setdefault(node.name, []).append(module)
+    assert len(found) > 300
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
+
+
+MOST_PARAMETERS = 7
+CALLED_BY_OTHERS = {"train.batch.attention._attend"}  # transformers says what it is given
+
+
+@pytest.mark.parametrize("kind", [ast.FunctionDef, ast.AsyncFunctionDef])
+def test_a_function_takes_no_more_than_one_can_keep_in_mind(kind: type[ast.FunctionDef]) -> None:
+    """Of commands click makes the call, by the names of the options."""
+    crowded = set()
+    for module, node in definitions(kind):
+        arguments = node.args
+        names = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)} - {"self", "cls"}
+        is_command = any(
+            isinstance(d, ast.Call) and ast.unparse(d.func).endswith("command") for d in node.decorator_list
+        )
+        if len(names) > MOST_PARAMETERS and not is_command:
+            crowded.add(f"{module}.{node.name}")
+    assert crowded <= CALLED_BY_OTHERS, crowded - CALLED_BY_OTHERS
+
+
 def test_help_of_every_command_imports_nothing_heavy() -> None:
     code = """
 import json, sys
@@ -180,6 +218,19 @@ def test_readme_shows_every_folder_with_its_purpose() -> None:
     tops = {name.split("/")[0] for name in tracked if "/" in name and not name.startswith(".")}
     for folder in sorted(tops):
         assert f"{folder}/" in readme, f"README does not show {folder}/"
+
+
+def test_the_tree_of_the_readme_has_every_folder_of_the_rooms_and_no_other() -> None:
+    """What is in `cli` and `bench`, which all rooms have, is said once behind the tree."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The house")[1].split("```")[1]
+    shown: set[str] = set()
+    top = ""
+    for line in tree.splitlines():
+        if found := re.match(r"(  )?([\w.]+)/ ", line):
+            top = top if found[1] else found[2]
+            shown |= {f"{top}/{found[2]}"} if found[1] else set()
+    there = {f"{p.parent.name}/{p.name}" for room in (GROUND, *ROOMS) for p in things(ROOT / room) if p.is_dir()}
+    assert shown == {name for name in there if name.split("/")[1] not in ("cli", "bench")}
 
 
 def test_the_package_list_names_every_package() -> None:

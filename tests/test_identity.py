@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_checkpoints as tiny
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_gguf import write_model
 from transformers import AutoModelForCausalLM
 
 import slm_cli
@@ -26,6 +24,8 @@ from slm.models import caches
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import checkpoint_fingerprint, identity_of, names_of
+from tests import tiny_checkpoints as tiny
+from tests.tiny_gguf import write_model
 
 TYPES = ["f32", "f16", "q8_0", "q4_k_m"]
 
@@ -90,6 +90,38 @@ def test_a_file_of_somebody_elses_is_known_by_its_tensors(tmp_path: Path) -> Non
     assert base_beside(tmp_path / "a.gguf") != other
     with pytest.raises(MismatchError, match="other weights"):
         vet_adapter("a", tmp_path / "a.gguf", vet_base(other))
+
+
+def test_a_strangers_file_with_equal_norms_and_other_matrices_says_what_can_be_known_and_what_to_do(
+    tmp_path: Path,
+) -> None:
+    """The same model quantized by another program, or a fine-tuned copy: only the user knows."""
+    foreign = write_model(tmp_path / "foreign.gguf", seed=1, template="{{ 1 }}")
+    restore_checkpoint(foreign, tmp_path / "restored")
+    folder = peft_folder(tmp_path / "restored", tmp_path / "adapter")
+    convert_adapter(folder, tmp_path / "a.gguf")
+    other = _zeroed(foreign, tmp_path / "other.gguf", dimensions=2)
+    with pytest.raises(MismatchError, match="no file tells") as refused:
+        vet_adapter("a", tmp_path / "a.gguf", vet_base(other))
+    assert (
+        f"slm convert COPY --base {other} -o FILE.gguf" in refused.value.hint and "manifest.json" in refused.value.hint
+    )
+    (folder / "manifest.json").unlink()
+    convert_adapter(folder, tmp_path / "b.gguf", _restored(other, tmp_path / "theirs"))
+    assert vet_adapter("a", tmp_path / "b.gguf", vet_base(other)).name == "a"
+    with pytest.raises(MismatchError) as refused:
+        vet_adapter("a", tmp_path / "a.gguf", vet_base(_zeroed(foreign, tmp_path / "norms.gguf", dimensions=1)))
+    assert "slm convert" not in refused.value.hint
+
+
+def _zeroed(model: Path, out: Path, *, dimensions: int) -> Path:
+    """A copy in which the first tensor of so many dimensions is zero."""
+    out.write_bytes(model.read_bytes())
+    tensor = next(info for info in read_gguf(model).tensors.values() if len(info.shape) == dimensions)
+    with out.open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(bytes(tensor.nbytes))
+    return out
 
 
 def test_a_manifest_does_not_speak_for_weights_that_were_changed_beside_it(

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from rag.answer.cite import Citations
+from rag.answer.lines import lines_of
 from rag.answer.marks import without_marks
 from rag.answer.prompt import defused
-from rag.answer.quote import sentences_of
 from rag.document import Document, Section, is_table_rule, sections_of
 from rag.index.chunk import chunk_document
 from rag.index.lexical import terms_of
 from rag.index.same.codes import names_in
-from rag.index.same.repeats import plain
+from rag.index.same.once import plain
 from rag.index.variants import comparable
 from slm.text.language import detect, is_name_only
 from slm.text.normal_form import nfkc
@@ -46,7 +46,7 @@ def cited(text: str) -> None:
 
 
 READERS: list[Callable[[str], object]] = [
-    chunked, chunked_under_it, cited, defused, visible, one_line, sections_of, sentences_of, is_table_rule, terms_of,
+    chunked, chunked_under_it, cited, defused, visible, one_line, sections_of, lines_of, is_table_rule, terms_of,
     comparable, nfkc, names_in, plain, without_marks, detect, is_name_only,
 ]  # fmt: skip
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_checkpoints
-import tiny_families
 import transformers
 from peft import PeftModel
 
@@ -19,6 +17,7 @@ from convert.restore import restore_checkpoint
 from slm.errors import DamagedFileError, UnsupportedError
 from slm.families.parts import base
 from slm.families.targets import decoder_families, keeps_columns_first, linear_layers
+from tests import tiny_checkpoints, tiny_families
 from tests.tiny_packs import tiny
 from tests.tiny_training import conversations, write_jsonl
 from train.base import read_config, target_modules

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm.chat.generation_tag import taken_out
-from slm.chat.prompt import TEMPLATES, render
+from slm.chat.prompt import TEMPLATES, render, render_marked
 from slm.chat.system_text import fold
 from slm.errors import InputError
 from slm.joints import Message
@@ -159,7 +159,7 @@ def test_what_templates_of_transformers_use_renders_as_there(name: str) -> None:
 def test_what_stands_in_a_generation_tag_is_found_and_the_text_is_the_same() -> None:
     messages = talk(("u", "Hi"), ("a", "Hello"), ("u", "Again"), ("a", "Yes."))
     plain = render(TAGGED, messages, add_generation_prompt=False)
-    text, spans = taken_out(render(TAGGED, messages, add_generation_prompt=False, marked=True))
+    text, spans = taken_out(render_marked(TAGGED, messages))
     assert text == plain
     assert [text[start:end] for start, end in spans] == ["Hello<|im_end|>", "Yes.<|im_end|>"]
     assert taken_out("nothing marked") == ("nothing marked", [])

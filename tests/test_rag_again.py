@@ -94,6 +94,31 @@ def test_a_folder_that_was_moved_and_added_from_there_answers_once(folder: Path,
     assert run("search", "i", "gym code").stdout.count("8812") == 1
 
 
+@pytest.mark.parametrize("changed", [["a.md"], ["a.md", "b.md", "sub/c.md"]])
+def test_a_moved_folder_whose_texts_were_changed_as_well_answers_once(
+    folder: Path, tmp_path: Path, changed: list[str]
+) -> None:
+    added(folder)
+    folder.rename(tmp_path / "papers")
+    for name in changed:
+        path = tmp_path / "papers" / name
+        path.write_text(path.read_text().replace("8812", "9954") + "\n\nChanged since.\n")
+    report = added(tmp_path / "papers")
+    assert (report["moved"], report["added"], report["replaced"]) == (3 - len(changed), 0, len(changed))
+    assert held() == ["papers/a.md", "papers/b.md", "sub/c.md"]
+    again = added(tmp_path / "papers")
+    assert (again["moved"], again["replaced"], again["unchanged"]) == (0, 0, 3)
+
+
+def test_another_folder_with_files_of_the_same_names_takes_nobodys_place(folder: Path, tmp_path: Path) -> None:
+    added(folder)
+    other = Path(shutil.copytree(folder, tmp_path / "papers"))
+    shutil.rmtree(folder)  # as a disk that is not there
+    for path in other.rglob("*.md"):
+        path.write_text(f"# Something else {path.stem}\n\nNothing of the sort.\n")
+    assert added(other)["added"] == 3 and len(held()) == 6
+
+
 def test_a_copy_of_a_folder_leaves_the_folder_in_the_index(folder: Path, tmp_path: Path) -> None:
     added(folder)
     shutil.copytree(folder, tmp_path / "papers")

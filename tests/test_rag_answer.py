@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.answer.cite import Citations
+from rag.answer.lines import lines_of
 from rag.answer.prompt import defused, fit_passages, grounded_messages
-from rag.answer.quote import quotes_of, sentences_of
+from rag.answer.quote import quotes_of
 from slm.joints import Passage
 from tests.tiny_rag import PairEmbedder, passage
 
@@ -59,9 +60,9 @@ def test_passages_are_kept_within_the_budget_and_cut_at_a_sentence() -> None:
 def test_a_table_row_is_a_sentence_with_the_names_of_its_columns() -> None:
     table = "| Place | Limit |\n|---|---:|\n| Osaka | 13,000 yen |\n| Abroad | |"
     text = f"Rooms cost this. No more!\n\n{table}\n\n1. Ask. Wait.\n- 待ちます。帰ります。"
-    assert sentences_of(text) == [
-        "Rooms cost this.", "No more!", "Place: Osaka, Limit: 13,000 yen", "Place: Abroad", "1. Ask.", "Wait.",
-        "- 待ちます。", "帰ります。",
+    assert [line.text for line in lines_of(text)] == [
+        "Rooms cost this.", "No more!", "Place: Osaka, Limit: 13,000 yen", "Place: Abroad", "Ask.", "Wait.",
+        "待ちます。", "帰ります。",
     ]  # fmt: skip
 
 

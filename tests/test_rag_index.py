@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rag.document import Document, Section
-from rag.index import update as index_module
 from rag.index.chunk import Chunk
+from rag.index.generation import current as current_module
 from rag.index.generation.postings import load_postings
 from rag.index.lexical import build_bm25, open_bm25, terms_of
 from rag.index.names import index_path
@@ -149,7 +149,7 @@ def test_a_crash_before_the_pointer_is_swapped_leaves_the_old_generation(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_module, "new_file", crash)
+        patch.setattr(current_module, "new_file", crash)
         with pytest.raises(KeyboardInterrupt):
             add_documents(tmp_path / "i", [page("b.md", "pears")], embedder)
     assert [chunk.text for chunk in open_generation(tmp_path / "i").chunks] == ["apples"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from office_files import document, markdown, pdf
 from PIL import Image
 from reportlab.lib import colors
 from reportlab.lib.pagesizes import A4
@@ -31,6 +30,7 @@ from reportlab.platypus import (
 
 from rag.sources.office.pdf.read import read_pdf
 from slm.errors import UnsupportedError
+from tests.office_files import document, markdown, pdf
 
 pdfmetrics.registerFont(UnicodeCIDFont("HeiseiMin-W3"))
 _STYLES = getSampleStyleSheet()

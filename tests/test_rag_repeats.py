@@ -8,7 +8,7 @@ import pytest
 
 from rag.document import Document, Section
 from rag.index.retrieve import search
-from rag.index.same.repeats import Shown, once_each, plain
+from rag.index.same.once import Shown, once_each, plain
 from rag.index.store import open_generation
 from rag.index.update import add_documents
 from tests.tiny_rag import PairEmbedder, own_home

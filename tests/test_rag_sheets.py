@@ -13,11 +13,11 @@ import openpyxl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from office_files import document, markdown, repacked, saved
 
 from rag.sources.office import delimited, workbook
 from rag.sources.office.shown import shown
 from slm.errors import DamagedFileError
+from tests.office_files import document, markdown, repacked, saved
 
 _MOMENT = dt.datetime(2024, 3, 5, 14, 7, 9)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from office_files import document, markdown, repacked, saved
 from pptx import Presentation
 from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
+
+from tests.office_files import document, markdown, repacked, saved
 
 _P = "http://schemas.openxmlformats.org/presentationml/2006/main"
 _BOX = (0, 0, Inches(4), Inches(2))

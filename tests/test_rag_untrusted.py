@@ -10,11 +10,11 @@ from pathlib import Path
 import openpyxl
 import pytest
 from docx import Document as Word
-from office_files import markdown, p, pdf, repacked, saved, word
 
 from rag.sources.files import read_files, read_noted
 from rag.sources.office.package import Package
 from slm.errors import DamagedFileError, InputError, UnsupportedError
+from tests.office_files import markdown, p, pdf, repacked, saved, word
 
 _BOMB = (
     '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import docx
 import pytest
-from office_files import STRICT_W, W, markdown, p, repacked, saved, word
 
 from rag.sources.files import read_noted
 from slm.errors import DamagedFileError
+from tests.office_files import STRICT_W, W, markdown, p, repacked, saved, word
 
 
 def text_of(tmp_path: Path, raw: bytes) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_tokenizers as tt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -20,6 +19,7 @@ from slm.chat.prompt import TEMPLATES, render
 from slm.chat.segments import Guard, Markers, Segment, conversation, marker_like
 from slm.joints import Message
 from slm.native.llama import token_bytes, tokenize
+from tests import tiny_tokenizers as tt
 from train.data.plain_text import SegmentTokenizer
 from train.data.plain_text import markers_of as tokenizer_markers
 

@@ -25,11 +25,11 @@ from serve.bench.peers import contenders, end_tokens
 from serve.bench.process import peak_rss_mb, running
 from serve.bench.prompts import conversation, long_conversation, next_turn
 from serve.bench.report import failures, median_of_rounds, ratios, table_rows
-from serve.bench.run import BenchOptions, bench_serving
-from serve.bench.scenarios import Plan, summary
+from serve.bench.run import ServeBenchOptions, bench_serving
+from serve.bench.scenarios import LoadPlan, summary
 from serve.cli import bench as cli_bench
 from serve.engine.engine import open_engine
-from serve.upstream import Launch, Options
+from serve.upstream import Launch, UpstreamOptions
 from slm.errors import EngineError, InputError, MissingFileError
 from slm.joints import Finish, SamplingOptions
 from slm.native.process import children_of, status_mb
@@ -249,7 +249,10 @@ def test_the_tokens_that_end_an_answer_are_found(tmp_path: Path) -> None:
 
 def test_a_server_that_does_not_start_is_an_error_with_its_last_words() -> None:
     launch = Launch([sys.executable, "-c", "print('no such model'); raise SystemExit(4)"], {}, "/health")
-    with pytest.raises(EngineError, match=r"code 4.*no such model"), running(launch, Options(Path("m"), port=1)):
+    with (
+        pytest.raises(EngineError, match=r"code 4.*no such model"),
+        running(launch, UpstreamOptions(Path("m"), port=1)),
+    ):
         raise AssertionError("it is not running")
 
 
@@ -289,8 +292,8 @@ def test_only_a_peer_that_was_named_has_to_be_there(tmp_path: Path, monkeypatch:
 
 def test_a_whole_run_beside_llama_cpps_python_server(tmp_path: Path) -> None:
     model = write_model(tmp_path / "tiny.gguf")
-    plan = Plan(clients=2, tokens=4, seconds=0.3, records=2, long_tokens=40, repeats=1)
-    result = bench_serving(model, {}, ["llama-cpp-python"], plan, BenchOptions(rounds=1, context=2048, threads=1))
+    plan = LoadPlan(clients=2, tokens=4, seconds=0.3, records=2, long_tokens=40, repeats=1)
+    result = bench_serving(model, {}, ["llama-cpp-python"], plan, ServeBenchOptions(rounds=1, context=2048, threads=1))
     assert [server["name"] for server in result["servers"]] == ["slm", "llama-cpp-python"]
     for server in result["servers"]:
         failed, requests, words = failures(server)

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.child.embedding import batches
-from serve.engine.engine import Engine, Ticket
+from serve.child.guests.embedding import batches
+from serve.engine.engine import Engine
+from serve.engine.events import Ticket
 from serve.server.api.answer.models import EmbeddingRequest
 from serve.server.guard import Limits, Policy
 from tests.served import LOCAL, Served, engine, error_of, folder, guarded, served, standing_still

@@ -189,6 +189,7 @@ def test_messages_as_clients_send_earlier_answers_back_are_read(served: Served) 
         [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}],
         [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "1"}],
         [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}],
+        [{"role": "assistant", "content": "Hi.", "refusal": "No."}],
         [{"role": "assistant", "content": [{"type": "output_text", "text": "Hi.", "annotations": []}]}],
         [{"role": "user", "content": [{**TEXT, "cache_control": {"type": "ephemeral"}}]}],
     ]  # fmt: skip
@@ -198,6 +199,40 @@ def test_messages_as_clients_send_earlier_answers_back_are_read(served: Served) 
         assert tokens_of(reply) > alone + 10
     said = [served.chat("", model="en", messages=[*HELLO, *turns, *HELLO]) for turns in histories[1:3]]
     assert tokens_of(said[0]) == tokens_of(said[1])
+
+
+def test_nothing_that_an_earlier_turn_says_is_dropped() -> None:
+    def turn(**fields: Any) -> Message:
+        return ChatRequest.model_validate({"messages": [*HELLO, {"role": "assistant", **fields}]}).conversation()[1]
+
+    assert turn(content="Hi.", refusal="No.")["content"] == "Hi.\n\nNo."
+    assert turn(content="", refusal="No.")["content"] == turn(refusal="No.")["content"] == "No."
+    assert turn(content="x", reasoning="a", reasoning_content="a")["reasoning_content"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("turn", "place"),
+    [
+        ({"role": "assistant", "content": "x", "reasoning": "a", "reasoning_content": "b"}, "reasoning"),
+        ({"role": "assistant", "content": "x", "prefix": True, "partial": False}, "partial"),
+        ({"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"},
+          "tool_calls": [{"id": "c", "function": {"name": "g"}}]}, "function_call"),
+        ({"role": "user", "content": "x", "refusal": "No."}, "refusal"),
+        ({"role": "user", "content": "x", "reasoning_content": "hm"}, "reasoning_content"),
+        ({"role": "user", "content": "x", "tool_calls": [{"id": "c", "function": {"name": "g"}}]}, "tool_calls"),
+    ],
+)  # fmt: skip
+def test_fields_of_a_turn_that_contradict_each_other_are_refused(
+    served: Served, turn: dict[str, Any], place: str
+) -> None:
+    error = error_of(served.chat("", messages=[turn]))
+    assert error["param"] == f"messages[0].{place}", error
+
+
+@pytest.mark.parametrize("parameters", [True, "object", []])
+def test_the_schema_of_arguments_is_an_object_as_at_openai(served: Served, parameters: Any) -> None:
+    error = error_of(served.chat("Hello", tools=_call(parameters=parameters)))
+    assert error["param"] == "tools[0].function.parameters" and "has to be an object" in error["message"]
 
 
 # --- what is done -----------------------------------------------------------------------------------------------
@@ -373,25 +408,64 @@ def test_json_has_the_form_that_was_asked_for_by_any_name(served: Served, fields
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"guided_choice": ["a"], "guided_regex": "b"}, "guided_regex and guided_choice"),
+        ({"guided_choice": ["a"], "guided_regex": "b"}, "guided_choice: an answer has one form, and guided_regex"),
         ({"guided_choice": []}, "guided_choice: a choice is a list of texts"),
         ({"guided_choice": [""]}, "guided_choice: a choice is a list of texts"),
         ({"guided_regex": "(?=a)b"}, "guided_regex: this regular expression cannot be followed (found: look-around"),
         ({"guided_regex": ""}, "guided_regex: a regex is a text"),
-        ({"guided_json": "{x"}, "guided_json is no JSON"),
+        ({"guided_json": "{x"}, "guided_json: is no JSON"),
         ({"guided_json": {"not": {"type": "null"}}}, "guided_json: this JSON schema cannot be followed: 'not' at '/'"),
         ({"grammar": 'root ::= "a" b'}, "grammar: this grammar cannot be followed"),
         ({"grammar": "root ::= (((((" }, "grammar: this grammar cannot be followed"),
-        ({"guided_choice": ["a"], "stop": "a"}, "stop strings do not go with"),
-        ({"guided_regex": "a", "tools": _call()}, "guided_regex does not go with tools"),
+        ({"guided_choice": ["a"], "stop": "a"}, "stop: does not go with"),
+        ({"guided_regex": "a", "tools": _call()}, "guided_regex: does not go with tools"),
     ],
 )  # fmt: skip
 def test_a_form_that_cannot_be_had_says_why(served: Served, fields: dict[str, Any], reason: str) -> None:
     reply = served.chat("Hello", model="en", **fields)
-    assert reply.status_code == 400 and reason in error_of(reply)["message"], reply.text
+    error = error_of(reply)
+    assert reply.status_code == 400 and error["message"].startswith(reason), reply.text
+    assert error["param"] == reason.partition(":")[0]
     assert "%llguidance" not in reply.text and "start:" not in reply.text
 
 
 def test_a_turn_of_the_conversation_is_what_the_engine_reads() -> None:
     turns = ChatRequest.model_validate({"messages": [{"role": "assistant", "content": "x", "reasoning": "hm"}]})
     assert turns.conversation() == [Message(role="assistant", content="x", reasoning_content="hm")]
+
+
+IMAGINED = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "place"),
+    [
+        ("chat/completions", {"messages": []}, "messages"),
+        ("chat/completions", {"max_tokens": 99_999}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 90_000}]}, "messages"),
+        ("completions", {"prompt": "x " * 30_000}, "prompt"),
+        ("completions", {"prompt": []}, "prompt"),
+        ("completions", {"prompt": ["a"] * 40, "n": 8}, "prompt"),
+        ("embeddings", {"input": ["a", "x " * 30_000]}, "input[1]"),
+        ("embeddings", {"input": "a", "dimensions": 3}, "dimensions"),
+        ("embeddings", {"input": "a", "model": "nobody"}, "model"),
+        ("chat/completions", {"model": "nobody"}, "model"),
+        ("chat/completions", {"rag": True}, "rag"),
+        ("chat/completions", {"lora": [{"id": 0, "scale": 1}, {"id": 0, "scale": 1}]}, "lora"),
+        ("chat/completions", {"stop_token_ids": [10**8]}, "stop_token_ids"),
+        ("chat/completions", {"stop_token_ids": [1], "guided_choice": ["a"]}, "stop_token_ids"),
+        ("chat/completions", {"min_tokens": 2, "guided_choice": ["a"]}, "min_tokens"),
+        ("chat/completions", {"ignore_eos": True, "tools": [IMAGINED]}, "ignore_eos"),
+        ("chat/completions", {"chat_template_kwargs": {"nobody": 1}}, "chat_template_kwargs"),
+        ("chat/completions", {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ("chat/completions", {"tools": [IMAGINED, IMAGINED]}, "tools[1]"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_found_after_validation_has_its_place_too(
+    served: Served, path: str, fields: dict[str, Any], place: str, stream: bool
+) -> None:
+    body = {"messages": HELLO} if path.startswith("chat") else {}
+    streaming = {"stream": stream} if path != "embeddings" else {}
+    error = error_of(served.post(f"/v1/{path}", {"model": "base", **body, **streaming, **fields}))
+    assert error["param"] == place, error

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from serve.cli.guard import GuardOptions, Origin, Size, guard_options, policy_of
 from serve.server.guard import Limits, Policy
 from serve.server.metrics import Metrics
-from serve.server.middleware import Guard
+from serve.server.middleware import RequestGuard
 from slm.errors import InputError, MissingFileError
 from tests.served import FakeEngine
 
@@ -69,7 +69,7 @@ class Client:
 def run_behind_guard(app: Any, policy: Policy, **request: Any) -> Client:
     async def run() -> Client:
         client = Client(**request)
-        guard = Guard(app, policy, 1000, Metrics(FakeEngine(state="down")))
+        guard = RequestGuard(app, policy, 1000, Metrics(FakeEngine(state="down")))
         await asyncio.wait_for(guard(client.scope, client.receive, client.send), 20)
         return client
 
@@ -141,7 +141,7 @@ def test_large_bodies_at_once_are_bounded_in_memory() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     async def run() -> list[int]:
-        guard = Guard(waiting, Policy(limits=limits), 1000, Metrics(FakeEngine(state="down")))
+        guard = RequestGuard(waiting, Policy(limits=limits), 1000, Metrics(FakeEngine(state="down")))
         hold = asyncio.Event()
         clients = [Client("/lora-adapters", json.dumps("x" * (most - 2)).encode()) for _ in range(12)]
         tasks = []

@@ -18,7 +18,8 @@ import pytest
 from serve.adapters.registry import vet_adapter
 from serve.adapters.watch import WatchedFolder, watching
 from serve.child.cells.store import SMALLEST
-from serve.engine.engine import Engine, Event, open_engine
+from serve.engine.engine import Engine, open_engine
+from serve.engine.events import Event
 from serve.engine.trial import Trials
 from slm.errors import DamagedFileError, EngineDiedError, EngineError, InputError, UnknownNameError, UnsupportedError
 from slm.joints import Finish, Message, SamplingOptions, Scored

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.engine.engine import Engine, Ticket
+from serve.engine.engine import Engine
+from serve.engine.events import Ticket
 from serve.server.guard import Keys, Limits, Policy
 from tests.served import Served, begun, chat, engine, error_of, folder, guarded, standing_still
 from tests.waiting import eventually

@@ -15,7 +15,8 @@ import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.engine.engine import Sink, Ticket, open_engine
+from serve.engine.engine import open_engine
+from serve.engine.events import Sink, Ticket
 from serve.engine.router import Route
 from serve.server.metrics import Metrics
 from slm.errors import ContextOverflowError, EngineDiedError, InputError

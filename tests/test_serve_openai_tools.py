@@ -102,13 +102,13 @@ def schema_of(schema: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"response_format": {"type": "json_schema"}}, "needs the field json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: is missing"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         (schema_of({"if": {}, "then": {"type": "null"}}), "'if' at '/', 'then' at '/'"),
         (schema_of({"properties": {"a/b": {"$ref": "http://x/y"}}}), "'$ref' at '/properties/a~1b'"),
         (schema_of(False), "false at '/'"),
         (schema_of({"pattern": "(?=a)", "type": "string"}), "'pattern' at '/'"),
-        ({"response_format": {"type": "json_object"}, "stop": "}"}, "stop strings do not go with"),
+        ({"response_format": {"type": "json_object"}, "stop": "}"}, "stop: does not go with"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": TOOLS[:1] * 2}, "two tools have the same name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "not among the tools"),
@@ -125,7 +125,8 @@ def schema_of(schema: Any) -> dict[str, Any]:
 def test_what_cannot_be_done_is_a_400_that_says_why(served: Served, fields: dict[str, Any], reason: str) -> None:
     reply = served.chat("Hello", model="en", **fields)
     assert reply.status_code == 400, reply.text
-    assert reason in error_of(reply)["message"]
+    error = error_of(reply)
+    assert reason in error["message"] and error["param"] == error["message"].partition(": ")[0], error
     assert served.chat("Hello", model="en").status_code == 200
 
 

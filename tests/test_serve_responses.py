@@ -221,17 +221,17 @@ def test_what_coding_agents_send_is_read_by_a_template_that_wants_the_sides_to_a
     [
         ([{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}], "input[0].content[0]: only text"),
         ([{"role": "user", "content": [{"type": "input_text", "text": "x"}, {"type": "input_file"}]}], "content[1]"),
-        ([{"role": "user", "content": [{"type": "input_text"}]}], "input[0].content[0].text has to be a text"),
-        ([{"role": "user", "content": ["x"]}], "input[0].content[0] has to be a part"),
+        ([{"role": "user", "content": [{"type": "input_text"}]}], "input[0].content[0].text: has to be a text"),
+        ([{"role": "user", "content": ["x"]}], "input[0].content[0]: has to be a part"),
         ([{"role": "user", "content": [{"type": ["input_text"], "text": "x"}]}], "only text parts are read"),
-        ([{"role": "user"}], "input[0].content has to be"),
+        ([{"role": "user"}], "input[0].content: has to be"),
         ([{"role": "tool", "content": "x"}], "input[0].role"),
         ([{"role": "user", "content": "x"}, {"type": "item_reference", "id": "msg_1"}], "input[1]: an item_reference"),
         ([{"type": "web_search_call", "id": "ws_1"}], "web_search_call"),
         ([{"content": "x"}], "input[0]: items of this type"),
         ([CALL, {**RESULT, "call_id": "call_9"}], "the call 'call_9', which is not among"),
-        ([CALL, {**RESULT, "output": {"a": 1}}], "input[1].output has to be"),
-        ([{**CALL, "arguments": {"city": "x"}}], "input[0].arguments has to be a text"),
+        ([CALL, {**RESULT, "output": {"a": 1}}], "input[1].output: has to be"),
+        ([{**CALL, "arguments": {"city": "x"}}], "input[0].arguments: has to be a text"),
         ([{**CALL, "name": None}], "input[0].name"),
     ],
 )  # fmt: skip
@@ -327,11 +327,11 @@ def test_an_answer_without_a_word_is_an_empty_message() -> None:
         ({"messages": [{"role": "user", "content": "x"}]}, "Here it is: input"),
         ({"max_tokens": 3}, "max_output_tokens"),
         ({"response_format": {"type": "json_object"}}, "text.format"),
-        ({"n": 2}, "'n'"),
+        ({"n": 2}, "n: "),
         ({"rag": True}, "rag"),
-        ({"input": None}, "no input"),
-        ({"input": 5}, "input has to be a text or a list of items (found: int)"),
-        ({"input": ["x"]}, "input[0] has to be an object"),
+        ({"input": None}, "input: is missing"),
+        ({"input": 5}, "input: has to be a text or a list of items (found: int)"),
+        ({"input": ["x"]}, "input[0]: has to be an object"),
         ({"input": []}, "conversation is empty"),
         ({"include": ["everything"]}, "'everything' is not known"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]: this server runs no tools of its own"),
@@ -339,10 +339,10 @@ def test_an_answer_without_a_word_is_an_empty_message() -> None:
         ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "stand beside type"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "name: "),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": 5}, "tool_choice has to be none, auto, required or an object"),
+        ({"tools": TOOLS, "tool_choice": 5}, "tool_choice: has to be none, auto, required or an object"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "not among the tools"),
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "only functions may be called (found: web_search)"),
-        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": [{"name": "x"}]}}, "allows 'x'"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": [{"name": "x"}]}}, "'x' is allowed"),
         ({"tool_choice": "required"}, "needs tools"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}}, "stand beside type"),
@@ -363,7 +363,10 @@ def test_what_cannot_be_done_is_refused_by_name(
 ) -> None:
     reply = ask(served, {"input": "Hello", "stream": stream, **fields})
     assert reply.status_code == (404 if "model" in fields else 400), reply.text
-    assert reason in error_of(reply)["message"]
+    error = error_of(reply)
+    assert reason in error["message"]
+    places = {"model": "model", "max_output_tokens": "input"} if error["code"].endswith(("found", "exceeded")) else {}
+    assert error["param"] == places.get(next(iter(fields)), error["message"].partition(": ")[0]), error
 
 
 def test_a_fault_that_chat_finds_has_its_place_here() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve.child.pool import Team
-from slm.native.llama import decode_tokens, open_context, open_model
+from slm.native.llama import ContextParams, decode_tokens, open_context, open_model
 from tests.tiny_gguf import BOS, write_model
 from tests.waiting import eventually
 
@@ -43,7 +43,7 @@ def test_the_librarys_own_threads_end_too(end: str, tmp_path: Path) -> None:
 
     with ExitStack() as stack:
         model = open_model(stack, write_model(tmp_path / "tiny.gguf"))
-        context = open_context(stack, model, n_ctx=256, n_threads=2)
+        context = open_context(stack, model, ContextParams(n_ctx=256, n_threads=2))
         team, before = Team(), threads()
         team.run(lambda: decode_tokens(context, [BOS] * 8, 0), cores=2)
         assert threads() == before + 2, "the leader and llama.cpp's second thread"

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from serve import upstream
 from serve.bench.process import free_port
 from serve.cli import serve as cli
-from serve.upstream import Options, limits, llama_cpp_python_launch, llama_server_launch
+from serve.upstream import UpstreamOptions, limits, llama_cpp_python_launch, llama_server_launch
 from slm.errors import DamagedFileError, InputError, MissingExtraError, MissingFileError, UnsupportedError
 from tests.path_joints import PathJoints
 from tests.tiny_gguf import write_adapter, write_model
@@ -85,7 +85,7 @@ def served(*args: str, env: dict[str, str]) -> Iterator[tuple[subprocess.Popen[s
 
 
 def test_llama_server_gets_every_option_in_its_own_words() -> None:
-    options = Options(Path("/m/small.gguf"), (EN, JA), context=2048, threads=3, parallel=4, host="::1", port=9)
+    options = UpstreamOptions(Path("/m/small.gguf"), (EN, JA), context=2048, threads=3, parallel=4, host="::1", port=9)
     launch = llama_server_launch(options, "/bin/llama-server")
     assert launch.argv == [
         "/bin/llama-server", "--model", "/m/small.gguf", "--alias", "small", "--ctx-size", "8192", "--parallel", "4",
@@ -95,13 +95,13 @@ def test_llama_server_gets_every_option_in_its_own_words() -> None:
 
 
 def test_one_adapter_is_applied_to_every_request_of_llama_server() -> None:
-    launch = llama_server_launch(Options(Path("/m.gguf"), (EN,)))
+    launch = llama_server_launch(UpstreamOptions(Path("/m.gguf"), (EN,)))
     assert launch.argv[-2:] == ["--lora", "/a/en.gguf"]
     assert "--threads" not in launch.argv
 
 
 def test_llama_cpp_python_gets_a_model_for_the_base_and_for_each_adapter() -> None:
-    options = Options(Path("/m/small.gguf"), (EN, JA), context=2048, host="127.0.0.1", port=9, api_key="k")
+    options = UpstreamOptions(Path("/m/small.gguf"), (EN, JA), context=2048, host="127.0.0.1", port=9, api_key="k")
     launch = llama_cpp_python_launch(options, Path("/t/config.json"), python="py", threads=2)
     assert launch.argv == ["py", "-m", "llama_cpp.server", "--config_file", "/t/config.json"]
     assert launch.env == {"HOST": "127.0.0.1", "PORT": "9", "API_KEY": "k"}
@@ -116,7 +116,7 @@ def test_llama_cpp_python_gets_a_model_for_the_base_and_for_each_adapter() -> No
 
 
 def test_a_key_is_never_on_a_command_line_nor_in_a_file() -> None:
-    options = Options(Path("/m.gguf"), api_key="very-secret")
+    options = UpstreamOptions(Path("/m.gguf"), api_key="very-secret")
     for launch in (
         llama_server_launch(options),
         llama_cpp_python_launch(options, Path("/t/c.json"), python="py", threads=1),
@@ -128,11 +128,11 @@ def test_a_key_is_never_on_a_command_line_nor_in_a_file() -> None:
 def test_a_path_that_llama_server_would_split_is_refused() -> None:
     for name in ("a,b.gguf", "a:b.gguf", 'a"b.gguf'):
         with pytest.raises(InputError, match="separates"):
-            llama_server_launch(Options(Path("/m.gguf"), (("en", Path("/") / name),)))
+            llama_server_launch(UpstreamOptions(Path("/m.gguf"), (("en", Path("/") / name),)))
 
 
 def test_what_an_engine_cannot_do_is_said() -> None:
-    both, one = Options(Path("/m/small.gguf"), (EN, JA)), Options(Path("/m/small.gguf"), (EN,))
+    both, one = UpstreamOptions(Path("/m/small.gguf"), (EN, JA)), UpstreamOptions(Path("/m/small.gguf"), (EN,))
     assert any('"lora": [{"id": 0, "scale": 1}] (0 is en, 1 is ja)' in line for line in limits("llama-server", both))
     assert any("'en' answers every request" in line for line in limits("llama-server", one))
     assert any("models: small, en, ja" in line for line in limits("llama-cpp-python", both))
@@ -177,7 +177,7 @@ def test_a_server_that_fails_at_its_start_gives_its_exit_code(
 ) -> None:
     monkeypatch.setenv("PATH", str(fake))
     monkeypatch.setenv("FAKE", "--fail")
-    assert upstream.serve_upstream("llama-server", Options(model, port=free_port())) == 3
+    assert upstream.serve_upstream("llama-server", UpstreamOptions(model, port=free_port())) == 3
 
 
 def test_llama_cpp_server_answers_with_base_and_adapter_and_wants_its_key(model: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_gguf import write_model
+
+try:
+    import pty
+except ImportError:  # Windows
+    pty = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).parent.parent
 JAPANESE = "会議室の予約はどこで取り消せますか。総務部に電話してください。"
@@ -134,6 +141,50 @@ def test_a_terminal_that_lacks_a_character_shows_a_question_mark_and_it_is_said(
     done = shell("slm route 会議室한", PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stdout) == (0, shown)
     assert f"characters that {encoding} does not have were printed as '?'".encode() in done.stderr
+
+
+SHOWING = """
+import click
+from slm.errors import InputError
+from slm.terminal.console import err, note, progress, run
+
+@click.command()
+def show():
+    err().print("[base · 3 tok/s · cut…]", style="dim", markup=False)
+    note("a “quote” – 会")
+    with progress("copying", 2) as done:
+        done(1, "x · y")
+    click.secho("1. heading", bold=True)
+    raise InputError("it is wrong")
+
+run(show)
+"""
+
+
+def on_a_terminal(program: str, **environment: str) -> str:
+    """What a Python program writes to a terminal of its own."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execvpe(sys.executable, [sys.executable, "-c", program], {**os.environ, **environment})
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while piece := os.read(terminal, 1 << 16):
+            written += piece
+    os.waitpid(child, 0)
+    os.close(terminal)
+    return written.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.skipif(pty is None, reason="there are no pseudo-terminals here")
+def test_a_plain_terminal_gets_neither_colours_nor_escapes_for_our_own_marks() -> None:
+    shown = on_a_terminal(SHOWING, TERM="dumb", PYTHONIOENCODING="ascii")
+    assert "[base - 3 tok/s - cut...]\n" in shown and 'a "quote" - \\u4f1a\n' in shown
+    assert "x - y" in shown and "\n1. heading\n" in shown and shown.endswith("\nerror: it is wrong\n")
+    assert "\x1b" not in shown and "\\x" not in shown
+    shown = on_a_terminal(SHOWING, TERM="xterm", PYTHONIOENCODING="ascii")
+    assert "\x1b[31merror" in shown and "\\x" not in shown and set(re.findall(r"\\u....", shown)) == {"\\u4f1a"}
+    assert "\x1b[31m" not in on_a_terminal(SHOWING, TERM="xterm", NO_COLOR="1")
 
 
 def test_json_loses_nothing_where_the_terminal_lacks_a_character() -> None:

@@ -20,7 +20,7 @@ from train.adapter.merge import merge
 from train.adapter.opened import load_with_adapter
 from train.adapter.sample import GenerateOptions, end_of_turn_ids, open_generator, route
 from train.base import load_model, load_tokenizer
-from train.data.masks import Encoder
+from train.data.masks import ExampleEncoder
 from train.measure.evaluate import evaluate_texts
 from train.run.lora import train_sft
 
@@ -88,7 +88,7 @@ def test_evaluation_of_a_checkpoint_equals_the_models_own_loss(checkpoints: dict
 
 
 def test_evaluation_of_a_gguf_file_gives_a_loss_for_each_language(tmp_path: Path) -> None:
-    from tiny_gguf import write_model
+    from tests.tiny_gguf import write_model
 
     model = write_model(tmp_path / "tiny.gguf")
     text = tmp_path / "t.txt"
@@ -107,7 +107,7 @@ def test_greedy_generation_equals_transformers_own(checkpoints: dict[str, Path],
     generator = open_generator(checkpoints["llama"], trained["llama"])
     text = "".join(generator.stream("Where is desk 3?", GenerateOptions(max_new_tokens=12), chat=True))
     tokenizer = load_tokenizer(trained["llama"])
-    ids = Encoder(tokenizer, TEMPLATES["chatml"]).prompt([{"role": "user", "content": "Where is desk 3?"}])
+    ids = ExampleEncoder(tokenizer, TEMPLATES["chatml"]).prompt([{"role": "user", "content": "Where is desk 3?"}])
     model = load_with_adapter(checkpoints["llama"], trained["llama"])
     expected = model.generate(
         input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,

@@ -19,10 +19,10 @@ from train.bench import run as bench
 from train.bench.clock import read_steps
 from train.bench.contenders import OURS, OURS_TOP, TRAINER, TRL
 from train.bench.data import read_ids, repeated, write_data
-from train.bench.run import BenchOptions, bench_training
+from train.bench.run import TrainBenchOptions, bench_training
 from train.cli.bench import _show
 from train.data.examples import Example
-from train.data.masks import Encoder, choose_template
+from train.data.masks import ExampleEncoder, choose_template
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_ids_are_those_of_the_encoder_and_nothing_held_out_is_trained_on(
     data = write_data(base, talks, tmp_path, count=100, used=40, longest=512, seed=3)
     train, held, pad_id = read_ids(data.ids_file)
     tokenizer = load_tokenizer(base)
-    encoder = Encoder(tokenizer, choose_template(tokenizer, None)[0])
+    encoder = ExampleEncoder(tokenizer, choose_template(tokenizer, None)[0])
     lines = [json.loads(line) for line in data.train_file.read_text(encoding="utf-8").splitlines()]
     for item, line in zip(train, lines, strict=True):
         (own,) = encoder.conversation(Example(Path("x"), 1, line["lang"], messages=tuple(line["messages"])))
@@ -62,7 +62,7 @@ def test_the_ids_are_those_of_the_encoder_and_nothing_held_out_is_trained_on(
 
 
 def test_everyone_learns_the_same_from_the_same_examples(base: Path, talks: Path) -> None:
-    options = BenchOptions(talks, steps=4, batch_size=4, learning_rate=1e-3, time_limit_s=300)
+    options = TrainBenchOptions(talks, steps=4, batch_size=4, learning_rate=1e-3, time_limit_s=300)
     result = bench_training(base, ("trainer", "trl"), options)
     rows = {one["name"]: one for one in result["contenders"]}
     assert list(rows) == [OURS, TRAINER, TRL]
@@ -78,7 +78,7 @@ def test_everyone_learns_the_same_from_the_same_examples(base: Path, talks: Path
 
 
 def test_who_does_not_finish_in_time_has_what_it_did_as_its_result(base: Path, talks: Path) -> None:
-    (row,) = bench_training(base, (), BenchOptions(talks, steps=1000, time_limit_s=0.2))["contenders"]
+    (row,) = bench_training(base, (), TrainBenchOptions(talks, steps=1000, time_limit_s=0.2))["contenders"]
     assert (row["name"], row["completed"], row["steps"]) == (OURS, False, 0)
     assert row["supervised_tokens_per_s"] is None and row["held_out_loss"] is None
 
@@ -88,7 +88,7 @@ def test_a_contender_that_fails_is_an_error_with_its_last_words(
 ) -> None:
     monkeypatch.setattr(bench, "OURS", "nobody")
     with pytest.raises(EngineError, match="'nobody' failed") as caught:
-        bench_training(base, (), BenchOptions(talks, steps=1))
+        bench_training(base, (), TrainBenchOptions(talks, steps=1))
     assert "KeyError" in caught.value.found
 
 
@@ -101,7 +101,7 @@ def test_a_peer_that_fails_is_a_row_with_its_last_words_and_the_others_are_measu
         return real("nobody" if name == TRL else name, plan, limit_s)
 
     monkeypatch.setattr(bench, "_train", train)
-    result = bench_training(base, ("trl",), BenchOptions(talks, steps=1, batch_size=4))
+    result = bench_training(base, ("trl",), TrainBenchOptions(talks, steps=1, batch_size=4))
     ours, trl = result["contenders"]
     assert ours["completed"] and ours["error"] == ""
     assert (trl["name"], trl["completed"], trl["steps"], trl["times_faster"]) == (TRL, False, 0, None)
@@ -113,7 +113,7 @@ def test_a_missing_peer_is_said(monkeypatch: pytest.MonkeyPatch, base: Path, tal
     real = bench.importlib.util.find_spec
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "trl" else real(name))
     monkeypatch.setattr(bench, "_measure", lambda name, *_: [_row(name)])
-    result = bench_training(base, ("trainer", "trl", "trl-defaults"), BenchOptions(talks, steps=1))
+    result = bench_training(base, ("trainer", "trl", "trl-defaults"), TrainBenchOptions(talks, steps=1))
     assert [one["name"] for one in result["contenders"]] == [OURS, TRAINER]
     assert len(result["missing"]) == 2 and all("no trl" in line and "peers" in line for line in result["missing"])
 
@@ -136,7 +136,7 @@ def test_rounds_turn_the_order_and_give_medians_beside_the_usual_way(
         return [_row(name, next(speeds[name]))]
 
     monkeypatch.setattr(bench, "_measure", measure)
-    ours, usual = bench_training(base, ("trainer",), BenchOptions(talks, steps=1, rounds=3))["contenders"]
+    ours, usual = bench_training(base, ("trainer",), TrainBenchOptions(talks, steps=1, rounds=3))["contenders"]
     assert asked == [OURS, TRAINER, TRAINER, OURS, OURS, TRAINER]
     assert (ours["supervised_tokens_per_s"], usual["supervised_tokens_per_s"]) == (30.0, 10.0)
     assert (ours["times_faster"], usual["times_faster"]) == (3.0, 1.0)
@@ -153,7 +153,7 @@ def test_the_epochs_of_the_top_layers_are_rows_of_their_own(
         return True
 
     monkeypatch.setattr(bench, "_train", train)
-    rows = bench_training(base, (), BenchOptions(talks, steps=2, top_layers=1))["contenders"]
+    rows = bench_training(base, (), TrainBenchOptions(talks, steps=2, top_layers=1))["contenders"]
     assert [row["name"] for row in rows] == [OURS, "slm, top 1, epoch 1", "slm, top 1, epoch 2"]
     assert [row["seconds"] for row in rows] == [8.0, 8.0, 2.0]
     assert rows[2]["supervised_tokens_per_s"] == pytest.approx(4 * rows[1]["supervised_tokens_per_s"], rel=1e-3)

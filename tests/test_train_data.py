@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ def test_what_the_datasets_library_wrote_is_named_with_a_command_that_works(kind
         with pytest.raises(InputError, match=r"datasets library|Parquet|Arrow") as caught:
             list(read([path]))
     command = caught.value.hint.removeprefix("Write it as JSONL: ").removesuffix(" (after: pip install datasets)")
-    subprocess.run(command, shell=True, check=True, capture_output=True, env=os.environ | {"HF_HOME": str(tmp_path)})
+    # The command says `python`, as in an environment that is activated.
+    path_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"HF_HOME": str(tmp_path), "PATH": path_first}
+    subprocess.run(command, shell=True, check=True, capture_output=True, env=environment)
     made = tmp_path / f"{path.stem}-examples.jsonl"
     assert [e.messages[0]["content"] for e in read_conversations([made])] == [f"Where is desk {n}?" for n in range(3)]
 

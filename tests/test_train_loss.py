@@ -16,10 +16,10 @@ from train.adapter.fresh import add_adapter
 from train.base import load_model, load_tokenizer
 from train.batch.batches import by_length, pad
 from train.batch.loss import supervised_loss
-from train.batch.plan import Plan
+from train.batch.plan import BatchPlan
 from train.batch.precision import choose_dtype, in_float32, precision, store_frozen
 from train.data.examples import Example
-from train.data.masks import IGNORE, Encoded, Encoder
+from train.data.masks import IGNORE, Encoded, ExampleEncoder
 from train.measure.evaluate import held_out_loss
 from train.run.lora import train_sft
 from train.run.schedule import decayed
@@ -34,10 +34,10 @@ def example(*turns: str, roles: tuple[str, ...] = ("user", "assistant")) -> Exam
 
 def test_every_index_comes_once_an_epoch_and_neighbours_have_like_lengths() -> None:
     lengths = [(n * 37) % 100 for n in range(43)]
-    plan = Plan(lengths, 4, seed=5)
+    plan = BatchPlan(lengths, 4, seed=5)
     first, second = ([i for n in range(start, start + 11) for i in plan.batch(n)] for start in (0, 11))
     assert sorted(first) == sorted(second) == list(range(43)) and first != second
-    again = Plan(lengths, 4, seed=5)
+    again = BatchPlan(lengths, 4, seed=5)
     assert first == [i for n in range(11) for i in again.batch(n)]
     spread = [max(part) - min(part) for part in ([lengths[i] for i in first[n : n + 4]] for n in range(0, 40, 4))]
     assert sum(spread) / len(spread) < 20  # 59 for random batches of this set
@@ -45,7 +45,7 @@ def test_every_index_comes_once_an_epoch_and_neighbours_have_like_lengths() -> N
 
 def batch_of(folder: Path) -> tuple[list[Encoded], dict[str, torch.Tensor]]:
     tokenizer = load_tokenizer(folder)
-    encoder = Encoder(tokenizer, TEMPLATES["chatml"])
+    encoder = ExampleEncoder(tokenizer, TEMPLATES["chatml"])
     talks = [
         example("Where?", "It is here, on the desk."),
         example("なぜですか。", "分かりません。"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm.errors import InputError
-from train.batch.plan import Plan
+from train.batch.plan import BatchPlan
 
 lengths = st.lists(st.integers(1, 2000), min_size=1, max_size=80)
 batch_sizes = st.integers(1, 9)
@@ -25,14 +25,14 @@ def weighted(draw: st.DrawFn) -> tuple[list[int], list[float]]:
     return sizes, [values[n % len(values)] for n in range(len(sizes))]
 
 
-def epoch(plan: Plan, number: int) -> list[int]:
+def epoch(plan: BatchPlan, number: int) -> list[int]:
     start = number * plan.batches_per_epoch
     return [index for n in range(plan.batches_per_epoch) for index in plan.batch(start + n)]
 
 
 @given(lengths, batch_sizes, seeds)
 def test_without_weights_every_sequence_comes_once_an_epoch(sizes: list[int], batch_size: int, seed: int) -> None:
-    plan = Plan(sizes, batch_size, seed)
+    plan = BatchPlan(sizes, batch_size, seed)
     assert plan.sequences_per_epoch == len(sizes) and plan.batches_per_epoch == -(-len(sizes) // batch_size)
     for number in (0, 1, 7):
         assert sorted(epoch(plan, number)) == list(range(len(sizes)))
@@ -45,7 +45,7 @@ def test_a_weight_is_how_often_a_sequence_comes_an_epoch(
     data: tuple[list[int], list[float]], batch_size: int, seed: int
 ) -> None:
     sizes, weights = data
-    plan = Plan(sizes, batch_size, seed, weights)
+    plan = BatchPlan(sizes, batch_size, seed, weights)
     for number in (0, 3):
         seen = Counter(epoch(plan, number))
         for index, weight in enumerate(weights):
@@ -58,7 +58,7 @@ def test_a_weight_is_how_often_a_sequence_comes_an_epoch(
 @given(weighted(), seeds)
 def test_over_the_epochs_no_sequence_of_a_weight_is_favoured(data: tuple[list[int], list[float]], seed: int) -> None:
     sizes, weights = data
-    plan = Plan(sizes, 4, seed, weights)
+    plan = BatchPlan(sizes, 4, seed, weights)
     for last in (1, 2, 5):
         seen = Counter(index for number in range(last) for index in epoch(plan, number))
         for weight in set(weights):
@@ -71,31 +71,31 @@ def test_a_batch_is_the_same_wherever_one_begins(
     data: tuple[list[int], list[float]], batch_size: int, seed: int, asked: list[int]
 ) -> None:
     sizes, weights = data
-    one = Plan(sizes, batch_size, seed, weights)
+    one = BatchPlan(sizes, batch_size, seed, weights)
     for n in asked:
-        assert one.batch(n) == Plan(sizes, batch_size, seed, weights).batch(n)
+        assert one.batch(n) == BatchPlan(sizes, batch_size, seed, weights).batch(n)
 
 
 def test_batches_have_like_lengths_and_come_in_another_order_each_epoch_and_with_another_seed() -> None:
     sizes = [(n * 37) % 100 for n in range(43)]
-    plan = Plan(sizes, 4, seed=5)
-    assert epoch(plan, 0) != epoch(plan, 1) and epoch(plan, 0) != epoch(Plan(sizes, 4, seed=6), 0)
+    plan = BatchPlan(sizes, 4, seed=5)
+    assert epoch(plan, 0) != epoch(plan, 1) and epoch(plan, 0) != epoch(BatchPlan(sizes, 4, seed=6), 0)
     spread = [max(part) - min(part) for part in ([sizes[i] for i in plan.batch(n)] for n in range(10))]
     assert sum(spread) / len(spread) < 20  # 59 for random batches of this set
 
 
 def test_the_plan_is_the_one_that_earlier_versions_made() -> None:
     """A run that is resumed after an update goes on with the batches it would have had."""
-    plan = Plan([3, 1, 4, 1, 5, 9, 2, 6], 3, seed=7, weights=[1, 1, 1, 1, 0.5, 0.5, 0.5, 2])
+    plan = BatchPlan([3, 1, 4, 1, 5, 9, 2, 6], 3, seed=7, weights=[1, 1, 1, 1, 0.5, 0.5, 0.5, 2])
     assert [plan.batch(n) for n in (0, 1, 2, 1000)] == [[1, 3, 6], [2, 7, 7], [0, 4], [3, 1, 0]]
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], [1.0, math.inf]])
 def test_weights_that_make_no_sense_are_refused(weights: list[float]) -> None:
     with pytest.raises(InputError, match="positive number"):
-        Plan([3, 4], 1, 0, weights)
+        BatchPlan([3, 4], 1, 0, weights)
 
 
 def test_a_plan_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="no sequence"):
-        Plan([], 1, 0)
+        BatchPlan([], 1, 0)

@@ -17,7 +17,7 @@ from slm.native.heap import give_back, whole_blocks, without_whole_blocks
 from slm.native.threads import TRAINING_SPINS, settle_openmp
 from train.batch.attention import _attend
 from train.batch.memory import resident_bytes
-from train.batch.packing import Piece
+from train.batch.packing import PackPiece
 from train.cli.process import prepare_process
 
 _PROGRAM = """
@@ -95,7 +95,7 @@ def test_a_training_process_changes_only_our_own_spins() -> None:
 
 def test_attention_keeps_no_copy_of_a_key_for_each_query_head() -> None:
     heads, key_heads, tokens, size = 8, 2, 96, 16
-    pieces = (Piece(0, 16), Piece(16, 96))
+    pieces = (PackPiece(0, 16), PackPiece(16, 96))
     parts = [torch.randn(1, count, tokens, size, requires_grad=True) for count in (heads, key_heads, key_heads)]
     kept: dict[int, int] = {}
 

@@ -17,7 +17,7 @@ from tests.test_train_masks import TAGGED_TEMPLATES, learned
 from tests.tiny_runs import base, options
 from tests.tiny_training import byte_level_tokenizer, conversations, write_jsonl
 from train.data.examples import Example, read_conversations, read_texts
-from train.data.masks import Encoder
+from train.data.masks import ExampleEncoder
 from train.data.prepare import prepare_conversations
 from train.data.records import Record, conversation_record, text_record
 from train.data.show import show_masks
@@ -44,7 +44,7 @@ def spans(record: Record, template: str = TEMPLATES["chatml"]) -> list[str]:
     """What is learned of a record, as text."""
     tokenizer = byte_level_tokenizer()
     example = Example(Path("x.jsonl"), 7, "en", record.messages, "", record.tools, record.skipped)
-    encoded = Encoder(tokenizer, template).conversation(example)
+    encoded = ExampleEncoder(tokenizer, template).conversation(example)
     return [span for item in encoded for span in learned(tokenizer, item)]
 
 
@@ -148,7 +148,7 @@ def test_functions_are_written_by_a_template_that_knows_them() -> None:
     assert spans(record(**openai()), knowing) == [called, "It is 4 degrees.<|im_end|>"]
     tokenizer = byte_level_tokenizer()
     read = record(**openai())
-    (item,) = Encoder(tokenizer, knowing).conversation(
+    (item,) = ExampleEncoder(tokenizer, knowing).conversation(
         Example(Path("x.jsonl"), 7, "en", read.messages, "", read.tools, read.skipped)
     )
     assert tokenizer.decode(item.ids).startswith("<|im_start|>tools [")

@@ -33,7 +33,7 @@ from train.scratch.sizes import SIZES
 from train.scratch.state import restore, state_tensors
 from train.scratch.windows import Batches, held_out_windows, pack
 from train.tokenizer.balance import sentences
-from train.tokenizer.corpus import Passage, passages
+from train.tokenizer.corpus import CorpusPassage, passages
 from train.tokenizer.learn import train_pieces, write_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -147,7 +147,11 @@ def test_a_schedule_rises_to_the_peak_and_never_leaves_it(schedule: str, done: f
 
 def test_windows_hold_every_token_once_and_the_end_of_every_document(tokenizer: Path) -> None:
     loaded = load_tokenizer(tokenizer)
-    texts = [Passage("en", "The desk. " * 9, True), Passage("en", "A lamp ", False), Passage("en", "is here.", True)]
+    texts = [
+        CorpusPassage("en", "The desk. " * 9, True),
+        CorpusPassage("en", "A lamp ", False),
+        CorpusPassage("en", "is here.", True),
+    ]
     stream = pack(loaded, texts, 0.0, 0).train["en"]
     end = loaded.eos_token_id
     expected = [end]

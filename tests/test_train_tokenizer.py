@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,11 +15,12 @@ from convert.vocabulary.base.proof import MIXED_LINES, differences, special_line
 from slm.artifacts import read_manifest
 from slm.chat.prompt import named_template
 from slm.errors import DamagedFileError, InputError
+from tests import tiny_tokenizers
 from tests.path_joints import PathJoints
 from train.base import load_tokenizer
 from train.cli.scratch import compared
 from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
-from train.tokenizer.corpus import Passage, is_held_out, passages
+from train.tokenizer.corpus import CorpusPassage, is_held_out, passages
 from train.tokenizer.learn import (
     MARKERS,
     TokenizerOptions,
@@ -104,7 +104,7 @@ def test_temperature_gives_shares_of_bytes_to_the_power_of_its_inverse(sizes: di
 
 
 def test_sampled_sentences_stand_in_the_shares_asked_for() -> None:
-    texts = [Passage("en", "a" * 99 + "\n", True)] * 3000 + [Passage("ja", "b" * 99 + "\n", True)] * 1000
+    texts = [CorpusPassage("en", "a" * 99 + "\n", True)] * 3000 + [CorpusPassage("ja", "b" * 99 + "\n", True)] * 1000
     sizes = {"en": 300_000, "ja": 100_000}
     times = copies(sizes, {"en": 0.3, "ja": 0.7}, budget=10**9)
     lines = list(sentences(texts, times, seed=1))
@@ -115,7 +115,7 @@ def test_sampled_sentences_stand_in_the_shares_asked_for() -> None:
 
 def test_sentences_are_cut_where_sentencepiece_would_drop_them() -> None:
     long = "漢" * 2500 + "\t" + "x" * 10
-    lines = list(sentences([Passage("ja", long, True)], {"ja": 1.0}, seed=0))
+    lines = list(sentences([CorpusPassage("ja", long, True)], {"ja": 1.0}, seed=0))
     assert "".join(lines) == long.replace("\t", "") and max(len(line.encode()) for line in lines) <= 4192
 
 
@@ -141,7 +141,7 @@ def test_figures_count_what_a_tokenizer_makes_of_each_language(loaded: Any) -> N
 
 
 def test_partial_tokens_of_a_byte_level_vocabulary_are_those_that_cut_a_character(tmp_path: Path) -> None:
-    from tiny_training import byte_level_tokenizer
+    from tests.tiny_training import byte_level_tokenizer
 
     assert sorted(byte_table().values()) == list(range(256))
     tokenizer = byte_level_tokenizer()

@@ -13,7 +13,7 @@ import pytest
 
 from serve.engine.engine import Engine, open_engine
 from slm.joints import Finish, Message, SamplingOptions
-from slm.native.llama import all_logits, open_adapter, open_context, open_model, set_adapters
+from slm.native.llama import ContextParams, all_logits, open_adapter, open_context, open_model, set_adapters
 from tests.tiny_gguf import TOKENS, letter, write_adapter, write_model
 
 QUESTIONS = ["Hello, who are you?", "What is a lease?", "Tell me more, please.", "12 + 30 ="]
@@ -57,7 +57,7 @@ class Oracle:
 
     def __init__(self, stack: ExitStack, files: Files) -> None:
         self._model = open_model(stack, files.model)
-        self._context = open_context(stack, self._model, n_ctx=2048, n_batch=2048, n_threads=1)
+        self._context = open_context(stack, self._model, ContextParams(n_ctx=2048, n_batch=2048, n_threads=1))
         self._adapters = {p: open_adapter(stack, self._model, p) for p in (files.a, files.b, files.c)}
 
     def _last(self, adapter: Path | dict[Path, float] | None, tokens: list[int]) -> Any:

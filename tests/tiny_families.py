@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_checkpoints as tiny
 import torch
 import transformers as tf
 
-from slm.native.llama import all_logits, library, open_adapter, open_context, open_model, set_adapters, vocab_size
+from slm.native.llama import (
+    ContextParams,
+    all_logits,
+    library,
+    open_adapter,
+    open_context,
+    open_model,
+    set_adapters,
+    vocab_size,
+)
+from tests import tiny_checkpoints as tiny
 
 Logits = np.ndarray[Any, Any]
 LENGTH, COUNT = 128, 4  # 512 positions
@@ -58,7 +68,7 @@ def write(
 
 MAKE: dict[str, Callable[[Path], Path]] = {
     "llama": tiny.llama,
-    **{name: (lambda folder, name=name: write(folder, name)) for name in _KINDS},
+    **{name: partial(write, family=name) for name in _KINDS},
 }
 # Where the head is tied otherwise than usual in the family.
 MORE: dict[str, Callable[[Path], Path]] = {
@@ -71,7 +81,8 @@ MORE: dict[str, Callable[[Path], Path]] = {
 
 def sequences(vocabulary: int, seed: int = 7, length: int = LENGTH) -> list[list[int]]:
     """Random token ids, each sequence `length` long."""
-    return np.random.default_rng(seed).integers(0, vocabulary, (COUNT, length)).tolist()
+    rows: list[list[int]] = np.random.default_rng(seed).integers(0, vocabulary, (COUNT, length)).tolist()
+    return rows
 
 
 def vocabulary_of(folder: Path) -> int:
@@ -87,8 +98,8 @@ def runtime_logits(
     """
     with ExitStack() as stack:
         model = open_model(stack, gguf)
-        handle = open_context(stack, model, n_ctx=context, n_batch=context, n_threads=1, flash_attention=False,
-                              exact_cache=True)  # fmt: skip
+        params = ContextParams(context, context, n_threads=1, flash_attention=False, exact_cache=True)
+        handle = open_context(stack, model, params)
         active = [] if adapter is None else [(open_adapter(stack, model, adapter), 1.0)]
         rows = []
         for one in ids:

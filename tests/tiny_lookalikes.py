@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tiny_checkpoints as tiny
-import tiny_slow_tokenizers as slow
-import tiny_tokenizers as tt
 import transformers as tf
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from convert.vocabulary.base.pre_tokenizers import SPLITS
 from convert.vocabulary.files.sentencepiece_file import SentencePieceModel, read_sentencepiece
+from tests import tiny_checkpoints as tiny
+from tests import tiny_slow_tokenizers as slow
+from tests import tiny_tokenizers as tt
 
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -188,6 +188,7 @@ def tiny_swallow(folder: Path) -> Path:
             pad_token="<|endoftext|>", additional_special_tokens=special[1:], chat_template=template,
             tokenizer_class="Qwen2Tokenizer")  # fmt: skip
     eos = tokenizer.token_to_id("<|im_end|>")
+    assert eos is not None
     config = tf.Qwen2Config(vocab_size=tokenizer.get_vocab_size() + 60, bos_token_id=eos - 2, eos_token_id=eos,
                             sliding_window=None, use_sliding_window=False, max_window_layers=21,
                             rope_theta=1_000_000.0, tie_word_embeddings=True, **_SMALL)  # fmt: skip

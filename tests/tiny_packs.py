@@ -24,7 +24,10 @@ def encoded(ids: list[int], learned: range) -> Encoded:
 def a_batch() -> list[Encoded]:
     """Sequences with a common beginning, one that goes on from another's end, and two that are equal."""
     draw = torch.Generator().manual_seed(3)
-    fresh = lambda count: torch.randint(3, VOCABULARY, (count,), generator=draw).tolist()  # noqa: E731
+
+    def fresh(count: int) -> list[int]:
+        return [int(token) for token in torch.randint(3, VOCABULARY, (count,), generator=draw)]
+
     system, question = fresh(12), fresh(9)
     first = system + question + fresh(7)
     return [

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tiny_tokenizers as tt
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from convert.vocabulary.base.pre_tokenizers import SPLITS
+from tests import tiny_tokenizers as tt
 
 FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from convert.output.writer import write_gguf
-from convert.vocabulary.base.proof import Source
+from convert.vocabulary.base.proof import VocabularySource
 from convert.vocabulary.vocab_source import read_vocabulary
 from slm.native.llama import open_model, tokenize
 
@@ -155,7 +155,7 @@ def word_piece(folder: Path, *, lower: bool = True, strip_accents: bool | None =
                 mask_token="[MASK]", tokenizer_class="BertTokenizer")  # fmt: skip
 
 
-def write_vocabulary(path: Path, source: Source) -> Path:
+def write_vocabulary(path: Path, source: VocabularySource) -> Path:
     """A GGUF file that holds a vocabulary and nothing else."""
     metadata = {"general.architecture": "llama", "general.type": "model", **source.vocabulary.to_metadata()}
     with path.open("wb") as file:
@@ -165,7 +165,7 @@ def write_vocabulary(path: Path, source: Source) -> Path:
 
 
 @contextmanager
-def both(folder: Path, *, embedder: bool = False) -> Iterator[tuple[Source, Callable[[str], list[int]], Any]]:
+def both(folder: Path, *, embedder: bool = False) -> Iterator[tuple[VocabularySource, Callable[[str], list[int]], Any]]:
     """(source, how llama.cpp encodes, llama.cpp's handle) of a tokenizer folder."""
     config = folder / "config.json"
     source = read_vocabulary(folder, json.loads(config.read_text()) if config.exists() else {}, embedder=embedder)

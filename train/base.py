@@ -5,7 +5,6 @@ It knows nothing of data, adapters' training or what the model is used for.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterable
@@ -183,7 +182,7 @@ def _sentencepiece_tokenizer(folder: Path) -> Any:
     if proto.trainer_spec.model_type != 1:
         raise UnsupportedError(f"'{folder / 'spiece.model'}' is not a unigram model", hint="Supported: unigram.")
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config = read_json(path) if path.exists() else {}
     spec = proto.normalizer_spec
     tokenizer = Tokenizer(
         Unigram(

@@ -15,7 +15,7 @@ from typing import Any
 from convert.quality.sample_text import read_texts
 from convert.quality.verify import by_language, gguf_runner, measure
 from convert.quantize.imatrix import collect_imatrix
-from convert.quantize.quantize import Options, quantize_file
+from convert.quantize.quantize import QuantizeOptions, quantize_file
 from slm.errors import EngineError, InputError, MissingFileError
 from slm.terminal.console import note
 
@@ -55,7 +55,7 @@ def bench_quantization(
             for kind in types:
                 made = Path(scratch) / "candidate.gguf"
                 note(f"{kind}, importance matrix: {name}")
-                result = quantize_file(gguf, made, kind, Options(matrix))
+                result = quantize_file(gguf, made, kind, QuantizeOptions(matrix))
                 with ExitStack() as stack:
                     tallies = measure(gguf_runner(stack, made), gguf_runner(stack, gguf), texts, max_tokens)
                 made.unlink()

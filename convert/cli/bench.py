@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from convert.cli.texts import text_file_of_each, text_files_of_each
 from slm.joints import Joints, pass_joints
+from slm.terminal.arguments import LANG_FILE, all_of_each, one_of_each
 from slm.terminal.console import emit_json, note, out
 
 _MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
@@ -76,8 +76,8 @@ def _show(results: list[dict[str, Any]]) -> None:
 
 @click.command("quant", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("gguf", type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Calibration text.")
-@click.option("--held-out", multiple=True, metavar="LANG=FILE", help="Text to compare on. Default: built-in texts.")
+@click.option("--text", "texts", type=LANG_FILE, multiple=True, required=True, help="Calibration text.")
+@click.option("--held-out", type=LANG_FILE, multiple=True, help="Text to compare on. Default: built-in texts.")
 @click.option("-t", "--type", "types", multiple=True, default=("q4_k_m", "iq4_xs"), show_default=True)
 @click.option("--chunks", type=click.IntRange(min=1), help="At most so many chunks of 512 tokens a language.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Compared a language.")
@@ -85,8 +85,8 @@ def _show(results: list[dict[str, Any]]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_quant(
     gguf: Path,
-    texts: tuple[str, ...],
-    held_out: tuple[str, ...],
+    texts: tuple[tuple[str, Path], ...],
+    held_out: tuple[tuple[str, Path], ...],
     types: tuple[str, ...],
     chunks: int | None,
     max_tokens: int,
@@ -103,7 +103,7 @@ def bench_quant(
     """
     from convert.bench.quantization import bench_quantization, find_peer
 
-    calibration, compared = text_files_of_each(texts), text_file_of_each(held_out, "--held-out")
+    calibration, compared = all_of_each(texts), one_of_each(held_out)
     result = bench_quantization(
         gguf, calibration, compared, types, chunks=chunks, max_tokens=max_tokens, peer=find_peer(peer)
     )

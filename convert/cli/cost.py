@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.cli.quantize import show_file
-from convert.cli.texts import text_file_of_each
 from slm.errors import InputError
+from slm.terminal.arguments import LANG_FILE, one_of_each
 from slm.terminal.console import emit_json, note, out
 
 if TYPE_CHECKING:
-    from convert.quantize.quantize import Options
+    from convert.quantize.quantize import QuantizeOptions
 
 PROVEN = "token ids equal on {} lines of mixed text; llama.cpp knows every tensor; the files were read back"
 
@@ -29,7 +29,7 @@ class CostSettings:
     """The options of `cost_options`, as click gives them."""
 
     fits: tuple[str, ...]
-    texts: tuple[str, ...]
+    texts: tuple[tuple[str, Path], ...]
     max_tokens: int | None
     report: bool
     plot: bool
@@ -42,7 +42,7 @@ def cost_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--fit", "fits", multiple=True, metavar="BOUND",
                      help="Keep the smallest type that meets a bound: kld=0.05,ja (also p99, top1, ppl, bpb), or the "
                           "best within size=100MB or decode=60tok/s (prefill). --type then names what to try."),
-        click.option("--text", "texts", multiple=True, metavar="LANG=FILE",
+        click.option("--text", "texts", type=LANG_FILE, multiple=True,
                      help="Text to measure on. Default: English, Japanese."),
         click.option("--max-tokens", type=click.IntRange(0), help="Of each text; 0: all. Default 256; 1024 with --fit "
                                                                   "or --report."),
@@ -68,13 +68,18 @@ def wants_measuring(settings: CostSettings, types: tuple[str, ...], verify: bool
 
 
 def convert_and_measure(
-    checkpoint: Path, target: Path, types: tuple[str, ...], settings: CostSettings, options: Options, as_json: bool
+    checkpoint: Path,
+    target: Path,
+    types: tuple[str, ...],
+    settings: CostSettings,
+    options: QuantizeOptions,
+    as_json: bool,
 ) -> list[dict[str, Any]]:
     """Convert with figures, show them, write the report; the files' records. options: for the quantizer."""
     from convert.model import convert_checkpoint
     from convert.publish.card import write_card
     from convert.quality.bounds import parse_bound
-    from convert.quality.cost import QUICK_TOKENS, convert_measured
+    from convert.quality.cost import QUICK_TOKENS, MeasureOptions, convert_measured
     from convert.quality.fit import fit_checkpoint
     from convert.quality.plot import require_matplotlib
     from convert.quality.sample_text import read_texts
@@ -82,20 +87,18 @@ def convert_and_measure(
 
     if settings.report and settings.plot:
         require_matplotlib()
-    files = text_file_of_each(settings.texts)
-    texts = read_texts(files)
+    files = one_of_each(settings.texts)
     tokens = settings.max_tokens
     if tokens is None:
         tokens = MAX_TOKENS if settings.fits or settings.report else QUICK_TOKENS
+    on = MeasureOptions(read_texts(files), tokens, settings.report)
     if settings.fits:
-        result = fit_checkpoint(
-            checkpoint, target, [parse_bound(text) for text in settings.fits], types=types, texts=texts,
-            max_tokens=tokens, speed=settings.report, options=options,
-        )  # fmt: skip
+        bounds = [parse_bound(text) for text in settings.fits]
+        result = fit_checkpoint(checkpoint, target, bounds, on, types=types, options=options)
         records, reference, kept = result["tried"], result["reference"], [result["chosen"]]
     else:
         records, reference = convert_measured(
-            checkpoint, target, types or ("f16",), texts=texts, max_tokens=tokens, speed=settings.report,
+            checkpoint, target, types or ("f16",), on,
             convert=lambda folder, to, names: convert_checkpoint(folder, to, names, options=options),
         )  # fmt: skip
         kept = records

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from convert.cli.texts import pair, text_files_of_each
-from slm.terminal.arguments import FLOAT
+from slm.terminal.arguments import LANG_FILE, LANG_PART, all_of_each, one_of_each
 from slm.terminal.console import emit_json, note
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -32,8 +31,8 @@ def quantize_options(command: Any) -> Any:
 def options_from(
     imatrix: Path | None, tensor_types: tuple[str, ...], embedding: str | None, head: str | None, threads: int = 0
 ) -> Any:
-    """`convert.quantize.quantize.Options` of the command line's values."""
-    from convert.quantize.quantize import Options
+    """`convert.quantize.quantize.QuantizeOptions` of the command line's values."""
+    from convert.quantize.quantize import QuantizeOptions
 
     pairs = []
     for given in tensor_types:
@@ -41,7 +40,7 @@ def options_from(
         if not sign or not pattern or not kind:
             raise click.BadParameter(f"'{given}' is not REGEX=TYPE", param_hint="--tensor-type")
         pairs.append((pattern, kind))
-    return Options(imatrix, tuple(pairs), embedding, head, threads)
+    return QuantizeOptions(imatrix, tuple(pairs), embedding, head, threads)
 
 
 def show_file(result: dict[str, Any]) -> None:
@@ -85,17 +84,17 @@ def quantize(gguf: Path, target: Path, types: tuple[str, ...], imatrix: Path | N
 
 @click.command("imatrix", context_settings=_SETTINGS)
 @click.argument("gguf", type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE",
+@click.option("--text", "texts", type=LANG_FILE, multiple=True, required=True,
               help="Text of a language; may be repeated, also for one language.")  # fmt: skip
 @_OUT
-@click.option("--share", "shares", multiple=True, metavar="LANG=PART",
+@click.option("--share", "shares", type=LANG_PART, multiple=True,
               help="A language's part of the whole. Default: equal parts, whatever the texts' lengths.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), help="At most so many chunks a language.")
 @click.option("--context", type=int, default=512, show_default=True, help="Tokens a chunk.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Default: physical cores.")
 @_JSON
-def imatrix(gguf: Path, texts: tuple[str, ...], target: Path, shares: tuple[str, ...], chunks: int | None,
-            context: int, threads: int, as_json: bool) -> None:  # fmt: skip
+def imatrix(gguf: Path, texts: tuple[tuple[str, Path], ...], target: Path, shares: tuple[tuple[str, float], ...],
+            chunks: int | None, context: int, threads: int, as_json: bool) -> None:  # fmt: skip
     """Collect an importance matrix of a float (or q8_0) model over texts, each language weighing the same.
 
     \b
@@ -105,14 +104,9 @@ def imatrix(gguf: Path, texts: tuple[str, ...], target: Path, shares: tuple[str,
     """
     from convert.quantize.imatrix import collect_imatrix
 
-    files = text_files_of_each(texts)
-    parts: dict[str, float] = {}
-    for lang, value in (pair(share, "--share", "PART") for share in shares):
-        try:
-            parts[lang] = FLOAT.convert(value, None, None)
-        except click.BadParameter as error:
-            raise click.BadParameter(f"'{value}' is not a finite number", param_hint="--share") from error
-    result = collect_imatrix(gguf, files, target, shares=parts, chunks=chunks, context=context, threads=threads)
+    result = collect_imatrix(
+        gguf, all_of_each(texts), target, shares=one_of_each(shares), chunks=chunks, context=context, threads=threads
+    )
     if as_json:
         emit_json(result)
         return

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from convert.cli.texts import text_file_of_each
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import FLOAT
+from slm.terminal.arguments import FLOAT, LANG_FILE, one_of_each
 from slm.terminal.console import emit_json, out
 
 # Title, key of the figures, format.
@@ -32,7 +31,7 @@ _EMBEDDER_COLUMNS = (
 @click.option("--adapter", type=click.Path(path_type=Path), help="An adapter GGUF on the candidate.")
 @click.option("--peft", type=click.Path(path_type=Path), help="The PEFT folder that the adapter came from.")
 @click.option(
-    "--text", "texts", multiple=True, metavar="LANG=FILE", help="Text to measure on. Default: English and Japanese."
+    "--text", "texts", type=LANG_FILE, multiple=True, help="Text to measure on. Default: English and Japanese."
 )
 @click.option("--max-tokens", default=1024, show_default=True, type=click.IntRange(0), help="Of each; 0: all.")
 @click.option(
@@ -54,7 +53,7 @@ def verify(
     against: str,
     adapter: Path | None,
     peft: Path | None,
-    texts: tuple[str, ...],
+    texts: tuple[tuple[str, Path], ...],
     max_tokens: int,
     bound_texts: tuple[str, ...],
     max_relative: float | None,
@@ -92,16 +91,16 @@ def verify(
         return
     if min_cosine is not None:
         raise InputError("--min-cosine is for embedders", found=f"'{candidate}' predicts tokens")
-    by_language = [parse_bound(text, tuple(LANGUAGE_MEASURES)) for text in bound_texts]
     default = bounds_for(file)[1]
     bounds = Bounds(
         default.relative if max_relative is None else max_relative,
         default.top1 if min_top1 is None else min_top1,
         default.kl if max_kl is None else max_kl,
+        tuple(parse_bound(text, tuple(LANGUAGE_MEASURES)) for text in bound_texts),
     )
     result = verify_model(
-        candidate, reference, adapter=adapter, peft=peft, texts=text_file_of_each(texts), bounds=bounds,
-        by_language_bounds=by_language, max_tokens=max_tokens,
+        candidate, reference, adapter=adapter, peft=peft, texts=one_of_each(texts), bounds=bounds,
+        max_tokens=max_tokens,
     )  # fmt: skip
     _finish(result, as_json)
 
@@ -109,7 +108,7 @@ def verify(
 def _verify_embedder(
     candidate: Path,
     reference: Path,
-    texts: tuple[str, ...],
+    texts: tuple[tuple[str, Path], ...],
     max_tokens: int,
     min_cosine: float | None,
     max_relative: float | None,
@@ -122,7 +121,7 @@ def _verify_embedder(
         default.cosine if min_cosine is None else min_cosine,
         default.relative if max_relative is None else max_relative,
     )
-    return verify_embedder(candidate, reference, texts=text_file_of_each(texts), bounds=bounds, max_tokens=max_tokens)
+    return verify_embedder(candidate, reference, texts=one_of_each(texts), bounds=bounds, max_tokens=max_tokens)
 
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 
 from convert.lora.adapter_config import MERGE, check_kind, invocation_tokens, module_scale, runtime_alpha
 from convert.output.writer import OutTensor, write_gguf
-from convert.source.checkpoint import Checkpoint, Planned, read_checkpoint
-from convert.source.safetensors_file import Entry, read_header
+from convert.source.checkpoint import Checkpoint, PlannedTensor, read_checkpoint
+from convert.source.safetensors_file import TensorEntry, read_header
 from convert.vocabulary.vocab_source import chat_template
 from slm.artifacts import MANIFEST, new_file, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, SlmError, UnsupportedError
@@ -137,7 +137,7 @@ def read_factors(folder: Path, settings: Mapping[str, Any], checkpoint: Checkpoi
             f"'{folder}' has no {WEIGHTS}", hint="Save it with safe serialization (save_pretrained does)."
         )
     base = {planned.gguf_name: planned for planned in checkpoint.plan()}
-    sides: dict[str, dict[str, Entry]] = {}
+    sides: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in read_header(folder / WEIGHTS).items():
         match = _FACTOR.match(name.removeprefix(_PREFIX))
         if match is None:
@@ -149,7 +149,7 @@ def read_factors(folder: Path, settings: Mapping[str, Any], checkpoint: Checkpoi
     return [_one(module, pair, settings, checkpoint, base, alpha) for module, pair in sorted(sides.items())]
 
 
-def _check_copy(name: str, entry: Entry, checkpoint: Checkpoint, base: Mapping[str, Planned]) -> None:
+def _check_copy(name: str, entry: TensorEntry, checkpoint: Checkpoint, base: Mapping[str, PlannedTensor]) -> None:
     """Raise UnsupportedError unless a whole weight among the adapter's is the base's own."""
     bare = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
     try:
@@ -172,10 +172,10 @@ def _check_copy(name: str, entry: Entry, checkpoint: Checkpoint, base: Mapping[s
 
 def _one(
     module: str,
-    pair: Mapping[str, Entry],
+    pair: Mapping[str, TensorEntry],
     settings: Mapping[str, Any],
     checkpoint: Checkpoint,
-    base: Mapping[str, Planned],
+    base: Mapping[str, PlannedTensor],
     alpha: float,
 ) -> Factors:
     if set(pair) != {"A", "B"}:

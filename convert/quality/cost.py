@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,18 @@ from slm.weights.gguf_reader import read_gguf
 QUICK_TOKENS = 256  # of each language when nobody asked for a report: enough to see that a file is sound
 # From the smallest to the largest; one of each kind that people use. The last is the checkpoint's own precision.
 LADDER = ("q2_k", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What a file is measured on, and for how long.
+
+    texts: {language: text}, at most `max_tokens` of each (0: all). speed: measure tokens a second as well.
+    """
+
+    texts: Mapping[str, str]
+    max_tokens: int = QUICK_TOKENS
+    speed: bool = False
 
 
 def ladder_of(types: Sequence[str], checkpoint: Checkpoint) -> list[str]:
@@ -54,17 +66,14 @@ def convert_measured(
     folder: Path | str,
     out: Path | str,
     types: Sequence[str],
-    *,
-    texts: Mapping[str, str],
-    max_tokens: int = QUICK_TOKENS,
-    speed: bool = False,
+    on: MeasureOptions,
     convert: Callable[..., list[dict[str, Any]]] = convert_checkpoint,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """`convert_checkpoint` with proof, and the figures of every quantized file: (files, figures of the reference).
 
-    texts: {language: text}, at most `max_tokens` of each. speed: also measure tokens a second. `convert` is what
-    writes the files: (folder, out, types) -> a list of {file, type, size_bytes, ...}. Each file gains `by_language`,
-    `overall`, `bits_per_weight` and, when asked, `prefill_tok_s` and `decode_tok_s`. Nothing is left on an error.
+    `convert` is what writes the files: (folder, out, types) -> a list of {file, type, size_bytes, ...}. Each file
+    gains `by_language`, `overall`, `bits_per_weight` and, when asked, `prefill_tok_s` and `decode_tok_s`. Nothing is
+    left on an error.
     """
     out = Path(out)
     checkpoint = read_checkpoint(folder)
@@ -76,8 +85,8 @@ def convert_measured(
         if not is_language_model(read_gguf(results[0]["file"])):
             note("an embedder predicts no next token: nothing to compare")
             return _published(results, out), {}
-        measured = [measured_file(result, reference, texts, max_tokens, speed) for result in results]
-        base = reference_figures(reference, checkpoint.own_type, measured, speed)
+        measured = [measured_file(result, reference, on) for result in results]
+        base = reference_figures(reference, checkpoint.own_type, measured, on.speed)
         return _published(measured, out), base
 
 
@@ -93,15 +102,13 @@ def _published(results: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]
     return published
 
 
-def measured_file(
-    result: Mapping[str, Any], reference: Path, texts: Mapping[str, str], max_tokens: int, speed: bool
-) -> dict[str, Any]:
+def measured_file(result: Mapping[str, Any], reference: Path, on: MeasureOptions) -> dict[str, Any]:
     """A file's record with its figures against the reference."""
     path = Path(result["file"])
     with ExitStack() as stack:
-        tallies = measure(gguf_runner(stack, path), gguf_runner(stack, reference), texts, max_tokens)
+        tallies = measure(gguf_runner(stack, path), gguf_runner(stack, reference), on.texts, on.max_tokens)
     figures = {"by_language": by_language(tallies), "overall": asdict(pooled(tallies.values()).figures())}
-    rates = asdict(measure_speed(path)) if speed else {}
+    rates = asdict(measure_speed(path)) if on.speed else {}
     return {**result, "bits_per_weight": bits_per_weight(path), **rates, **figures}
 
 

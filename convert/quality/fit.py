@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from convert.model import convert_checkpoint
 from convert.quality.bounds import Bound, check_languages, each_language, value_of
 from convert.quality.cost import (
+    MeasureOptions,
     convert_with_reference,
     ladder_of,
     measured_file,
@@ -22,15 +23,15 @@ from convert.quality.cost import (
     scratch_beside,
 )
 from convert.quality.speed import measure_speed
-from convert.quality.verify import MAX_TOKENS, is_language_model
-from convert.quantize.quantize import Options
+from convert.quality.verify import is_language_model
+from convert.quantize.quantize import QuantizeOptions
 from convert.source.checkpoint import read_checkpoint
 from slm.errors import InputError, UnsupportedError, VerificationError
 from slm.terminal.console import note
 from slm.weights.gguf_reader import read_gguf
 
 Record = Mapping[str, Any]
-_NO_OPTIONS = Options()
+_NO_OPTIONS = QuantizeOptions()
 
 
 def excesses(record: Record, bounds: Sequence[Bound]) -> list[float | None]:
@@ -97,23 +98,21 @@ def fit_checkpoint(
     folder: Path | str,
     out: Path | str,
     bounds: Sequence[Bound],
+    on: MeasureOptions,
     *,
     types: Sequence[str] = (),
-    texts: Mapping[str, str],
-    max_tokens: int = MAX_TOKENS,
-    speed: bool = False,
-    options: Options = _NO_OPTIONS,
+    options: QuantizeOptions = _NO_OPTIONS,
 ) -> dict[str, Any]:
     """Write the one file `out` that `choose` picks; returns {chosen, tried, reference, bounds}.
 
-    types: the ladder to try (default: `cost.LADDER`). speed: measure tokens a second even when no bound needs it;
-    then every type is measured. options: for the quantizer. Raises VerificationError that names the nearest type
+    on.speed: measure tokens a second even when no bound needs it; then every type is measured. types: the ladder to
+    try (default: `cost.LADDER`). options: for the quantizer. Raises VerificationError that names the nearest type
     when none meets the bounds, UnsupportedError for an embedder; nothing is written then.
     """
     out = Path(out)
     if out.is_dir():
         raise InputError(f"'{out}' is a folder", hint=f"Name the file, for example: -o {out}/model.gguf")
-    check_languages(bounds, list(texts))
+    check_languages(bounds, list(on.texts))
     checkpoint = read_checkpoint(folder)
     with scratch_beside(out) as scratch:
         reference, files = convert_with_reference(
@@ -122,12 +121,12 @@ def fit_checkpoint(
         if not is_language_model(read_gguf(reference)):
             raise UnsupportedError("--fit needs a language model: an embedder has no KL divergence to bound")
         files.sort(key=lambda one: int(one["size_bytes"]))
-        tried = _measured(files, reference, bounds, texts, max_tokens, speed)
+        tried = _measured(files, reference, bounds, on)
         chosen = choose(tried, bounds)
         if chosen is None:
             raise refusal(tried, bounds)
         with_figures = [record for record in tried if record.get("by_language")]
-        base = reference_figures(reference, checkpoint.own_type, with_figures, speed)
+        base = reference_figures(reference, checkpoint.own_type, with_figures, on.speed)
         os.replace(chosen["file"], out)
     kept = {**chosen, "file": str(out)}
     return {
@@ -139,14 +138,9 @@ def fit_checkpoint(
 
 
 def _measured(
-    files: Sequence[dict[str, Any]],
-    reference: Path,
-    bounds: Sequence[Bound],
-    texts: Mapping[str, str],
-    max_tokens: int,
-    everything: bool,
+    files: Sequence[dict[str, Any]], reference: Path, bounds: Sequence[Bound], on: MeasureOptions
 ) -> list[dict[str, Any]]:
-    """The files with figures, in order of size. Measured are only those that the cheaper bounds leave over.
+    """The files with figures, in order of size. Measured are only those that the cheaper bounds leave over, or all.
 
     Sizes are known, speeds take seconds, divergences longest. Once a file meets a bound on quality, larger ones
     need not be measured.
@@ -158,11 +152,11 @@ def _measured(
     for one in files:
         record: dict[str, Any] = dict(one)
         wanted = not found and meets(record, size)
-        if (wanted and rates) or everything:
+        if (wanted and rates) or on.speed:
             record.update(asdict(measure_speed(Path(one["file"]))))
-        if (wanted and meets(record, rates)) or everything:
+        if (wanted and meets(record, rates)) or on.speed:
             note(f"measuring {one['type']}, {one['size_bytes'] / 1e6:,.1f} MB")
-            record = measured_file(record, reference, texts, max_tokens, speed=False)
+            record = measured_file(record, reference, replace(on, speed=False))
             found = found or (by_quality and meets(record, bounds))
         records.append(record)
     return records

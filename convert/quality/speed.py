@@ -39,7 +39,7 @@ def measure_speed(
         trained = int(llama.library().llama_model_n_ctx_train(model))
         answer = max(1, min(answer_tokens, trained // 4))
         prompt = max(1, min(prompt_tokens, trained - answer))
-        context = llama.open_context(stack, model, n_ctx=prompt + answer, n_batch=prompt)
+        context = llama.open_context(stack, model, llama.ContextParams(n_ctx=prompt + answer, n_batch=prompt))
         ids = np.random.default_rng(0).integers(0, llama.vocab_size(model), prompt + answer).tolist()
         prefills, decodes = [], []
         for _ in range(1 + repeats):  # the first run pages the weights in

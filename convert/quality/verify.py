@@ -33,14 +33,20 @@ MAX_TOKENS = 1024  # of each language, unless told otherwise
 
 @dataclass(frozen=True)
 class Bounds:
-    """What may at most be lost. relative: max |difference| / max |reference logit|; kl in nats, mean over tokens."""
+    """What may at most be lost over all languages together, and by_language in one, or in each.
+
+    relative: max |difference| / max |reference logit|; kl in nats, mean over tokens.
+    """
 
     relative: float
     top1: float
     kl: float
+    by_language: tuple[Bound, ...] = ()
 
-    def without(self, measures: set[str]) -> Bounds:
-        """The same with no limit on the measures (kld, top1) that the user bounds himself."""
+    @property
+    def overall(self) -> Bounds:
+        """The same with no limit on the measures (kld, top1) that are bounded by language."""
+        measures = {bound.measure for bound in self.by_language}
         return replace(
             self,
             top1=0.0 if "top1" in measures else self.top1,
@@ -116,7 +122,9 @@ def gguf_runner(stack: ExitStack, path: Path, adapter: Path | None = None) -> Ru
         raise UnsupportedError(f"'{path}' is an embedder: it has no next-token distribution to compare")
     model = llama.open_model(stack, path)
     # Without flash attention and with an f32 cache: the runtime's f16 shortcuts are no property of the file.
-    context = llama.open_context(stack, model, n_ctx=WINDOW, n_batch=_BLOCK, flash_attention=False, exact_cache=True)
+    context = llama.open_context(
+        stack, model, llama.ContextParams(n_ctx=WINDOW, n_batch=_BLOCK, flash_attention=False, exact_cache=True)
+    )
     if adapter is not None:
         llama.set_adapters(context, [(llama.open_adapter(stack, model, adapter), 1.0)])
 
@@ -224,14 +232,13 @@ def verify_model(
     peft: Path | str | None = None,
     texts: Mapping[str, Path] | None = None,
     bounds: Bounds | None = None,
-    by_language_bounds: Sequence[Bound] = (),
     max_tokens: int = MAX_TOKENS,
 ) -> dict[str, Any]:
     """Compare a GGUF (with an adapter GGUF) with a checkpoint folder (with a PEFT folder) or a GGUF.
 
     texts: {language: file}, by default the package's English and Japanese; at most `max_tokens` (0: all) of each.
-    bounds hold for all languages together, by_language_bounds for one each; a measure named there has no default
-    bound. Returns {ok, broken, bounds, token_ids, by_language, overall, ...}; `ok` says whether every bound holds.
+    bounds: by default `bounds_for` the file. Returns {ok, broken, bounds, token_ids, by_language, overall, ...}; `ok`
+    says whether every bound holds.
     """
     file = read_gguf(candidate)
     if file.is_adapter:
@@ -244,9 +251,9 @@ def verify_model(
             f"'{adapter}' is an activated LoRA, which acts from certain tokens on; it is not compared"
         )
     prose = read_texts(texts)
-    check_languages(by_language_bounds, list(prose))
     kind, default = bounds_for(file)
     bounds = bounds or default
+    check_languages(bounds.by_language, list(prose))
     with ExitStack() as stack:
         found = gguf_runner(stack, file.path, adapter_path)
         if reference.is_dir():
@@ -264,13 +271,13 @@ def verify_model(
         "against": str(against),
         "adapter": None if adapter is None else str(adapter),
         "bounds_for": kind,
-        "bounds": {**asdict(bounds), "by_language": [str(bound) for bound in by_language_bounds]},
+        "bounds": {**asdict(bounds), "by_language": [str(bound) for bound in bounds.by_language]},
         "token_ids": token_ids,
         "by_language": by_language(tallies),
         "overall": asdict(overall),
     }
-    broken = broken_bounds(overall, bounds.without({bound.measure for bound in by_language_bounds}))
-    for bound in by_language_bounds:
+    broken = broken_bounds(overall, bounds.overall)
+    for bound in bounds.by_language:
         for single in each_language(bound, list(prose)):
             sentence = single.broken_by(value_of(single, result))
             broken += [] if sentence is None else [sentence]

@@ -57,7 +57,7 @@ def default_bounds(file: GgufFile) -> tuple[str, EmbeddingBounds]:
 
 
 @dataclass(frozen=True)
-class Embedder:
+class EmbeddingRunner:
     """Something that gives ids for a text, special tokens included, and an embedding for ids."""
 
     encode: Callable[[str], list[int]]
@@ -65,21 +65,21 @@ class Embedder:
     context: int
 
 
-def gguf_embedder(stack: ExitStack, path: Path) -> Embedder:
+def gguf_embedder(stack: ExitStack, path: Path) -> EmbeddingRunner:
     """Run a GGUF embedder by llama.cpp. Raises InputError for a model that predicts tokens."""
     file = read_gguf(path)
     vet_model(file)
     if is_language_model(file):
         raise InputError(f"'{path}' is no embedder: it predicts tokens")
     model = llama.open_model(stack, path)
-    return Embedder(
+    return EmbeddingRunner(
         lambda text: llama.tokenize(model, text, add_special=True, parse_special=True),
         lambda ids: np.array(llama.embedding_of(model, ids)),
         int(llama.library().llama_model_n_ctx_train(model)),
     )
 
 
-def _checkpoint_embedder(folder: Path, pooling: int) -> Embedder:
+def _checkpoint_embedder(folder: Path, pooling: int) -> EmbeddingRunner:
     import torch
     import transformers
 
@@ -97,7 +97,7 @@ def _checkpoint_embedder(folder: Path, pooling: int) -> Embedder:
         return pooled / max(float(np.linalg.norm(pooled)), 1e-12)
 
     positions = getattr(model.config, "max_position_embeddings", _LONGEST)
-    return Embedder(encode, embed, int(positions))
+    return EmbeddingRunner(encode, embed, int(positions))
 
 
 def verify_embedder(
@@ -165,7 +165,7 @@ def pooling_of(file: GgufFile) -> int:
     return int(file.metadata.get(f"{file.architecture}.pooling_type") or _MEAN)
 
 
-def _lines(text: str, expected: Embedder, most: int) -> list[str]:
+def _lines(text: str, expected: EmbeddingRunner, most: int) -> list[str]:
     """The lines that have a token between special ones, until `most` tokens are reached. Raises InputError for none."""
     chosen, tokens = [], 0
     for line in text.splitlines():
@@ -178,7 +178,7 @@ def _lines(text: str, expected: Embedder, most: int) -> list[str]:
     return chosen
 
 
-def _compare(lines: Sequence[str], found: Embedder, expected: Embedder, lang: str) -> dict[str, Any]:
+def _compare(lines: Sequence[str], found: EmbeddingRunner, expected: EmbeddingRunner, lang: str) -> dict[str, Any]:
     cosines, worst, tokens = [], 0.0, 0
     longest = min(_LONGEST, found.context, expected.context)
     with progress(f"comparing {lang}", len(lines), "texts") as show:

@@ -19,14 +19,14 @@ _OBJECT_BYTES = 32  # sizeof(struct ggml_object), which ggml_tensor_overhead() a
 _F32 = 0
 
 
-class Node(ctypes.Structure):
+class GgmlNode(ctypes.Structure):
     """A tensor of the graph: ne (elements) and nb (bytes between elements) by dimension, the fastest first."""
 
 
-Node._fields_ = [
+GgmlNode._fields_ = [
     ("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * 4), ("nb", ctypes.c_size_t * 4),
     ("op", ctypes.c_int), ("op_params", ctypes.c_int32 * 16), ("flags", ctypes.c_int32),
-    ("src", ctypes.POINTER(Node) * 10), ("view_src", ctypes.c_void_p), ("view_offs", ctypes.c_size_t),
+    ("src", ctypes.POINTER(GgmlNode) * 10), ("view_src", ctypes.c_void_p), ("view_offs", ctypes.c_size_t),
     ("data", ctypes.c_void_p), ("name", ctypes.c_char * 64), ("extra", ctypes.c_void_p), ("padding", ctypes.c_char * 8),
 ]  # fmt: skip
 
@@ -39,22 +39,22 @@ def matrix_products() -> tuple[int, int]:
     ggml: Any = library()._lib
     ggml.ggml_tensor_overhead.restype = ctypes.c_size_t
     ggml.ggml_op_name.restype = ctypes.c_char_p
-    if ggml.ggml_tensor_overhead() != ctypes.sizeof(Node) + _OBJECT_BYTES:
+    if ggml.ggml_tensor_overhead() != ctypes.sizeof(GgmlNode) + _OBJECT_BYTES:
         raise EngineError(
             "this llama.cpp lays out its tensors differently",
-            found=f"{ggml.ggml_tensor_overhead()} bytes a tensor, {ctypes.sizeof(Node) + _OBJECT_BYTES} known",
+            found=f"{ggml.ggml_tensor_overhead()} bytes a tensor, {ctypes.sizeof(GgmlNode) + _OBJECT_BYTES} known",
             hint="Install the version of llama-cpp-python that constraints.txt names.",
         )
     names = [ggml.ggml_op_name(number) for number in range(64)]
     return names.index(b"MUL_MAT"), names.index(b"MUL_MAT_ID")
 
 
-def is_float32(node: Node) -> bool:
+def is_float32(node: GgmlNode) -> bool:
     """Whether the tensor holds float32 values."""
     return int(node.type) == _F32
 
 
-def values(node: Node, dtype: Any = np.float32) -> npt.NDArray[Any]:
+def values(node: GgmlNode, dtype: Any = np.float32) -> npt.NDArray[Any]:
     """The tensor's memory as an array of four dimensions, the slowest first; valid only inside the callback."""
     shape, strides = tuple(node.ne)[::-1], tuple(node.nb)[::-1]
     span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + np.dtype(dtype).itemsize

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convert.quantize.ggml_nodes import Node, is_float32, matrix_products, values
+from convert.quantize.ggml_nodes import GgmlNode, is_float32, matrix_products, values
 from convert.quantize.imatrix_file import ImportanceMatrix, write_imatrix
 from slm.errors import DamagedFileError, EngineError, InputError, UnknownNameError
-from slm.native.llama import library, open_context, open_model, tokenize
+from slm.native.llama import ContextParams, library, open_context, open_model, tokenize
 from slm.terminal.console import progress
 from slm.terminal.text_file import read_text
 from slm.weights.gguf_reader import read_gguf
@@ -48,7 +48,7 @@ class Collector:
         if self.failure is not None:
             return asked  # wanted, then told to stop
         try:
-            return self._asked(Node.from_address(pointer)) if asked else self._told(Node.from_address(pointer))
+            return self._asked(GgmlNode.from_address(pointer)) if asked else self._told(GgmlNode.from_address(pointer))
         except BaseException as error:  # an interrupt too: ctypes would swallow it
             self.failure = error
             return asked
@@ -61,7 +61,7 @@ class Collector:
         """From now on stop after the weight that came last."""
         self.last = self._final
 
-    def _asked(self, node: Node) -> bool:
+    def _asked(self, node: GgmlNode) -> bool:
         dense, by_expert = matrix_products()
         if node.op == by_expert:
             return bool(node.src[0].contents.name.startswith(b"blk."))
@@ -76,7 +76,7 @@ class Collector:
             return False
         return True
 
-    def _told(self, node: Node) -> bool:
+    def _told(self, node: GgmlNode) -> bool:
         weight, inputs = node.src[0].contents, node.src[1].contents
         name = weight.name.decode()
         if node.op == matrix_products()[1]:
@@ -103,7 +103,7 @@ class Collector:
         self.counts[name] += count
         self._final = name
 
-    def _by_expert(self, name: str, weight: Node, inputs: Node, chosen: Node) -> None:
+    def _by_expert(self, name: str, weight: GgmlNode, inputs: GgmlNode, chosen: GgmlNode) -> None:
         rows, ids = values(inputs)[0], values(chosen, np.int32)[0, 0]  # (tokens, used or 1, width), (tokens, used)
         experts = weight.ne[2]
         if name not in self.sums:
@@ -224,7 +224,9 @@ def _run(model: Any, parts: Sequence[list[int]], context: int, threads: int, col
     matrix_products()
     size = -(-context // -(-context // _BATCH))  # equal batches: none shorter than _FEWEST_ROWS
     with ExitStack() as stack:
-        handle = open_context(stack, model, n_ctx=context, n_batch=size, n_threads=threads, on_node=collector.on_node)
+        handle = open_context(
+            stack, model, ContextParams(n_ctx=context, n_batch=size, n_threads=threads, on_node=collector.on_node)
+        )
         for number, ids in enumerate(parts, start=1):
             lib.llama_memory_clear(lib.llama_get_memory(handle), True)
             for start in range(0, context, size):

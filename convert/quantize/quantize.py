@@ -36,7 +36,7 @@ from slm.terminal.console import progress
 from slm.weights.gguf_reader import GgufFile, read_gguf
 from slm.weights.identity import FINGERPRINT, gguf_fingerprint
 
-__all__ = ["FLOAT_TYPES", "QUANTIZED_TYPES", "Options", "ladder", "prepare", "quantize_file",
+__all__ = ["FLOAT_TYPES", "QUANTIZED_TYPES", "QuantizeOptions", "ladder", "prepare", "quantize_file",
            "quantize_ladder", "type_name", "types_written"]  # fmt: skip
 _POLL_S = 0.1
 _BUFFER = 64 << 20  # rows in memory at a time; llama.cpp's default would hold a whole embedding in float32
@@ -44,7 +44,7 @@ _AT = re.compile(rb"\[\s*(\d+)/\s*(\d+)\]")  # llama.cpp's line for each tensor
 
 
 @dataclass(frozen=True)
-class Options:
+class QuantizeOptions:
     """How to quantize, besides the type. tensor_types: (regex on GGUF names, ggml type) pairs, the first match wins."""
 
     imatrix: Path | None = None
@@ -58,7 +58,7 @@ class Options:
         return bool(self.tensor_types or self.token_embedding or self.output)
 
 
-_NO_OPTIONS = Options()
+_NO_OPTIONS = QuantizeOptions()
 
 
 def types_written(file: GgufFile) -> dict[str, int]:
@@ -77,7 +77,7 @@ def ladder(out: Path, stem: str, names: Sequence[str]) -> dict[str, Path]:
     return {name: out / f"{stem}-{name}.gguf" for name in names}
 
 
-def prepare(type: str, options: Options) -> str:
+def prepare(type: str, options: QuantizeOptions) -> str:
     """The type's known name, when it and the options are possible at all. Raises InputError, UnknownNameError."""
     name = type_name(type)
     if name in FLOAT_TYPES:
@@ -102,7 +102,7 @@ def prepare(type: str, options: Options) -> str:
 
 
 def quantize_file(
-    source: Path | str, out: Path | str, type: str, options: Options = _NO_OPTIONS, *, threads: int = 0
+    source: Path | str, out: Path | str, type: str, options: QuantizeOptions = _NO_OPTIONS, *, threads: int = 0
 ) -> dict[str, Any]:
     """Quantize a float GGUF model.
 
@@ -153,7 +153,7 @@ def quantize_file(
 
 
 def quantize_ladder(
-    source: Path | str, out: Path | str, types: Sequence[str], options: Options = _NO_OPTIONS
+    source: Path | str, out: Path | str, types: Sequence[str], options: QuantizeOptions = _NO_OPTIONS
 ) -> list[dict[str, Any]]:
     """`quantize_file` to one type (`out` is the file) or several (`out` is a folder); what is impossible is refused
     before the first is begun. Files that were finished before a failure stay."""
@@ -176,7 +176,7 @@ def _check_source(model: GgufFile) -> None:
         raise DamagedFileError(f"'{model.path}' is not a model: it has no token embedding")
 
 
-def _overrides(model: GgufFile, options: Options) -> dict[str, str]:
+def _overrides(model: GgufFile, options: QuantizeOptions) -> dict[str, str]:
     """Tensor name -> type, for every matrix that a pattern matches. Raises InputError for one that matches none."""
     names = [n for n, t in model.tensors.items() if len(t.shape) > 1 and not n.endswith("_norm.weight")]
     chosen: dict[str, str] = {}

@@ -11,24 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.source.malformed import check_values, reading
-from convert.source.safetensors_file import Entry, read_header
+from convert.source.safetensors_file import TensorEntry, read_header
 from slm.artifacts import read_json, require_folder
 from slm.errors import DamagedFileError, MissingFileError
 from slm.families import Family, family_of_config
-from slm.families.parts.base import Rule
+from slm.families.parts.base import TensorRule
 from slm.weights.checkpoint_files import CONFIG, check_checkpoint, refuse_pointer, weight_files
 
 _PIECE_ELEMENTS = 1 << 20  # 4 MB of float32 at a time: it stays in the processor's cache
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """One tensor to be written: its GGUF name and shape, where it comes from, and its transform."""
 
     gguf_name: str
     shape: tuple[int, ...]
-    entry: Entry
-    rule: Rule
+    entry: TensorEntry
+    rule: TensorRule
 
     def pieces(self) -> Iterator[npt.NDArray[np.float32]]:
         """The tensor in GGUF form, in pieces of whole rows. Raises DamagedFileError on NaN or infinite values."""
@@ -56,9 +56,9 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     family: Family
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[PlannedTensor]:
         """Every tensor of the GGUF model, in the family's order.
 
         Raises DamagedFileError for a missing tensor, UnsupportedError for one the family does not have.
@@ -79,7 +79,7 @@ class Checkpoint:
         with reading(f"'{self.folder / CONFIG}'"):
             return self.family.extra_tensors(self.config)
 
-    def _plan(self) -> list[Planned]:
+    def _plan(self) -> list[PlannedTensor]:
         if self.family.layers(self.config) > len(self.entries):
             raise DamagedFileError(
                 f"'{self.folder / CONFIG}' claims {self.family.layers(self.config)} layers",
@@ -105,7 +105,7 @@ class Checkpoint:
         planned = []
         for _, _, gguf_name in rules:
             entry, rule = by_name[gguf_name]
-            planned.append(Planned(gguf_name, rule.transform.gguf_shape(entry.shape), entry, rule))
+            planned.append(PlannedTensor(gguf_name, rule.transform.gguf_shape(entry.shape), entry, rule))
         return planned
 
     @property
@@ -157,9 +157,9 @@ def read_checkpoint(folder: Path | str) -> Checkpoint:
     return Checkpoint(folder, config, family, _entries(folder))
 
 
-def _entries(folder: Path) -> dict[str, Entry]:
+def _entries(folder: Path) -> dict[str, TensorEntry]:
     weights = weight_files(folder)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for file in weights.files:
         entries.update(read_header(file))
     absent = sorted(weights.promised - set(entries))

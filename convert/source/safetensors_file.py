@@ -27,7 +27,7 @@ _MAX_HEADER = 100_000_000  # the reference implementation's own bound
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file: its shape, its safetensors dtype, and where its bytes are."""
 
     name: str
@@ -72,7 +72,7 @@ def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return upper
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a file, every offset checked. Raises MissingFileError or DamagedFileError."""
     path = require_file(path)
     refuse_pointer(path)
@@ -101,7 +101,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _entry(path: Path, name: str, info: Any, base: int, size: int) -> Entry:
+def _entry(path: Path, name: str, info: Any, base: int, size: int) -> TensorEntry:
     try:
         dtype, shape = info["dtype"], tuple(info["shape"])
         begin, end = info["data_offsets"]
@@ -119,7 +119,7 @@ def _entry(path: Path, name: str, info: Any, base: int, size: int) -> Entry:
             found=f"shape {shape}, bytes {begin:,} to {end:,} of {size - base:,}",
             hint="Copy or download the file again.",
         )
-    return Entry(name, path, dtype, shape, base + begin, end - begin)
+    return TensorEntry(name, path, dtype, shape, base + begin, end - begin)
 
 
 class SafetensorsWriter:

@@ -1,4 +1,4 @@
-"""Vocabulary -> `tokenizer.json` and `tokenizer_config.json`, as the `tokenizers` library reads them.
+"""GgufVocabulary -> `tokenizer.json` and `tokenizer_config.json`, as the `tokenizers` library reads them.
 
 It knows nothing of GGUF files and needs no `tokenizers`; whether the result is right is for
 `convert.vocabulary.base.proof` to say.
@@ -10,13 +10,13 @@ from typing import Any
 
 from convert.vocabulary.base.pre_tokenizers import RANKED_PRE, byte_level_step, ignores_merges, pre_tokenizer_of
 from convert.vocabulary.base.swallowing import KEEPING
-from convert.vocabulary.base.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from convert.vocabulary.base.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, GgufVocabulary
 from slm.errors import UnsupportedError
 
 __all__ = ["merges_from_scores", "pre_tokenizer_of", "tokenizer_config", "tokenizer_json"]
 
 
-def merges_from_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+def merges_from_scores(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     """The merges of a SentencePiece BPE vocabulary, best first.
 
     SentencePiece joins the neighbours whose union has the highest score; `tokenizers` wants ranked pairs. So each
@@ -39,11 +39,11 @@ def merges_from_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     return [(left, right) for _, _, _, left, right in ranked]
 
 
-def _ranked(vocabulary: Vocabulary) -> list[Any]:
+def _ranked(vocabulary: GgufVocabulary) -> list[Any]:
     return [merge.split(" ", 1) if merge[0] != " " else merge for merge in vocabulary.merges]
 
 
-def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+def _added_tokens(vocabulary: GgufVocabulary) -> list[dict[str, Any]]:
     return [
         {
             "id": id_,
@@ -59,7 +59,7 @@ def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     ]
 
 
-def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
+def _post_processor(vocabulary: GgufVocabulary) -> dict[str, Any] | None:
     before = [vocabulary.specials["bos"]] if vocabulary.add_bos and "bos" in vocabulary.specials else []
     after = [vocabulary.specials["eos"]] if vocabulary.add_eos and "eos" in vocabulary.specials else []
     if not before and not after:
@@ -84,7 +84,7 @@ def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
     }
 
 
-def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
+def tokenizer_json(vocabulary: GgufVocabulary) -> dict[str, Any]:
     """The content of `tokenizer.json`. Raises UnsupportedError (unigram, unknown pre-tokenizer)."""
     ids = {token: id_ for id_, token in enumerate(vocabulary.tokens)}
     bpe: dict[str, Any] = {
@@ -138,7 +138,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(vocabulary: Vocabulary, context_length: int) -> dict[str, Any]:
+def tokenizer_config(vocabulary: GgufVocabulary, context_length: int) -> dict[str, Any]:
     """The content of `tokenizer_config.json`: the generic fast tokenizer, so that tokenizer.json is taken literally."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

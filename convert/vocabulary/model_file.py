@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.vocabulary.base.proof import Encode, Source
+from convert.vocabulary.base.proof import Encode, VocabularySource
 from convert.vocabulary.base.vocab import CONTROL, UNKNOWN, UNUSED, USER_DEFINED
 from convert.vocabulary.files.added import added_tokens, splitting
 from convert.vocabulary.files.sentencepiece_file import BPE, UNIGRAM, read_sentencepiece
@@ -23,7 +23,7 @@ _CLASSES = ("", "T5Tokenizer", "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTok
 
 def from_model_file(
     path: Path, settings: Mapping[str, Any], tokenizer_class: str, lower: bool, embedder: bool
-) -> Source:
+) -> VocabularySource:
     """settings: of tokenizer_config.json. lower: text is lower-cased first, as `do_lower_case` says as well.
 
     Raises DamagedFileError, or UnsupportedError for a class or a model that changes text as the runtime does not.
@@ -59,7 +59,7 @@ def from_model_file(
     return source
 
 
-def _add_tokens(source: Source, added: list[dict[str, Any]]) -> None:
+def _add_tokens(source: VocabularySource, added: list[dict[str, Any]]) -> None:
     """Put tokens that are found in the raw text into the vocabulary and before the encoder."""
     vocabulary, load = source.vocabulary, source.encoder
     for token in added:
@@ -76,7 +76,7 @@ def _add_tokens(source: Source, added: list[dict[str, Any]]) -> None:
     source.special_ids = list(ids.values())
 
 
-def _surround(source: Source) -> None:
+def _surround(source: VocabularySource) -> None:
     """Have the encoder put the special tokens around a text, as the vocabulary says."""
     vocabulary, load = source.vocabulary, source.encoder
 

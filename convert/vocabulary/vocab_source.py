@@ -1,4 +1,4 @@
-"""Reads a checkpoint's tokenizer files into a Vocabulary, with the source tokenizer to prove it against.
+"""Reads a checkpoint's tokenizer files into a GgufVocabulary, with the source tokenizer to prove it against.
 
 It knows nothing of weights, and leaves each kind of tokenizer to its own module: byte-level BPE, SentencePiece BPE,
 SentencePiece unigram, WordPiece.
@@ -12,9 +12,9 @@ from typing import Any
 
 from convert.source.malformed import fast_tokenizer_of, load_fast_tokenizer
 from convert.vocabulary.base.pre_tokenizers import pre_name
-from convert.vocabulary.base.proof import Encode, Source, hf_encode
+from convert.vocabulary.base.proof import Encode, VocabularySource, hf_encode
 from convert.vocabulary.base.swallowing import all_swallow
-from convert.vocabulary.base.vocab import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from convert.vocabulary.base.vocab import CONTROL, NORMAL, USER_DEFINED, GgufVocabulary
 from convert.vocabulary.files.added import read_settings, special_tokens
 from convert.vocabulary.files.cut_down import can_cut, ids_of_lines
 from convert.vocabulary.files.slow_files import default_specials, fast_form, find_slow_file, named_class
@@ -26,13 +26,13 @@ from convert.vocabulary.model_file import from_model_file
 from slm.artifacts import read_json
 from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
 
-__all__ = ["Source", "chat_template", "pre_name", "read_vocabulary"]
+__all__ = ["VocabularySource", "chat_template", "pre_name", "read_vocabulary"]
 
 _SPECIALS = ("bos", "eos", "unk", "sep", "pad", "mask")
 _SPM_FILES = ("spiece.model", "tokenizer.model")
 
 
-def read_vocabulary(folder: Path, config: Mapping[str, Any], *, embedder: bool = False) -> Source:
+def read_vocabulary(folder: Path, config: Mapping[str, Any], *, embedder: bool = False) -> VocabularySource:
     """The tokenizer of a checkpoint folder.
 
     embedder: the special tokens around a text are part of the model's input, and compared as well. Raises
@@ -99,7 +99,7 @@ def chat_template(folder: Path, settings: Mapping[str, Any] | None = None) -> st
 
 
 def _special_ids(
-    vocabulary: Vocabulary, folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any], embedder: bool
+    vocabulary: GgufVocabulary, folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any], embedder: bool
 ) -> None:
     """Fill `specials`, explicitly: the runtime's assumptions about absent ones are wrong for most vocabularies."""
     ids = {token: id_ for id_, token in enumerate(vocabulary.tokens)}
@@ -129,7 +129,7 @@ def _special_ids(
         vocabulary.specials.setdefault(name, vocabulary.specials["eos"])
 
 
-def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool, tokenizer: Callable[[], Any]) -> Source:
+def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool, tokenizer: Callable[[], Any]) -> VocabularySource:
     """The vocabulary by the content of a `tokenizer.json`; `tokenizer` loads the source's own."""
     kind = model_type(fast)
     splitters = [step["type"] for step in steps(fast.get("pre_tokenizer"), "pretokenizers")]
@@ -162,7 +162,7 @@ def _from_fast(path: Path, fast: Mapping[str, Any], embedder: bool, tokenizer: C
     return source
 
 
-def _surroundings(source: Source, fast: Mapping[str, Any], embedder: bool) -> None:
+def _surroundings(source: VocabularySource, fast: Mapping[str, Any], embedder: bool) -> None:
     """The special tokens before and after a text, by the post-processor."""
     before, after = around(fast.get("post_processor"))
     vocabulary = source.vocabulary
@@ -181,7 +181,7 @@ def _surroundings(source: Source, fast: Mapping[str, Any], embedder: bool) -> No
             vocabulary.specials[name] = vocabulary.tokens.index(tokens[0])
 
 
-def _leave_out_stripping(source: Source, fast: Mapping[str, Any]) -> None:
+def _leave_out_stripping(source: VocabularySource, fast: Mapping[str, Any]) -> None:
     """Special tokens that swallow the white space before them, as masks do: only texts that name them differ."""
     swallowing = [token for token in fast.get("added_tokens") or [] if token.get("special") and token.get("lstrip")]
     ids = {int(token["id"]) for token in swallowing}

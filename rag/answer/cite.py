@@ -56,7 +56,7 @@ class Support:
 
 
 class Citations:
-    """An answer on its way to the reader (implements slm.joints.Citations): text in, checked text out.
+    """An answer on its way to the reader (implements slm.joints.CitationStream): text in, checked text out.
 
     Citations come out as [1]; numbers without a passage are taken out; code, and brackets that belong to a word, a link
     or data stay as they are (`rag.answer.marks`). Control characters never reach a terminal. What may be the

@@ -8,16 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
+from rag.answer.candidates import candidates, passages_of
 from rag.answer.cite import NOT_FOUND, Citations
+from rag.answer.point import Judged, point
 from rag.answer.quote import quotes_of
+from rag.answer.reading import pieces_of
 from rag.index.embed import Embedder, open_embedder
 from rag.index.names import index_path
-from rag.index.retrieve import other_sources, search
+from rag.index.retrieve import search
 from rag.index.store import Generation, current_folder, open_generation
 from rag.index.update import check_embedder
 from slm.errors import InputError, SlmError
-from slm.joints import EVERYTHING, Filters, Grounded, Message, Passage
+from slm.joints import EVERYTHING, Filters, Grounded, Judge, Message, Passage, PointedAnswer, Reader
 from slm.terminal.console import note
 from slm.text.language import detect
 from slm.text.visible import one_line, visible
@@ -80,7 +84,7 @@ def fit_passages(passages: Sequence[Passage], budget: float = PASSAGE_BUDGET) ->
             cut = passage.text[: max(1, int(room / _CJK_COST))]
         else:
             break
-        fitting.append(Passage(passage.title, passage.heading, cut, passage.source, passage.score))
+        fitting.append(replace(passage, text=cut))
         break
     return fitting
 
@@ -126,18 +130,24 @@ class IndexRetriever:
     def search(self, query: str, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]:
         """The best k passages for a query, best first. Raises InputError, as `rag.index.retrieve.search`."""
         generation = self._newest()
-        hits = search(generation, self.embedder, query, k, filters=filters)
-        chunks = generation.chunks
-        return [
-            Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score, other_sources(generation, hit))
-            for hit, c in ((hit, chunks[hit.row]) for hit in hits)
-        ]
+        return passages_of(generation, search(generation, self.embedder, query, k, filters=filters))
 
     def grounded(self, question: str, k: int = DEFAULT_PASSAGES, filters: Filters = EVERYTHING) -> Grounded:
         """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""
         passages = fit_passages(self.search(question, k, filters))
         messages = grounded_messages(question, passages)
         return Grounded(messages, passages, Citations(passages), lambda: quotes_of(question, passages, self.embedder))
+
+    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = EVERYTHING) -> PointedAnswer:
+        """The lines of the best passages that answer a question, or a refusal (`rag.answer.point`)."""
+        passages = candidates(self._newest(), self.embedder, question, filters=filters)
+        read = [pieces_of(question, passage) for passage in passages]
+        scores = judge([pieces for pieces, _ in read])
+        # The first score is that of the place, which is no line.
+        judged = [
+            Judged(passage, lines, row[1:]) for passage, (_, lines), row in zip(passages, read, scores, strict=True)
+        ]
+        return point(question, judged, reader.refuse_at)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
+from slm.terminal.arguments import NAMED_FILE, one_of_each
+from slm.terminal.asking import beside, judge_of, reader_for, with_reader
 
 if TYPE_CHECKING:
     from slm.joints import Message
@@ -26,8 +28,9 @@ _ANSWER_TOKENS = 160
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw recall by k, language and leg: FILE.png or .svg.")
 @click.option("--misses", default=10, show_default=True, type=click.IntRange(0), help="List so many missed questions.")
 @click.option("--model", help="Answer the questions too: GGUF file, catalog name or checkpoint folder.")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
+@click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
+@with_reader
 @click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
 @JSON
 @pass_joints
@@ -39,8 +42,10 @@ def evaluate(
     plot: Path | None,
     misses: int,
     model: str | None,
-    adapters: tuple[str, ...],
+    adapters: tuple[tuple[str, Path], ...],
     k: int,
+    reader: str,
+    refuse_at: float | None,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -56,18 +61,20 @@ def evaluate(
     """
     from rag.answer.prompt import open_retriever
     from rag.cli.figures import miss_rows, retrieval_rows
-    from rag.evaluate.answers import evaluate_answers
+    from rag.evaluate.answers import AskOne, by_model, by_reader, evaluate_answers
     from rag.evaluate.picture import draw_recall, require_picture
     from rag.evaluate.retrieval import evaluate as evaluate_retrieval
     from rag.evaluate.retrieval import read_questions
     from rag.index.retrieve import LEGS
+    from slm.artifacts import require_file
     from slm.terminal.console import emit_json, progress
 
     asked = read_questions(questions)
     if plot is not None:
         require_picture(plot)
-    files = named_files(adapters)
+    files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model) if model else None
+    who = reader_for(joints, model, reader, refuse_at) if model else None
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done:
             result = evaluate_retrieval(
@@ -76,7 +83,7 @@ def evaluate(
             )  # fmt: skip
         if gguf:
             with (
-                joints.open_engine(gguf, files, threads=threads, context=4096) as engine,
+                joints.open_engine(gguf, beside(files, who), threads=threads, context=4096) as engine,
                 progress("answering", total=len(asked), unit="questions") as done,
             ):
 
@@ -85,7 +92,10 @@ def evaluate(
                     pieces = engine.chat(messages, adapter="auto" if files else None, sampling=sampling)
                     return "".join(piece for piece in pieces if not isinstance(piece, Finish))
 
-                result["answering"] = evaluate_answers(retriever, ask, asked, k, on_question=done)
+                answer: AskOne = by_model(retriever, ask, k)
+                if who:
+                    answer = by_reader(retriever, who, judge_of(engine, who))
+                result["answering"] = evaluate_answers(answer, asked, on_question=done) | {"reader": who and who.name}
     if plot is not None:
         draw_recall(result, plot, f"{Path(index).name}, {questions.name}")
     if as_json:
@@ -95,12 +105,12 @@ def evaluate(
         click.echo(row)
     if "answering" in result:
         click.echo()
-        _table(result["answering"], "shown", "cited", "right")
+        _table(result["answering"], "shown", "cited", "right", "wrong", "unsaid")
         overall = result["answering"]["overall"]
         click.echo(
             "shown: a right page among the passages; cited: a right page cited; right: a fact of the questions file "
-            f"said ({overall['keyed']} questions name one). {overall['refused']} of {overall['unanswerable']} "
-            "unanswerable questions were refused."
+            f"said ({overall['keyed']} questions name one); wrong: something else said; unsaid: refused though the "
+            f"documents answer. {overall['refused']} of {overall['unanswerable']} unanswerable questions were refused."
         )
 
 
@@ -109,15 +119,3 @@ def _table(result: dict[str, Any], *columns: str) -> None:
     click.echo(f"{'':10}{'n':>5}" + "".join(f"{column:>10}" for column in columns))
     for name, row in [*result["by_language"].items(), ("overall", result["overall"])]:
         click.echo(f"{name:10}{row['n']:>5}" + "".join(f"{row[column]:>10}" for column in columns))
-
-
-def named_files(adapters: tuple[str, ...]) -> dict[str, Path]:
-    from slm.artifacts import require_file
-
-    files: dict[str, Path] = {}
-    for adapter in adapters:
-        name, equals, file = adapter.partition("=")
-        if not (name and equals and file):
-            raise click.BadParameter(f"'{adapter}' is not NAME=FILE", param_hint="--adapter")
-        files[name] = require_file(file)
-    return files

@@ -9,17 +9,25 @@ import click
 
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
-from rag.cli.evaluate import evaluate, named_files
+from rag.cli.evaluate import evaluate
 from rag.cli.filters import filter_options
 from rag.cli.questions import questions
 from rag.cli.read import BASE_URL, COMMENTS, read
 from rag.cli.sync import sync
 from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
-from slm.terminal.answer import ShownAnswer, show_sources, shown_path, sources_of
-from slm.terminal.arguments import TEXT, TextCommand
+from slm.terminal.answer import (
+    ShownAnswer,
+    pointed_sources,
+    show_pointed,
+    show_sources,
+    shown_path,
+    sources_of,
+)
+from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
+from slm.terminal.asking import adapter_of, judge_of, reader_for, with_reader
 
 if TYPE_CHECKING:
-    from slm.joints import Passage
+    from slm.joints import Passage, PointedAnswer, Reader
 
 _NAMED_FILES = 10
 
@@ -76,7 +84,7 @@ def add(
     from rag.index.store import open_inventory
     from rag.index.update import add_documents
     from rag.sources.files import find_files, nothing_read, read_files
-    from rag.sources.reader import Wanted
+    from rag.sources.reader import ReadOptions
     from rag.sync.look import require_paths, seen
     from slm.errors import MismatchError
     from slm.terminal.console import emit_json, progress
@@ -90,8 +98,8 @@ def add(
     known = held.documents if held else {}
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
-        reading = read_files(paths, done, none_ok=True, wanted=Wanted(comments, base_url))
-    looked = seen(paths, reading, Wanted(comments, base_url))
+        reading = read_files(paths, done, none_ok=True, wanted=ReadOptions(comments, base_url))
+    looked = seen(paths, reading, ReadOptions(comments, base_url))
     if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
         raise nothing_read(paths, reading)
     _note_some([f"skipped {shown_path(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
@@ -171,9 +179,10 @@ def search(index: str, query: str, k: int, filters: Filters, as_json: bool) -> N
 @click.argument("index")
 @click.argument("question", type=TEXT)
 @click.option("--model", required=True, help="GGUF file, catalog name or checkpoint folder.")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter GGUF; routed by language.")
+@click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
 @filter_options
+@with_reader
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--threads", default=0, help="CPU threads [default: the physical cores].")
 @_JSON
@@ -183,9 +192,11 @@ def ask(
     index: str,
     question: str,
     model: str,
-    adapters: tuple[str, ...],
+    adapters: tuple[tuple[str, Path], ...],
     k: int,
     filters: Filters,
+    reader: str,
+    refuse_at: float | None,
     max_tokens: int,
     threads: int,
     as_json: bool,
@@ -197,11 +208,21 @@ def ask(
       slm rag ask handbook "有給休暇は何日ですか" --model gemma-3-270m --adapter ja=exports/ja.gguf
     """
     from rag.answer.prompt import open_retriever
+    from slm.artifacts import require_file
     from slm.errors import EngineError
     from slm.terminal.console import emit_json, note
 
-    files = named_files(adapters)
+    files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model)
+    who = reader_for(joints, model, reader, refuse_at)
+    if who:
+        with (
+            open_retriever(index) as retriever,
+            joints.open_engine(gguf, adapter_of(who), threads=threads, context=4096) as engine,
+        ):
+            pointed = retriever.pointed(question, who, judge_of(engine, who), filters)
+        _tell_pointed(question, pointed, who, as_json=as_json)
+        return
     with open_retriever(index) as retriever:
         grounded = retriever.grounded(question, k, filters)
     chosen, sampling = "auto" if files else None, SamplingOptions(max_tokens=max_tokens)
@@ -293,6 +314,27 @@ def _searched(parts: list[dict[str, Any]]) -> str:
     lists = [(part["chunks"], part["search"].removeprefix("ivf ")) for part in parts if part["search"] != "flat"]
     shown = [f"{chunks} chunks through {count} inverted lists (IVF)" for chunks, count in lists]
     return ", ".join([f"{exact} chunks compared one by one"] * (exact > 0 or not lists) + shown)
+
+
+def _tell_pointed(question: str, pointed: PointedAnswer, reader: Reader, *, as_json: bool) -> None:
+    from slm.terminal.console import emit_json
+
+    if not as_json:
+        click.echo(pointed.text)
+        show_pointed(pointed, click.echo)
+        return
+    sources = [
+        {"number": s.number, "cited": s.cited, "quote": s.quote, **_as_dict(s.passage)}
+        for s in pointed_sources(pointed)
+    ]
+    emit_json(
+        {
+            "question": question, "answer": pointed.text, "refused": not pointed.said,
+            "citations": sorted({one.passage for one in pointed.said}), "lines": [vars(one) for one in pointed.said],
+            "nearest": [vars(one) for one in pointed.nearest], "doubt": pointed.doubt, "sources": sources,
+            "reader": reader.name,
+        }
+    )  # fmt: skip
 
 
 def _figures(finish: Finish) -> dict[str, Any]:

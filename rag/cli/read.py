@@ -28,11 +28,11 @@ def read(paths: tuple[Path, ...], comments: bool, base_url: str, as_json: bool) 
       slm rag read data/handbook/en/03-overtime.md
     """
     from rag.sources.files import nothing_read, read_files
-    from rag.sources.reader import Wanted, markdown_of
+    from rag.sources.reader import ReadOptions, markdown_of
     from slm.terminal.console import emit_json, note
     from slm.text.visible import one_line
 
-    reading = read_files(paths, none_ok=True, wanted=Wanted(comments, base_url))
+    reading = read_files(paths, none_ok=True, wanted=ReadOptions(comments, base_url))
     if as_json:
         emit_json(
             {

@@ -13,7 +13,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from rag.index.chunk import Chunk
-from rag.index.same.repeats import plain
+from rag.index.same.once import plain
 
 # A heading of more pages than these says nothing of any of them: Overview, 概要, Contact.
 MANY = 3
@@ -24,7 +24,7 @@ _NUMBERING = re.compile(r"^(?:[0-9]+(?:[.-][0-9]+)*[.)]?|[A-Z][.)]|[ivxIVX]+[.)]
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedHeading:
     """A question that is a title or a heading, and the documents that have it with text under it."""
 
     question: str
@@ -36,7 +36,7 @@ class Asked:
         return {"question": self.question, "lang": self.lang, "relevant": list(self.relevant), "answerable": True}
 
 
-def questions_of(chunks: Iterable[Chunk], most: int) -> list[Asked]:
+def questions_of(chunks: Iterable[Chunk], most: int) -> list[AskedHeading]:
     """At most so many questions, in turns from every document and spread over each of them.
 
     A title or heading counts with text of its own below it, once; what more than `MANY` documents have is left out.
@@ -54,12 +54,12 @@ def questions_of(chunks: Iterable[Chunk], most: int) -> list[Asked]:
         source: [question for question in questions if len(where[plain(question)]) <= MANY]
         for source, questions in found.items()
     }
-    chosen: dict[str, Asked] = {}
+    chosen: dict[str, AskedHeading] = {}
     rounds = zip_longest(*(_spread(questions) for questions in rare.values()))
     for source, question in chain.from_iterable(zip(rare, row, strict=True) for row in rounds):
         if question is not None and plain(question) not in chosen and len(chosen) < most:
             lang = found[source][question]
-            chosen[plain(question)] = Asked(question, lang, tuple(sorted(where[plain(question)])))
+            chosen[plain(question)] = AskedHeading(question, lang, tuple(sorted(where[plain(question)])))
     return list(chosen.values())
 
 

@@ -31,13 +31,16 @@ _INSTEAD = 3
 
 @dataclass(frozen=True)
 class Question:
-    """One line of a questions file. `answer`: words any of which a right answer holds, such as "13,000"."""
+    """One line of a questions file. `answer`: words any of which a right answer holds, such as "13,000"; all of them
+    where it says `together`. kind: what kind of question it is, in the file's own words."""
 
     question: str
     lang: str
     relevant: tuple[str, ...]
     answerable: bool
     answer: tuple[str, ...] = ()
+    together: bool = False
+    kind: str = ""
 
 
 def read_questions(path: Path | str) -> list[Question]:
@@ -49,8 +52,9 @@ def read_questions(path: Path | str) -> list[Question]:
         try:
             row = json.loads(line)
             answerable = bool(row.get("answerable", True))
-            names, facts = tuple(row.get("relevant", ())), tuple(row.get("answer", ()))
-            question = Question(str(row["question"]), str(row["lang"]), names, answerable, facts)
+            names, facts = _texts(row, "relevant"), _texts(row, "answer")
+            together, kind = bool(row.get("together")), str(row.get("kind", ""))
+            question = Question(str(row["question"]), str(row["lang"]), names, answerable, facts, together, kind)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFileError(
                 f"'{path}', line {number} is no question: {error}",
@@ -62,6 +66,13 @@ def read_questions(path: Path | str) -> list[Question]:
     if not any(question.answerable for question in questions):
         raise InputError(f"'{path}' holds no answerable question", found=f"{len(questions)} questions")
     return questions
+
+
+def _texts(row: dict[str, Any], name: str) -> tuple[str, ...]:
+    values = row.get(name, [])
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"'{name}' is no list of texts")
+    return tuple(values)
 
 
 def rank_of_first(sources: Sequence[str], relevant: Sequence[str]) -> int | None:

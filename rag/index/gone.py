@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from rag.index.names import composed, is_below
@@ -71,6 +72,70 @@ def departed(documents: Mapping[str, Mapping[str, Any]], seen: Seen, exists: Cal
         elif came_by and came_by <= set(given):
             gone[source] = "it is no longer found by the folder it came from"
     return Departed(gone, kept)
+
+
+def successors(
+    documents: Mapping[str, Mapping[str, Any]],
+    left: Departed,
+    new: Mapping[str, tuple[str, str]],
+    roots: Collection[str],
+    exists: Callable[[str], bool],
+) -> dict[str, str]:
+    """By new source the document whose place it takes: a folder was moved, and texts in it were changed as well.
+
+    new: title and hash of the text of each document that the index does not know. Where files that are not there any
+    more have their names again under another folder, and most of these the same text or title, that is the folder
+    moved. A single title says too little (many a file is called README), and one that is the file's name nothing.
+    Documents with the same text are left out: those are known by it. Pages are known by their ids.
+    """
+    lost = {
+        composed(source): source for source, entry in documents.items()
+        if source not in left.gone and source not in left.kept and "meta" not in entry
+        and PurePath(source).is_absolute() and not exists(source)
+    }  # fmt: skip
+    found: dict[str, str] = {}
+    for old_head, new_head in _moves(documents, lost, new, roots):
+        pairs = [
+            (lost[path], new_head + path[len(old_head) :]) for path in lost
+            if is_below(path, old_head) and new_head + path[len(old_head) :] in new
+        ]  # fmt: skip
+        texts = [documents[old].get("text_sha256") == new[path][1] for old, path in pairs]
+        titles = [documents[old].get("title") == new[path][0] != PurePath(path).stem for old, path in pairs]
+        alike = sum(text or title for text, title in zip(texts, titles, strict=True))
+        if (any(texts) or alike >= 2) and 2 * alike >= len(pairs):
+            for (old, path), same in zip(pairs, texts, strict=True):
+                if not same and old not in found.values():
+                    found.setdefault(path, old)
+    return found
+
+
+def _moves(
+    documents: Mapping[str, Mapping[str, Any]],
+    lost: Mapping[str, str],
+    new: Mapping[str, tuple[str, str]],
+    roots: Collection[str],
+) -> list[tuple[str, str]]:
+    """Folders and where they may be now: as files of the same name and text tell, or as they were given."""
+    by_text: dict[tuple[str, Any], list[str]] = {}
+    for path, source in lost.items():
+        by_text.setdefault((PurePath(path).name, documents[source].get("text_sha256")), []).append(path)
+    moves = {
+        _heads(old, path) for path, (_, text) in new.items() for old in by_text.get((PurePath(path).name, text), ())
+    }
+    before = {root for source in lost.values() for root in documents[source].get("roots", ())}
+    moves |= {
+        (composed(old).rstrip("/"), composed(root).rstrip("/")) for old in before for root in roots if old != root
+    }
+    return sorted(moves)
+
+
+def _heads(old: str, new: str) -> tuple[str, str]:
+    """What is left of two paths without the end that they share."""
+    ours, theirs = old.split("/"), new.split("/")
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours.pop()
+        theirs.pop()
+    return "/".join(ours), "/".join(theirs)
 
 
 def confirm_removal(

@@ -16,7 +16,7 @@ import numpy as np
 from rag.index.embed import Embedder
 from rag.index.lexical import HAS_PAIRS
 from rag.index.same.codes import names_in
-from rag.index.same.repeats import once_each
+from rag.index.same.once import once_each
 from rag.index.store import Generation
 from rag.index.variants import comparable, searchable
 from slm.errors import InputError

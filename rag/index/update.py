@@ -1,7 +1,6 @@
-"""Changes an index: documents in, documents out. Each change is a new generation (rag.index.store).
+"""Changes an index: documents in, documents out. Each change is a new generation (rag.index.generation.current).
 
-INDEX/CURRENT names the generation folder in use. A change writes a new generation beside it and then replaces
-CURRENT in one step, so that a crash leaves the old generation in use. It knows nothing of ranking or prompts.
+It knows nothing of ranking or prompts.
 """
 
 from __future__ import annotations
@@ -9,10 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,21 +19,21 @@ from rag.document import NO_META, Document
 from rag.index.chunk import chunk_document
 from rag.index.embed import Embedder, Vectors
 from rag.index.embedders.cache import VectorCache
+from rag.index.generation.current import drop_others, exclusive, make_current, next_folder, require_free, told_of_memory
 from rag.index.generation.inventory import Inventory, Place
 from rag.index.generation.part import Part
 from rag.index.generation.write import Addition, Next, write_generation
-from rag.index.gone import Departed, Seen, confirm_removal, departed
+from rag.index.gone import Departed, Seen, confirm_removal, departed, successors
 from rag.index.lexical import terms_of
-from rag.index.names import CURRENT, composed, documents_named, is_index
+from rag.index.names import composed, documents_named, is_index
 from rag.index.store import load_parts, open_inventory, read_places, told_as_damage
 from rag.index.variants import comparable
-from slm.artifacts import new_file, remove_leftovers
-from slm.errors import InputError, MismatchError, ResourceError
+from slm.errors import InputError, MismatchError
 
 # Chunks are short so that three of them fit into a small model's prompt beside the question.
 CHUNK_TOKENS = 240
 # Enough to keep all cores busy, and few enough to be lost when a run is broken off.
-_BATCH, _LOCK = 64, ".lock"
+_BATCH = 64
 _CACHE = ".embedded"
 PAGE = "page"
 """The key of an entry for what a sync knows of a document that is no file."""
@@ -110,55 +106,33 @@ def _meta(document: Document) -> dict[str, Any]:
     return {key: value for key, value in json.loads(json.dumps(asdict(document.meta))).items() if value}
 
 
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the right to change the index; the system gives it back when a process dies. Raises ResourceError."""
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / _LOCK).open("a+b") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ResourceError(
-                f"another process is changing the index '{path}'", hint="Wait until it is done and run this again."
-            ) from error
-        yield
-
-
 def add_documents(
     path: Path,
     documents: Sequence[Document],
     embedder: Embedder,
     on_chunks: Callable[[int, int], None] = lambda done, total: None,
     *,
-    seen: Seen | None = None,
-    told: Told | None = None,
+    seen: Seen | Told | None = None,
     fresh: bool = False,
     sure: bool = False,
 ) -> Change:
     """Put documents into an index, making it when it is not there; one with a known source replaces the old one.
 
     on_chunks is told (chunks embedded, chunks to embed). seen: what was looked through, so that documents that are no
-    longer there go (`rag.index.gone`); sure: even if that is most of them. told: for documents that are no files, what
-    the caller knows of them. fresh: whatever was in the index is
-    forgotten. Raises InputError (no documents, too many are gone), MismatchError (another embedder), DamagedFileError,
-    or ResourceError (no space, no memory, another process is changing the index).
+    longer there go (`rag.index.gone`), or what the caller knows of documents that are no files; sure: even if that is
+    most of them. fresh: whatever was in the index is forgotten. Raises InputError (no documents, too many are gone),
+    MismatchError (another embedder), DamagedFileError, or ResourceError (no space, no memory, another process is
+    changing the index).
     """
-    if not documents and not ((seen or told) and is_index(path)):
+    if not documents and not (seen and is_index(path)):
         raise InputError("there are no documents to add")
     if not is_index(path):
-        _check_new(path)
-    with _exclusive(path), _memory(path):
+        require_free(path)
+    with exclusive(path), told_of_memory(path):
         base = open_inventory(path) if is_index(path) and not fresh else None
         if base is not None:
             check_embedder(base, embedder)
-        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), told, sure=sure)
+        return _add(path, base, documents, embedder, on_chunks, seen or Seen(), sure=sure)
 
 
 def _add(
@@ -167,11 +141,11 @@ def _add(
     documents: Sequence[Document],
     embedder: Embedder,
     on_chunks: Callable[[int, int], None],
-    seen: Seen,
-    told: Told | None,
+    seen: Seen | Told,
     *,
     sure: bool,
 ) -> Change:
+    seen, told = (seen, None) if isinstance(seen, Seen) else (Seen(), seen)
     known = base.documents if base else {}
     incoming = {composed(document.source): document for document in documents}
     # Pages of a site are kept in step by its sync alone.
@@ -186,6 +160,9 @@ def _add(
     if told is not None:  # two sites number their pages alike
         by_id = {id_: source for id_, source in by_id.items() if PAGE not in known[source]}
     named |= {s: by_id[d.meta.id] for s, d in incoming.items() if s not in named and d.meta.id in by_id}
+    new = {s: (d.title, texts[s]) for s, d in incoming.items() if s in seen.files and s not in named}
+    moved_on = successors(known, left, new, seen.roots, os.path.lexists)
+    named |= moved_on
     changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
     left = replace(left, gone={**left.gone, **_moved_away(known, left, changed, texts, seen)})
     # A document is moved when its text was known under a source that is gone or written otherwise (NFD).
@@ -203,7 +180,7 @@ def _add(
         del table[source]
     for source, document in incoming.items():
         place = document.source if source in changed else named[source]
-        came_by = set(known[named[source]].get("roots", ())) if source in named else set()
+        came_by = set(known[named[source]].get("roots", ())) if source in named and source not in moved_on else set()
         table[place] = {
             "title": document.title, "lang": document.lang, "sha256": digests[source], "text_sha256": texts[source],
             "roots": [told.root] if told else sorted(came_by | set(seen.files.get(source, ()))),
@@ -221,7 +198,7 @@ def _add(
     same = base is not None and sources == base.sources and _without_counts(known) == _without_counts(table)
     if base is not None and same and not changed and not left.gone:
         chunks = base.count
-        _drop_others(base.folder)
+        drop_others(base.folder)
     else:
         with VectorCache(path / _CACHE, embedder.identity) as cache:
 
@@ -310,7 +287,7 @@ def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -
     case nothing is removed.
     """
     open_inventory(path)
-    with _exclusive(path), _memory(path):
+    with exclusive(path), told_of_memory(path):
         base = open_inventory(path)
         gone = {source for name in names for source in documents_named(base.documents, name, every=every)}
         table = {source: dict(entry) for source, entry in base.documents.items() if source not in gone}
@@ -319,24 +296,6 @@ def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -
         sources = {root: source for root, source in base.sources.items() if root not in lost}
         _write(path, base, _Update([], {}, gone, table, sources), base.manifest["embedder"])
         return sorted(gone)
-
-
-def _check_new(path: Path) -> None:
-    if path.is_file():
-        raise InputError(f"'{path}' is a file; an index is a folder")
-    if path.is_dir() and any(not p.name.startswith((".", "gen-")) for p in path.iterdir()):
-        raise InputError(f"'{path}' already holds something that is not an index", hint="Choose another name.")
-
-
-@contextmanager
-def _memory(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError as error:
-        raise ResourceError(
-            f"not enough memory to change the index '{path}'; it was not changed",
-            hint="Close other programs, or make several smaller indexes.",
-        ) from error
 
 
 def _write(
@@ -369,27 +328,11 @@ def _write(
         with told_as_damage(path, base.sources):
             return {**parts, **load_parts(base, [name for name in names if name not in parts])}
 
-    # Beside the generation in use, and beside all others when it is not known which one that is.
-    used = [base.folder.name] if base else [folder.name for folder in path.glob("gen-*")]
-    number = 1 + max((int(name[4:]) for name in used if name[4:].isdecimal()), default=0)
-    folder = path / f"gen-{number}"
-    remove_leftovers(folder)
-    remove_leftovers(path / CURRENT)
-    if (path / CURRENT).is_dir():  # damage, which no file could take the place of
-        shutil.rmtree(path / CURRENT)
     manifest = {
         "embedder": dict(identity), "chunk_tokens": min(CHUNK_TOKENS, int(identity["max_tokens"])),
         "sources": dict(update.sources),
     }  # fmt: skip
+    folder = next_folder(path, base.folder if base else None)
     count = write_generation(folder, base, Next(update.table, kept, added, manifest), open_parts, terms_of)
-    with new_file(path / CURRENT) as pointer:
-        pointer.write_text(folder.name + "\n", encoding="utf-8")
-    _drop_others(folder)
+    make_current(folder)
     return count
-
-
-def _drop_others(folder: Path) -> None:
-    """Remove all generations but this one, also those of a process that was killed before it could."""
-    for other in folder.parent.glob("gen-*"):
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from rag.document import Document
-from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, Wanted, Whole
+from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
 from slm.text.language import detect
 
@@ -162,7 +162,7 @@ def read_files(
     on_file: Callable[[int], None] = lambda _: None,
     *,
     none_ok: bool = False,
-    wanted: Wanted = Wanted(),  # noqa: B008  # it is frozen
+    wanted: ReadOptions = ReadOptions(),  # noqa: B008  # it is frozen
 ) -> Reading:
     """Read everything below the paths. `on_file` is told how many files are done.
 
@@ -254,7 +254,7 @@ def read_noted(path: Path) -> Read:
     raise DamagedFileError("it holds no visible text")
 
 
-def read_each(path: Path, wanted: Wanted = Wanted()) -> Iterator[Read | LeftOut | Whole]:  # noqa: B008  # it is frozen
+def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read | LeftOut | Whole]:  # noqa: B008  # it is frozen
     """All documents of a file, with what is not certain about them. Raises as read_file does.
 
     The source of a document is its path in Unicode's composed form (NFC), however the disk spells it.

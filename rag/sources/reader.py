@@ -47,14 +47,14 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReadOptions:
     """What a user asked for beside the pages: their comments, and addresses below the site that an export is from."""
 
     comments: bool = False
     base_url: str = ""
 
 
-Collection = Callable[[Path, Wanted], Iterator[Read | LeftOut | Whole]]
+Collection = Callable[[Path, ReadOptions], Iterator[Read | LeftOut | Whole]]
 """Reads a file that may hold many documents; `source` is the name of each in it ("" where it is the file's only one).
 
 Raises InputError for a file that is not of its kind or cannot be read at all. `lang` is left to the caller.

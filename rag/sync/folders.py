@@ -14,7 +14,7 @@ from rag.index.names import composed, is_below
 from rag.index.store import open_inventory
 from rag.index.update import add_documents, remove_documents
 from rag.sources.files import find_files, read_files
-from rag.sources.reader import Wanted
+from rag.sources.reader import ReadOptions
 from rag.sync.look import BLANK, seen
 from rag.sync.report import Report
 
@@ -43,7 +43,9 @@ def sync_files(
         report.error = _missing(missing, known)
     for root in deleted:
         report.gone += [(source, "it is no longer there") for source in remove_documents(path, [root])]
-    asked = {root: Wanted(bool(roots[root].get("comments")), str(roots[root].get("base_url", ""))) for root in roots}
+    asked = {
+        root: ReadOptions(bool(roots[root].get("comments")), str(roots[root].get("base_url", ""))) for root in roots
+    }
     for wanted in dict.fromkeys(asked[str(path)] for path in there):
         alike = [path for path in there if asked[str(path)] == wanted]
         _sync_alike(path, alike, wanted, embedder, report, sure=sure, show=show)
@@ -52,7 +54,7 @@ def sync_files(
 def _sync_alike(
     path: Path,
     there: Sequence[Path],
-    wanted: Wanted,
+    wanted: ReadOptions,
     embedder: Callable[[], Embedder],
     report: Report,
     *,

@@ -13,7 +13,7 @@ from pathlib import Path
 from rag.index.gone import Seen
 from rag.index.names import composed, is_below
 from rag.sources.files import Reading, find_files
-from rag.sources.reader import Wanted
+from rag.sources.reader import ReadOptions
 from slm.errors import MissingFileError
 
 # The reasons of a reader for a file that is whole and has no text; all others are a file that could not be read.
@@ -33,7 +33,7 @@ def require_paths(paths: Sequence[Path], known: Collection[str], index: str) -> 
         )
 
 
-def seen(paths: Sequence[Path], reading: Reading, wanted: Wanted = Wanted()) -> Seen:  # noqa: B008  # it is frozen
+def seen(paths: Sequence[Path], reading: Reading, wanted: ReadOptions = ReadOptions()) -> Seen:  # noqa: B008  # it is frozen
     """What was looked through: each path with its files, and the files among them that could not be read.
 
     wanted: what was asked for beside their text, which a sync will ask for again.

@@ -274,7 +274,7 @@ class SpaceSync:
         source = {"kind": "confluence", "url": self.url, "space": self.space.key, "blank": self._blank}
         told = Told(self.root, source, self._entries, gone)
         add_documents(
-            self.path, self._documents, self.embedder, lambda n, total: self.how.show("embedding", n, total), told=told
+            self.path, self._documents, self.embedder, lambda n, total: self.how.show("embedding", n, total), seen=told
         )
         self.report.gone += list(self._emptied.items())
         self._documents, self._entries, self._emptied, self._characters = [], {}, {}, 0

@@ -21,7 +21,7 @@ from slm.chat.segments import marker_like
 from slm.chat.turn_end import END_TOKENS
 from slm.errors import DamagedFileError, InputError, MismatchError, SlmError, UnknownNameError, UnsupportedError
 from slm.weights.gguf_reader import GgufFile, read_gguf
-from slm.weights.identity import FINGERPRINT, WEIGHTS, belong, short, tensors_hash, text_of, trained_on
+from slm.weights.identity import FINGERPRINT, WEIGHTS, belong, other_weights, tensors_hash, text_of, trained_on
 
 RESERVED = ("auto", "base")
 # "en", "ja_lora", "fr-sft": a language code alone or with a suffix that names the method.
@@ -146,11 +146,7 @@ def _vetted(name: str, path: Path, copy: Path, base: Base, scale: float) -> Adap
             hint="Serve it with --engine llama-server.",
         )
     if not base.is_base_of(file):
-        raise MismatchError(
-            f"the adapter '{path}' was trained on other weights than those of '{base.path}'",
-            found=f"base {short(min(trained_on(file.metadata)))}, model {short(base.fingerprint or base.tensors)}",
-            hint="Load it with the model it was trained on.",
-        )
+        raise other_weights(path, base.path, trained_on(file.metadata), base.fingerprint or base.tensors)
     _check_shapes(file, base)
     return Adapter(
         name=name,

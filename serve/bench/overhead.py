@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from serve.bench.prompts import conversation
-from serve.engine.engine import Event, open_engine
+from serve.engine.engine import open_engine
+from serve.engine.events import Event
 from slm.errors import SlmError
 from slm.joints import Finish, SamplingOptions
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve import upstream
-from serve.upstream import LLAMA_CPP_PYTHON, LLAMA_SERVER, Launch, Options
+from serve.upstream import LLAMA_CPP_PYTHON, LLAMA_SERVER, Launch, UpstreamOptions
 from slm.chat.turn_end import END_TOKENS
 from slm.errors import SlmError
 from slm.native.process import child_environment
@@ -36,12 +36,12 @@ class Contender:
     """
 
     name: str
-    launch: Callable[[Options], AbstractContextManager[Launch]]
+    launch: Callable[[UpstreamOptions], AbstractContextManager[Launch]]
     fields: Callable[[int], dict[str, Any]]
     full_length: dict[str, Any]
 
 
-def ours_launch(options: Options, extra: Sequence[str] = ()) -> Launch:
+def ours_launch(options: UpstreamOptions, extra: Sequence[str] = ()) -> Launch:
     """`slm serve` with the same options as its peers."""
     argv = [sys.executable, "-m", "slm_cli", "serve", str(options.model), "--host", options.host]
     argv += ["--port", str(options.port), "--context", str(options.context), "--parallel", str(options.parallel)]
@@ -77,7 +77,7 @@ def contenders(
         return {"lora": [{"id": number, "scale": 1.0}]}
 
     @contextmanager
-    def ours(options: Options) -> Iterator[Launch]:
+    def ours(options: UpstreamOptions) -> Iterator[Launch]:
         yield ours_launch(options)
 
     found, missing = [Contender(OURS, ours, by_name, no_end)], []
@@ -103,7 +103,7 @@ def _peer(
     by_name: Callable[[int], dict[str, Any]],
     no_end: dict[str, Any],
 ) -> Contender:
-    def launch(options: Options) -> AbstractContextManager[Launch]:
+    def launch(options: UpstreamOptions) -> AbstractContextManager[Launch]:
         return upstream.prepared(name, options, binary)
 
     if name == LLAMA_CPP_PYTHON:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.upstream import Launch, Options, is_ready
+from serve.upstream import Launch, UpstreamOptions, is_ready
 from slm.errors import EngineError
 from slm.native.process import children_of, status_mb
 from slm.native.threads import without_settling
@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(launch: Launch, options: Options, *, patience_s: float = 180.0) -> Iterator[Server]:
+def running(launch: Launch, options: UpstreamOptions, *, patience_s: float = 180.0) -> Iterator[Server]:
     """Start a server and wait until it is ready; it is ended with the block. Raises EngineError with its last words.
 
     Its environment is the user's: how threads wait is each program's own choice.

@@ -18,13 +18,13 @@ from serve.bench.overhead import loop_overhead
 from serve.bench.peers import Contender, contenders
 from serve.bench.process import free_port, peak_rss_mb, running
 from serve.bench.report import median_of_rounds, ratios
-from serve.bench.scenarios import Plan, run_scenarios
-from serve.upstream import Options
+from serve.bench.scenarios import LoadPlan, run_scenarios
+from serve.upstream import UpstreamOptions
 from slm.terminal.console import note
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class ServeBenchOptions:
     """How often everybody is measured and how every server is started. binary: of llama-server, if it is a peer."""
 
     rounds: int = 3
@@ -37,8 +37,8 @@ def bench_serving(
     model: Path,
     adapters: Mapping[str, Path],
     peers: Sequence[str],
-    plan: Plan,
-    setup: BenchOptions = BenchOptions(),
+    plan: LoadPlan,
+    setup: ServeBenchOptions = ServeBenchOptions(),
 ) -> dict[str, Any]:
     """Measure ours and the peers. Without adapters two random ones of rank 16 are made for the run.
 
@@ -54,7 +54,7 @@ def bench_serving(
         for number in range(setup.rounds):
             for one in who:
                 note(f"round {number + 1} of {setup.rounds}: {one.name}")
-                options = Options(
+                options = UpstreamOptions(
                     model.resolve(),
                     tuple(files.items()),
                     setup.context,
@@ -87,7 +87,7 @@ def _random(model: Path, folder: Path) -> dict[str, Path]:
     return files
 
 
-def _measured(contender: Contender, options: Options, plan: Plan, number: int) -> dict[str, Any]:
+def _measured(contender: Contender, options: UpstreamOptions, plan: LoadPlan, number: int) -> dict[str, Any]:
     with contender.launch(options) as launch, running(launch, options) as server:
         figures = asyncio.run(run_scenarios(server, contender, plan, number))
         return {**figures, "start_s": server.start_s, "peak_rss_mb": peak_rss_mb(server.pid)}

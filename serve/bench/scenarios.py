@@ -28,7 +28,7 @@ _HEAD_START_S = 0.5
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """How much load: clients at once, tokens of an answer, seconds of each closed loop, how many adapters.
 
     repeats: of the scenarios with one request. records: length of the long history, about 75 tokens each.
@@ -46,7 +46,7 @@ class Plan:
 class Session:
     """One server under test and what its requests look like."""
 
-    def __init__(self, client: httpx.AsyncClient, contender: Contender, plan: Plan, full_length: dict[str, Any]):
+    def __init__(self, client: httpx.AsyncClient, contender: Contender, plan: LoadPlan, full_length: dict[str, Any]):
         self._client, self._contender, self.plan, self._full_length = client, contender, plan, full_length
 
     async def ask(
@@ -58,7 +58,7 @@ class Session:
         return await ask(self._client, body, on_first=on_first)
 
 
-async def run_scenarios(server: Server, contender: Contender, plan: Plan, number: int) -> dict[str, Any]:
+async def run_scenarios(server: Server, contender: Contender, plan: LoadPlan, number: int) -> dict[str, Any]:
     """Every scenario once, after a warm-up that is not counted. number: of the round; no prompt repeats over rounds.
 
     Returns {scenario: {figures}}. Raises nothing for failed requests: they are counted.

@@ -6,21 +6,23 @@ With a pipe: one line is one turn, and only answers go to stdout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
 import click
 
 from serve.engine.engine import Engine
-from slm.errors import SlmError
-from slm.joints import Message, Retriever, SamplingOptions
-from slm.terminal.answer import ShownAnswer, show_sources, sources_of
-from slm.terminal.console import note
+from slm.errors import InputError, SlmError
+from slm.joints import Message, PieceScores, Reader, Retriever, SamplingOptions
+from slm.terminal.answer import ShownAnswer, show_pointed, show_sources, sources_of
+from slm.terminal.console import complain, note
 from slm.terminal.piped import is_terminal, stdin_lines
 
 HELP = """\
 /adapter NAME    answer with an adapter, with `auto` (by language) or with `base`; alone: show them
+/reader WHO      with --rag: let the reader point at lines (point) or the model answer (model); alone: show who does
 /reset           begin a new conversation
 /help            this text
 /exit            leave (also Ctrl-D)
@@ -33,13 +35,18 @@ class _Leave(Exception):
 
 @dataclass
 class Chat:
-    """One session: the conversation so far and which adapter is to answer."""
+    """One session: the conversation so far and which adapter is to answer.
+
+    reader: who answers from the retriever's documents, and points: whether it does now. None: the model always does.
+    """
 
     engine: Engine
     wanted: str | None
     sampling: SamplingOptions
     retriever: Retriever | None = None
     system: str = ""
+    reader: Reader | None = None
+    points: bool = True
     messages: list[Message] = field(default_factory=list)
 
     def run(self) -> None:
@@ -77,7 +84,7 @@ class Chat:
         except SlmError as error:
             if not is_terminal():
                 raise  # a script has to notice
-            click.secho(f"error: {error}", fg="red", err=True)
+            complain(str(error))
 
     def _command(self, text: str) -> None:
         name, _, argument = text.partition(" ")
@@ -91,10 +98,27 @@ class Chat:
             self.engine.route(argument, [])  # an unknown name is an error here, not at the next question
             self.wanted = argument
         elif name == "/adapter":
-            known = ", ".join(f"{a.name} ({a.language or 'no language'})" for a in self.engine.adapters()) or "none"
+            names = [a for a in self.engine.adapters() if self.reader is None or a.name != self.reader.name]
+            known = ", ".join(f"{a.name} ({a.language or 'no language'})" for a in names) or "none"
             note(f"now: {self.wanted or 'base'}; adapters: {known}; also: auto, base")
+        elif name == "/reader":
+            self._choose_reader(argument)
         else:
             note(HELP if name == "/help" else f"unknown command {name}\n{HELP}")
+
+    def _choose_reader(self, who: str) -> None:
+        if self.retriever is None:
+            raise InputError("there are no documents to read", hint="Start with: slm chat MODEL --rag INDEX")
+        if who == "point" and self.reader is None:
+            raise InputError("there is no reader that points at lines", hint="Start with --reader FOLDER.")
+        if who not in ("", "point", "model"):
+            raise InputError(f"'{who}' answers nothing", hint="Say /reader point or /reader model.")
+        if who:
+            self.points = who == "point"
+        names = [f"point ({self.reader.name})", "model"] if self.reader else ["model"]
+        now = names[0] if self.points else "model"
+        others = "".join(f"; also: {name}" for name in names if name != now)
+        note(f"documents are answered by: {now}{others}")
 
     def _reset(self) -> None:
         self.messages = [Message(role="system", content=self.system)] if self.system else []
@@ -104,6 +128,9 @@ class Chat:
 
     def _ask(self, text: str) -> None:
         asked = [*self.messages, Message(role="user", content=text)]
+        if self.retriever and self.reader and self.points:
+            self._point(self.retriever, self.reader, asked)
+            return
         way = self.engine.route(self.wanted, asked)
         # Routed by the question; the passages may be in another language.
         grounded = self.retriever.grounded(text) if self.retriever else None
@@ -120,6 +147,28 @@ class Chat:
         if shown.text or shown.finish:
             self.messages = [*asked, Message(role="assistant", content=shown.text)]
         _dim(_figures(way.adapter, way.reason if self.wanted == "auto" else "", shown))
+
+    def _point(self, retriever: Retriever, reader: Reader, asked: list[Message]) -> None:
+        """The reader's answer to the last question, with its lines."""
+        read: list[PieceScores] = []
+
+        def judge(prompts: Sequence[Sequence[str]]) -> list[list[float]]:
+            read.append(self.engine.scores(prompts, reader.contrast, adapter=reader.name))
+            return read[-1].scores
+
+        began = time.perf_counter()
+        try:
+            pointed = retriever.pointed(asked[-1]["content"], reader, judge)
+        except KeyboardInterrupt:
+            if not is_terminal():
+                raise
+            _dim(f"[{reader.name} · stopped]")
+            return
+        click.echo(pointed.text)
+        show_pointed(pointed, note)
+        self.messages = [*asked, Message(role="assistant", content=pointed.text)]
+        tokens = sum(one.prompt_tokens for one in read)
+        _dim(f"[{reader.name} · {tokens} tokens read · {time.perf_counter() - began:.2f} s]")
 
 
 def _figures(adapter: str | None, reason: str, shown: ShownAnswer) -> str:
@@ -158,7 +207,7 @@ def _terminal_reader(prompt: Callable[[], str]) -> Callable[[], str]:
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import InMemoryHistory
 
-    commands = WordCompleter(["/adapter", "/reset", "/help", "/exit"], sentence=True)
+    commands = WordCompleter(["/adapter", "/reader", "/reset", "/help", "/exit"], sentence=True)
     session: PromptSession[str] = PromptSession(
         history=InMemoryHistory(),
         auto_suggest=AutoSuggestFromHistory(),

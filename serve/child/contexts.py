@@ -27,7 +27,7 @@ from serve.child.slots import Request, Running, Slot, Slots
 from serve.child.spelling.text import TextStream
 from slm.errors import EngineError, SlmError
 from slm.joints import TokenScore
-from slm.native.llama import library, open_context, set_adapters
+from slm.native.llama import ContextParams, library, open_context, set_adapters
 
 _ABORTED = 2  # llama_decode: the abort callback said so
 
@@ -97,9 +97,8 @@ class HotContext:
         count = 2 * parallel
         with ExitStack() as stack:
             n_batch = schedule.LARGEST_CHUNK + schedule.REMAINDER + count + schedule.MOST_DRAFTED
-            self._context = open_context(
-                stack, model, n_ctx=cells, n_batch=n_batch, n_seq_max=count, n_threads=threads, flash_attention=False
-            )
+            params = ContextParams(cells, n_batch, n_seq_max=count, n_threads=threads, flash_attention=False)
+            self._context = open_context(stack, model, params)
             self.slots = Slots(self._context, store, count=count, cells=cells, can_drop=can_drop)
             self._batch = self._lib.llama_batch_init(n_batch, 0, 1)
             stack.callback(self._lib.llama_batch_free, self._batch)

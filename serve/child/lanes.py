@@ -6,11 +6,8 @@ their content, and nothing of names, paths, languages, the protocol or HTTP.
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,7 +20,7 @@ from serve.child.adapters import Handles, OpenAdapters, contents_of
 from serve.child.cells.store import PrefixStore
 from serve.child.contexts import Gain, HotContext
 from serve.child.messages import Answer, Begun, Failed, Stats
-from serve.child.pool import Team
+from serve.child.pool import Team, vital
 from serve.child.slots import Request
 from slm.errors import EngineError, SlmError
 
@@ -82,6 +79,7 @@ class Lanes:
         self._waiting: list[Request] = []
         self._wanted: dict[str, float] = {}  # when a request of each set of adapters last waited or ended
         self._adapters = OpenAdapters()
+        self._held: Counter[str] = Counter()  # sets of adapters that others than the lanes compute with
         self._lanes = [_Lane(index) for index in range(lanes)]
         self._lanes[0].context = open_context(cores)
         for lane in self._lanes:
@@ -135,9 +133,22 @@ class Lanes:
                             context.forget(key)
                 self._adapters.free(content)
 
+    @contextmanager
+    def held(self, key: str) -> Iterator[Handles]:
+        """The adapters of a set; none of them is freed inside the block. Raises EngineError when one is not loaded."""
+        with self._changed:
+            handles = self._adapters.of(key)
+            self._held[key] += 1
+        try:
+            yield handles
+        finally:
+            with self._changed:
+                self._held[key] -= 1
+            self.sweep()
+
     def _unused(self) -> list[str]:
         running = {key for lane in self._lanes for key in lane.running}
-        return self._adapters.unused({request.key for request in self._waiting} | running)
+        return self._adapters.unused({request.key for request in self._waiting} | running | set(+self._held))
 
     @property
     def _contexts(self) -> list[HotContext]:
@@ -205,12 +216,8 @@ class Lanes:
                 self._changed.notify_all()
 
     def _run(self, lane: _Lane) -> None:
-        try:
+        with vital():
             self._serve(lane)
-        except BaseException:  # a lane that is gone would leave its requests without an answer: the process ends
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(70)
 
     def _serve(self, lane: _Lane) -> None:
         while True:

@@ -1,14 +1,13 @@
-"""What the engine and its child process say to each other, and how it stands in a line.
+"""What the engine and its child process say to each other; how it stands in a line is in `serve.child.spelling.lines`.
 
-A line is a JSON list: the message's name, the id of the order, then the message's fields. An order is answered by what
-its `reply` says, or by `Failed`; with either the answer ends. `Generate` is answered by `Begun` before that, and by a
-`Piece` for each token that adds text or a score. It knows nothing of processes, models or HTTP.
+An order is answered by what its `reply` says, or by `Failed`; with either the answer ends. `Generate` is answered by
+`Begun` before that, and by a `Piece` for each token that adds text or a score; `Score` by `Begun`. It knows nothing of
+processes, models or HTTP.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -30,7 +29,7 @@ from slm.joints import SamplingOptions, TokenScore
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-M = TypeVar("M", bound="Message")
+M = TypeVar("M", bound="WireMessage")
 R = TypeVar("R", bound="Answer")
 Segments = tuple[Segment, ...]
 TokenIds = tuple[int, ...]
@@ -50,7 +49,7 @@ def is_segments(prompt: Segments | TokenIds) -> TypeIs[Segments]:
     return bool(prompt) and isinstance(prompt[0], Segment)
 
 
-class Message:
+class WireMessage:
     """Something that is said: a frozen dataclass whose fields are JSON's own values, or tuples of them.
 
     The messages with other fields say how those stand in a line.
@@ -74,7 +73,7 @@ def _tuples(value: Any) -> Any:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-class Answer(Message):
+class Answer(WireMessage):
     """What the child says to an order. last: nothing follows it."""
 
     last: ClassVar[bool] = True
@@ -115,6 +114,16 @@ class Embeddings(Answer):
 
     vectors: tuple[tuple[float, ...], ...]
     tokens: int
+
+
+@dataclass(frozen=True)
+class Scores(Answer):
+    """What a `Score` asked for; the fields are those of `slm.joints.PieceScores`."""
+
+    scores: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
 
 
 @dataclass(frozen=True)
@@ -228,10 +237,12 @@ class Failed(Answer):
         return cls(_ERRORS[name](what, found=found, hint=hint))
 
 
+AnyAnswer = Done | Opened | Tokens | Text | Embeddings | Scores | Stats | Begun | Piece | Finished | Failed
+
 # --- orders ----------------------------------------------------------------------------------------------------------
 
 
-class Order(Message, Generic[R]):
+class Order(WireMessage, Generic[R]):
     """What the child is to do. reply: the type of the answer that says it is done."""
 
     reply: type[R]
@@ -312,6 +323,16 @@ class Embed(Order[Embeddings]):
 
 
 @dataclass(frozen=True)
+class Score(Order[Scores]):
+    """Judge pieces of prompts, as `slm.joints.Engine.scores`. lora: as of `Generate`; `Begun` is answered as well."""
+
+    reply = Scores
+    prompts: tuple[tuple[str, ...], ...]
+    contrast: tuple[str, str]
+    lora: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class Generate(Order[Finished]):
     """Continue a prompt. lora: (content hash, scale) of the adapters.
 
@@ -347,46 +368,4 @@ class Cancel(Order[Done]):
     request: int
 
 
-AnyOrder = Open | Load | Unload | AskStats | Tokenize | Detokenize | Embed | Generate | Cancel
-
-# --- lines -----------------------------------------------------------------------------------------------------------
-
-_ORDERS: dict[str, type[AnyOrder]] = {
-    kind.__name__: kind for kind in (Open, Load, Unload, AskStats, Tokenize, Detokenize, Embed, Generate, Cancel)
-}
-_ANSWERS: dict[str, type[Answer]] = {
-    kind.__name__: kind
-    for kind in (Done, Opened, Tokens, Text, Embeddings, Stats, Begun, Piece, Finished, Failed)
-}  # fmt: skip
-# Made once: json.dumps makes an encoder for every call that differs from its defaults.
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
-_encode_ascii = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-
-
-def order_line(id: int, order: Order[Any]) -> str:
-    """An order as a line, without its end. In ASCII, since a prompt may hold what is no character."""
-    return _encode_ascii([type(order).__name__, id, *order.row()])
-
-
-def read_order(line: str | bytes) -> tuple[int, AnyOrder]:
-    """The id and the order of a line. Raises EngineError for what is none."""
-    return _read(_ORDERS, line)
-
-
-def answer_line(id: int, answer: Answer) -> str:
-    """An answer to the order `id` as a line, without its end."""
-    return _encode([type(answer).__name__, id, *answer.row()])
-
-
-def read_answer(line: str | bytes) -> tuple[int, Answer]:
-    """The id and the answer of a line. Raises EngineError for what is none."""
-    return _read(_ANSWERS, line)
-
-
-def _read(kinds: Mapping[str, type[M]], line: str | bytes) -> tuple[int, M]:
-    try:
-        name, id, *row = json.loads(line)
-        return int(id), kinds[name].of(*row)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        text = line if isinstance(line, str) else line.decode("utf-8", "replace")
-        raise EngineError(f"{text.strip()[:200]!r} is no line that the engine and its process know") from error
+AnyOrder = Open | Load | Unload | AskStats | Tokenize | Detokenize | Embed | Score | Generate | Cancel

@@ -21,7 +21,8 @@ from serve.child.adapters import key_of
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.contexts import HotContext
-from serve.child.embedding import Embedder
+from serve.child.guests.embedding import EmbeddingWorker
+from serve.child.guests.scoring import Scorer
 from serve.child.lanes import Lanes, Sink
 from serve.child.messages import (
     Answer,
@@ -36,15 +37,15 @@ from serve.child.messages import (
     Load,
     Open,
     Opened,
+    Score,
     Text,
     Tokenize,
     Tokens,
     Unload,
-    answer_line,
     is_segments,
-    read_order,
 )
 from serve.child.slots import Request
+from serve.child.spelling.lines import answer_line, read_order
 from serve.child.spelling.tokens import checked, prompt_tokens
 from slm.errors import ContextOverflowError, EngineError, InputError, SlmError
 from slm.native.llama import library, open_adapter, open_model, physical_cores, token_bytes
@@ -82,7 +83,8 @@ class Model:
     vocabulary: Vocabulary
     context: int
     lanes: Lanes
-    embedder: Embedder
+    embedder: EmbeddingWorker
+    scorer: Scorer
 
     def prompt(self, order: Generate) -> list[int]:
         """The token ids of a prompt. Raises InputError for one that is empty, or has ids of another vocabulary."""
@@ -135,8 +137,11 @@ def open_served(stack: ExitStack, order: Open, sink: Sink) -> tuple[Model, Opene
     cores = order.threads or physical_cores()
     lanes = Lanes(open_context, sink, store, lanes=order.hot, cores=cores, parallel=order.parallel)
     markers = vocabulary.markers
-    embedder = Embedder(model, sink, lanes.borrowed_cores, size=vocabulary.size, context=context)
-    return Model(model, vocabulary, context, lanes, embedder), Opened(context, trained, markers.control, markers.added)
+    embedder = EmbeddingWorker(model, sink, lanes.borrowed_cores, size=vocabulary.size, context=context)
+    scorer = Scorer(model, sink, lanes.borrowed_cores, lanes.held, context=context)
+    return Model(model, vocabulary, context, lanes, embedder, scorer), Opened(
+        context, trained, markers.control, markers.added
+    )
 
 
 class Worker:
@@ -190,6 +195,9 @@ class Worker:
             case Embed():
                 self._model.embedder.submit(id, order)
                 return None
+            case Score():
+                self._model.scorer.submit(id, order)
+                return None
             case Generate():
                 model = self._model
                 model.lanes.submit(model.request(id, order))
@@ -197,6 +205,7 @@ class Worker:
             case Cancel(request):
                 self._model.lanes.cancel(request)
                 self._model.embedder.cancel(request)
+                self._model.scorer.cancel(request)
                 return Done()
 
 

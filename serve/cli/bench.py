@@ -7,16 +7,15 @@ from typing import Any
 
 import click
 
-from serve.cli.serve import NamedFile, unique
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import FiniteRange
+from slm.terminal.arguments import NAMED_FILE, FiniteRange, one_of_each
 from slm.terminal.console import emit_json, out
 
 
 @click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default="smollm2-135m-instruct")
-@click.option("--adapter", "adapters", type=NamedFile(), multiple=True, metavar="NAME=FILE",
+@click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True,
               help="Two or more LoRA adapters (GGUF). Default: two random ones of rank 16.")  # fmt: skip
 @click.option("--peer", "peers", multiple=True, type=click.Choice(["llama-server", "llama-cpp-python", "all"]),
               default=("all",), show_default=True, help="all: those that are installed.")  # fmt: skip
@@ -43,14 +42,16 @@ def bench_serve(
     Example:
       slm bench serve smollm2-135m-instruct --llama-server ~/llama.cpp/build/bin/llama-server
     """
-    from serve.bench.run import BenchOptions, bench_serving
-    from serve.bench.scenarios import Plan
+    from serve.bench.run import ServeBenchOptions, bench_serving
+    from serve.bench.scenarios import LoadPlan
 
-    named = unique(adapters)
+    named = one_of_each(adapters)
     if len(named) == 1:
         raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
-    plan = Plan(clients, tokens, seconds, len(named) or 2)
-    result = bench_serving(joints.gguf_of(model), named, peers, plan, BenchOptions(rounds, context, threads, binary))
+    plan = LoadPlan(clients, tokens, seconds, len(named) or 2)
+    result = bench_serving(
+        joints.gguf_of(model), named, peers, plan, ServeBenchOptions(rounds, context, threads, binary)
+    )
     if as_json:
         emit_json(result)
     else:

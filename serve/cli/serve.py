@@ -14,7 +14,8 @@ from serve.cli.guard import GuardOptions, guard_options, policy_of
 from slm.errors import InputError
 from slm.joints import Joints, Message, SamplingOptions, pass_joints
 from slm.terminal.answer import ShownAnswer
-from slm.terminal.arguments import TEXT, FiniteRange, TextCommand
+from slm.terminal.arguments import NAMED_FILE, TEXT, FiniteRange, TextCommand, one_of_each
+from slm.terminal.asking import adapter_of, beside, reader_of_index, with_reader
 from slm.terminal.console import emit_json, note
 from slm.terminal.piped import is_terminal, read_stdin
 
@@ -33,20 +34,6 @@ _DEFAULT_MODEL = "smollm2-135m-instruct"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class NamedFile(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """NAME=FILE; the file must exist."""
-
-    name = "NAME=FILE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, file = str(value).partition("=")
-        if not (name and equals and file):
-            self.fail(f"'{value}' is not NAME=FILE, like ja=exports/ja.gguf", param, ctx)
-        return name, Path(file)
-
-
 def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     def apply(function: _F) -> _F:
         for option in reversed(options):
@@ -57,7 +44,7 @@ def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
 
 
 _adapters = click.option(
-    "--adapter", "adapters", type=NamedFile(), multiple=True, metavar="NAME=FILE",
+    "--adapter", "adapters", type=NAMED_FILE, multiple=True,
     help="A LoRA adapter (GGUF) and the name it answers to; may be given several times.",
 )  # fmt: skip
 _which = click.option("-m", "wanted", metavar="NAME", help="Adapter's name, 'base', or 'auto' (by language; default).")
@@ -79,15 +66,6 @@ _sampling = _options(
 def _sampling_of(values: dict[str, Any], *, temperature: float, stop: tuple[str, ...] = ()) -> SamplingOptions:
     given = values.pop("temperature")
     return SamplingOptions(temperature=temperature if given is None else given, stop=stop, **values)
-
-
-def unique(adapters: tuple[tuple[str, Path], ...]) -> dict[str, Path]:
-    """{name: file} of --adapter options. Raises InputError for a name that is given twice."""
-    names = [name for name, _ in adapters]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"the adapter name '{name}' is given twice")
-    return dict(adapters)
 
 
 def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: int, **options: Any) -> Engine:
@@ -130,7 +108,8 @@ def generate(
     if not prompt.strip():
         raise InputError("the prompt is empty")
     with ExitStack() as stack:
-        engine = _open(stack, joints.gguf_of(model), unique(adapters), context=context, threads=threads, parallel=1)
+        named = one_of_each(adapters)
+        engine = _open(stack, joints.gguf_of(model), named, context=context, threads=threads, parallel=1)
         options = _sampling_of(sampling, temperature=0.0, stop=stop)
         wanted = wanted or ("auto" if adapters else None)
         if raw:
@@ -154,6 +133,7 @@ def generate(
 @_adapters
 @_which
 @click.option("--rag", "index", metavar="INDEX", help="Answer from this index, with citations.")
+@with_reader
 @click.option("--system", type=TEXT, default="", help="A system message for the whole conversation.")
 @_threads
 @_context
@@ -161,7 +141,7 @@ def generate(
 @pass_joints
 def chat(
     joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, index: str | None,
-    system: str, threads: int, context: int, **sampling: Any,
+    reader: str, refuse_at: float | None, system: str, threads: int, context: int, **sampling: Any,
 ) -> None:  # fmt: skip
     """Talk to a model in the terminal. /help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves.
 
@@ -174,15 +154,22 @@ def chat(
 
     with ExitStack() as stack:
         path = joints.gguf_of(model)
+        who = reader_of_index(joints, model, index, reader, refuse_at)
+        files = one_of_each(adapters)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
-        engine = _open(stack, path, unique(adapters), context=context, threads=threads, parallel=1)
+        engine = _open(
+            stack, path, beside(files, who), context=context, threads=threads, parallel=1,
+            by_name=frozenset(adapter_of(who)),
+        )  # fmt: skip
         if wanted is not None:
             engine.route(wanted, [])
-        names = ", ".join(a.name for a in engine.adapters())
+        names = ", ".join(files)
         note(f"{engine.base.name}{f' with {names}' if names else ''}; /help shows the commands, Ctrl-D leaves")
+        if who:
+            note(f"the reader {who.name} answers from {index}: lines of it, word for word; /reader model: the model")
         default = 0.0 if index else 0.7
         wanted = wanted or ("auto" if adapters else "base")
-        Chat(engine, wanted, _sampling_of(sampling, temperature=default), retriever, system).run()
+        Chat(engine, wanted, _sampling_of(sampling, temperature=default), retriever, system, who).run()
 
 
 @click.command(context_settings=_HELP)
@@ -194,6 +181,7 @@ def chat(
 )  # fmt: skip
 @click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
 @click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
+@with_reader
 @click.option(
     "--rag-as", "viewer", multiple=True, metavar="NAME",
     help="Who asks where a request does not say (user:NAME, group:NAME) [default: nobody: no restricted page].",
@@ -236,9 +224,9 @@ def chat(
 @pass_joints
 def serve(
     joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...],
-    adapters_dir: Path | None, default_adapter: str | None, index: str | None, viewer: tuple[str, ...], host: str,
-    port: int, parallel: int, hot: int, context: int, threads: int, draft_max: int, cache_ram: int,
-    cache_dir: Path | None, engine: str, **guarding: Any,
+    adapters_dir: Path | None, default_adapter: str | None, index: str | None, reader: str, refuse_at: float | None,
+    viewer: tuple[str, ...], host: str, port: int, parallel: int, hot: int, context: int, threads: int,
+    draft_max: int, cache_ram: int, cache_dir: Path | None, engine: str, **guarding: Any,
 ) -> None:  # fmt: skip
     """Serve a model and its adapters over HTTP, as OpenAI's API and a page to chat on.
 
@@ -248,6 +236,8 @@ def serve(
     """
     from serve.server.listen import bind, url_of
 
+    if viewer and not index:
+        raise click.UsageError("--rag-as says who asks the index; name one with --rag INDEX.")
     policy = policy_of(host, GuardOptions(**guarding))
     with ExitStack() as stack:
         listeners = bind(stack, host, port)
@@ -258,19 +248,22 @@ def serve(
             port = listeners[0].getsockname()[1]
             for listener in listeners:
                 listener.close()
-            options = upstream.Options(
-                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in unique(adapters).items()),
+            options = upstream.UpstreamOptions(
+                joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in one_of_each(adapters).items()),
                 context, threads, parallel, host, port, policy.keys.single(),
             )  # fmt: skip
             ctx.exit(upstream.serve_upstream(engine, options))
         from serve.server.app import create_app
 
         path = joints.gguf_of(model)
+        who = reader_of_index(joints, model, index, reader, refuse_at)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
-        files = unique(adapters)
+        files = one_of_each(adapters)
+        loaded = beside(files, who)
         opened = _open(
-            stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot, draft=draft_max,
+            stack, path, loaded, context=context, threads=threads, parallel=parallel, hot=hot, draft=draft_max,
             default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
+            by_name=frozenset(adapter_of(who)),
         )  # fmt: skip
         if adapters_dir:
             from serve.adapters.watch import WatchedFolder, watching
@@ -278,10 +271,12 @@ def serve(
             def convert(folder: Path) -> Path:
                 return joints.adapter_gguf_of(folder, model)
 
-            stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
+            stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(loaded))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
-        app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever, viewer=viewer)
+        app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever, viewer=viewer, reader=who)
         _announce(url_of(listeners[0]), opened, needs_key=bool(policy.keys))
+        if index:
+            note(f"documents: {index}, answered by {f'the reader {who.name}' if who else 'the model'}")
         _run(app, listeners, policy)
 
 
@@ -293,7 +288,7 @@ def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
 
 
 def _announce(url: str, engine: Engine, *, needs_key: bool) -> None:
-    names = ", ".join(a.name for a in engine.adapters()) or "none"
+    names = ", ".join(a.name for a in engine.adapters() if a.name not in engine.options.by_name) or "none"
     key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
     note(f"{engine.base.name}, adapters: {names}; context {engine.context:,} tokens")
     note(f"listening on {url} (page: {url}/, API: {url}/v1, Ctrl-C stops)")

@@ -7,11 +7,10 @@ knows nothing of HTTP.
 from __future__ import annotations
 
 import hashlib
-import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,18 @@ from serve.child.messages import (
     Embed,
     Embeddings,
     Failed,
-    Finished,
     Generate,
     Load,
     Open,
     Opened,
-    Piece,
+    Score,
+    Scores,
     Stats,
     Tokenize,
     Unload,
     is_segments,
 )
+from serve.engine.events import Sink, Ticket, awaited, event_of, iterated
 from serve.engine.options import EngineOptions
 from serve.engine.prompting import Prompt, TemplateOptions, chat_prompt, plain_prompt
 from serve.engine.router import Route, route
@@ -43,25 +43,15 @@ from serve.engine.supervisor import Call, Supervisor
 from serve.engine.trial import Trials
 from slm.chat.segments import Markers
 from slm.errors import InputError, SlmError
-from slm.joints import Finish, Message, SamplingOptions, Scored
+from slm.joints import Finish, Message, PieceScores, SamplingOptions
 
-Event = str | Scored | Finish | SlmError
-Sink = Callable[[Event], None]
 _GREEDY = SamplingOptions()
 _PLAIN = TemplateOptions()
 _DEFAULTS = EngineOptions()
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """A request under way; `cancel` ends it, in the middle of a step if need be."""
-
-    route: Route
-    cancel: Callable[[], None]
-
-
 class Engine:
-    """One base model with adapters (implements `slm.joints.Engine`). Use `open_engine`, or call `close`."""
+    """One base model with adapters (implements `slm.joints.ChatEngine`). Use `open_engine`, or call `close`."""
 
     def __init__(
         self,
@@ -86,6 +76,7 @@ class Engine:
                 self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
             if default_adapter is not None:
                 self._registry.get(default_adapter)
+                self._check_free(default_adapter)
             self._trials = Trials(self.base.path, {adapter.content for adapter in self._registry.all()})
             self._child.start()
         except BaseException:
@@ -107,7 +98,7 @@ class Engine:
         adapter: a name, None or "base", or "auto". fit: let the answer end where the context ends instead of
         refusing a max_tokens that does not fit. Raises UnknownNameError, ContextOverflowError, EngineDiedError.
         """
-        return _iterate(lambda sink: self.begin_chat(messages, sink, adapter=adapter, sampling=sampling, fit=fit))
+        return iterated(lambda sink: self.begin_chat(messages, sink, adapter=adapter, sampling=sampling, fit=fit))
 
     def complete(
         self,
@@ -118,7 +109,7 @@ class Engine:
         fit: bool = False,
     ) -> Generator[str | Finish, None, None]:
         """Continue a plain text, without a chat template; otherwise as `chat`."""
-        return _iterate(lambda sink: self.begin_complete(text, sink, adapter=adapter, sampling=sampling, fit=fit))
+        return iterated(lambda sink: self.begin_complete(text, sink, adapter=adapter, sampling=sampling, fit=fit))
 
     def begin_chat(
         self,
@@ -162,11 +153,12 @@ class Engine:
     ) -> Route:
         """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
         if lora is None:
-            known = {adapter.name: adapter.language for adapter in self.adapters()}
+            hidden = self.options.by_name if wanted == "auto" else ()
+            known = {adapter.name: adapter.language for adapter in self.adapters() if adapter.name not in hidden}
             return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
         names = [name for name, scale in lora if scale]
         if len(set(names)) < len(names):
-            raise InputError("an adapter is named twice in 'lora'")
+            raise InputError("lora: an adapter is named twice")
         for name in names:
             self._named(name)
         return Route("+".join(names) or None, "named in the request with scales")
@@ -196,6 +188,42 @@ class Engine:
         id = self._child.begin(Embed(tuple(t if isinstance(t, str) else tuple(t) for t in texts), first), take)
         return Ticket(Route(None, "embeddings are of the base"), lambda: self._child.cancel(id))
 
+    def scores(
+        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
+    ) -> PieceScores:
+        """As `slm.joints.Engine.scores`. Raises what it does, UnknownNameError and EngineDiedError."""
+
+        def begin(sink: Callable[[PieceScores | SlmError], None]) -> Ticket:
+            return self.begin_scores(prompts, contrast, sink, adapter=adapter)
+
+        return awaited(begin)
+
+    def begin_scores(
+        self,
+        prompts: Sequence[Sequence[str]],
+        contrast: tuple[str, str],
+        sink: Callable[[PieceScores | SlmError], None],
+        *,
+        adapter: str | None = None,
+    ) -> Ticket:
+        """Start `scores`; `sink` gets them or one SlmError, on the reader's thread."""
+        texts = tuple(map(tuple, prompts))
+        head = texts[0][0] if texts and texts[0] else ""
+        way = self.route(adapter, [Message(role="user", content=head)])
+
+        def order() -> Score:
+            return Score(texts, contrast, self._pairs([way.adapter] if way.adapter else []))
+
+        def take(answer: Answer) -> None:
+            if isinstance(answer, Scores):
+                scores = [list(row) for row in answer.scores]
+                sink(PieceScores(scores, answer.prompt_tokens, answer.cached_tokens, answer.prefill_s))
+            elif isinstance(answer, Failed):
+                sink(answer.error)
+
+        id = self._child.compute(order, take, _fingerprint(texts, contrast, way.adapter))
+        return Ticket(way, lambda: self._child.cancel(id))
+
     def tokens_of(self, messages: Sequence[Message], *, adapter: str | None = None) -> list[int]:
         """The token ids the model would read for a conversation."""
         way = self.route(adapter, messages)
@@ -214,6 +242,7 @@ class Engine:
         The file is vetted first, and tried in a process of its own; on any error (InputError, MismatchError,
         EngineError) nothing has changed.
         """
+        self._check_free(name)
         with self._loading:
             adapter = vet_adapter(name, path, self.base, scale=scale, vault=self._vault)
             try:
@@ -229,7 +258,8 @@ class Engine:
             return adapter
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; requests under way end with it. Raises UnknownNameError."""
+        """Forget an adapter; requests under way end with it. Raises UnknownNameError, InputError for a reader's."""
+        self._check_free(name)
         with self._loading:
             with self._lock:
                 old = self._registry.remove(name)
@@ -262,6 +292,10 @@ class Engine:
         self._vault.close()
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _check_free(self, name: str) -> None:
+        if name in self.options.by_name:
+            raise InputError(f"'{name}' is the adapter that reads documents, and nothing else", hint="Name another.")
 
     def _prepare(self, call: Call) -> None:
         """Make a fresh child ready: the model, then the adapters, from the copies that were checked."""
@@ -314,21 +348,22 @@ class Engine:
         options = replace(sampling, stop=(*sampling.stop, *prompt.stop))
 
         def order() -> Generate:
-            # A name may stand for newer content by now, which has to be the one that answers.
-            with self._lock:
-                adapters = [self._registry.get(name) for name in named]
-            scales = dict(lora or ())
-            pairs = tuple((a.content, scales.get(a.name, a.scale)) for a in adapters)
-            return Generate(prompt.content, prompt.add_special, fit, pairs, options)
+            return Generate(prompt.content, prompt.add_special, fit, self._pairs(named, lora or ()), options)
 
         def take(answer: Answer) -> None:
-            if (event := _event(answer, way)) is not None:
+            if (event := event_of(answer, way)) is not None:
                 sink(event)
 
-        harmless = replace(options, seed=0)
-        fingerprint = hashlib.sha256(ascii((prompt.content, named, harmless)).encode()).hexdigest()
-        id = self._child.generate(order, take, fingerprint)
+        id = self._child.compute(order, take, _fingerprint(prompt.content, named, replace(options, seed=0)))
         return Ticket(way, lambda: self._child.cancel(id))
+
+    def _pairs(self, named: Sequence[str], lora: Sequence[tuple[str, float]] = ()) -> tuple[tuple[str, float], ...]:
+        """(content hash, scale) of adapters, asked for when an order is sent: a name may stand for newer content by
+        then, which has to be the one that answers."""
+        with self._lock:
+            adapters = [self._registry.get(name) for name in named]
+        scales = dict(lora)
+        return tuple((a.content, scales.get(a.name, a.scale)) for a in adapters)
 
     def _named(self, name: str | None) -> Adapter | None:
         with self._lock:
@@ -355,33 +390,6 @@ def open_engine(
         engine.close()
 
 
-def _iterate(begin: Callable[[Sink], Ticket]) -> Generator[str | Finish, None, None]:
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    ticket = begin(events.put)
-    try:
-        while True:
-            event = events.get()
-            if isinstance(event, SlmError):
-                raise event
-            yield event.text if isinstance(event, Scored) else event
-            if isinstance(event, Finish):
-                return
-    finally:
-        ticket.cancel()
-
-
-def _event(answer: Answer, way: Route) -> Event | None:
-    """What the child's answer means for whoever waits for it; None: nothing yet."""
-    match answer:
-        case Piece(text, None):
-            return text
-        case Piece(text, score) if score:
-            return Scored(text, (score,))
-        case Finished():
-            return Finish(
-                answer.reason, way.adapter, way.reason, answer.prompt_tokens, answer.completion_tokens,
-                answer.prefill_s, answer.decode_s, answer.cached_tokens,
-            )  # fmt: skip
-        case Failed(error):
-            return error
-    return None
+def _fingerprint(*parts: object) -> str:
+    """What names a request to the supervisor: the same one when it is asked again."""
+    return hashlib.sha256(ascii(parts).encode()).hexdigest()

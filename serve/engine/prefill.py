@@ -16,7 +16,7 @@ from slm.joints import Message
 def marked(messages: Sequence[Message]) -> tuple[list[Message], str]:
     """The conversation with a mark at the end of its final message, and the mark. Raises InputError for none."""
     if not messages or messages[-1]["role"] != "assistant":
-        raise InputError("only a final message of the assistant can be continued")
+        raise InputError("continue_final_message: only a final message of the assistant can be continued")
     mark = f"{secrets.randbelow(10**32):032d}"  # digits: no filter of a template changes them
     last = messages[-1].copy()
     last["content"] += mark
@@ -27,5 +27,5 @@ def cut(text: str, mark: str) -> str:
     """The rendered text up to the end of the final message. Raises InputError when the template does not show it."""
     before, found, _ = text.rpartition(mark)
     if not found:
-        raise InputError("the model's chat template does not show the final message, so it cannot be continued")
+        raise InputError("continue_final_message: the model's chat template does not show the final message")
     return before.replace(mark, "")

@@ -15,7 +15,7 @@ from serve.adapters.registry import Adapter, Base
 from serve.child.messages import Segments, TokenIds
 from serve.engine.prefill import cut, marked
 from serve.engine.templates import render_guarded
-from slm.chat.prompt import named_template
+from slm.chat.prompt import VARIABLES, named_template
 from slm.chat.segments import Guard, Markers, Segment, Tools, conversation, guard_for
 from slm.errors import InputError
 from slm.joints import Message
@@ -80,7 +80,7 @@ def _refuse_markers(guard: Guard, variables: Mapping[str, Any]) -> None:
     """Raise InputError for a template's variable that would write a control token."""
     for name, value in variables.items():
         if found := guard.markers_in(json.dumps(value, ensure_ascii=False)):
-            raise InputError(f"the template's variable '{name}' holds the control token {found[0]!r}")
+            raise InputError(f"{VARIABLES}: '{name}' holds the control token {found[0]!r}")
 
 
 def plain_prompt(base: Base, text: str | Sequence[int]) -> Prompt:

@@ -24,9 +24,10 @@ from serve.child.messages import (
     Generate,
     Order,
     R,
-    order_line,
-    read_answer,
+    Score,
+    Scores,
 )
+from serve.child.spelling.lines import order_line, read_answer
 from serve.engine.process import ChildProcess
 from slm.errors import EngineDiedError, EngineError, SlmError
 from slm.terminal.console import note
@@ -74,7 +75,7 @@ class Call(Protocol):
 
 @dataclass
 class _Pending:
-    """Where the child's answers to one order go; `fingerprint` names a generation, `begun` when it is computed."""
+    """Where the child's answers to one order go; `fingerprint` names a request, `begun` when it is computed."""
 
     take: Callable[[Answer], None]
     fingerprint: str = ""
@@ -125,7 +126,7 @@ class Supervisor:
         if child:
             child.close()
 
-    def generate(self, order: Callable[[], Generate], take: Callable[[Answer], None], fingerprint: str) -> int:
+    def compute(self, order: Callable[[], Generate | Score], take: Callable[[Answer], None], fingerprint: str) -> int:
         """Send the order that `order` makes at this very moment; `take` gets every answer, on the reader's thread.
 
         Waits while the child is being restarted. Raises EngineError when it is down, or refuses this request.
@@ -140,13 +141,13 @@ class Supervisor:
             return self._send(order(), _Pending(take, fingerprint))
 
     def begin(self, order: Order[Any], take: Callable[[Answer], None]) -> int:
-        """Send an order; `take` gets its answer, on the reader's thread. Waits and raises as `generate`."""
+        """Send an order; `take` gets its answer, on the reader's thread. Waits and raises as `compute`."""
         with self._lock:
             self._wait_ready()
             return self._send(order, _Pending(take))
 
     def cancel(self, id: int) -> None:
-        """Forget an order; a generation or an embedding is ended."""
+        """Forget an order; what computes for it is ended."""
         with self._lock:
             if self._pending.pop(id, None) and self._child:
                 self._child.send(order_line(_UNHEARD, Cancel(id)))
@@ -219,7 +220,7 @@ class Supervisor:
             pending = get(id, None) if child is self._child else None
             if pending and isinstance(answer, Begun):
                 pending.begun = True
-            if pending and isinstance(answer, Finished):
+            if pending and isinstance(answer, Finished | Scores):
                 self._blame.succeeded(pending.fingerprint)
         if pending is not None:
             pending.take(answer)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from serve.adapters.registry import Adapter
-from serve.child.messages import Answer, Failed, Generate, Load, Open, Order, order_line, read_answer
+from serve.child.messages import Answer, Failed, Generate, Load, Open, Order
+from serve.child.spelling.lines import order_line, read_answer
 from serve.engine.process import ChildProcess
 from slm.errors import DamagedFileError, InputError
 from slm.joints import SamplingOptions

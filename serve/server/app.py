@@ -11,6 +11,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from serve.engine.engine import Engine
+from serve.engine.pointing import Pointing
 from serve.server.api.errors import install_errors
 from serve.server.api_docs import add_api_docs
 from serve.server.guard import Policy
@@ -23,7 +24,7 @@ from serve.server.routes.models import model_routes
 from serve.server.routes.responses import responses_routes
 from serve.server.routes.seen import SeenBy
 from slm import __version__
-from slm.joints import Retriever
+from slm.joints import Reader, Retriever
 
 
 def create_app(
@@ -33,20 +34,25 @@ def create_app(
     policy: Policy = Policy(),  # noqa: B008 - frozen
     retriever: Retriever | None = None,
     viewer: Sequence[str] = (),
+    reader: Reader | None = None,
 ) -> FastAPI:
     """The application.
 
     allowed_folders: where adapters may be loaded from. policy: who may ask, and how much. viewer: who asks the
-    retriever where a request does not say (user:NAME, group:NAME).
+    retriever where a request does not say (user:NAME, group:NAME). reader: who answers from the retriever's documents;
+    its adapter is loaded under its name. None: the model.
     """
     retriever = None if retriever is None else SeenBy(retriever, tuple(viewer))
+    pointing = Pointing(engine, retriever, reader) if retriever and reader else None
     app = FastAPI(title="slm-cpu", version=__version__, docs_url=None, redoc_url=None)
     install_errors(app)
     metrics = Metrics(engine)
     install_guard(app, policy, context=engine.context, metrics=metrics, open_paths=PAGE_PATHS)
     install_metrics(app, metrics)
-    app.include_router(model_routes(engine, retrieval=retriever is not None))
-    app.include_router(generation_routes(engine, retriever, metrics))
+    app.include_router(
+        model_routes(engine, retrieval=retriever is not None, reader=pointing.reader.name if pointing else None)
+    )
+    app.include_router(generation_routes(engine, retriever, metrics, pointing))
     app.include_router(responses_routes(engine, metrics))
     app.include_router(adapter_routes(engine, [folder.resolve() for folder in allowed_folders]))
     add_page(app)

@@ -22,6 +22,7 @@ from slm.errors import InputError, UnsupportedError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 GENERATION = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+_PROMPTS = ("messages", "prompt", "input", "content", "tokens")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 # Characters for each token of the context. English has 4 to 5 a token and code with wide indentation up to about 16,
 # so what is longer cannot fit, and the tokenizer need not read it to know.
@@ -221,7 +222,8 @@ def refuse_body(value: Any, limits: Limits, context: int) -> Refusal | None:
     if characters > limits.characters(context):
         found = f"the prompt has {characters:,} characters; the context holds {context:,} tokens"
         message = f"{found}, and at most {limits.characters(context):,} characters are read. Shorten it"
-        return Refusal(400, message, "context_length_exceeded")
+        field = next((name for name in _PROMPTS if isinstance(value, dict) and name in value), None)
+        return Refusal(400, message, "context_length_exceeded", param=field)
     if not isinstance(value, dict):
         return None
     n = value.get("n")

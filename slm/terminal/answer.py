@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm.joints import Finish, Grounded, Passage
+from slm.joints import Finish, Grounded, Passage, PointedAnswer
 from slm.text.visible import one_line
 
 
@@ -53,7 +53,7 @@ class ShownAnswer:
 
 
 @dataclass(frozen=True)
-class Source:
+class ShownSource:
     """A passage that an answer was given: its number, whether the answer cites it, and its nearest sentence."""
 
     number: int
@@ -62,19 +62,42 @@ class Source:
     quote: str
 
 
-def sources_of(grounded: Grounded) -> list[Source]:
+def sources_of(grounded: Grounded) -> list[ShownSource]:
     """The passages of an answer that has been shown; takes some tenths of a second."""
     cited = grounded.citations.cited
     pairs = zip(grounded.passages, grounded.quotes(), strict=True)
-    return [Source(number, number in cited, passage, quote) for number, (passage, quote) in enumerate(pairs, 1)]
+    return [ShownSource(number, number in cited, passage, quote) for number, (passage, quote) in enumerate(pairs, 1)]
 
 
-def show_sources(sources: Iterable[Source], write: Callable[[str], None]) -> None:
+def pointed_sources(pointed: PointedAnswer) -> list[ShownSource]:
+    """The passages of a pointed answer with their likeliest lines."""
+    said = {quotation.passage for quotation in pointed.said}
+    lines: dict[int, str] = {}
+    for quotation in pointed.nearest:
+        lines.setdefault(quotation.passage, quotation.text)
+    return [ShownSource(n, n in said, passage, lines.get(n, "")) for n, passage in enumerate(pointed.passages, 1)]
+
+
+def show_pointed(pointed: PointedAnswer, write: Callable[[str], None]) -> None:
+    """The sources under a pointed answer; under a refusal the nearest lines, as what they are."""
+    sources = pointed_sources(pointed)
+    if pointed.said:
+        show_sources(sources, write)
+    elif sources:
+        write("\nNearest, though none of it answers:")
+        _show(sources, write)
+
+
+def show_sources(sources: Iterable[ShownSource], write: Callable[[str], None]) -> None:
     """The cited passages under an answer, or all that it was given when it cites none; `write` takes lines."""
     sources = list(sources)
     cited = [source for source in sources if source.cited]
     write("\nSources:" if cited else "\nThe answer cites no passage. It was given these:")
-    for source in cited or sources:
+    _show(cited or sources, write)
+
+
+def _show(sources: Iterable[ShownSource], write: Callable[[str], None]) -> None:
+    for source in sources:
         where = f"{one_line(source.passage.place)} ({shown_path(source.passage.source)})"
         write(f"  {source.number}. {where}\n     “{source.quote}”")
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
+_V = TypeVar("_V")
 # What an option looks like; anything else that begins with a dash is text: "-5 degrees", "- item", "--- a rule".
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.ASCII | re.DOTALL)
 
 
-class Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+class TextType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Words of a person. Bytes that are not in the terminal's encoding are decoded as a file's would be."""
 
     name = "text"
@@ -38,7 +41,7 @@ class Text(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return found.text
 
 
-TEXT = Text()
+TEXT = TextType()
 
 
 class Finite(click.types.FloatParamType):
@@ -56,6 +59,49 @@ class FiniteRange(Finite, click.FloatRange):
 
 
 FLOAT = Finite()
+
+
+class Named(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A name and what it stands for, like ja=exports/ja.gguf: a pair. Whether a path exists is not asked."""
+
+    def __init__(self, form: str, example: str, kind: Any) -> None:
+        """form: as usage shows it, like NAME=FILE. kind: click's type of what stands behind the sign."""
+        self.name, self._example, self._kind = form, example, kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):  # click converts a default that was converted before
+            return value
+        name, equals, rest = str(value).partition("=")
+        if not (name and equals and rest):
+            self.fail(f"'{value}' is not {self.name}, like {self._example}", param, ctx)
+        return name, self._kind.convert(rest, param, ctx)
+
+
+_PATH = click.Path(path_type=Path)
+NAMED_FILE = Named("NAME=FILE", "ja=exports/ja.gguf", _PATH)
+NAMED_FOLDER = Named("NAME=FOLDER", "ja=adapters/ja", _PATH)
+LANG_FILE = Named("LANG=FILE", "ja=data/ja.txt", _PATH)
+LANG_PART = Named("LANG=PART", "ja=0.6", FLOAT)
+
+
+def one_of_each(pairs: Iterable[tuple[str, _V]]) -> dict[str, _V]:
+    """{name: value} of an option that is given once for a name. Raises InputError for a name that is given twice."""
+    from slm.errors import InputError
+
+    found: dict[str, _V] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InputError(f"the name '{name}' is given twice: {name}={found[name]} and {name}={value}")
+        found[name] = value
+    return found
+
+
+def all_of_each(pairs: Iterable[tuple[str, _V]]) -> dict[str, list[_V]]:
+    """{name: values} of an option that may be repeated for one name; names and values in the order given."""
+    found: dict[str, list[_V]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
 
 
 class TextCommand(click.Command):

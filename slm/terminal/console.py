@@ -99,7 +99,7 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
         note(f"{label}: {amount}{time.monotonic() - started:.1f} s" + (f", {last[1]}" if last[1] else ""))
         return
     columns = [
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+        SpinnerColumn("line" if console.options.ascii_only else "dots"), TextColumn("{task.description}"), BarColumn(),
         TextColumn("{task.percentage:>3.0f} %" if total else "{task.completed:,.0f} " + unit),
         TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
     ]  # fmt: skip
@@ -199,7 +199,7 @@ def _called(command: click.Command, argv: list[str]) -> int:
 
         sys.stdout = sys.__stdout__  # completions are written as bytes
         return shell_complete(command, {}, program, variable, instruction)
-    with command.make_context(program, list(argv)) as context:
+    with command.make_context(program, list(argv), color=streams.coloured()) as context:
         code = command.invoke(context)
     return code if isinstance(code, int) else 0
 
@@ -212,7 +212,7 @@ def _failed(error: Exception) -> int:
     if _State.debug:
         traceback.print_exception(error)
     else:
-        _fail(_sentence(error))
+        complain(_sentence(error))
     return 1
 
 
@@ -223,12 +223,13 @@ def _undelivered() -> int | None:
         return None
     if error.errno == errno.EPIPE:  # `| head -1` has seen enough: as a program that SIGPIPE ends, without a word
         return 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
-    _fail(streams.why_not_written(error))
+    complain(streams.why_not_written(error))
     return 1
 
 
-def _fail(text: str) -> None:
-    click.secho(f"error: {text}", fg="red", err=True)
+def complain(text: str) -> None:
+    """One red line on stderr for what went wrong."""
+    click.secho(f"error: {text}", fg="red", err=True, color=streams.coloured())
 
 
 def _sentence(error: Exception) -> str:

@@ -14,7 +14,12 @@ import sys
 from contextlib import suppress
 from typing import IO, Any
 
-_HANDLER = "slm-replace"
+_HANDLER, _MESSAGES_HANDLER = "slm-replace", "slm-plain"
+# What typewriters have for marks that our own messages and typographers use; nothing is lost with them.
+_PLAIN = {
+    "·": "-", "•": "*", "…": "...", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "→": "->", "×": "x",
+    "≤": "<=", "≥": ">=", "\xa0": " ",
+}  # fmt: skip
 
 
 class _Text(io.TextIOWrapper):
@@ -55,7 +60,7 @@ class _Messages(_Text):
 
 
 class _Replacing:
-    """Counts the characters that stdout's encoding does not have; each is shown as a question mark.
+    """Counts the characters that stdout's encoding does not have; each is shown as a question mark, or plainly.
 
     Bytes of a file name or argument that are no text (surrogates of PEP 383) go out as they came in.
     """
@@ -68,8 +73,17 @@ class _Replacing:
         code = ord(error.object[error.start])
         if 0xDC80 <= code <= 0xDCFF:
             return bytes([code - 0xDC00]), error.start + 1
+        if plain := _PLAIN.get(error.object[error.start]):
+            return plain, error.start + 1
         self.count += 1
         return "?", error.start + 1
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For messages, where names have to be told apart: an escape, or the plain sign for what is one."""
+    if isinstance(error, UnicodeEncodeError) and (plain := _PLAIN.get(error.object[error.start])):
+        return plain, error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 replaced = _Replacing()
@@ -90,12 +104,13 @@ def settle() -> None:
             os.open(os.devnull, mode)  # takes the lowest free number, which is this one
             os.set_inheritable(number, True)
     codecs.register_error(_HANDLER, replaced)
+    codecs.register_error(_MESSAGES_HANDLER, _escaped)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = _wrapped(_Text, sys.stdout, 1, _HANDLER)
     if isinstance(sys.stdout, _Text):
         _settled["stdout"] = sys.stdout
-    sys.stderr = _wrapped(_Messages, sys.stderr, 2, "backslashreplace")
+    sys.stderr = _wrapped(_Messages, sys.stderr, 2, _MESSAGES_HANDLER)
 
 
 def _wrapped(kind: type[_Text], stream: Any, number: int, errors: str) -> Any:
@@ -123,6 +138,11 @@ def lost() -> OSError | None:
         os.dup2(null, 1)
         os.close(null)
     return out.failure
+
+
+def coloured() -> bool | None:
+    """False where no colours are wanted (https://no-color.org) or the terminal has none; None: as the stream is."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in ("dumb", "unknown") else None
 
 
 def says(text: str) -> bool:

@@ -45,6 +45,7 @@ _CYRILLIC = frozenset(map(chr, range(0x410, 0x450))) | frozenset("ёЁіїєґІ
 _GREEK = frozenset(map(chr, range(0x391, 0x3CF))) | frozenset("Ά")
 _CENTRAL = frozenset("ąćęłńóśźżĄĆĘŁŃÓŚŹŻáčďéěíňřšťúůýžÁČĎÉĚÍŇŘŠŤÚŮÝŽőűŐŰôľĺŕäöüăâîșț")
 _TURKISH = frozenset("ğışİĞŞçöüÇÖÜâî")
+_VOWELS = frozenset("aeiou")
 _LATIN_ALONE = frozenset("àáéèêíìóòúùâôûyÀÁÉÈÓÚÅåØøæöô")
 _VOICEABLE, _HALF_VOICEABLE = frozenset("ｳｶｷｸｹｺｻｼｽｾｿﾀﾁﾂﾃﾄﾊﾋﾌﾍﾎ"), frozenset("ﾊﾋﾌﾍﾎ")
 _NO_WORD_BEGINS = frozenset("ｧｨｩｪｫｬｭｮｯｰﾝｦﾞﾟ")
@@ -70,6 +71,10 @@ def _by(codec: str) -> Callable[[bytes], str]:
 
 # What Python's CP932 makes of bytes that begin no character there (0xA0, 0xFD to 0xFF).
 STRAY = re.compile("[\uf8f0-\uf8f3]")
+
+
+def _cp850(raw: bytes) -> str:
+    return raw.decode("cp850", "replace").replace("\xa0", "\ufffd")  # 0xFF, which is damage more often
 
 
 def _cp932(raw: bytes) -> str:
@@ -210,14 +215,32 @@ def _alphabet(letters: frozenset[str], alone: bool = False) -> Callable[[str, st
             return _BAD
         if char.isupper() and before.islower():
             return 18.0
-        bits = 5.5 if alone else 8.0
+        if char.islower() and after.isascii() and after.isupper():
+            return _FOREIGN
+        # What is a letter of Western languages at another place of the table is rather that one.
+        bits = 5.5 if alone else 8.0 + (char not in _LATIN_LETTERS)
         return bits + 2.5 * char.isupper() + 12.0 * (not left and not right)
 
     return cost
 
 
+_VAGUE = frozenset("ëíìîïóÖ")
+
+
+def _macintosh(before: str, char: str, after: str) -> float:
+    """As `_western`; letters that are Windows-1252's dashes and quotes are no sign of a Macintosh."""
+    if char in _LATIN_LETTERS and char.islower() and after.isascii() and after.isupper():
+        return _FOREIGN
+    vague = char in _VAGUE or (char == "ñ" and not (before in _VOWELS and after in _VOWELS))
+    return _western(before, char, after) + 3.0 * vague
+
+
 def _western(before: str, char: str, after: str) -> float:
     left, right = before.isalpha(), after.isalpha()
+    if char == "–" and before in _VOWELS and after in _VOWELS:
+        return _FOREIGN  # the old Macintosh's ñ, which hardly ever stands elsewhere
+    if char == "œ" and right and after not in "uU":
+        return 14.0  # the old Macintosh's ú
     if char in _LATIN_LETTERS:
         if not left and not right:
             return 10.0 if char in _LATIN_ALONE else _BAD
@@ -228,6 +251,8 @@ def _western(before: str, char: str, after: str) -> float:
             return _FOREIGN + 3 * high
         return (8.0 if char not in "ýÝðþÐÞšžŠŽãÃ" else 11.0) + 3 * high
     if char in "“‘«„‚" and not left and (after.strip() or char == "«"):
+        return 8.0
+    if char in "“‘" and before.strip() and not right:  # as German ends a quotation
         return 8.0
     if char in "”’»" and (before.strip() or char == "»"):
         return 8.0
@@ -247,7 +272,10 @@ CANDIDATES = (
     Charset("KOI8-R", "koi8_r", _by("koi8_r"), _alphabet(_CYRILLIC, alone=True), 4.0),
     Charset("Windows-1253", "cp1253", _by("cp1253"), _alphabet(_GREEK, alone=True), 8.0),
     Charset("Windows-1250", "cp1250", _by("cp1250"), _alphabet(_CENTRAL), 8.0),
+    Charset("ISO-8859-2", "iso8859_2", _by("iso8859_2"), _alphabet(_CENTRAL), 9.0),
     Charset("Windows-1254", "cp1254", _by("cp1254"), _alphabet(_TURKISH), 8.0),
+    Charset("Mac Roman", "mac_roman", _by("mac_roman"), _macintosh, 10.0),
+    Charset("CP850", "cp850", _cp850, _western, 10.0),
     Charset("CP866", "cp866", _by("cp866"), _alphabet(_CYRILLIC, alone=True), 8.0),
 )
 

@@ -12,7 +12,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,6 +45,9 @@ _SAMPLE = 1 << 13
 _DAMAGE = 17.0  # bits a character above ASCII costs where no encoding fits
 _SURE = 25.0  # bits by which the best candidate has to be ahead of the next to be called certain
 _CONTROL_COST = 12.0  # bits a control character costs in text that is not UTF-16
+_EVERYDAY, _FREQUENT = 8.0, 10.0  # bits; what characters cost on the average in a few words of everyday Japanese
+_FEW = 32  # bytes; a longer text of ASCII is never UTF-16 by chance
+_OR_UTF16 = "its encoding is not certain: it may be UTF-16 without a mark"
 _WIDE_LETTER = 14.0  # bits; letters that cost more on the average are numbers of a binary file
 # Half of a pair of UTF-16, which some programs write into UTF-8 as if it were a character (CESU-8).
 _SURROGATE, _NO_CHARACTER = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]"), "\ufffd".encode()
@@ -75,6 +78,12 @@ def decode(raw: bytes, *, declared: str = "") -> Decoded:
     codec, note = _wide(raw)
     if codec:
         return _replaced(raw.decode(codec, "replace"), "UTF-16", note)
+    found = _narrow(raw, declared)
+    return found if found.note or not note else replace(found, note=note)
+
+
+def _narrow(raw: bytes, declared: str) -> Decoded:
+    """As `decode`, for what is not UTF-16 and has no mark."""
     _refuse_binary(raw)
     if charsets.is_iso2022_jp(raw) and (raw.isascii() or _codec_of(declared) == "iso2022_jp"):
         return _replaced(charsets.decode_iso2022_jp(raw), "ISO-2022-JP")
@@ -121,7 +130,8 @@ def _wide(raw: bytes) -> tuple[str, str]:
     if len(sample) < 2 or (len(raw) % 2 and raw[-1:] not in (b"\n", b"\0")):
         return "", ""
     zeros = b"\0" in sample
-    if not zeros and ((_CONTROL.search(sample) is None and _is_utf8(sample)) or _is_nearly_utf8(sample)):
+    plain = not zeros and _CONTROL.search(sample) is None and _is_utf8(sample)
+    if (plain and not 2 < len(raw) <= _FEW) or (not zeros and _is_nearly_utf8(sample)):
         return "", ""
     texts = [(sample.decode(codec, "replace"), codec) for codec in ("utf-16-le", "utf-16-be")]
     if len(sample) < len(raw) or len(raw) % 2:  # the last character may be cut
@@ -135,12 +145,16 @@ def _wide(raw: bytes) -> tuple[str, str]:
     part = sample[: 1 << 10]
     rival_cost, rival = charsets.ranked(part)[0]
     ahead = rival_cost + _CONTROL_COST * len(_CONTROL.findall(part)) - best * len(part) / len(sample)
+    each = best / (len(sample) / 2)
+    if plain:  # what is UTF-8 is read as UTF-8, but some bytes of ASCII are two or three everyday characters
+        return "", _OR_UTF16 if each <= _EVERYDAY and ahead > 0 else ""
+    if ahead >= _SURE:
+        return codec, ""
     # Every other byte of kana is the same; without them a few Latin letters may look like rare ideographs.
     kana = sample[codec == "utf-16-le" :: 2].count(0x30) >= 0.3 * len(sample) / 2
-    if ahead < (_SURE / 3 if kana else _SURE):
-        return "", ""
-    fits = f"its encoding is not certain: it is read as UTF-16, {rival.name} fits nearly as well"
-    return codec, "" if ahead >= _SURE else fits
+    if ahead >= _SURE / 3 if kana else each <= _FREQUENT and ahead >= _SURE * 0.4:
+        return codec, f"its encoding is not certain: it is read as UTF-16, {rival.name} fits nearly as well"
+    return "", _OR_UTF16 if each <= _EVERYDAY and ahead > 0 else ""
 
 
 def _is_utf8(sample: bytes) -> bool:
@@ -239,7 +253,7 @@ def _reads_as_letters(raw: bytes, codec: str) -> bool:
     return sum(unicodedata.category(char)[0] in "LM" or char in "“”‘’«»–—…°§№\xa0" for char in high) >= 0.8 * len(high)
 
 
-class TextStream:
+class DecodedLines:
     """Lines of a file of any size, decoded as they are read; `note` grows when a bad byte is met.
 
     The encoding is found from the beginning and the first part that is not ASCII. Lines end with \\n whatever ends
@@ -249,7 +263,7 @@ class TextStream:
     def __init__(self, file: BinaryIO, encoding: str, codec: str, note: str) -> None:
         self.encoding, self._first_note, self._bad = encoding, note, 0
         wide = codec.startswith(("utf-16", "utf-32"))
-        stray = charsets.STRAY.pattern if codec == "cp932" else ""
+        stray = {"cp932": charsets.STRAY.pattern, "cp850": "\xa0"}.get(codec, "")
         self._bad_characters = re.compile(f"[\ud800-\udfff]{'|' + stray if stray else ''}")
         self._text = io.TextIOWrapper(file, encoding=codec, errors="replace" if wide else "surrogateescape")
 
@@ -270,14 +284,14 @@ class TextStream:
             self._bad += mended.count("\ufffd")
         return mended
 
-    def __enter__(self) -> TextStream:
+    def __enter__(self) -> DecodedLines:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._text.close()
 
 
-def open_text(path: Path | str) -> TextStream:
+def open_text(path: Path | str) -> DecodedLines:
     """Open a text file of any size as a stream of lines. Raises OSError, DamagedFileError (no text)."""
     file = Path(path).open("rb")  # noqa: SIM115  # the stream closes it
     try:
@@ -297,7 +311,7 @@ def open_text(path: Path | str) -> TextStream:
         else:
             named = (c.codec for c in charsets.CANDIDATES if c.name == found.encoding)
             codec = _STREAMED.get(found.encoding) or next(named, found.encoding)
-        return TextStream(file, found.encoding, codec, "" if "\ufffd" in found.text else found.note)
+        return DecodedLines(file, found.encoding, codec, "" if "\ufffd" in found.text else found.note)
     except BaseException:
         file.close()
         raise

@@ -15,11 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import MANIFEST, read_manifest
+from slm.artifacts import MANIFEST, read_manifest, sha256_files
 from slm.errors import MismatchError
+from slm.native.background import in_background
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.gguf_reader import GgufFile
-from slm.weights.tensor_hash import hash_of, hashes
+from slm.weights.tensor_hash import hash_of, tensor_hashes
 
 # Keys of GGUF files: of a model what it came from, of an adapter what it was trained on.
 FINGERPRINT, WEIGHTS = "slm.fingerprint", "slm.source_weights"
@@ -33,7 +34,7 @@ _TENSORS_HASHED: dict[tuple[str, int, int], str] = {}
 
 
 @dataclass(frozen=True)
-class Identity:
+class WeightsIdentity:
     """fingerprint: which weights these are. weights: SHA-256 of the exact files, by which older adapters know them."""
 
     fingerprint: str
@@ -49,35 +50,42 @@ class Identity:
         return {fingerprint: self.fingerprint, **exact}
 
 
-def identity_of(folder: Path) -> Identity:
+def identity_of(folder: Path) -> WeightsIdentity:
     """The identity of a checkpoint's weights; all of them are read.
 
     The manifest's fingerprint counts as long as its `weights` are those that are there: after a training in place it
     speaks of others. Raises MissingFileError or DamagedFileError.
     """
-    weights, tensors = _hashed(
-        tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(folder).files)
-    )
+    files = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(folder).files)
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-    known = manifest.get("fingerprint") if manifest.get("weights") == weights else None
-    return Identity(known if isinstance(known, str) else tensors, weights)
+    known = manifest.get("fingerprint")
+    if isinstance(known, str) and manifest.get("weights") == _exact(files):
+        return WeightsIdentity(known, _exact(files))
+    # Two hashes of gigabytes: each thread has a core of its own, and what one reads the other finds in memory.
+    tensors = in_background(lambda: _tensors(files))
+    exact = _exact(files)
+    return WeightsIdentity(tensors() or exact, exact)
+
+
+_Files = tuple[tuple[Path, int, int], ...]  # path, size, time of change: what a cached hash is known by
+
+
+@lru_cache(maxsize=8)  # one command may ask several times
+def _exact(files: _Files) -> str:
+    """As `sha256_files` has it."""
+    return sha256_files([path for path, _, _ in files])
 
 
 @lru_cache(maxsize=8)
-def _hashed(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, str]:
-    """(hash of the files, hash of their tensors); files: (path, size, time of change).
-
-    Gigabytes, which one command may ask for several times. What is no sound safetensors file has only its bytes.
-    """
-    exact = hashlib.sha256()
+def _tensors(files: _Files) -> str:
+    """The hash of all tensors; "" where a file is no sound safetensors file: it has only its bytes."""
     tensors: dict[str, str] = {}
-    sound = True
-    for path, _, _ in sorted(files, key=lambda file: file[0].name):
-        whole, inside = hashes(path)
-        exact.update(path.name.encode() + b"\0" + whole.encode())  # as `sha256_files` has it
-        sound = sound and bool(inside)
+    for path, _, _ in files:
+        inside = tensor_hashes(path)
+        if not inside:
+            return ""
         tensors |= inside
-    return exact.hexdigest(), hash_of(tensors) if sound else exact.hexdigest()
+    return hash_of(tensors)
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
@@ -141,7 +149,32 @@ def _may_be_one(left: str, right: str) -> bool:
     return left == right or (vectors == theirs and types != their_types)
 
 
-def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> Identity:
+def other_weights(adapter: Path, model: Path, wanted: Collection[str], given: str) -> MismatchError:
+    """The error for an adapter trained on weights called `wanted`, beside a model whose weights are called `given`.
+
+    Somebody else's files of the same types and vectors are one model quantized by two programs, or a model and a
+    fine-tuned copy of it; only who made them knows, so the error says how to tell us.
+    """
+    hint = "Load it with the model it was trained on."
+    if any(_share_vectors(name, given) for name in wanted):
+        hint = (
+            "Their norms and biases are equal, so this may be the same model quantized by another program, or a "
+            "fine-tuned copy, which no file tells. If you know that it is the same: copy the adapter's folder without "
+            f"its {MANIFEST}, and run: slm convert COPY --base {model} -o FILE.gguf"
+        )
+    return MismatchError(
+        f"the adapter '{adapter}' was trained on other weights than those of '{model}'",
+        found=f"base {short(min(wanted))}, model {short(given)}",
+        hint=hint,
+    )
+
+
+def _share_vectors(left: str, right: str) -> bool:
+    names = [name.removeprefix(_OF_TENSORS).split(":") for name in (left, right) if name.startswith(_OF_TENSORS)]
+    return len(names) == 2 and names[0][0] == names[1][0]
+
+
+def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> WeightsIdentity:
     """The identity of `base`, once the adapter folder's manifest (which may be empty) is known to mean it.
 
     Raises MismatchError when the adapter was trained on other weights.

@@ -1,4 +1,4 @@
-"""One reading of a safetensors file for two hashes: of its bytes, and of each tensor, whatever file it lies in.
+"""The hash of each tensor of a safetensors file, whatever file it lies in.
 
 The same tensors have the same hashes in other shards, in another order and beside other metadata. It knows nothing of
 what a hash is used for.
@@ -16,28 +16,23 @@ _BLOCK = 1 << 20
 _MAX_HEADER = 100_000_000  # the reference implementation's own bound
 
 
-def hashes(path: Path) -> tuple[str, dict[str, str]]:
-    """(SHA-256 of the file, {tensor: SHA-256 of its dtype, shape and bytes}); {} where the header is not sound."""
-    whole = hashlib.sha256()
+def tensor_hashes(path: Path) -> dict[str, str]:
+    """{tensor: SHA-256 of its dtype, shape and bytes}; {} where the header is not sound."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         head = file.read(length) if length <= min(_MAX_HEADER, size) else b""
-        whole.update(start + head)
         tensors: dict[str, str] = {}
-        at = begin = len(start) + len(head)
+        begin = len(start) + len(head)
+        at = 0
         for first, last, name, said in _spans(head):
-            if not at <= begin + first <= begin + last <= size:
-                tensors = {}
-                break
-            one = hashlib.sha256(said)
-            _read(file, begin + first - at, whole)
-            _read(file, last - first, whole, one)
-            at = begin + last
-            tensors[name] = one.hexdigest()
-        _read(file, size - at, whole)
-    return whole.hexdigest(), tensors
+            if not at <= first <= last <= size - begin:
+                return {}
+            file.seek(begin + first)
+            tensors[name] = _read(file, last - first, hashlib.sha256(said)).hexdigest()
+            at = last
+    return tensors
 
 
 def hash_of(tensors: Mapping[str, str]) -> str:
@@ -61,9 +56,9 @@ def _spans(head: bytes) -> list[tuple[int, int, str, bytes]]:
         return []
 
 
-def _read(file: BinaryIO, count: int, *digests: hashlib._Hash) -> None:
-    """Feed the next `count` bytes to every digest."""
+def _read(file: BinaryIO, count: int, digest: hashlib._Hash) -> hashlib._Hash:
+    """Feed the next `count` bytes to the digest."""
     while count > 0 and (block := file.read(min(count, _BLOCK))):
-        for digest in digests:
-            digest.update(block)
+        digest.update(block)
         count -= len(block)
+    return digest

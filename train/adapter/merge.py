@@ -6,14 +6,13 @@ small update (peft#1978).
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import new_folder, require_space, sha256_files
+from slm.artifacts import new_folder, read_json, require_space, sha256_files
 from slm.errors import DamagedFileError, InputError, MismatchError
 from slm.terminal.console import note
 from slm.weights.checkpoint_files import weight_files
@@ -105,7 +104,7 @@ def _described(adapter: Path, weight: float) -> dict[str, Any]:
     return {
         "path": str(adapter.resolve()),
         "sha256": sha256_files([adapter / "adapter_model.safetensors"]),
-        "rank": json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("r"),
+        "rank": read_json(adapter / "adapter_config.json").get("r"),
         "weight": weight,
     }
 

@@ -15,7 +15,7 @@ from slm.errors import InputError, UnknownNameError
 from slm.text import language
 from train.adapter.opened import load_with_adapter
 from train.base import load_tokenizer
-from train.data.masks import Encoder, end_of_turn_id
+from train.data.masks import ExampleEncoder, end_of_turn_id
 
 _CONTINUATION_PENALTY = 1.15
 
@@ -81,7 +81,7 @@ class Generator:
         template = own if isinstance(own, str) else ""
         if chat and not template:
             raise InputError("this checkpoint has no chat template", hint="Leave out --chat to continue the prompt.")
-        encoder = Encoder(self._tokenizer, template)
+        encoder = ExampleEncoder(self._tokenizer, template)
         as_chat = bool(template) if chat is None else chat
         ids = encoder.prompt([{"role": "user", "content": prompt}]) if as_chat else encoder.ids(prompt)
         if not ids:
@@ -135,7 +135,7 @@ def _choose(logits: Any, made: list[int], penalty: float, options: GenerateOptio
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenAdapter:
     """The adapter that a text goes to, and why."""
 
     name: str
@@ -143,7 +143,7 @@ class Choice:
     reason: str
 
 
-def route(text: str, adapters: dict[str, list[Path]], default: str | None = None) -> Choice:
+def route(text: str, adapters: dict[str, list[Path]], default: str | None = None) -> ChosenAdapter:
     """The adapter for the language of `text`, out of {name: [folder]}; undecided texts go to `default` or the first.
 
     An adapter's language is its manifest's "lang", else its name. Raises UnknownNameError for `default`.
@@ -160,4 +160,4 @@ def route(text: str, adapters: dict[str, list[Path]], default: str | None = None
     guess = language.detect(text, among=languages)
     name = languages.get(guess.language or "") or default or next(iter(adapters))
     reason = guess.reason if guess.language in languages else f"{guess.reason}; the default"
-    return Choice(name, adapters[name][0], reason)
+    return ChosenAdapter(name, adapters[name][0], reason)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from train.batch.layers import causal_model, narrowed_last_layer
-from train.batch.packing import Piece
+from train.batch.packing import PackPiece
 
 NAME = "slm_packed"
 
@@ -45,7 +45,7 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    pieces: Sequence[Piece],
+    pieces: Sequence[PackPiece],
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -84,7 +84,7 @@ def _attend(
 
 
 @lru_cache(maxsize=2)  # all layers of a pack use the same ones; some models have layers with a window and without
-def _masks(pieces: tuple[Piece, ...], window: int | None) -> list[torch.Tensor | None]:
+def _masks(pieces: tuple[PackPiece, ...], window: int | None) -> list[torch.Tensor | None]:
     """What is added to the scores (queries, keys) of each piece; None: plain causal."""
     lengths = [(piece.end - piece.start, sum(end - start for start, end in piece.before)) for piece in pieces]
     return [_mask(queries, before + queries, window) for queries, before in lengths]

@@ -24,7 +24,7 @@ from train.batch.frozen import frozen_states
 from train.batch.fused import fused_layers
 from train.batch.layers import causal_model, lowest_layer, without_lower_layers
 from train.batch.memory import needs_checkpointing
-from train.batch.plan import Plan
+from train.batch.plan import BatchPlan
 from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.data.prepare import Prepared
@@ -36,19 +36,19 @@ def use_gradient_checkpointing(model: Any) -> None:
     causal_model(model).gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def plan_of(options: TrainOptions, prepared: Prepared) -> Plan:
+def plan_of(options: TrainOptions, prepared: Prepared) -> BatchPlan:
     """Which sequences are in which micro-batch; packs need no neighbours of like length, so theirs are drawn freely."""
     lengths = np.zeros(len(prepared.train)) if options.packs else prepared.train.lengths
-    return Plan(lengths, options.batch_size, options.seed, prepared.weights)
+    return BatchPlan(lengths, options.batch_size, options.seed, prepared.weights)
 
 
-def total_steps(plan: Plan, options: TrainOptions) -> int:
+def total_steps(plan: BatchPlan, options: TrainOptions) -> int:
     """How many optimizer steps a run has."""
     per_step = options.accumulate * ranks.world()
     return options.max_steps or max(1, round(plan.batches_per_epoch * options.epochs / per_step))
 
 
-def largest(plan: Plan, train: TokenStore, seen: range) -> list[Encoded]:
+def largest(plan: BatchPlan, train: TokenStore, seen: range) -> list[Encoded]:
     """The micro-batch with the most tokens of those with the numbers `seen`."""
     lengths = train.lengths
     number = max(seen, key=lambda n: int(lengths[plan.batch(n)].sum()))
@@ -56,7 +56,7 @@ def largest(plan: Plan, train: TokenStore, seen: range) -> list[Encoded]:
 
 
 def settle_checkpointing(
-    model: Any, options: TrainOptions, plan: Plan, train: TokenStore, collate: Collate, dtype: torch.dtype
+    model: Any, options: TrainOptions, plan: BatchPlan, train: TokenStore, collate: Collate, dtype: torch.dtype
 ) -> None:
     """Turn gradient checkpointing on if that was asked for, or if it was left open and the memory asks for it."""
     if options.checkpointing == "auto":

@@ -19,7 +19,7 @@ _MIN_SHARED = 8
 
 
 @dataclass(frozen=True)
-class Piece:
+class PackPiece:
     """Rows `start` to `end` of a pack, and the (start, end) of the pieces that stand before it, in their order."""
 
     start: int
@@ -39,7 +39,7 @@ class Pack:
     ids: list[int]
     positions: list[int]
     owners: list[int]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PackPiece, ...]
     rows: list[int]
     labels: list[int]
     tokens: int
@@ -57,11 +57,11 @@ def pack(items: Sequence[Encoded], *, share: bool = True) -> Pack:
     ids: list[int] = []
     positions: list[int] = []
     owners: list[int] = []
-    pieces: list[Piece] = []
+    pieces: list[PackPiece] = []
     rows_of: list[list[int]] = [[] for _ in items]
     for members, begin, end, parent in _pieces([texts[n] for n in order], share):
         before = () if parent is None else (*pieces[parent].before, (pieces[parent].start, pieces[parent].end))
-        piece = Piece(len(ids), len(ids) + end - begin, before)
+        piece = PackPiece(len(ids), len(ids) + end - begin, before)
         pieces.append(piece)
         owner = order[members[0]]
         ids += texts[owner][begin:end]

@@ -20,7 +20,7 @@ _PICK, _SHUFFLE, _BATCHES = range(3)
 _Indices = npt.NDArray[np.int64]
 
 
-class Plan:
+class BatchPlan:
     """Which sequences are in which micro-batch, over all epochs, from the seed alone.
 
     lengths: tokens of each sequence. weights: how often each is seen an epoch (none: once each). Of the sequences

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from train.batch.memory import peak_rss_mb
 
 
-class Clock:
+class StepClock:
     """Appends {"step", "seconds" since step 0, "peak_rss_mb"} to a file each time it is told that a step is over."""
 
     def __init__(self, file: Path) -> None:
@@ -38,7 +38,7 @@ class Clock:
 class ClockCallback(TrainerCallback):  # type: ignore[misc]
     """Tells a clock of a Trainer's steps, and ends its run when `seconds` are over (0: never)."""
 
-    def __init__(self, clock: Clock, seconds: float = 0.0) -> None:
+    def __init__(self, clock: StepClock, seconds: float = 0.0) -> None:
         self._clock, self._seconds = clock, seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -24,7 +24,7 @@ PEERS = {"trainer": TRAINER, "trl": TRL, "trl-defaults": TRL_DEFAULTS}
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainBenchPlan:
     """One training run of the benchmark; as JSON it is what a contender's process reads.
 
     steps: optimizer steps (0: until `seconds` are over). top_layers: for the contender that adapts only those.
@@ -53,12 +53,12 @@ class Plan:
         return Path(self.folder) / "result.json"
 
 
-def run(name: str, plan: Plan) -> dict[str, Any]:
+def run(name: str, plan: TrainBenchPlan) -> dict[str, Any]:
     """Train as `name` does, and measure the held-out loss: {held_out_loss}. Steps go to the clock's file."""
     if name in (OURS, OURS_TOP):
         return _ours(plan, top_layers=plan.top_layers if name == OURS_TOP else 0)
     train, held_out, pad_id = read_ids(Path(plan.ids_file))
-    peer: Callable[[Plan, list[Encoded], int], Any] = {
+    peer: Callable[[TrainBenchPlan, list[Encoded], int], Any] = {
         TRAINER: _trainer_and_peft,
         TRL: _trl_float32,
         TRL_DEFAULTS: _trl_defaults,
@@ -73,9 +73,9 @@ def _loss(model: Any, held_out: Sequence[Encoded], pad_id: int) -> float:
     return total(held_out_loss(model, held_out, partial(pad, pad_id=pad_id))).loss
 
 
-def _ours(plan: Plan, *, top_layers: int) -> dict[str, Any]:
+def _ours(plan: TrainBenchPlan, *, top_layers: int) -> dict[str, Any]:
     """`slm train sft` with its defaults, except for what all contenders share. Two epochs when only the top learns."""
-    from train.bench.clock import Clock
+    from train.bench.clock import StepClock
     from train.run.lora import train_sft
 
     result = train_sft(
@@ -96,12 +96,12 @@ def _ours(plan: Plan, *, top_layers: int) -> dict[str, Any]:
             seed=plan.seed,
             time_limit_s=plan.seconds,
         ),
-        Clock(plan.clock_file),
+        StepClock(plan.clock_file),
     )
     return {"held_out_loss": result.held_out_loss_after}
 
 
-def _lora(plan: Plan) -> Any:
+def _lora(plan: TrainBenchPlan) -> Any:
     from peft import LoraConfig
     from transformers import AutoConfig
 
@@ -118,7 +118,7 @@ def _lora(plan: Plan) -> Any:
     )
 
 
-def _shared(plan: Plan) -> dict[str, Any]:
+def _shared(plan: TrainBenchPlan) -> dict[str, Any]:
     """What every peer is told: the arguments that fix what is learned, not how fast."""
     return {
         "output_dir": plan.folder,
@@ -133,13 +133,13 @@ def _shared(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _trainer_and_peft(plan: Plan, train: list[Encoded], pad_id: int) -> Any:
+def _trainer_and_peft(plan: TrainBenchPlan, train: list[Encoded], pad_id: int) -> Any:
     """The way of the tutorials: each batch padded to its longest sequence, -100 on prompts, the model's own loss."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
-    from train.bench.clock import Clock, ClockCallback
+    from train.bench.clock import ClockCallback, StepClock
 
     def collate(items: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         width = max(len(item["input_ids"]) for item in items)
@@ -153,29 +153,29 @@ def _trainer_and_peft(plan: Plan, train: list[Encoded], pad_id: int) -> Any:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(plan.base, dtype=torch.float32), _lora(plan))
     rows = [{"input_ids": [*i.ids], "attention_mask": [1] * len(i.ids), "labels": [*i.labels]} for i in train]
     arguments = TrainingArguments(use_cpu=True, dataloader_pin_memory=False, **_shared(plan))
-    clock = ClockCallback(Clock(plan.clock_file), plan.seconds)
+    clock = ClockCallback(StepClock(plan.clock_file), plan.seconds)
     Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[clock]).train()
     return model
 
 
-def _trl_float32(plan: Plan, train: list[Encoded], pad_id: int) -> Any:
+def _trl_float32(plan: TrainBenchPlan, train: list[Encoded], pad_id: int) -> Any:
     # Padding to the longest of the batch is what TRL does of itself; packing is off by default.
     forced = {"bf16": False, "gradient_checkpointing": False, "model_init_kwargs": {"dtype": "float32"}}
     return _trl(plan, train, forced | {"use_cpu": True, "dataloader_pin_memory": False})
 
 
-def _trl_defaults(plan: Plan, train: list[Encoded], pad_id: int) -> Any:
+def _trl_defaults(plan: TrainBenchPlan, train: list[Encoded], pad_id: int) -> Any:
     # Without a GPU it refuses bfloat16, its default, and names this switch.
     return _trl(plan, train, {"use_cpu": True})
 
 
-def _trl(plan: Plan, train: list[Encoded], arguments: dict[str, Any]) -> Any:
+def _trl(plan: TrainBenchPlan, train: list[Encoded], arguments: dict[str, Any]) -> Any:
     """SFTTrainer on token ids with a completion mask, and the loss on completions only."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from train.base import load_tokenizer
-    from train.bench.clock import Clock, ClockCallback
+    from train.bench.clock import ClockCallback, StepClock
 
     # Our labels, as TRL takes them.
     rows = [{"input_ids": [*i.ids], "completion_mask": [int(label >= 0) for label in i.labels]} for i in train]
@@ -185,13 +185,13 @@ def _trl(plan: Plan, train: list[Encoded], arguments: dict[str, Any]) -> Any:
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(Path(plan.base)),
         peft_config=_lora(plan),
-        callbacks=[ClockCallback(Clock(plan.clock_file), plan.seconds)],
+        callbacks=[ClockCallback(StepClock(plan.clock_file), plan.seconds)],
     )
     trainer.train()
     return trainer.model
 
 
 if __name__ == "__main__":
-    the_plan = Plan(**json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
+    the_plan = TrainBenchPlan(**json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
     figures = run(sys.argv[1], the_plan)
     the_plan.result_file.write_text(json.dumps(figures), encoding="utf-8")

@@ -22,12 +22,12 @@ from slm.native.process import child_environment
 from slm.native.threads import TRAINING_SPINS, settle_openmp, without_settling
 from slm.terminal.console import note
 from train.bench.clock import read_steps
-from train.bench.contenders import OURS, OURS_TOP, PEERS, TRAINER, TRL, TRL_DEFAULTS, Plan
+from train.bench.contenders import OURS, OURS_TOP, PEERS, TRAINER, TRL, TRL_DEFAULTS, TrainBenchPlan
 from train.bench.data import BenchData, write_data
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class TrainBenchOptions:
     """What is run. steps: of each contender (0: as many as fit into `seconds`); rounds: medians are taken over them.
 
     examples: how many the data are repeated to, without those of more than `longest` tokens.
@@ -58,7 +58,7 @@ def missing_peers(peers: Sequence[str]) -> list[str]:
     return [f"{PEERS[key]} is not measured: {install}" for key in peers if key != "trainer"]
 
 
-def bench_training(base: Path, peers: Sequence[str], options: BenchOptions) -> dict[str, Any]:
+def bench_training(base: Path, peers: Sequence[str], options: TrainBenchOptions) -> dict[str, Any]:
     """Measure ours and the peers (keys of PEERS) on one base.
 
     Returns {model, data, options, contenders: [{name, steps, seconds, supervised_tokens_per_s, tokens_per_s,
@@ -105,8 +105,8 @@ def bench_training(base: Path, peers: Sequence[str], options: BenchOptions) -> d
     }
 
 
-def _plan(base: Path, data: BenchData, folder: Path, options: BenchOptions) -> Plan:
-    return Plan(
+def _plan(base: Path, data: BenchData, folder: Path, options: TrainBenchOptions) -> TrainBenchPlan:
+    return TrainBenchPlan(
         base=str(base.resolve()),
         train_file=str(data.train_file),
         held_out_file=str(data.held_out_file),
@@ -123,7 +123,7 @@ def _plan(base: Path, data: BenchData, folder: Path, options: BenchOptions) -> P
     )
 
 
-def _measure(name: str, plan: Plan, data: BenchData, options: BenchOptions) -> list[dict[str, Any]]:
+def _measure(name: str, plan: TrainBenchPlan, data: BenchData, options: TrainBenchOptions) -> list[dict[str, Any]]:
     """One contender's figures; where only the top layers learn, those of each epoch."""
     try:
         ended = _train(name, plan, options.time_limit_s)
@@ -151,7 +151,7 @@ def _figures(
     steps: Sequence[dict[str, Any]],
     data: BenchData,
     result: dict[str, Any],
-    plan: Plan,
+    plan: TrainBenchPlan,
 ) -> dict[str, Any]:
     """Tokens are those of the examples seen: exact for whole epochs, else the mean of the data."""
     share = count * plan.batch_size / data.examples
@@ -168,7 +168,7 @@ def _figures(
     }
 
 
-def _train(name: str, plan: Plan, limit_s: float) -> bool:
+def _train(name: str, plan: TrainBenchPlan, limit_s: float) -> bool:
     """Run one contender in a process of its own; False when the time limit ended it. Raises EngineError."""
     file = Path(plan.folder) / "plan.json"
     file.write_text(json.dumps(asdict(plan)), encoding="utf-8")

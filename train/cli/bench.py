@@ -53,11 +53,11 @@ def bench_train(
     if not values["steps"] and not values["seconds"]:
         raise click.UsageError("--steps 0 needs --seconds.")
     folders = [joints.checkpoint_of(model) for model in models]
-    from train.bench.run import BenchOptions, bench_training
+    from train.bench.run import TrainBenchOptions, bench_training
 
     chosen = () if no_peers else peers
     results = [
-        {**bench_training(folder, chosen, BenchOptions(**values)), "model": Path(model).name}
+        {**bench_training(folder, chosen, TrainBenchOptions(**values)), "model": Path(model).name}
         for model, folder in zip(models, folders, strict=True)
     ]
     if as_json:

@@ -20,6 +20,22 @@ BASE = click.option("--base", required=True, help="Checkpoint folder, catalog na
 DATA = click.option("--data", required=True, multiple=True, type=PATH, help="Repeatable.")
 OUTPUT = click.option("-o", "--output", required=True, type=PATH, help="Folder to write.")
 JSON = click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+# What every kind of training run has (`train.config.check_run`); their defaults are each kind's own.
+RUN_OPTIONS = [
+    click.option("--warmup", "warmup_fraction", type=FLOAT, help="Share of the steps that warm up."),
+    click.option("--epochs", type=FLOAT, help="Passes over the data."),
+    click.option("--seed", type=int, help="Of new weights, of what is held out, and of the order."),
+    click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
+    click.option(
+        "--time-limit-s",
+        type=FLOAT,
+        help="End after this time and keep what was learned; the schedule follows it. 0: none.",
+    ),
+    click.option("--threads", type=int, help="0: the physical cores."),
+    click.option("--save-every-s", type=FLOAT, help="Seconds between checkpoints to resume from; 0: none."),
+    click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
+    click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
+]
 
 
 def training_options(*, sft: bool) -> Callable[[_F], _F]:
@@ -50,22 +66,14 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         click.option("--checkpointing", type=click.Choice(CHECKPOINTING), help="Trade time for memory."),
         click.option("--lr", "learning_rate", type=FLOAT, help="Peak learning rate."),
         click.option("--schedule", type=click.Choice(SCHEDULES), help="Learning rate after the warm-up."),
-        click.option("--warmup", "warmup_fraction", type=FLOAT, help="Share of the steps that warm up."),
         click.option("--weight-decay", type=FLOAT, help="Weight decay of AdamW."),
-        click.option("--epochs", type=FLOAT, help="Passes over the data."),
         click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),
         click.option("--batch-size", type=int, help="Sequences in one pass."),
         click.option("--accumulate", type=int, help="Passes added up to one step."),
         click.option("--max-length", type=int, help="Longest sequence, in tokens."),
-        click.option("--seed", type=int, help="Of the adapter, the held-out split and the order."),
-        click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
-        click.option("--time-limit-s", type=FLOAT, help="End after this time and keep what was learned; 0: none."),
-        click.option("--threads", type=int, help="0: the physical cores."),
         click.option("--eval-every", type=int, help="Steps between held-out losses; 0: only before and after."),
         click.option("--patience", type=int, help="End after so many without a better one; the best is kept."),
-        click.option("--save-every-s", type=FLOAT, help="Seconds between checkpoints; 0: none."),
-        click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
-        click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
+        *RUN_OPTIONS,
         click.option("--tensorboard/--no-tensorboard", help="Write TensorBoard's event files as well."),
     ]
     if sft:
@@ -87,14 +95,3 @@ def with_options(function: _F, *, options: Sequence[Callable[[_F], _F]], default
             parameter.default = value
             parameter.show_default = not getattr(parameter, "is_flag", False)
     return function
-
-
-def named_files(values: tuple[str, ...], option: str) -> dict[str, list[Path]]:
-    """{"en": [files]} of several NAME=FILE values. Raises click.UsageError."""
-    named: dict[str, list[Path]] = {}
-    for value in values:
-        name, equals, file = value.partition("=")
-        if not (equals and name and file):
-            raise click.UsageError(f"{option} '{value}' is not of the form NAME=PATH.")
-        named.setdefault(name, []).append(Path(file))
-    return named

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import FLOAT
-from train.cli.options import HELP, JSON, OUTPUT, PATH, named_files, with_options
-from train.config import DTYPES
+from slm.terminal.arguments import FLOAT, LANG_FILE, all_of_each
+from train.cli.options import HELP, JSON, OUTPUT, PATH, RUN_OPTIONS, with_options
 from train.run.schedule import SCHEDULES
 from train.scratch.config import OPTIMIZERS, ScratchOptions
 from train.scratch.sizes import SIZES
@@ -24,7 +23,7 @@ _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fi
 
 
 @click.command(context_settings=HELP)
-@click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Text or JSONL; repeatable.")
+@click.option("--text", "texts", type=LANG_FILE, multiple=True, required=True, help="Text or JSONL; repeatable.")
 @click.option("--vocab-size", required=True, type=int, help="Tokens in all, special ones and 256 bytes included.")
 @OUTPUT
 @click.option(
@@ -35,7 +34,7 @@ _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fi
     help="T of the languages' shares, p ~ bytes^(1/T); 1: as it is.",
 )
 @click.option(
-    "--parallel", multiple=True, metavar="LANG=FILE", help="Translations line by line, one file each of two languages."
+    "--parallel", type=LANG_FILE, multiple=True, help="Translations line by line, one file each of two languages."
 )
 @click.option("--balance", is_flag=True, help="Search for shares that give --parallel equally many tokens.")
 @click.option(
@@ -56,11 +55,11 @@ _DEFAULT = {name: entry.default for name, entry in ScratchOptions.__dataclass_fi
 def tokenizer(
     joints: Joints,
     /,
-    texts: tuple[str, ...],
+    texts: tuple[tuple[str, Path], ...],
     vocab_size: int,
     output: Path,
     temperature: float,
-    parallel: tuple[str, ...],
+    parallel: tuple[tuple[str, Path], ...],
     balance: bool,
     beside: tuple[str, ...],
     as_json: bool,
@@ -82,11 +81,11 @@ def tokenizer(
     from train.tokenizer.report import report
 
     options = TokenizerOptions(
-        text=named_files(texts, "--text"),
+        text=all_of_each(texts),
         vocab_size=vocab_size,
         output=output,
         temperature=temperature,
-        parallel=named_files(parallel, "--parallel") if parallel else None,
+        parallel=all_of_each(parallel) if parallel else None,
         **values,
     )
     lines = read_parallel(options.parallel) if options.parallel else None
@@ -150,33 +149,25 @@ _SCRATCH_OPTIONS = [
     click.option("--size", type=click.Choice(list(SIZES)), help="A named size, by all its parameters."),
     click.option("--config", type=PATH, help="JSON file with a llama's settings, instead of --size."),
     click.option("--init", help="Go on with a trained model instead: folder, catalog name or GGUF file."),
-    click.option("--eval-data", multiple=True, metavar="LANG=FILE", help="Held-out text of your own; repeatable."),
+    click.option("--eval-data", type=LANG_FILE, multiple=True, help="Held-out text of your own; repeatable."),
     click.option("--eval-fraction", type=FLOAT, help="Share of the text that is held out."),
     click.option("--context", type=int, help="Tokens of a window."),
     click.option("--batch-size", type=int, help="Windows in one step."),
     click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Muon for the hidden matrices, or AdamW for all."),
     click.option("--lr", "learning_rate", type=FLOAT, help="Peak learning rate; 0: the optimizer's own."),
     click.option("--schedule", type=click.Choice(SCHEDULES), help="wsd: warm-up, stable, decay."),
-    click.option("--warmup", "warmup_fraction", type=FLOAT, help="Share of the run that warms up."),
     click.option("--weight-decay", type=FLOAT, help="Of the hidden matrices."),
     click.option("--clip", type=FLOAT, help="Longest gradient."),
-    click.option("--epochs", type=FLOAT, help="Passes over the text."),
     click.option("--max-tokens", type=int, help="Tokens instead of --epochs; 0: by epochs."),
     click.option("--evaluations", type=int, help="Measurements of the held-out text over the run."),
     click.option("--samples/--no-samples", help="Show what the model writes at each measurement."),
-    click.option("--seed", type=int, help="Of the weights, the held-out text and the order."),
-    click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
-    click.option("--time-limit-s", type=FLOAT, help="End after this time; the schedule follows it. 0: none."),
-    click.option("--threads", type=int, help="0: the physical cores."),
-    click.option("--save-every-s", type=FLOAT, help="Seconds between checkpoints to resume from; 0: none."),
-    click.option("--resume", is_flag=True, help="Go on with the run to this output that was broken off."),
-    click.option("--fresh", is_flag=True, help="Start anew, though a run to this output was broken off."),
+    *RUN_OPTIONS,
     click.option("--plot", type=PATH, help="Write the loss curve to this PNG file."),
 ]
 
 
 @click.command(context_settings=HELP)
-@click.option("--data", required=True, multiple=True, metavar="LANG=FILE", help="Text or JSONL; repeatable.")
+@click.option("--data", required=True, type=LANG_FILE, multiple=True, help="Text or JSONL; repeatable.")
 @OUTPUT
 @partial(with_options, options=_SCRATCH_OPTIONS, defaults=_DEFAULT)
 @JSON
@@ -184,10 +175,10 @@ _SCRATCH_OPTIONS = [
 def scratch(
     joints: Joints,
     /,
-    data: tuple[str, ...],
+    data: tuple[tuple[str, Path], ...],
     output: Path,
     init: str | None,
-    eval_data: tuple[str, ...],
+    eval_data: tuple[tuple[str, Path], ...],
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -198,10 +189,10 @@ def scratch(
       slm train scratch --tokenizer exports/tokenizer --size 5m --data en=en.jsonl --data ja=ja.jsonl -o exports/5m
     """
     options = ScratchOptions(
-        data=named_files(data, "--data"),
+        data=all_of_each(data),
         output=output,
         init=joints.checkpoint_of(init) if init is not None else None,
-        eval_data=named_files(eval_data, "--eval-data"),
+        eval_data=all_of_each(eval_data),
         **values,
     )
     if options.plot is not None:

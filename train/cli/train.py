@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import FLOAT
+from slm.terminal.arguments import FLOAT, LANG_FILE, all_of_each
 from train.cli.estimate import estimate
-from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, named_files, training_options
+from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, training_options
 from train.cli.process import prepare_process
+from train.cli.reader import reader
 from train.cli.scratch import scratch, tokenizer
 from train.config import TrainOptions
 from train.ranks import first_then_others, rank
@@ -94,7 +95,7 @@ def train(context: click.Context) -> None:
         prepare_process()
 
 
-for _command in (estimate, tokenizer, scratch):
+for _command in (estimate, tokenizer, scratch, reader):
     train.add_command(_command)
 
 
@@ -201,15 +202,15 @@ def show_merge(output: Path, size_bytes: int, parameters: int, fingerprint: str,
 @click.command(context_settings=HELP)
 @click.argument("model")
 @click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder, or GGUF file for a GGUF model.")
-@click.option("--text", "texts", multiple=True, required=True, metavar="LANG=FILE", help="Repeatable.")
+@click.option("--text", "texts", type=LANG_FILE, multiple=True, required=True, help="Repeatable.")
 @click.option("--context", type=click.IntRange(2, 2048), default=512, show_default=True, help="Tokens of a window.")
 @click.option("--stride", type=click.IntRange(0), default=0,
               help="Tokens that a window predicts, the others being context; 0: all that fit.")  # fmt: skip
 @JSON
 @pass_joints
 def evaluate(
-    joints: Joints, /, model: str, adapter: Path | None, texts: tuple[str, ...], context: int, stride: int,
-    as_json: bool,
+    joints: Joints, /, model: str, adapter: Path | None, texts: tuple[tuple[str, Path], ...], context: int,
+    stride: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Loss, perplexity and bits per byte of MODEL (checkpoint folder, GGUF file or catalog name), by language.
 
@@ -217,7 +218,6 @@ def evaluate(
     Example:
       slm evaluate gemma-3-270m --text en=data/en.txt --text ja=data/ja.txt
     """
-    files = named_files(texts, "--text")
     prepare_process()
     from train.measure.evaluate import evaluate_texts
 
@@ -226,7 +226,7 @@ def evaluate(
         path = joints.checkpoint_of(model)
     elif adapter is not None and adapter.is_dir():
         adapter = joints.adapter_gguf_of(adapter, model)
-    show_evaluation(evaluate_texts(path, files, adapter, context=context, stride=stride), as_json=as_json)
+    show_evaluation(evaluate_texts(path, all_of_each(texts), adapter, context=context, stride=stride), as_json=as_json)
 
 
 def show_evaluation(figures: dict[str, LanguageFigures], *, as_json: bool) -> None:

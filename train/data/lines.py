@@ -17,7 +17,7 @@ from typing import Any
 from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
 from slm.terminal.console import note
-from slm.text.decode import TextStream, open_text
+from slm.text.decode import DecodedLines, open_text
 from train.data.kinds import refuse_other_kinds
 
 # A line of this size is a whole library; more often a file without line breaks, or no text at all.
@@ -62,7 +62,7 @@ def _encoding_of(file: Path, size: int, changed: int) -> str:
         return stream.encoding
 
 
-def _opened(file: Path) -> TextStream:
+def _opened(file: Path) -> DecodedLines:
     try:
         return open_text(file)
     except DamagedFileError as error:

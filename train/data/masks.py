@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from slm.chat.generation_tag import has_tag, taken_out
-from slm.chat.prompt import TEMPLATES, named_template, render, template_name_for
+from slm.chat.prompt import TEMPLATES, named_template, render, render_marked, template_name_for
 from slm.chat.segments import Disguise, Segment, Tools, conversation, guard_for
 from slm.chat.tools import as_plain_turns
 from slm.errors import InputError
@@ -57,7 +57,7 @@ def choose_template(tokenizer: Any, name: str | None) -> tuple[str, str | None]:
 def end_of_turn_id(tokenizer: Any, template: str, *, use_tag: bool = False) -> int | None:
     """The special token that a chat template puts behind an answer, or None. use_tag: the one that is learned."""
     turns: tuple[Message, ...] = ({"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": "42."})
-    encoder = Encoder(tokenizer, template, use_tag=use_tag)
+    encoder = ExampleEncoder(tokenizer, template, use_tag=use_tag)
     try:
         (encoded,) = encoder.conversation(Example(Path(), 0, "en", messages=turns))
     except InputError:
@@ -78,7 +78,7 @@ class _Answer(NamedTuple):
     disguise: Disguise | None = None
 
 
-class Encoder:
+class ExampleEncoder:
     """Text to token ids as the model sees them when it answers: BOS once if the tokenizer adds it, never EOS."""
 
     def __init__(self, tokenizer: Any, template: str = "", *, use_tag: bool = True) -> None:
@@ -204,15 +204,10 @@ class Encoder:
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, ask: bool) -> str:
         """The text, with the tag's marks in an answer where it is used."""
-        return render(
-            self._template,
-            messages,
-            bos_token=self._tokenizer.bos_token or "",
-            eos_token=self._tokenizer.eos_token or "",
-            add_generation_prompt=ask,
-            tools=tools,
-            marked=self._tagged and not ask,
-        )
+        bos, eos = self._tokenizer.bos_token or "", self._tokenizer.eos_token or ""
+        if self._tagged and not ask:
+            return render_marked(self._template, messages, bos_token=bos, eos_token=eos, tools=tools)
+        return render(self._template, messages, bos_token=bos, eos_token=eos, add_generation_prompt=ask, tools=tools)
 
     def _answers(self, example: Example) -> list[_Answer]:
         example, disguise = self._disguised(example)

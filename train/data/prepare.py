@@ -20,7 +20,7 @@ from slm.terminal.console import note, progress
 from train.base import load_tokenizer, lookalikes, read_config
 from train.config import TrainOptions
 from train.data.examples import Example, read_conversations, read_texts
-from train.data.masks import Encoded, Encoder, choose_template, end_of_turn_id
+from train.data.masks import Encoded, ExampleEncoder, choose_template, end_of_turn_id
 from train.data.split import held_out
 from train.data.store import StoreWriter, TokenStore
 
@@ -56,7 +56,7 @@ class Prepared:
 
 
 @dataclass
-class Reading:
+class ReadCounts:
     """What is counted while the data go by.
 
     Examples by file, fields without a meaning, examples without an answer to learn, sequences, and those too long.
@@ -109,7 +109,7 @@ def prepare_conversations(options: TrainOptions) -> Prepared:
     Raises InputError when a sequence is too long and `drop_long` is not set; it lists the first ones.
     """
     tokenizer, template, name = conversation_template(options)
-    return _prepare(options, Encoder(tokenizer, template), tokenizer, template, name, read_conversations)
+    return _prepare(options, ExampleEncoder(tokenizer, template), tokenizer, template, name, read_conversations)
 
 
 def prepare_texts(options: TrainOptions) -> Prepared:
@@ -117,7 +117,7 @@ def prepare_texts(options: TrainOptions) -> Prepared:
     read_config(options.base)
     tokenizer = load_tokenizer(options.base)
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    return _prepare(options, Encoder(tokenizer), tokenizer, own, None, read_texts)
+    return _prepare(options, ExampleEncoder(tokenizer), tokenizer, own, None, read_texts)
 
 
 def conversation_template(options: TrainOptions) -> tuple[Any, str, str | None]:
@@ -148,62 +148,62 @@ def conversation_template(options: TrainOptions) -> tuple[Any, str, str | None]:
 
 
 def _prepare(
-    options: TrainOptions, encoder: Encoder, tokenizer: Any, template: str | None, name: str | None, read: Any
+    options: TrainOptions, encoder: ExampleEncoder, tokenizer: Any, template: str | None, name: str | None, read: Any
 ) -> Prepared:
-    reading = Reading(length_limit(options))
-    data = _encode(options, encoder, reading, read(options.data, lang=options.lang), "encoding")
+    counts = ReadCounts(length_limit(options))
+    data = _encode(options, encoder, counts, read(options.data, lang=options.lang), "encoding")
     if options.eval_data:
         train = data
-        held = _encode(options, encoder, reading, read(options.eval_data, lang=options.lang), "encoding held-out data")
-    _report_long(reading, options)
-    reading.tell()
+        held = _encode(options, encoder, counts, read(options.eval_data, lang=options.lang), "encoding held-out data")
+    _report_long(counts, options)
+    counts.tell()
     if not options.eval_data:
         aside = held_out(data.keys, data.languages, options.eval_fraction)
         train, held = data.subset(~aside), data.subset(aside)
     weights = None
     if any(weight != 1.0 for weight in options.weights):
         weights = train.weights(dict(zip(options.data, options.weights, strict=True)))
-    long = dict(sorted(reading.long_by_language.items()))
-    return Prepared(tokenizer, template, name, train, held, weights, long, dict(reading.files), dict(reading.unused))
+    long = dict(sorted(counts.long_by_language.items()))
+    return Prepared(tokenizer, template, name, train, held, weights, long, dict(counts.files), dict(counts.unused))
 
 
 def _encode(
-    options: TrainOptions, encoder: Encoder, reading: Reading, examples: Iterable[Example], label: str
+    options: TrainOptions, encoder: ExampleEncoder, counts: ReadCounts, examples: Iterable[Example], label: str
 ) -> TokenStore:
     writer = StoreWriter(near=options.output)
     with progress(label, unit="sequences") as show:
-        for item in encoder.encode(reading.examples(examples), reading.limit):
-            if reading.fits(item):
+        for item in encoder.encode(counts.examples(examples), counts.limit):
+            if counts.fits(item):
                 writer.append(item, item.example.key(options.seed))
                 show(len(writer))
     store = writer.store()
-    if not len(store) and not reading.sequences:
+    if not len(store) and not counts.sequences:
         raise InputError(
             "no example has a turn to learn", hint='Turns with "weight": 0 or "train": false are not learned.'
         )
     if not len(store):
-        raise InputError(f"every example is longer than --max-length {reading.limit} tokens")
+        raise InputError(f"every example is longer than --max-length {counts.limit} tokens")
     return store
 
 
-def _report_long(reading: Reading, options: TrainOptions) -> None:
-    count = reading.long_by_language.total()
+def _report_long(counts: ReadCounts, options: TrainOptions) -> None:
+    count = counts.long_by_language.total()
     if not count:
         return
-    listed = "; ".join(f"{example.where}: {size} tokens" for example, size in reading.first_long)
-    listed += "; ..." if count > len(reading.first_long) else ""
+    listed = "; ".join(f"{example.where}: {size} tokens" for example, size in counts.first_long)
+    listed += "; ..." if count > len(counts.first_long) else ""
     if not options.drop_long:
         raise InputError(
-            f"{count} of {reading.sequences} examples are longer than {reading.limit} tokens, and none is cut silently",
+            f"{count} of {counts.sequences} examples are longer than {counts.limit} tokens, and none is cut silently",
             found=listed,
             hint=(
-                f"Raise --max-length to {reading.longest}, or leave them out with --drop-long."
-                if reading.longest <= base_limit(options)
+                f"Raise --max-length to {counts.longest}, or leave them out with --drop-long."
+                if counts.longest <= base_limit(options)
                 else f"The base reads {base_limit(options)} tokens at most; leave them out with --drop-long."
             ),
         )
-    shares = ", ".join(f"{number} {lang}" for lang, number in sorted(reading.long_by_language.items()))
-    note(f"left out: {count} examples of more than {reading.limit} tokens ({shares}): {listed}")
+    shares = ", ".join(f"{number} {lang}" for lang, number in sorted(counts.long_by_language.items()))
+    note(f"left out: {count} examples of more than {counts.limit} tokens ({shares}): {listed}")
 
 
 def length_limit(options: TrainOptions) -> int:

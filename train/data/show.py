@@ -7,8 +7,8 @@ from typing import Any
 
 from train.config import TrainOptions
 from train.data.examples import read_conversations
-from train.data.masks import Encoded, Encoder
-from train.data.prepare import Reading, conversation_template, length_limit
+from train.data.masks import Encoded, ExampleEncoder
+from train.data.prepare import ReadCounts, conversation_template, length_limit
 
 
 def show_masks(options: TrainOptions, count: int) -> list[str]:
@@ -18,9 +18,9 @@ def show_masks(options: TrainOptions, count: int) -> list[str]:
     """
     tokenizer, template, name = conversation_template(options)
     limit = length_limit(options)
-    reading = Reading(limit)
-    examples = reading.examples(read_conversations(options.data, lang=options.lang))
-    stream = Encoder(tokenizer, template).encode(examples, limit)
+    counts = ReadCounts(limit)
+    examples = counts.examples(read_conversations(options.data, lang=options.lang))
+    stream = ExampleEncoder(tokenizer, template).encode(examples, limit)
     shown = []
     for item in islice(stream, count):
         head = f"{item.example.where} ({item.example.lang}): {item.supervised} of {len(item.ids)} tokens are learned"
@@ -29,7 +29,7 @@ def show_masks(options: TrainOptions, count: int) -> list[str]:
         if len(item.ids) > limit:
             head += f"; longer than --max-length {limit}"
         shown.append(f"[bold]{head}[/]\n{_marked(tokenizer, item)}")
-    reading.tell()
+    counts.tell()
     return shown
 
 

@@ -26,7 +26,7 @@ from train.batch.layers import decoder_layers, lowest_layer, without_lower_layer
 from train.batch.loss import supervised_loss
 from train.batch.memory import Memory, available_bytes, peak_rss_mb, predict, resident_bytes, saved_for_backward
 from train.batch.packing import seen_length
-from train.batch.plan import Plan
+from train.batch.plan import BatchPlan
 from train.batch.precision import choose_dtype, in_float32, precision, store_frozen, use_cores
 from train.config import TrainOptions
 from train.data.masks import Encoded
@@ -149,7 +149,12 @@ def estimate(options: TrainOptions, prepared: Prepared) -> Estimate:
 
 
 def _figures(
-    options: TrainOptions, prepared: Prepared, plan: Plan, model: Any, batches: Sequence[Batch], measured: _Measured
+    options: TrainOptions,
+    prepared: Prepared,
+    plan: BatchPlan,
+    model: Any,
+    batches: Sequence[Batch],
+    measured: _Measured,
 ) -> Estimate:
     train, held_out, speed = prepared.train, prepared.held_out, measured.speed
     often = np.ones(len(train)) if prepared.weights is None else prepared.weights
@@ -210,7 +215,7 @@ def _collating(model: Any, options: TrainOptions, pad_id: int, dtype: torch.dtyp
         yield with_noise
 
 
-def _spread(plan: Plan, train: Sequence[Encoded], seen: range, collate: Collate) -> Iterator[Batch]:
+def _spread(plan: BatchPlan, train: Sequence[Encoded], seen: range, collate: Collate) -> Iterator[Batch]:
     """The micro-batches with the numbers `seen`, or `_COUNTED` of them at even distances."""
     count = min(len(seen), _COUNTED)
     for n in range(count):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm.artifacts import require_file
-from slm.errors import InputError, MismatchError
+from slm.errors import InputError
 from slm.terminal.console import progress
 from train.data.masks import Encoded
 from train.measure.strides import Window, pieces, windows
@@ -183,7 +183,7 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
     from train.base import load_tokenizer
     from train.batch.loss import supervised_loss
     from train.batch.precision import use_cores
-    from train.data.masks import IGNORE, Encoder
+    from train.data.masks import IGNORE, ExampleEncoder
 
     use_cores(0)
     own = adapter is not None and (adapter / "tokenizer.json").exists()
@@ -206,23 +206,24 @@ def _open_checkpoint(stack: ExitStack, model: Path, adapter: Path | None) -> _Op
         return float(total)
 
     longest = int(getattr(loaded.config, "max_position_embeddings", 0) or CONTEXT)
-    return _Opened(ids, Encoder(tokenizer).bos, longest, nats, _WINDOWS)
+    return _Opened(ids, ExampleEncoder(tokenizer).bos, longest, nats, _WINDOWS)
 
 
 def _open_gguf(stack: ExitStack, model: Path, adapter: Path | None) -> _Opened:
     from slm.native import llama
     from slm.weights.gguf_reader import read_gguf
-    from slm.weights.identity import belong, names_of, tensors_hash, trained_on
+    from slm.weights.identity import belong, gguf_fingerprint, names_of, other_weights, tensors_hash, trained_on
 
     base = read_gguf(model)
     if adapter is not None:
         wanted = trained_on(read_gguf(adapter).metadata)
         if not belong(wanted, names_of(base.metadata), lambda: tensors_hash(base)):
-            raise MismatchError(f"the adapter '{adapter}' was trained on another base than '{model}'")
+            raise other_weights(adapter, model, wanted, gguf_fingerprint(base))
     handle = llama.open_model(stack, model)
     lib = llama.library()
     longest = int(lib.llama_model_n_ctx_train(handle))
-    context = llama.open_context(stack, handle, n_ctx=min(_LONGEST, longest), n_batch=min(_LONGEST, longest))
+    size = min(_LONGEST, longest)
+    context = llama.open_context(stack, handle, llama.ContextParams(n_ctx=size, n_batch=size))
     if adapter is not None:
         llama.set_adapters(context, [(llama.open_adapter(stack, handle, adapter), 1.0)])
     vocab = lib.llama_model_get_vocab(handle)

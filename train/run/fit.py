@@ -13,13 +13,12 @@ import torch
 
 from slm.terminal.console import note
 from train import ranks
-from train.batch.feed import total_steps
 from train.batch.memory import peak_rss_mb
 from train.config import TrainOptions
 from train.run.folder import RunFolder
 from train.run.history import History
 from train.run.job import AdapterJob, RunState, Task, load_trained, noisy_embeddings, trained
-from train.run.loop import LAST_STEP, TIME_LIMIT, Limits, Watch, train
+from train.run.loop import LAST_STEP, TIME_LIMIT, Watch, train
 from train.run.saved_states import checkpoint_of_step
 
 
@@ -58,12 +57,8 @@ def fit(
 
     run, state: where to begin, or to go on. Raises DivergenceError, and ResourceError when the disk is full.
     """
-    limits = Limits(total_steps(task.plan, options), options.time_limit_s, options.save_every_s)
     if not state.stopped_by:
-        _train(model, task, options, dtype, run, state, limits, watch)
-        if state.stopped_by != LAST_STEP:
-            limit = f"the time limit of {options.time_limit_s:g} s" if state.stopped_by == TIME_LIMIT else "patience"
-            note(f"{limit} ended the run at step {state.step} of {limits.steps}")
+        _train(model, task, options, dtype, run, state, watch)
     elif run.checkpoint:
         load_trained(model, run.checkpoint.tensors())
     if state.best_step != state.step and ranks.rank() == 0:
@@ -93,15 +88,18 @@ def _train(
     dtype: torch.dtype,
     run: RunFolder,
     state: RunState,
-    limits: Limits,
     watch: Watch,
 ) -> None:
+    """Take the steps that are left, and tell what has ended them early."""
     with ExitStack() as stack:
         history = None
         if ranks.rank() == 0:
             history = stack.enter_context(closing(History(run.path, state.step, tensorboard=options.tensorboard)))
         stack.enter_context(noisy_embeddings(model, options.neftune))
-        job = AdapterJob(model, task, options, dtype, run, limits, history)
+        job = AdapterJob(model, task, options, dtype, run, history)
         if not run.checkpoint:
             job.record_held_out(0, state.before)
-        train(job, state, limits, watch)
+        train(job, state, job.limits, watch)
+    if state.stopped_by != LAST_STEP:
+        limit = f"the time limit of {options.time_limit_s:g} s" if state.stopped_by == TIME_LIMIT else "patience"
+        note(f"{limit} ended the run at step {state.step} of {job.limits.steps}")

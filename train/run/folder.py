@@ -23,7 +23,7 @@ from slm.native.process import cpu_name
 from slm.terminal.console import note
 from train import ranks
 from train.run.history import CURVE, EVENTS, HISTORY
-from train.run.saved_states import Checkpoint, remove_all_but, whole_checkpoints
+from train.run.saved_states import SavedState, remove_all_but, whole_checkpoints
 
 CONFIG = "config.json"
 KEPT = "run"
@@ -38,7 +38,7 @@ class RunFolder:
     """An opened run folder; `checkpoint` is where the run goes on, None when it begins."""
 
     path: Path
-    checkpoint: Checkpoint | None
+    checkpoint: SavedState | None
 
     @property
     def checkpoints(self) -> Path:

@@ -9,20 +9,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from train import ranks
-from train.batch.batches import Collate
+from train.batch.batches import Batch
+from train.batch.feed import total_steps
 from train.batch.loss import supervised_loss
-from train.batch.plan import Plan
+from train.batch.plan import BatchPlan
 from train.batch.precision import precision
 from train.config import TrainOptions
-from train.data.masks import Encoded
+from train.data.examples import Example
 from train.run.folder import RunFolder
 from train.run.history import History
-from train.run.loop import PATIENCE, Limits, Pass, Progress, Step, adamw, with_peaks
+from train.run.loop import PATIENCE, Pass, Progress, RunLimits, Step, adamw, with_peaks
 from train.run.saved_states import write_checkpoint
 from train.run.schedule import decayed
 
@@ -54,18 +55,29 @@ class RunState(Progress):
         return cls(**(values | sums))
 
 
+class Learned(Protocol):
+    """What an epoch is made of: where it comes from, and over how many things its loss is summed."""
+
+    @property
+    def example(self) -> Example: ...
+
+    @property
+    def supervised(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """What is trained on: sequences, their plan, how some become a batch, and the held-out sums by language.
 
-    initial: tensors that every checkpoint keeps beside the trained ones.
+    initial: tensors that every checkpoint keeps beside the trained ones. loss: (summed nats, over how many) of a batch.
     """
 
-    train: Sequence[Encoded]
-    plan: Plan
-    collate: Collate
+    train: Sequence[Learned]
+    plan: BatchPlan
+    collate: Callable[[Sequence[Any]], Batch]
     measure: Callable[[], Sums]
     initial: dict[str, torch.Tensor]
+    loss: Callable[[Any, Batch], tuple[torch.Tensor, int]] = supervised_loss
 
 
 def loss_of(sums: Sums) -> float:
@@ -83,12 +95,12 @@ class AdapterJob:
     clip = _CLIP
 
     def __init__(
-        self, model: Any, task: Task, options: TrainOptions, dtype: torch.dtype, run: RunFolder, limits: Limits,
-        history: History | None,
-    ) -> None:  # fmt: skip
+        self, model: Any, task: Task, options: TrainOptions, dtype: torch.dtype, run: RunFolder, history: History | None
+    ) -> None:
         self._model, self._task, self._options, self._dtype = model, task, options, dtype
-        self._run, self._limits, self._history = run, limits, history
-        self._warmup = max(1, round(options.warmup_fraction * limits.steps))
+        self._run, self._history = run, history
+        self.limits = RunLimits(total_steps(task.plan, options), options.time_limit_s, options.save_every_s)
+        self._warmup = max(1, round(options.warmup_fraction * self.limits.steps))
         self._measured: Sums = {}
         self.peak_rate = options.learning_rate
         self.parameters = [p for _, p in trained(model)]
@@ -104,9 +116,9 @@ class AdapterJob:
     def rate(self, at: RunState) -> float:
         if at.step < self._warmup:
             return (at.step + 1) / self._warmup
-        done = (at.step - self._warmup) / max(1, self._limits.steps - self._warmup)
-        if self._limits.time_limit_s:
-            done = max(done, at.elapsed_s / self._limits.time_limit_s)
+        done = (at.step - self._warmup) / max(1, self.limits.steps - self._warmup)
+        if self.limits.time_limit_s:
+            done = max(done, at.elapsed_s / self.limits.time_limit_s)
         return decayed(self._options.schedule, min(1.0, done))
 
     def backward(self, step: int) -> Pass:
@@ -117,7 +129,7 @@ class AdapterJob:
         for items in batches:
             batch = self._task.collate(items)
             with precision(self._dtype):
-                total, count = supervised_loss(self._model, batch)
+                total, count = self._task.loss(self._model, batch)
             value = float(total.detach())
             if not math.isfinite(value):
                 result.bad += [item.example.where for item in items]
@@ -127,7 +139,7 @@ class AdapterJob:
             (total / supervised).backward()  # type: ignore[no-untyped-call]
         return result
 
-    def _batches(self, step: int) -> Iterator[list[Encoded]]:
+    def _batches(self, step: int) -> Iterator[list[Learned]]:
         """This process's micro-batches of a step: the plan knows every batch by its number."""
         first = step * self._options.accumulate * ranks.world() + ranks.rank()
         for number in range(first, first + self._options.accumulate * ranks.world(), ranks.world()):

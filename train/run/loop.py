@@ -42,7 +42,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RunLimits:
     """When a run ends, and how often it is saved. Seconds; 0: no time limit, no checkpoints."""
 
     steps: int
@@ -128,7 +128,7 @@ class Job(Protocol[_State]):
         ...
 
 
-def train(job: Job[_S], at: _S, limits: Limits, watch: Watch = lambda _: None) -> None:
+def train(job: Job[_S], at: _S, limits: RunLimits, watch: Watch = lambda _: None) -> None:
     """Train in place until `at.stopped_by` says why the run has ended. watch: told of every step that is over.
 
     Raises DivergenceError for a loss, a gradient or weights that are no numbers, ResourceError when the disk is full.

@@ -29,7 +29,7 @@ _KEPT = 2
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavedState:
     """A whole checkpoint folder and its counters: "step", "elapsed_s" and what else the run counts, as JSON values."""
 
     path: Path
@@ -51,7 +51,7 @@ class Checkpoint:
 def write_checkpoint(folder: Path, counters: dict[str, Any], tensors: dict[str, Tensor], *, stays: int = 0) -> Path:
     """Write `folder`/step-N whole, then remove those no longer needed. Raises ResourceError on a full disk.
 
-    counters: see Checkpoint. The last two stay, since the newest may turn out damaged, and that of the step `stays`.
+    counters: see SavedState. The last two stay, since the newest may turn out damaged, and that of the step `stays`.
     """
     path = folder / _name(counters["step"])
     with new_folder(path, KIND) as (new, manifest):
@@ -65,7 +65,7 @@ def write_checkpoint(folder: Path, counters: dict[str, Any], tensors: dict[str, 
     return path
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> SavedState:
     """The checkpoint at `path`, read and hashed whole. Raises MissingFileError or DamagedFileError."""
     manifest = read_manifest(path)
     if manifest.get("kind") != KIND:
@@ -78,10 +78,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise DamagedFileError(f"'{path}' is damaged: {type(error).__name__} {error}") from error
     if not sound:
         raise DamagedFileError(f"'{path / _STATE}' is damaged: its SHA-256 is not the manifest's")
-    return Checkpoint(path, counters)
+    return SavedState(path, counters)
 
 
-def whole_checkpoints(folder: Path) -> list[Checkpoint]:
+def whole_checkpoints(folder: Path) -> list[SavedState]:
     """Those that are whole, newest first; damaged ones are told and passed over."""
     found = []
     for path in sorted(_paths(folder), reverse=True):
@@ -92,12 +92,12 @@ def whole_checkpoints(folder: Path) -> list[Checkpoint]:
     return found
 
 
-def checkpoint_of_step(folder: Path, step: int) -> Checkpoint:
+def checkpoint_of_step(folder: Path, step: int) -> SavedState:
     """The checkpoint written after so many steps. Raises MissingFileError or DamagedFileError."""
     return open_checkpoint(folder / _name(step))
 
 
-def remove_all_but(folder: Path, whole: Sequence[Checkpoint]) -> None:
+def remove_all_but(folder: Path, whole: Sequence[SavedState]) -> None:
     """Remove damaged checkpoints, and what a killed process left half-written."""
     stay = {checkpoint.path for checkpoint in whole}
     for path in [*_paths(folder), *folder.glob(".step-*")]:

@@ -16,8 +16,8 @@ from slm.terminal.console import note
 from train.adapter.sample import GenerateOptions, Generator
 from train.batch.precision import precision
 from train.run.folder import RunFolder
-from train.run.loop import Limits, Pass, Progress, Step
-from train.run.saved_states import Checkpoint, write_checkpoint
+from train.run.loop import Pass, Progress, RunLimits, Step
+from train.run.saved_states import SavedState, write_checkpoint
 from train.run.schedule import learning_rate_share
 from train.scratch.config import ScratchOptions
 from train.scratch.model import new_optimizers, window_loss
@@ -51,7 +51,7 @@ class ScratchState(Progress):
         }  # fmt: skip
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint | None) -> ScratchState:
+    def of(cls, checkpoint: SavedState | None) -> ScratchState:
         """The state that a checkpoint keeps, or a fresh one."""
         if checkpoint is None:
             return cls()
@@ -59,23 +59,31 @@ class ScratchState(Progress):
         return cls(checkpoint.step, kept.pop("seconds"), stopped_by=checkpoint.counters.get("stopped_by", ""), **kept)
 
 
+@dataclass(frozen=True)
+class ScratchTask:
+    """What is trained on: windows of text, held-out text by language, and the tokenizer that both went through."""
+
+    tokenizer: Any
+    batches: Batches
+    held_out: Mapping[str, Stream]
+
+
 class ScratchJob:
     """A model whose every weight is trained on windows of text (implements `train.run.loop.Job`)."""
 
     def __init__(
-        self, options: ScratchOptions, model: Any, tokenizer: Any, batches: Batches, held_out: Mapping[str, Stream],
-        dtype: torch.dtype, folder: RunFolder, state: ScratchState,
+        self, options: ScratchOptions, model: Any, task: ScratchTask, dtype: torch.dtype, folder: RunFolder,
+        state: ScratchState,
     ) -> None:  # fmt: skip
         self.options, self.model = options, model
-        self._tokenizer, self._batches, self._held_out, self._dtype = tokenizer, batches, held_out, dtype
-        self._folder = folder
+        self._task, self._dtype, self._folder = task, dtype, folder
         self._named = new_optimizers(model, options)
         self.optimizers = list(self._named.values())
         self.parameters = list(model.parameters())
         self.clip, self.peak_rate = options.clip, options.peak_rate
         self.step_tokens = options.batch_size * options.context
-        wanted = options.max_tokens or int(batches.windows * options.context * options.epochs)
-        self.limits = Limits(max(1, wanted // self.step_tokens), options.time_limit_s, options.save_every_s)
+        wanted = options.max_tokens or int(task.batches.windows * options.context * options.epochs)
+        self.limits = RunLimits(max(1, wanted // self.step_tokens), options.time_limit_s, options.save_every_s)
         if folder.checkpoint:
             restore(model, self._named, folder.checkpoint.tensors())
         self._due = self._next_measure(state)
@@ -87,7 +95,7 @@ class ScratchJob:
         )
 
     def backward(self, step: int) -> Pass:
-        ids = self._batches.batch(step)
+        ids = self._task.batches.batch(step)
         nats = 0.0
         self.model.train()
         with precision(self._dtype):
@@ -105,7 +113,7 @@ class ScratchJob:
 
     def measure(self, at: ScratchState) -> bool:
         """Bits per byte of the held-out text, and what the model writes."""
-        figures = {lang: self._bits_per_byte(stream) for lang, stream in sorted(self._held_out.items())}
+        figures = {lang: self._bits_per_byte(stream) for lang, stream in sorted(self._task.held_out.items())}
         at.held_out.append((at.tokens, figures))
         shown = ", ".join(f"{lang} {value:.3f}" for lang, value in figures.items())
         note(f"{at.tokens:>12,} tokens: bits per byte {shown}")
@@ -125,10 +133,10 @@ class ScratchJob:
         return 1 + int(self._done(at) * self.options.evaluations)
 
     def _sample(self, at: ScratchState) -> None:
-        generator = Generator(self.model, self._tokenizer)
+        generator = Generator(self.model, self._task.tokenizer)
         options = GenerateOptions(max_new_tokens=_SAMPLE_TOKENS, temperature=0.7, seed=self.options.seed)
-        for lang, stream in sorted(self._held_out.items()):
-            prompt = self._tokenizer.decode(stream.ids[1 : 1 + _PROMPT_TOKENS].tolist(), skip_special_tokens=True)
+        for lang, stream in sorted(self._task.held_out.items()):
+            prompt = self._task.tokenizer.decode(stream.ids[1 : 1 + _PROMPT_TOKENS].tolist(), skip_special_tokens=True)
             prompt = prompt.rstrip("\ufffd")  # not the first bytes of a character alone
             text = "".join(generator.stream(prompt, options, chat=False))
             at.samples.append((at.tokens, lang, prompt, text))
@@ -138,6 +146,6 @@ class ScratchJob:
         self.model.eval()
         nats = 0.0
         with torch.no_grad(), precision(self._dtype):
-            for ids, labels in held_out_windows(stream, self.options.context, int(self._tokenizer.eos_token_id)):
+            for ids, labels in held_out_windows(stream, self.options.context, int(self._task.tokenizer.eos_token_id)):
                 nats += window_loss(self.model, torch.tensor([ids]), torch.tensor([labels]))
         return nats / math.log(2) / stream.utf8_bytes

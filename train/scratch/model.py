@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from slm.artifacts import require_file
-from slm.errors import DamagedFileError, InputError
+from slm.artifacts import read_json, require_file
+from slm.errors import InputError
 from train.base import hush, load_model
 from train.data.masks import IGNORE
 from train.scratch.config import NO_SHAPE, ScratchOptions
@@ -58,12 +57,9 @@ def new_model(options: ScratchOptions, tokenizer: Any) -> Any:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(require_file(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"'{path}' is not readable JSON: {error}") from error
-    if not isinstance(settings, dict) or settings.get("model_type", "llama") != "llama":
-        raise InputError(f"'{path}' must be a JSON object with the settings of a llama model")
+    settings = read_json(require_file(path))
+    if settings.get("model_type", "llama") != "llama":
+        raise InputError(f"'{path}' has the settings of a {settings['model_type']}, a llama's are needed")
     return {name: value for name, value in settings.items() if name not in ("model_type", "architectures", "dtype")}
 
 

@@ -29,9 +29,9 @@ from train.batch.precision import choose_dtype, use_cores
 from train.run.folder import ended_figures, environment, open_run
 from train.run.loop import train
 from train.scratch.config import ScratchOptions
-from train.scratch.job import ScratchJob, ScratchState
+from train.scratch.job import ScratchJob, ScratchState, ScratchTask
 from train.scratch.model import new_model
-from train.scratch.windows import Batches, Packed, pack
+from train.scratch.windows import Batches, PackedText, pack
 from train.tokenizer.corpus import passages
 
 
@@ -98,7 +98,8 @@ def train_scratch(options: ScratchOptions) -> ScratchResult:
         if options.context > limit:
             raise InputError(f"--context {options.context} is more than the {limit} positions of the model")
         state = ScratchState.of(folder_of_run.checkpoint)
-        job = ScratchJob(options, model, tokenizer, batches, packed.held_out, dtype, folder_of_run, state)
+        task = ScratchTask(tokenizer, batches, packed.held_out)
+        job = ScratchJob(options, model, task, dtype, folder_of_run, state)
         _tell_run(job, options)
         if not state.step:
             job.measure(state)
@@ -145,7 +146,7 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     return sorted(file for name in ("tokenizer*", "*.model") for file in folder.glob(name))
 
 
-def _packed(options: ScratchOptions, tokenizer: Any) -> Packed:
+def _packed(options: ScratchOptions, tokenizer: Any) -> PackedText:
     if not options.eval_data:
         return pack(tokenizer, passages(options.data), options.eval_fraction, options.seed)
     packed = pack(tokenizer, passages(options.data), 0.0, options.seed)
@@ -153,7 +154,7 @@ def _packed(options: ScratchOptions, tokenizer: Any) -> Packed:
     return packed
 
 
-def _tell(packed: Packed, batches: Batches, options: ScratchOptions) -> None:
+def _tell(packed: PackedText, batches: Batches, options: ScratchOptions) -> None:
     if lacking := [lang for lang in options.data if lang not in packed.held_out]:
         raise InputError(
             f"no text of '{lacking[0]}' is held out to measure on: it has too few passages",
@@ -183,7 +184,7 @@ def _sizes(model: Any) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), model.get_input_embeddings().weight.numel()
 
 
-def _result(job: ScratchJob, state: ScratchState, packed: Packed, dtype: torch.dtype) -> ScratchResult:
+def _result(job: ScratchJob, state: ScratchState, packed: PackedText, dtype: torch.dtype) -> ScratchResult:
     parameters, embedding = _sizes(job.model)
     tail = [loss for _, loss, _ in state.losses[-max(1, len(state.losses) // 20) :]]
     return ScratchResult(

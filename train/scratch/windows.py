@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from train.data.masks import IGNORE
-from train.tokenizer.corpus import Passage, is_held_out
+from train.tokenizer.corpus import CorpusPassage, is_held_out
 
 _TOGETHER = 256  # passages encoded in one call
 _MOST_HELD_OUT = 16_384  # tokens a language, about: so much is measured again and again while a run goes on
@@ -40,7 +40,7 @@ class Stream:
 
 
 @dataclass
-class Packed:
+class PackedText:
     """What a run trains on and measures on, by language."""
 
     train: dict[str, Stream]
@@ -48,9 +48,9 @@ class Packed:
     passages: int = 0
 
 
-def pack(tokenizer: Any, passages: Iterable[Passage], fraction: float, seed: int) -> Packed:
+def pack(tokenizer: Any, passages: Iterable[CorpusPassage], fraction: float, seed: int) -> PackedText:
     """Encode passages, a few at a time; about `fraction` of them are held out (0: none)."""
-    packed = Packed({}, {})
+    packed = PackedText({}, {})
     end = int(tokenizer.eos_token_id)
     for passage, ids in _encoded(tokenizer, passages):
         packed.passages += 1
@@ -66,7 +66,7 @@ def pack(tokenizer: Any, passages: Iterable[Passage], fraction: float, seed: int
     return packed
 
 
-def _encoded(tokenizer: Any, passages: Iterable[Passage]) -> Iterator[tuple[Passage, list[int]]]:
+def _encoded(tokenizer: Any, passages: Iterable[CorpusPassage]) -> Iterator[tuple[CorpusPassage, list[int]]]:
     rest = iter(passages)
     while some := list(islice(rest, _TOGETHER)):
         texts = [passage.text for passage in some]

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from train.tokenizer.corpus import Passage
+from train.tokenizer.corpus import CorpusPassage
 
 _LONGEST = 1000  # characters of a training sentence: SentencePiece leaves out those of more than 4,192 bytes
 
@@ -32,7 +32,7 @@ def copies(sizes: Mapping[str, int], shares: Mapping[str, float], budget: int) -
     return {lang: shares[lang] * total / size for lang, size in sizes.items()}
 
 
-def sentences(passages: Iterable[Passage], times: Mapping[str, float], seed: int) -> Iterator[str]:
+def sentences(passages: Iterable[CorpusPassage], times: Mapping[str, float], seed: int) -> Iterator[str]:
     """Training sentences: each line `times[language]` times in the mean, whole times for sure and the rest by chance.
 
     SentencePiece refuses tabs and line breaks within a sentence; text is cut there. At encoding they are bytes.

@@ -22,7 +22,7 @@ Files = Mapping[str, Sequence[Path]]
 
 
 @dataclass(frozen=True)
-class Passage:
+class CorpusPassage:
     """A piece of text of one language; `ends`: the document ends with it."""
 
     lang: str
@@ -30,7 +30,7 @@ class Passage:
     ends: bool
 
 
-def passages(files: Files) -> Iterator[Passage]:
+def passages(files: Files) -> Iterator[CorpusPassage]:
     """Every passage of {language: files}, file by file. Raises DamagedFileError with file and line, or InputError."""
     for lang, paths in files.items():
         found = False
@@ -38,7 +38,7 @@ def passages(files: Files) -> Iterator[Passage]:
             read = _records if path.suffix in JSONL else _blocks
             for text, ends in read(path):
                 found = True
-                yield Passage(lang, text, ends)
+                yield CorpusPassage(lang, text, ends)
         if not found:
             raise InputError(f"there is no text of '{lang}' in {', '.join(map(repr, map(str, paths)))}")
 

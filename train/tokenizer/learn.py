@@ -18,7 +18,7 @@ from slm.errors import InputError
 from slm.terminal.console import note, progress
 from slm.terminal.text_file import read_text
 from train.tokenizer.balance import copies, search_parity, sentences, temperature_shares
-from train.tokenizer.corpus import Files, Passage, is_held_out, passages
+from train.tokenizer.corpus import CorpusPassage, Files, is_held_out, passages
 
 UNK, EOS, PAD = "<unk>", "<|endoftext|>", "<pad>"
 MARKERS = ("<|im_start|>", "<|im_end|>")
@@ -121,12 +121,12 @@ def read_parallel(files: Files) -> dict[str, list[str]]:
     return lines
 
 
-def held_out_side(options: TokenizerOptions) -> Iterator[Passage]:
+def held_out_side(options: TokenizerOptions) -> Iterator[CorpusPassage]:
     """The passages that the tokenizer has not seen."""
     return (p for p in passages(options.text) if is_held_out(p.text, options.eval_fraction, options.seed))
 
 
-def training_side(options: TokenizerOptions) -> Iterator[Passage]:
+def training_side(options: TokenizerOptions) -> Iterator[CorpusPassage]:
     """The passages that are not held out."""
     return (p for p in passages(options.text) if not is_held_out(p.text, options.eval_fraction, options.seed))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.vocabulary.base.vocab import Vocabulary
+from convert.vocabulary.base.vocab import GgufVocabulary
 from slm.chat.prompt import render
 from slm.errors import InputError, VerificationError
 from slm.joints import Message
@@ -43,7 +43,7 @@ Encode = Callable[[str], list[int]]
 
 
 @dataclass
-class Source:
+class VocabularySource:
     """A vocabulary, how the source tokenizer encodes (loaded on first use), and the lines on which to compare them.
 
     add_special: `encoder` and the runtime add the special tokens around a text, as an embedder needs them.
@@ -51,7 +51,7 @@ class Source:
     what `encoder` gives, for known lines and for much less memory; it holds the content of the source's files.
     """
 
-    vocabulary: Vocabulary
+    vocabulary: GgufVocabulary
     encoder: Callable[[], Encode]
     lines: list[str] = field(default_factory=lambda: list(MIXED_LINES))
     special_ids: list[int] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Source:
 class Proof:
     """The source tokenizer's ids of the lines, compared with llama.cpp's; of the source it keeps no more."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: VocabularySource) -> None:
         self._lines, self._encoder, self._add_special = source.all_lines(), source.encoder, source.add_special
         self._expected = self._by_encoder() if source.ids_of is None else source.ids_of(self._lines)
         self.lines_proven = 0
@@ -136,7 +136,7 @@ def special_lines(tokens: Sequence[str], ids: Sequence[int]) -> list[str]:
     return [f"a {tokens[i]}b\n{tokens[i]}" for i in list(ids)[:40]]
 
 
-def conversation(vocabulary: Vocabulary) -> str | None:
+def conversation(vocabulary: GgufVocabulary) -> str | None:
     """A conversation under the vocabulary's chat template; None without one, or where it refuses an ordinary one.
 
     It is compared without adding a BOS: a template that wants one writes it, and two are a classic fault.

@@ -36,7 +36,7 @@ _ABSENT: dict[str, dict[str, int]] = {
 
 
 @dataclass
-class Vocabulary:
+class GgufVocabulary:
     """`model` is gpt2 (byte-level BPE), llama (SentencePiece BPE), t5 (SentencePiece unigram) or bert (WordPiece).
 
     `specials` maps bos, eos, unk, sep, pad, mask to ids. `scores` is there for llama and t5, `merges` for gpt2.
@@ -60,7 +60,7 @@ class Vocabulary:
     ends: list[int] = field(default_factory=list)  # beside eos (`convert.vocabulary.files.ends`)
     swallowing: bool = False  # special tokens take the white space after them (`convert.vocabulary.base.swallowing`)
 
-    def fitted(self, rows: int) -> Vocabulary:
+    def fitted(self, rows: int) -> GgufVocabulary:
         """The same vocabulary with exactly as many tokens as the embedding has rows.
 
         Spare rows get unused `[PAD<id>]` tokens; added tokens beyond the last row have no embedding and go.
@@ -136,7 +136,7 @@ def _check_charsmap(charsmap: bytes) -> None:
     read_charsmap(charsmap)
 
 
-def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
+def from_metadata(metadata: Mapping[str, Any]) -> GgufVocabulary:
     """The vocabulary of a GGUF file, with llama.cpp's assumptions filled in. Raises DamagedFileError."""
     model = str(metadata.get("tokenizer.ggml.model", ""))
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -152,7 +152,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
             specials[name] = int(metadata[key])
     charsmap = metadata.get("tokenizer.ggml.precompiled_charsmap")
     template = metadata.get("tokenizer.chat_template")
-    vocabulary = Vocabulary(
+    vocabulary = GgufVocabulary(
         model=model,
         tokens=tokens,
         types=[NORMAL] * len(tokens) if types is None else [int(t) for t in types],

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.vocabulary.base.vocab import CONTROL, USER_DEFINED, Vocabulary
+from convert.vocabulary.base.vocab import CONTROL, USER_DEFINED, GgufVocabulary
 from slm.artifacts import read_json
 from slm.chat.turn_end import END_TOKENS, turn_end
 
@@ -25,7 +25,7 @@ _KNOWN = frozenset(
 )  # fmt: skip
 
 
-def end_ids(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> list[int]:
+def end_ids(folder: Path, config: Mapping[str, Any], vocabulary: GgufVocabulary) -> list[int]:
     """Ids of a checkpoint's end tokens beside eos: the chat template's, then generation_config.json's and config's."""
     path = folder / "generation_config.json"
     listed = [template_end(vocabulary), *_ids(read_json(path) if path.exists() else {}), *_ids(config)]
@@ -33,7 +33,7 @@ def end_ids(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> 
     return [id_ for id_ in dict.fromkeys(listed) if id_ is not None and id_ != eos and 0 <= id_ < size]
 
 
-def template_end(vocabulary: Vocabulary) -> int | None:
+def template_end(vocabulary: GgufVocabulary) -> int | None:
     """The special token that the vocabulary's chat template puts behind an answer; None where it has none."""
     if not vocabulary.chat_template:
         return None
@@ -43,7 +43,7 @@ def template_end(vocabulary: Vocabulary) -> int | None:
     return None if marker is None else ids[marker]
 
 
-def ends_to_metadata(vocabulary: Vocabulary) -> dict[str, Any]:
+def ends_to_metadata(vocabulary: GgufVocabulary) -> dict[str, Any]:
     """GGUF key-values for `vocabulary.ends`: llama.cpp's for the turn's end and for what it does not know by name."""
     ends = vocabulary.ends
     if not ends:

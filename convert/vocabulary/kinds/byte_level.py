@@ -1,4 +1,4 @@
-"""Byte-level BPE of a `tokenizer.json` -> Vocabulary of llama.cpp's kind `gpt2`. It knows nothing of files."""
+"""Byte-level BPE of a `tokenizer.json` -> GgufVocabulary of llama.cpp's kind `gpt2`. It knows nothing of files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.vocabulary.base.pre_tokenizers import pre_name
-from convert.vocabulary.base.proof import MIXED_LINES, Source
-from convert.vocabulary.base.vocab import CONTROL, USER_DEFINED, Vocabulary
+from convert.vocabulary.base.proof import MIXED_LINES, VocabularySource
+from convert.vocabulary.base.vocab import CONTROL, USER_DEFINED, GgufVocabulary
 from convert.vocabulary.files.tokenizer_json import steps, token_table
 from slm.errors import UnsupportedError
 
 
-def added_ids(vocabulary: Vocabulary) -> list[int]:
+def added_ids(vocabulary: GgufVocabulary) -> list[int]:
     """The ids of added tokens, special or not."""
     return [i for i, t in enumerate(vocabulary.types) if t in (CONTROL, USER_DEFINED)]
 
@@ -25,7 +25,7 @@ def refuse_affixes(model: Mapping[str, Any]) -> None:
             raise UnsupportedError(f"the tokenizer marks pieces with '{model[name]}' ({name}), the runtime does not")
 
 
-def byte_level(fast: Mapping[str, Any]) -> Source:
+def byte_level(fast: Mapping[str, Any]) -> VocabularySource:
     """Vocabulary and caveats of a byte-level BPE; the caller adds the encoder.
 
     Raises UnsupportedError for a pre-tokenizer or normalizer that the runtime does not have.
@@ -33,9 +33,9 @@ def byte_level(fast: Mapping[str, Any]) -> Source:
     model = fast["model"]
     refuse_affixes(model)
     pre = pre_name(steps(fast.get("pre_tokenizer"), "pretokenizers"), bool(model.get("ignore_merges")))
-    vocabulary = Vocabulary("gpt2", *token_table(fast, model["vocab"]), pre=pre)
+    vocabulary = GgufVocabulary("gpt2", *token_table(fast, model["vocab"]), pre=pre)
     vocabulary.merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    source = Source(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
+    source = VocabularySource(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
     normalizers = [step["type"] for step in steps(fast.get("normalizer"), "normalizers")]
     if normalizers == ["NFC"]:
         source.lines = [unicodedata.normalize("NFC", line) for line in MIXED_LINES]

@@ -1,4 +1,4 @@
-"""SentencePiece BPE -> Vocabulary of llama.cpp's kind `llama`, or of its byte-fallback BPE where merges have ranks.
+"""SentencePiece BPE -> GgufVocabulary of llama.cpp's kind `llama`, or of its byte-fallback BPE where merges have ranks.
 
 It knows nothing of unigram models. Sources: `tokenizer.json` (BPE with byte fallback) and `tokenizer.model`.
 """
@@ -12,15 +12,15 @@ from typing import Any
 from convert.source.malformed import load_sentencepiece
 from convert.vocabulary.base.charsmap import read_charsmap
 from convert.vocabulary.base.pre_tokenizers import RANKED_PRE
-from convert.vocabulary.base.proof import MIXED_LINES, Encode, Source
-from convert.vocabulary.base.vocab import BYTE, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from convert.vocabulary.base.proof import MIXED_LINES, Encode, VocabularySource
+from convert.vocabulary.base.vocab import BYTE, NORMAL, UNKNOWN, USER_DEFINED, GgufVocabulary
 from convert.vocabulary.files.sentencepiece_file import SentencePieceModel
 from convert.vocabulary.files.tokenizer_json import byte_of, is_space_rule, space_prefix, steps, token_table
 from convert.vocabulary.kinds.byte_level import added_ids, refuse_affixes
 from slm.errors import UnsupportedError
 
 
-def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
+def from_tokenizer_json(fast: Mapping[str, Any]) -> VocabularySource:
     """Vocabulary and caveats of a BPE with byte fallback; the caller adds the encoder.
 
     llama.cpp's `llama` kind joins any two neighbours whose union is a token, the best score first, as SentencePiece
@@ -30,7 +30,7 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
     model = fast["model"]
     refuse_affixes(model)
     _refuse_normalizers(fast)
-    vocabulary = Vocabulary("llama", *token_table(fast, model["vocab"]))
+    vocabulary = GgufVocabulary("llama", *token_table(fast, model["vocab"]))
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(model["merges"]):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
@@ -54,7 +54,7 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
     else:
         unreached = -float(len(model["merges"]) + 1)
         vocabulary.scores = [-float(ranks[t]) if t in ranks else unreached for t in vocabulary.tokens]
-    source = Source(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
+    source = VocabularySource(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
     if scheme == "first":
         source.special_ids = []
         source.caveats.append("after a special token the runtime puts a space that the tokenizer does not put")
@@ -69,7 +69,7 @@ def _refuse_normalizers(fast: Mapping[str, Any]) -> None:
             )
 
 
-def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Source:
+def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> VocabularySource:
     """Vocabulary and encoder of a `tokenizer.model` of kind BPE.
 
     Raises UnsupportedError when it changes the text before it looks pieces up: the runtime's `llama` kind does not.
@@ -89,7 +89,7 @@ def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Sourc
         raise UnsupportedError(
             f"'{path}' is a SentencePiece BPE model that drops spaces (remove_extra_whitespaces); the runtime does not"
         )
-    vocabulary = Vocabulary("llama", list(model.pieces), list(model.types), list(model.scores))
+    vocabulary = GgufVocabulary("llama", list(model.pieces), list(model.types), list(model.scores))
     vocabulary.specials = {name: id_ for name, id_ in model.ids.items() if 0 <= id_ < len(model.pieces)}
     vocabulary.add_space_prefix = model.add_dummy_prefix
 
@@ -97,7 +97,7 @@ def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Sourc
         processor = load_sentencepiece(path)
         return lambda text: list(processor.encode(text))
 
-    source = Source(vocabulary, load)
+    source = VocabularySource(vocabulary, load)
     if mapping:
         source.caveats.append(f"{len(mapping):,} rare characters that the tokenizer rewrites first get other ids")
     return source

@@ -1,4 +1,4 @@
-"""SentencePiece unigram -> Vocabulary of llama.cpp's kind `t5` (UGM, Viterbi search), with byte fallback made exact.
+"""SentencePiece unigram -> GgufVocabulary of the kind `t5` (UGM, Viterbi search), with byte fallback made exact.
 
 It knows nothing of BPE. Sources: `tokenizer.json` (Unigram) and `spiece.model` / `tokenizer.model`.
 
@@ -26,8 +26,8 @@ from typing import Any
 
 from convert.source.malformed import load_sentencepiece
 from convert.vocabulary.base.charsmap import lower_casing, read_charsmap, write_charsmap
-from convert.vocabulary.base.proof import Encode, Source
-from convert.vocabulary.base.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from convert.vocabulary.base.proof import Encode, VocabularySource
+from convert.vocabulary.base.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, GgufVocabulary
 from convert.vocabulary.files.sentencepiece_file import UNIGRAM, SentencePieceModel
 from convert.vocabulary.files.tokenizer_json import (
     byte_of,
@@ -62,12 +62,12 @@ def _spelt(text: str, known: set[str]) -> str:
     return "".join(out)
 
 
-def ugm(model: SentencePieceModel, lower: bool, worst: float | None = None) -> Vocabulary:
+def ugm(model: SentencePieceModel, lower: bool, worst: float | None = None) -> GgufVocabulary:
     """The vocabulary of a unigram model. `lower`: the tokenizer lower-cases, for which GGUF has no key.
 
     worst: the lowest score, below which an unknown character is scored; default: of the normal pieces.
     """
-    vocabulary = Vocabulary(
+    vocabulary = GgufVocabulary(
         "t5",
         list(model.pieces),
         list(model.types),
@@ -93,7 +93,7 @@ def ugm(model: SentencePieceModel, lower: bool, worst: float | None = None) -> V
     return vocabulary
 
 
-def _score_user_defined(vocabulary: Vocabulary, model: SentencePieceModel) -> None:
+def _score_user_defined(vocabulary: GgufVocabulary, model: SentencePieceModel) -> None:
     """Make user-defined pieces ordinary ones with the score that SentencePiece gives them (unigram_model.cc).
 
     llama.cpp cuts the text at user-defined tokens before the search and puts a space prefix after each cut.
@@ -105,7 +105,7 @@ def _score_user_defined(vocabulary: Vocabulary, model: SentencePieceModel) -> No
             vocabulary.scores[id_] = len(piece.encode("utf-8")) * best - 0.1
 
 
-def _byte_tokens(vocabulary: Vocabulary, model: SentencePieceModel, known: set[str], unknown: float) -> None:
+def _byte_tokens(vocabulary: GgufVocabulary, model: SentencePieceModel, known: set[str], unknown: float) -> None:
     for id_, piece in enumerate(model.pieces):
         value = byte_of(piece)
         if model.types[id_] != BYTE or value is None:
@@ -147,17 +147,17 @@ def _lower_cased(charsmap: bytes) -> bytes:
     return write_charsmap(lower_casing(_map_of(charsmap)))
 
 
-def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> Source:
+def from_model_file(path: Path, model: SentencePieceModel, lower: bool) -> VocabularySource:
     """Vocabulary and encoder of a SentencePiece model file of kind unigram."""
 
     def load() -> Encode:
         processor = load_sentencepiece(path)
         return lambda text: list(processor.encode(text.lower() if lower else text))
 
-    return Source(ugm(model, lower), load)
+    return VocabularySource(ugm(model, lower), load)
 
 
-def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
+def from_tokenizer_json(fast: Mapping[str, Any]) -> VocabularySource:
     """Vocabulary and caveats of a fast unigram tokenizer; the caller adds the encoder.
 
     Raises UnsupportedError for a normalizer that the runtime does not have.
@@ -185,7 +185,7 @@ def from_tokenizer_json(fast: Mapping[str, Any]) -> Source:
         vocabulary.tokens[id_] = token["content"]
         if vocabulary.types[id_] != UNKNOWN:
             vocabulary.types[id_] = CONTROL if token.get("special") else USER_DEFINED
-    source = Source(vocabulary, lambda: lambda _: [], special_ids=[int(t["id"]) for t in added])
+    source = VocabularySource(vocabulary, lambda: lambda _: [], special_ids=[int(t["id"]) for t in added])
     if model.charsmap:
         source.caveats.append("stacked combining marks get SentencePiece's ids, not those of the `tokenizers` library")
     if space_prefix(fast) == "first":

@@ -1,4 +1,4 @@
-"""WordPiece of a `tokenizer.json` (BERT) -> Vocabulary of llama.cpp's kind `bert`. It knows nothing of files.
+"""WordPiece of a `tokenizer.json` (BERT) -> GgufVocabulary of llama.cpp's kind `bert`. It knows nothing of files.
 
 llama.cpp writes pieces that begin a word with ▁ and those inside a word bare, cleans the text as BERT's normalizer
 does, and takes the longest piece each time (src/llama-vocab.cpp, `llm_tokenizer_wpm_session`).
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 from unicodedata import category
 
-from convert.vocabulary.base.proof import MIXED_LINES, Source
-from convert.vocabulary.base.vocab import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from convert.vocabulary.base.proof import MIXED_LINES, VocabularySource
+from convert.vocabulary.base.vocab import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, GgufVocabulary
 from convert.vocabulary.files.tokenizer_json import steps, token_table
 from convert.vocabulary.kinds.byte_level import added_ids
 from slm.errors import UnsupportedError
@@ -22,7 +22,7 @@ def _stripped_otherwise(c: str) -> bool:
     return "\uac00" <= c <= "\ud7a3" or category(c) == "Mc"
 
 
-def word_piece(fast: Mapping[str, Any]) -> Source:
+def word_piece(fast: Mapping[str, Any]) -> VocabularySource:
     """Vocabulary and caveats of a WordPiece tokenizer; the caller adds the encoder.
 
     Raises UnsupportedError for a normalizer or pre-tokenizer other than BERT's (Japanese BERTs cut words with MeCab).
@@ -46,11 +46,11 @@ def word_piece(fast: Mapping[str, Any]) -> Source:
             types[id_] = UNKNOWN
         elif types[id_] not in (CONTROL, USER_DEFINED, UNUSED):
             tokens[id_] = token[len(prefix) :] if token.startswith(prefix) and token != prefix else "▁" + token
-    vocabulary = Vocabulary("bert", tokens, types)
+    vocabulary = GgufVocabulary("bert", tokens, types)
     vocabulary.lower_case = bool(options.get("lowercase", True))
     accents = options.get("strip_accents")
     vocabulary.strip_accents = vocabulary.lower_case if accents is None else bool(accents)
-    source = Source(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
+    source = VocabularySource(vocabulary, lambda: lambda _: [], special_ids=added_ids(vocabulary))
     if vocabulary.strip_accents:
         source.lines = ["".join(c for c in line if not _stripped_otherwise(c)) for line in MIXED_LINES]
         source.caveats.append("the runtime strips accents otherwise in Hangul and the scripts of India")

@@ -23,7 +23,7 @@ from slm.native.llama import embeddings_in, open_embedder, open_model, physical_
 _TOKENS, _TEXTS = 256, 64
 
 
-class Encoder:
+class GgufEncoder:
     """An embedding model in a GGUF file. `longest`: the most tokens that one text may have."""
 
     def __init__(self, file: Path, longest: int) -> None:

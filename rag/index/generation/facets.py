@@ -31,8 +31,8 @@ class Facets:
         self._labels = _numbered([tuple(map(str, meta.get("labels", ()))) for meta in metas])
         dates = [_instant(str(meta.get("modified") or meta.get("created") or "")) for meta in metas]
         self._dates = np.asarray([np.nan if date is None else date.timestamp() for date in dates], dtype=np.float64)
-        rules = [tuple(tuple(map(str, rule)) for rule in meta.get("restrictions", ())) for meta in metas]
-        self._rules: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+        rules = [tuple(frozenset(map(str, rule)) for rule in meta.get("restrictions", ())) for meta in metas]
+        self._rules: dict[tuple[frozenset[str], ...], list[int]] = {}
         for number, rule in enumerate(rules):
             if rule:
                 self._rules.setdefault(rule, []).append(number)
@@ -74,7 +74,7 @@ class Facets:
                 "the index holds nothing that these filters let through",
                 hint="Leave some out; see what there is with: slm rag status INDEX --json",
             )
-        allowed: Mask = through[self.document_of]
+        allowed: Mask | None = None if through.all() else through[self.document_of]
         return allowed
 
     def _seen_by(self, viewer: tuple[str, ...] | None) -> Mask:
@@ -83,7 +83,7 @@ class Facets:
         if viewer is not None:
             names = {spelled for name in viewer for spelled in _spelled(name)}
             for rules, numbers in self._rules.items():
-                seen[numbers] = all(names & set(rule) for rule in rules)
+                seen[numbers] = not any(rule.isdisjoint(names) for rule in rules)
         return seen
 
     def _between(self, since: str, until: str) -> Mask:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
 from rag.sources.confluence.xml_export import read_entities
-from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, Wanted, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, UnsupportedError
 
 ENTITIES, DESCRIPTOR = "entities.xml", "exportDescriptor.properties"
@@ -23,7 +23,7 @@ _HARMLESS, _MOST_TIMES = 20_000_000, 200
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 
 
-def read_zip(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+def read_zip(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
     """The pages of an export. Raises DamagedFileError, or UnsupportedError for a zip that is no export."""
     try:
         archive = zipfile.ZipFile(path)
@@ -60,7 +60,7 @@ def csv_export() -> str:
 
 
 def _pages(
-    archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], wanted: Wanted
+    archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], wanted: ReadOptions
 ) -> Iterator[Read | LeftOut | Whole]:
     index: dict[PurePosixPath, ExportIndex] = {}
     whole, count = True, 0

@@ -44,14 +44,14 @@ class Entity:
 
 
 @dataclass
-class Faults:
+class StreamFaults:
     """What was met while a stream was read that is not as it should be."""
 
     cut_off: bool = False
     too_large: int = 0
 
 
-def entities(stream: BinaryIO, kinds: Collection[str], faults: Faults) -> Iterator[Entity]:
+def entities(stream: BinaryIO, kinds: Collection[str], faults: StreamFaults) -> Iterator[Entity]:
     """The objects of these classes in a stream, as they come."""
     for kind, text in _objects(_decoded(stream, faults), kinds, faults):
         node = parse(text).first("object")
@@ -59,7 +59,7 @@ def entities(stream: BinaryIO, kinds: Collection[str], faults: Faults) -> Iterat
             yield _entity(kind, node)
 
 
-def _decoded(stream: BinaryIO, faults: Faults) -> Iterator[str]:
+def _decoded(stream: BinaryIO, faults: StreamFaults) -> Iterator[str]:
     def read() -> bytes:
         try:
             return stream.read(_CHUNK)
@@ -82,7 +82,7 @@ def _decoded(stream: BinaryIO, faults: Faults) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _objects(chunks: Iterator[str], kinds: Collection[str], faults: Faults) -> Iterator[tuple[str, str]]:
+def _objects(chunks: Iterator[str], kinds: Collection[str], faults: StreamFaults) -> Iterator[tuple[str, str]]:
     """(class, text) of each object of these classes; of others only the end is looked for."""
     buffer, at = "", 0
     for chunk in chunks:

@@ -19,7 +19,7 @@ from rag.sources.confluence.body.storage import markdown_of_nodes
 from rag.sources.confluence.page import page_id, page_read, person_name
 from rag.sources.html.page import declared_charset, parse_html
 from rag.sources.html.tree import traverse
-from rag.sources.reader import Read, Wanted
+from rag.sources.reader import Read, ReadOptions
 from slm.errors import InputError, UnsupportedError
 from slm.text.decode import decode
 from slm.text.visible import one_line
@@ -71,7 +71,7 @@ def read_index(raw: bytes) -> ExportIndex | None:
     return ExportIndex(key, name, titles)
 
 
-def read_export_page(raw: bytes, name: str, wanted: Wanted, index: ExportIndex | None = None) -> Read:
+def read_export_page(raw: bytes, name: str, wanted: ReadOptions, index: ExportIndex | None = None) -> Read:
     """A page of an HTML export; `name` is that of its file, without the suffix.
 
     Raises UnsupportedError for the export's index, InputError for a page without content.

@@ -18,7 +18,7 @@ from rag.sources.confluence.html_export import ExportIndex, is_export_page, read
 from rag.sources.confluence.page import alone, page_read
 from rag.sources.confluence.xml_export import read_entities
 from rag.sources.html.page import declared_charset, read_html
-from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, Wanted, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, UnsupportedError
 from slm.text.decode import decode
 
@@ -30,7 +30,7 @@ _BLOCKS = re.compile(
 )
 
 
-def read_page_file(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+def read_page_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
     """A file of HTML or XHTML. Raises DamagedFileError (empty, no text) and UnsupportedError (an export's index)."""
     raw, name = _bytes_of(path), unicodedata.normalize("NFC", path.stem)
     if is_export_page(raw):
@@ -42,7 +42,7 @@ def read_page_file(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whol
         yield read_html(raw, name)
 
 
-def read_xml_file(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+def read_xml_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
     """A page in the storage format, or an XML export's entities. Raises UnsupportedError for any other XML."""
     with path.open("rb") as file:
         head = file.read(10_000)
@@ -56,7 +56,7 @@ def read_xml_file(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole
     yield _storage(raw, unicodedata.normalize("NFC", path.stem))
 
 
-def explain_descriptor(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+def explain_descriptor(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
     """Raise UnsupportedError: what an export is described by is read only to say why its folder is not."""
     raise UnsupportedError(csv_export())
     yield

@@ -17,7 +17,7 @@ from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.html_export import nodes_of_html
 from rag.sources.confluence.page import alone, iso_time, page_id, page_read, person_name
 from rag.sources.html.page import parse_html
-from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, Wanted, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, UnsupportedError
 from slm.text.decode import decode
 
@@ -25,7 +25,7 @@ _SPACE = re.compile(r"/(?:spaces|display|api/space)/(~?[\w.@-]{1,255})")
 _SITE = re.compile(r"(https?://[^/\s]{1,255}(?:/wiki)?)(?=/(?:rest|api)/)")
 
 
-def read_answer_file(path: Path, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+def read_answer_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
     """The pages of a saved answer. Raises DamagedFileError (no JSON) and UnsupportedError (no pages with a body)."""
     if path.stat().st_size > 10 * LARGEST_PAGE:
         raise UnsupportedError("it is larger than any answer of an API")

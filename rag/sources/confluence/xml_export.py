@@ -18,9 +18,9 @@ from rag.sources.confluence.body.macros import Around
 from rag.sources.confluence.body.nodes import Node, names
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.body.wiki import storage_of_wiki
-from rag.sources.confluence.entities import Entity, Faults, entities
+from rag.sources.confluence.entities import Entity, StreamFaults, entities
 from rag.sources.confluence.page import iso_time, page_id, page_read, person_name
-from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, Wanted, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError
 
 _PAGES = ("Page", "BlogPost")
@@ -49,10 +49,10 @@ class _Export:
     view_sets: dict[str, str] = field(default_factory=dict)  # by permission set: the content that it restricts
     members: dict[str, str] = field(default_factory=dict)  # by permission: its set
     permissions: list[Entity] = field(default_factory=list)
-    faults: Faults = field(default_factory=Faults)
+    faults: StreamFaults = field(default_factory=StreamFaults)
 
 
-def read_entities(stream: BinaryIO, wanted: Wanted) -> Iterator[Read | LeftOut | Whole]:
+def read_entities(stream: BinaryIO, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
     """The pages of an entities.xml, each named by its id. Raises DamagedFileError when it holds no pages."""
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as bodies:
         export = _gather(stream, bodies)  # type: ignore[arg-type]  # it is a BinaryIO in all but name
@@ -139,7 +139,7 @@ def _not_current(entity: Entity) -> str:
 class _Site:
     """The pages of an export, by what they call each other."""
 
-    def __init__(self, export: _Export, wanted: Wanted) -> None:
+    def __init__(self, export: _Export, wanted: ReadOptions) -> None:
         self._export, self._wanted = export, wanted
         self._titles: dict[tuple[str, str], str] = {}
         self._children: dict[str, list[str]] = {}

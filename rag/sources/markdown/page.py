@@ -18,7 +18,7 @@ from rag.sources.html.tree import is_hiding
 from rag.sources.html.writer import wrapped
 from rag.sources.markdown.front_matter import split_front_matter
 from rag.sources.markdown.links import definitions, without_targets
-from rag.sources.markdown.scan import AUTOLINK, Part, scan
+from rag.sources.markdown.scan import AUTOLINK, MarkdownPart, scan
 from rag.sources.reader import Read, titled
 from slm.text.decode import decode
 
@@ -99,7 +99,7 @@ def _joined(pieces: Sequence[tuple[bool, str]], known: frozenset[str]) -> str:
     return "".join(next(rest) if piece == "\x00" else piece for piece in re.split("(\x00)", text))
 
 
-def _matching_ends(parts: Sequence[Part]) -> dict[int, int]:
+def _matching_ends(parts: Sequence[MarkdownPart]) -> dict[int, int]:
     """By the place of each opening tag, the place of the tag that closes it, where one does."""
     ends: dict[int, int] = {}
     open_at: dict[str, list[int]] = {}
@@ -114,20 +114,20 @@ def _matching_ends(parts: Sequence[Part]) -> dict[int, int]:
     return ends
 
 
-def _is_hidden(part: Part) -> bool:
+def _is_hidden(part: MarkdownPart) -> bool:
     attributes = dict(part.attributes)
     if "hidden" in attributes and attributes["hidden"] != "until-found":
         return True
     return attributes.get("aria-hidden") == "true" or is_hiding(attributes.get("style", ""))
 
 
-def _is_unseen(parts: Sequence[Part], at: int, end: int) -> bool:
+def _is_unseen(parts: Sequence[MarkdownPart], at: int, end: int) -> bool:
     """Whether the style of an element hides its letters, and none in it undoes that."""
     letters = _styled(Letters(), parts[at])
     return letters.unseen and all(_styled(letters, part).unseen for part in parts[at:end] if part.attributes)
 
 
-def _styled(letters: Letters, part: Part) -> Letters:
+def _styled(letters: Letters, part: MarkdownPart) -> Letters:
     return letters.styled(dict(part.attributes).get("style", ""))
 
 
@@ -137,7 +137,7 @@ def _rewritten(markup: str, name: str) -> str:
     return f"\n\n{text}\n\n" if block else text
 
 
-def _tag_text(part: Part, before: Sequence[tuple[bool, str]]) -> str:
+def _tag_text(part: MarkdownPart, before: Sequence[tuple[bool, str]]) -> str:
     """What is left of a tag: a line end, a heading's mark, an image's words; a tag that is none stays."""
     name = part.name.removeprefix("/")
     heading = _HEADING.match(name)

@@ -27,7 +27,7 @@ _ATTRIBUTE = re.compile(r"\s*([^\s=\"'<>/`]{1,200})(?:\s*=\s*(?:\"([^\"]*)\"|'([
 
 
 @dataclass(frozen=True)
-class Part:
+class MarkdownPart:
     """A part of the text, `text` as it stands there. `name` and `attributes` are a tag's; a closing one has "/name"."""
 
     kind: Kind
@@ -69,7 +69,7 @@ class _Scan:
         return places[-1] if places else -1
 
 
-def scan(text: str) -> Iterator[Part]:
+def scan(text: str) -> Iterator[MarkdownPart]:
     """The parts of a Markdown text in their order; joined, they are the text."""
     state = _Scan(text)
     blank_before, items = True, [0]  # what the columns of the open list items' text are
@@ -83,8 +83,8 @@ def scan(text: str) -> Iterator[Part]:
         fence_end = _fence_end(state, items[-1] + 4)
         if fence_end:
             if state.at > start:
-                yield Part("text", text[start : state.at])
-            yield Part("code", text[state.at : fence_end])
+                yield MarkdownPart("text", text[start : state.at])
+            yield MarkdownPart("code", text[state.at : fence_end])
             start = state.at = fence_end
             blank_before = True
             continue
@@ -92,9 +92,9 @@ def scan(text: str) -> Iterator[Part]:
         item = _ITEM.match(line)
         if blank_before and column >= items[-1] + 4:
             if state.at > start:
-                yield Part("text", text[start : state.at])
+                yield MarkdownPart("text", text[start : state.at])
             start, state.at = state.at, _indented_end(state, items[-1] + 4)
-            yield Part("code", text[start : state.at])
+            yield MarkdownPart("code", text[start : state.at])
             start = state.at
             continue
         while len(items) > 1 and column < items[-1] and (blank_before or item):
@@ -106,11 +106,11 @@ def scan(text: str) -> Iterator[Part]:
             if state.at > start and part.kind != "text":
                 before = state.at - len(part.text)
                 if before > start:
-                    yield Part("text", text[start:before])
+                    yield MarkdownPart("text", text[start:before])
                 yield part
                 start = state.at
     if len(text) > start:
-        yield Part("text", text[start:])
+        yield MarkdownPart("text", text[start:])
 
 
 def _column(line: str) -> int:
@@ -167,7 +167,7 @@ def _indented_end(state: _Scan, column: int) -> int:
     return end
 
 
-def _inline(state: _Scan, end: int) -> Iterator[Part]:
+def _inline(state: _Scan, end: int) -> Iterator[MarkdownPart]:
     """Code spans, tags and comments up to the end of a line, or of that line in which the last of them ends.
 
     Leaves state.at behind each part that it yields, and at the end behind the line.
@@ -186,13 +186,13 @@ def _inline(state: _Scan, end: int) -> Iterator[Part]:
             state.at = at + ticks
             if closing >= 0:
                 state.at = closing + ticks
-                yield Part("code", text[at : state.at])
+                yield MarkdownPart("code", text[at : state.at])
         elif text.startswith("<!--", at):
             closing = state.find("-->", at + 2)  # <!--> and <!---> are whole (CommonMark 0.31)
             state.at = at + 4
             if closing >= 0:
                 state.at = closing + 3
-                yield Part("comment", text[at : state.at])
+                yield MarkdownPart("comment", text[at : state.at])
         elif autolink := AUTOLINK.match(text, at):
             state.at = autolink.end()
         else:
@@ -203,7 +203,7 @@ def _inline(state: _Scan, end: int) -> Iterator[Part]:
     state.at = len(text)
 
 
-def _tag(state: _Scan, at: int) -> Part | None:
+def _tag(state: _Scan, at: int) -> MarkdownPart | None:
     """The HTML tag at a place, or None where < is only that."""
     text = state.text
     opening = _TAG.match(text, at)
@@ -228,4 +228,4 @@ def _tag(state: _Scan, at: int) -> Part | None:
         end = attribute.end()
     end += 1 if text[end] == ">" else 2
     slash = "/" if text[at + 1] == "/" else ""
-    return Part("tag", text[at:end], slash + opening.group(1).lower(), tuple(attributes))
+    return MarkdownPart("tag", text[at:end], slash + opening.group(1).lower(), tuple(attributes))

@@ -18,7 +18,7 @@ _BLOCK_MARK = re.compile(r"(#{1,6}(?=\s)|`{3,}|~{3,}|(?:=+|-{2,})(?=\s*$))")
 
 
 @dataclass(frozen=True)
-class Span:
+class CellSpan:
     """A merged range: rows and columns from 0, the last ones included."""
 
     top: int
@@ -27,7 +27,7 @@ class Span:
     right: int
 
 
-def markdown_of_rows(rows: Sequence[Row], spans: Sequence[Span] = ()) -> str:
+def markdown_of_rows(rows: Sequence[Row], spans: Sequence[CellSpan] = ()) -> str:
     """The rows as paragraphs and tables; an empty row ends a table, one that goes on below keeps its header."""
     filled = [list(row) for row in rows]
     bands: set[int] = set()  # rows that are one cell across several columns: lines and no values
@@ -47,7 +47,7 @@ def markdown_of_rows(rows: Sequence[Row], spans: Sequence[Span] = ()) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _fill(rows: list[list[str]], span: Span, bands: set[int]) -> None:
+def _fill(rows: list[list[str]], span: CellSpan, bands: set[int]) -> None:
     """What stands in a merged range stands in each of its places; across a row of its own it stands once."""
     if span.top >= len(rows) or span.left >= len(rows[span.top]):
         return
@@ -64,7 +64,7 @@ def _fill(rows: list[list[str]], span: Span, bands: set[int]) -> None:
         row[span.left : width] = [text] * (width - span.left)
 
 
-def _group_rows(spans: Sequence[Span], first: int) -> list[int]:
+def _group_rows(spans: Sequence[CellSpan], first: int) -> list[int]:
     return [span.top for span in spans if span.right > span.left and span.top >= first]
 
 

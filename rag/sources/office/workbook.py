@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Any
 
 from rag.document import Document, Section
-from rag.sources.office.grid import Span, cell_text, markdown_of_rows
+from rag.sources.office.grid import CellSpan, cell_text, markdown_of_rows
 from rag.sources.office.package import Package, tag, told_title
 from rag.sources.office.shown import shown
 from rag.sources.reader import Read
@@ -135,9 +135,9 @@ def _rows(sheet: Any, notes: list[str]) -> Iterator[Any]:
         notes.append(f"is damaged and could not be read to its end ({type(error).__name__}: {error})"[:200])
 
 
-def _scan(sheet: Any, package: Package) -> tuple[list[Span], int]:
+def _scan(sheet: Any, package: Package) -> tuple[list[CellSpan], int]:
     """Merged ranges, which come after all rows, and how many formulas have no value."""
-    spans: list[Span] = []
+    spans: list[CellSpan] = []
     unsaved = 0
     tail = b""
     scanned = 0
@@ -149,7 +149,9 @@ def _scan(sheet: Any, package: Package) -> tuple[list[Span], int]:
                 end = 0
                 for match in _MERGE.finditer(text):
                     left, top, right, bottom = match.groups()
-                    spans.append(Span(int(top) - 1, _column(left), int(bottom) - 1, min(_column(right), _MOST_COLUMNS)))
+                    spans.append(
+                        CellSpan(int(top) - 1, _column(left), int(bottom) - 1, min(_column(right), _MOST_COLUMNS))
+                    )
                     end = match.end()
                 for match in _NO_VALUE.finditer(text):
                     unsaved += 1

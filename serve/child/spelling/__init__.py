@@ -1,1 +1,1 @@
-"""From text to token ids, and from the bytes of tokens back to text."""
+"""From text to token ids, from the bytes of tokens back to text, and messages as lines."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
@@ -35,6 +36,15 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
+# messages[0].content: ..., as `serve.server.api.request.places.written` has it.
+_PLACE = re.compile(r"([a-zA-Z_]\w*(?:\[\d+\]|\.\w+)*): ")
+# What the model is to read, by path.
+_PROMPTS = {
+    "/v1/chat/completions": "messages", "/v1/completions": "prompt",
+    "/v1/responses": "input", "/v1/embeddings": "input",
+}  # fmt: skip
+
+
 class Json(JSONResponse):
     """A body of JSON that can always be sent: what is no character (half a surrogate pair) becomes '?'."""
 
@@ -42,8 +52,8 @@ class Json(JSONResponse):
         return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def error_body(error: SlmError) -> tuple[int, dict[str, Any]]:
-    """HTTP status and OpenAI-shaped body of an error."""
+def error_body(error: SlmError, path: str = "") -> tuple[int, dict[str, Any]]:
+    """HTTP status and OpenAI-shaped body of an error. path: where the request went, for what only that tells."""
     status, kind, code = 500, "server_error", "internal_error"
     if isinstance(error, UnknownNameError):
         status, kind, code = 404, "invalid_request_error", "model_not_found"
@@ -55,7 +65,16 @@ def error_body(error: SlmError) -> tuple[int, dict[str, Any]]:
         status, code = 503, "engine_died"
     elif isinstance(error, EngineError):
         status, code = 503, "engine_unavailable"
-    return status, plain_error(str(error), kind=kind, code=code)
+    return status, plain_error(str(error), kind=kind, code=code, param=_place_of(error, path))
+
+
+def _place_of(error: SlmError, path: str) -> str | None:
+    """The field at fault: an error that is one field's begins with its place, as those of validation do."""
+    if match := _PLACE.match(error.what):
+        return match[1]
+    if isinstance(error, UnknownNameError) and path in _PROMPTS:
+        return "model"
+    return _PROMPTS.get(path) if isinstance(error, ContextOverflowError) else None
 
 
 def plain_error(
@@ -80,8 +99,8 @@ def install_errors(app: FastAPI) -> None:
     """Answer every exception in OpenAI's shape; what nobody foresaw is a 500 that says nothing of the inside."""
 
     @app.exception_handler(SlmError)
-    async def ours(_: Request, error: SlmError) -> JSONResponse:
-        status, body = error_body(error)
+    async def ours(request: Request, error: SlmError) -> JSONResponse:
+        status, body = error_body(error, request.scope["path"])
         return Json(body, status)
 
     @app.exception_handler(RequestValidationError)

@@ -8,38 +8,45 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serve.engine.engine import Engine, Sink, Ticket
+from serve.engine.engine import Engine
+from serve.engine.events import Sink, Ticket
+from serve.engine.pointing import Pointing
 from serve.engine.prompting import TemplateOptions
 from serve.engine.router import Route
-from serve.server.api.answer.objects import Answer, Choice
+from serve.server.api.answer.objects import Choice, Completion
 from serve.server.api.answer.writer import ChatWriter
-from serve.server.api.request.bodies import ChatRequest, CompletionRequest, Generation, LoraScale
+from serve.server.api.request.bodies import ChatRequest, CompletionRequest, LoraScale
 from serve.server.api.request.forms import Form, form_of
 from serve.server.metrics import Metrics
 from serve.server.respond import Begin, respond
+from serve.server.routes.headers import route_headers
 from serve.server.routes.parsed import ParsedRoute
+from serve.server.routes.pointed import check_one_text, point, question_of, who_reads
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Grounded, Message, Retriever
 
 
-def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metrics) -> APIRouter:
-    """The two paths that generate text."""
+def generation_routes(
+    engine: Engine, retriever: Retriever | None, metrics: Metrics, pointing: Pointing | None = None
+) -> APIRouter:
+    """The two paths that generate text. pointing: who answers from the documents, None for the model."""
     router = APIRouter(route_class=ParsedRoute)
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
+        if who := who_reads(pointing, body, indexed=retriever is not None):
+            return await point(request, body, who, metrics)
         asked = await planned(engine, retriever, metrics, body)
         grounded = asked.grounded
         choices = [Choice(n, chat=True, grounded=grounded, calls=asked.form.calls) for n in range(body.n)]
         writer = ChatWriter(
             answer_of(engine, asked.way, asked.form, chat=True),
             choices,
-            with_usage=_wants_usage(body),
+            with_usage=body.wants_usage,
             grounded=grounded,
         )
         return await respond(request, asked.begins, writer, stream=body.stream, headers=route_headers(asked.way))
@@ -67,7 +74,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
         begins = [metrics.measured(begin(p, n), way.adapter) for p in prompts for n in range(body.n)]
         choices = [Choice(index, chat=False) for index in range(len(begins))]
         writer = ChatWriter(
-            answer_of(engine, way, form, chat=False), choices, with_usage=_wants_usage(body), prompts=len(prompts)
+            answer_of(engine, way, form, chat=False), choices, with_usage=body.wants_usage, prompts=len(prompts)
         )
         return await respond(request, begins, writer, stream=body.stream, headers=route_headers(way))
 
@@ -75,7 +82,7 @@ def generation_routes(engine: Engine, retriever: Retriever | None, metrics: Metr
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedAnswer:
     """What a conversation comes to: its answer's form, who answers, from which passages, and the runs to begin."""
 
     form: Form
@@ -84,7 +91,7 @@ class Planned:
     begins: list[Begin]
 
 
-async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics, body: ChatRequest) -> Planned:
+async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics, body: ChatRequest) -> PlannedAnswer:
     """Everything about a conversation that can be found wrong before the engine is asked. Raises SlmError."""
     form = await asyncio.to_thread(form_of, body)
     sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
@@ -113,31 +120,23 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
 
         return start
 
-    return Planned(form, way, grounded, [metrics.measured(begin(n), way.adapter) for n in range(body.n)])
+    return PlannedAnswer(form, way, grounded, [metrics.measured(begin(n), way.adapter) for n in range(body.n)])
 
 
-def answer_of(engine: Engine, way: Route, form: Form, *, chat: bool) -> Answer:
+def answer_of(engine: Engine, way: Route, form: Form, *, chat: bool) -> Completion:
     """The objects around a request's choices."""
     model = way.adapter or engine.base.name
-    return Answer(
+    return Completion(
         chat=chat, model=model, adapter=way.adapter, reason=way.reason, not_enforced=form.not_enforced
     )  # fmt: skip
-
-
-def _wants_usage(body: Generation) -> bool:
-    return bool(body.stream_options and body.stream_options.include_usage)
 
 
 def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: ChatRequest) -> Grounded:
     """The last question with its passages."""
     if retriever is None:
-        raise UnsupportedError("this server has no index", hint="Start it with --rag INDEX.")
-    if body.n > 1 or body.tools or body.logprobs or body.continues or body.wanted is not None:
-        raise UnsupportedError(
-            "an answer from passages is one text with citations: no n, tools, logprobs, form or continued message"
-        )
-    question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-    return retriever.grounded(question, filters=body.filters)
+        raise UnsupportedError("rag: this server has no index", hint="Start it with --rag INDEX.")
+    check_one_text(body)
+    return retriever.grounded(question_of(messages), filters=body.filters)
 
 
 def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> list[tuple[str, float]] | None:
@@ -150,9 +149,3 @@ def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> list[tuple[str, 
             known = ", ".join(f"{number} ({name})" for number, name in enumerate(names)) or "none"
             raise InputError(f"lora: no adapter has the id {row.id}; known: {known}")
     return [(names[row.id], row.scale) for row in asked]
-
-
-def route_headers(way: Route) -> dict[str, str]:
-    """Which adapter answers and why; percent-encoded where a header could not carry it."""
-    reason = quote(way.reason, safe=" ,;:'%()", errors="replace")
-    return {"x-slm-adapter": quote(way.adapter or "base"), "x-slm-route-reason": reason}

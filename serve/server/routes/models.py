@@ -28,15 +28,20 @@ from slm.joints import SamplingOptions
 _TOGETHER = 64
 
 
-def model_routes(engine: Engine, *, retrieval: bool) -> APIRouter:
-    """The paths that tell of the model and use it without generating text. retrieval: there is an index."""
+def model_routes(engine: Engine, *, retrieval: bool, reader: str | None = None) -> APIRouter:
+    """The paths that tell of the model and use it without generating text.
+
+    retrieval: there is an index. reader: who answers from it, whose adapter is none to chat with.
+    """
     router = APIRouter(route_class=ParsedRoute)
 
     def rows() -> list[dict[str, Any]]:
         base = engine.base.name
         head = {"id": base, "object": "model", "created": 0, "owned_by": "slm-cpu", "parent": None}
-        listed: list[dict[str, Any]] = [{**head, "context": engine.context, "retrieval": retrieval}]
+        listed: list[dict[str, Any]] = [{**head, "context": engine.context, "retrieval": retrieval, "reader": reader}]
         for adapter in engine.adapters():
+            if adapter.name == reader:
+                continue
             listed.append({**head, "id": adapter.name, "parent": base, "language": adapter.language})
         return listed
 

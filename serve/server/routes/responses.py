@@ -15,7 +15,8 @@ from serve.server.api.responses.request import ResponsesRequest
 from serve.server.api.responses.writer import ResponsesWriter
 from serve.server.metrics import Metrics
 from serve.server.respond import respond
-from serve.server.routes.generation import answer_of, planned, route_headers
+from serve.server.routes.generation import answer_of, planned
+from serve.server.routes.headers import route_headers
 from serve.server.routes.parsed import ParsedRoute
 
 

@@ -21,6 +21,7 @@ export async function receive(server, body, { signal, languageOfAdapter, show })
       if (event.slm) Object.assign(meta, { adapter: event.slm.adapter, reason: event.slm.route_reason, language: languageOfAdapter(event.slm.adapter) });
       meta.model = event.model ?? meta.model;
       meta.citations = event.citations ?? meta.citations;
+      meta.refused = event.refused ?? meta.refused; // of a pointed answer: the documents do not hold it
       meta.finish = choice?.finish_reason ?? meta.finish;
       meta.rate = event.timings?.decode_tokens_per_s ?? meta.rate;
       meta.tokens = event.usage?.completion_tokens ?? meta.tokens;

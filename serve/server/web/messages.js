@@ -3,6 +3,7 @@
 
 import { $, clone, el, languageOf, patch, translate } from "./dom.js";
 import { parse } from "./markdown.js";
+import { places } from "./places.js";
 import { EXAMPLES, fill } from "./words.js";
 
 export function userMessage(content, words) {
@@ -43,7 +44,7 @@ function drawAnswer(node, { content, meta = {} }, live, words) {
   text.lang = waits ? document.documentElement.lang : languageOf(content, meta.language);
   patch(text, waits ? [words.thinking] : parse(content, { live, cites: new Set(citations.map((c) => c.number)), labels }));
   if (!live) {
-    drawSources(node.querySelector(".sources"), citations, words);
+    drawSources(node.querySelector(".sources"), citations, meta.refused, words);
     node.querySelector(".meta").replaceChildren(...figures(meta, words));
   }
 }
@@ -53,25 +54,27 @@ function figures(meta, words) {
   const finish = { length: words.length, stopped: words.stopped }[meta.finish];
   const parts = [
     meta.reason, meta.ttft != null && fill(words.ttft, { s: meta.ttft.toFixed(2) }), meta.rate != null && fill(words.rate, { r: meta.rate.toFixed(1) }),
-    meta.tokens != null && fill(words.tokens, { n: meta.tokens }), finish,
+    meta.tokens > 0 && fill(words.tokens, { n: meta.tokens }), finish,
   ].filter(Boolean);
   return parts.map((part, n) => el("span", n === 0 && meta.reason ? { lang: "en" } : {}, part));
 }
 
-// The cited passages; when none is cited, all that were given, since then they say nothing about the answer.
-function drawSources(box, citations, words) {
+// The cited passages; when none is cited, all that were given, since then they say nothing about the answer. refused:
+// a reader found that none of them answers, so their nearest lines are shown as what they are.
+function drawSources(box, citations, refused, words) {
   const cited = citations.filter((c) => c.cited), shown = cited.length ? cited : citations;
   box.hidden = !shown.length;
-  box.querySelector("h3").textContent = cited.length ? words.sources : words.given;
+  box.classList.toggle("nearest", Boolean(refused));
+  box.querySelector("h3").textContent = refused ? words.nearest : cited.length ? words.sources : words.given;
   box.querySelector("ol").replaceChildren(...shown.map((c) => {
     const name = [c.title, c.heading].filter(Boolean).join(" › ") || c.source;
     const button = el("button", { type: "button", "data-do": "source", "data-n": c.number }, el("b", {}, String(c.number)), ` ${name}`);
     button.lang = languageOf(name);
-    return el("li", {}, button);
+    return el("li", {}, button, ...(refused && c.quote ? [el("q", { lang: languageOf(c.quote) }, c.quote)] : []));
   }));
 }
 
-// The passage in full, with its quote marked.
+// The passage in full, with its lines or its quote marked.
 export function showSource(c, words) {
   const language = languageOf(c.text);
   $("sourceNumber").textContent = fill(words.source, { n: c.number });
@@ -80,7 +83,7 @@ export function showSource(c, words) {
   for (const id of ["sourceTitle", "sourceHeading", "sourceText"]) $(id).lang = language;
   patch($("sourceText"), parse(c.text));
   // A quote that is worded otherwise than in the text is shown above it.
-  if (c.quote && !mark($("sourceText"), c.quote)) $("sourceText").prepend(el("blockquote", {}, el("q", {}, c.quote)));
+  if (c.quote && !markLines($("sourceText"), c) && !mark($("sourceText"), c.quote)) $("sourceText").prepend(el("blockquote", {}, el("q", {}, c.quote)));
   const linked = /^https?:\/\//.test(c.source ?? "");
   $("sourcePlace").replaceChildren(linked ? el("a", { href: c.source, target: "_blank", rel: "noopener noreferrer" }, c.source) : c.source ?? "");
   $("source").showModal();
@@ -95,17 +98,33 @@ function mark(root, quote) {
   while (walker.nextNode()) nodes.push(walker.currentNode);
   const pattern = terms.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("\\s*");
   const match = terms.length ? new RegExp(pattern).exec(nodes.map((text) => text.data).join("")) : null;
+  if (match) markRange(root, match.index, match.index + match[0].length);
+  return Boolean(match);
+}
+
+// Mark the lines that a reader pointed at, each where it stands in the passage; whether all were found.
+function markLines(root, c) {
+  const said = (c.lines ?? []).filter((line) => line.said === c.cited);
+  const found = said.map(({ start, end }) => places(c.text, root.textContent, start, end));
+  if (!found.length || !found.every(Boolean)) return false;
+  for (const { from, to } of found) markRange(root, from, to);
+  return true;
+}
+
+// Mark the text between two places (UTF-16 units of the root's text), across elements.
+function markRange(root, begin, stop) {
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT), nodes = [];
+  while (walker.nextNode()) nodes.push(walker.currentNode);
   let from = 0;
-  for (const text of match ? nodes : []) {
-    const start = Math.max(match.index - from, 0), end = Math.min(match.index + match[0].length - from, text.length);
-    from += text.length;
+  for (const text of nodes) {
+    const length = text.length, start = Math.max(begin - from, 0), end = Math.min(stop - from, length);
+    from += length;
     if (start >= end) continue;
     const part = text.splitText(start), rest = el("mark");
     part.splitText(end - start);
     part.replaceWith(rest);
     rest.append(part);
   }
-  return Boolean(match);
 }
 
 export function errorMessage(text, words, { lang = "en", retry = true } = {}) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slm.families.parts.base import Config, Family, Metadata, Rule, Transposed, positive, refuse, register, scalar
+from slm.families.parts.base import Config, Family, Metadata, TensorRule, Transposed, positive, refuse, register, scalar
 
 
 @register
@@ -24,20 +24,20 @@ class Gpt2(Family):
     def is_tied(self, config: Config) -> bool:
         return bool(config.get("tie_word_embeddings", True))
 
-    def rules(self, config: Config) -> list[Rule]:
-        rules = [Rule("wte.weight", "token_embd.weight"), Rule("wpe.weight", "position_embd.weight")]
+    def rules(self, config: Config) -> list[TensorRule]:
+        rules = [TensorRule("wte.weight", "token_embd.weight"), TensorRule("wpe.weight", "position_embd.weight")]
         pairs = [("ln_f", "output_norm", False), ("h.{i}.ln_1", "blk.{i}.attn_norm", False),
                  ("h.{i}.attn.c_attn", "blk.{i}.attn_qkv", True), ("h.{i}.attn.c_proj", "blk.{i}.attn_output", True),
                  ("h.{i}.ln_2", "blk.{i}.ffn_norm", False), ("h.{i}.mlp.c_fc", "blk.{i}.ffn_up", True),
                  ("h.{i}.mlp.c_proj", "blk.{i}.ffn_down", True)]  # fmt: skip
         for name, gguf_name, conv1d in pairs:
             rules.append(
-                Rule(f"{name}.weight", f"{gguf_name}.weight", Transposed())
+                TensorRule(f"{name}.weight", f"{gguf_name}.weight", Transposed())
                 if conv1d
-                else Rule(f"{name}.weight", f"{gguf_name}.weight")
+                else TensorRule(f"{name}.weight", f"{gguf_name}.weight")
             )
-            rules.append(Rule(f"{name}.bias", f"{gguf_name}.bias"))
-        return [*rules, Rule("lm_head.weight", "output.weight")]
+            rules.append(TensorRule(f"{name}.bias", f"{gguf_name}.bias"))
+        return [*rules, TensorRule("lm_head.weight", "output.weight")]
 
     def to_metadata(self, config: Config) -> Metadata:
         # llama.cpp's gpt2 graph: tanh-approximated GELU, attention scaled by 1/sqrt(head size), nothing else.

@@ -19,7 +19,7 @@ from slm.families.parts.base import (
     FloatArray,
     HeadsApart,
     Metadata,
-    Rule,
+    TensorRule,
     Transform,
     positive,
     refuse,
@@ -61,16 +61,16 @@ class GptNeox(Family):
     def copies(self, config: Config) -> dict[str, str]:
         return {HEAD: EMBEDDING} if config.get("tie_word_embeddings") else {}
 
-    def rules(self, config: Config) -> list[Rule]:
+    def rules(self, config: Config) -> list[TensorRule]:
         apart = HeadsApart(positive(config, "num_attention_heads"))
-        rules = [Rule("embed_in.weight", EMBEDDING)]
-        rules += [Rule(f"final_layer_norm.{part}", f"output_norm.{part}") for part in ("weight", "bias")]
+        rules = [TensorRule("embed_in.weight", EMBEDDING)]
+        rules += [TensorRule(f"final_layer_norm.{part}", f"output_norm.{part}") for part in ("weight", "bias")]
         for name, gguf_name in _MODULES.items():
             transform = apart if name == "attention.query_key_value" else Transform()
             for part in ("weight", "bias"):
                 if part == "weight" or name not in _ATTENTION or self._has_bias(config):
-                    rules.append(Rule(f"layers.{{i}}.{name}.{part}", f"blk.{{i}}.{gguf_name}.{part}", transform))
-        return [*rules, Rule("embed_out.weight", HEAD)]
+                    rules.append(TensorRule(f"layers.{{i}}.{name}.{part}", f"blk.{{i}}.{gguf_name}.{part}", transform))
+        return [*rules, TensorRule("embed_out.weight", HEAD)]
 
     def _has_bias(self, config: Config) -> bool:
         return bool(config.get("attention_bias", True))

@@ -12,7 +12,17 @@ from typing import ClassVar
 import numpy as np
 
 from slm.errors import DamagedFileError, UnsupportedError
-from slm.families.parts.base import Config, FloatArray, Metadata, Rule, Transform, need, positive, refuse, register
+from slm.families.parts.base import (
+    Config,
+    FloatArray,
+    Metadata,
+    TensorRule,
+    Transform,
+    need,
+    positive,
+    refuse,
+    register,
+)
 from slm.families.parts.encoder import Encoder
 
 
@@ -64,18 +74,18 @@ class Bert(Encoder):
         """How many rows of the position table no text reaches."""
         return 0
 
-    def rules(self, config: Config) -> list[Rule]:
+    def rules(self, config: Config) -> list[TensorRule]:
         positions = RowsDropped(self.unused_positions(config))
         rules = [
-            Rule("embeddings.word_embeddings.weight", "token_embd.weight"),
-            Rule("embeddings.position_embeddings.weight", "position_embd.weight", positions),
-            Rule("embeddings.token_type_embeddings.weight", "token_types.weight"),
-            Rule("embeddings.LayerNorm.weight", "token_embd_norm.weight"),
-            Rule("embeddings.LayerNorm.bias", "token_embd_norm.bias"),
+            TensorRule("embeddings.word_embeddings.weight", "token_embd.weight"),
+            TensorRule("embeddings.position_embeddings.weight", "position_embd.weight", positions),
+            TensorRule("embeddings.token_type_embeddings.weight", "token_types.weight"),
+            TensorRule("embeddings.LayerNorm.weight", "token_embd_norm.weight"),
+            TensorRule("embeddings.LayerNorm.bias", "token_embd_norm.bias"),
         ]
         for name, gguf_name in _LAYER.items():
             for part in ("weight", "bias"):
-                rules.append(Rule(f"encoder.layer.{{i}}.{name}.{part}", f"blk.{{i}}.{gguf_name}.{part}"))
+                rules.append(TensorRule(f"encoder.layer.{{i}}.{name}.{part}", f"blk.{{i}}.{gguf_name}.{part}"))
         return rules
 
     def to_metadata(self, config: Config) -> Metadata:

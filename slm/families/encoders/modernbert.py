@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from slm.errors import UnsupportedError
-from slm.families.parts.base import Config, Metadata, Rule, positive, refuse, register
+from slm.families.parts.base import Config, Metadata, TensorRule, positive, refuse, register
 from slm.families.parts.encoder import Encoder
 
 
@@ -50,20 +50,20 @@ class ModernBert(Encoder):
     def layers(self, config: Config) -> int:
         return positive(config, "num_hidden_layers")
 
-    def rules(self, config: Config) -> list[Rule]:
+    def rules(self, config: Config) -> list[TensorRule]:
         return [
-            Rule("embeddings.tok_embeddings.weight", "token_embd.weight"),
-            Rule("embeddings.norm.weight", "token_embd_norm.weight"),
-            Rule("final_norm.weight", "output_norm.weight"),
-            Rule("layers.{i}.attn_norm.weight", "blk.{i}.attn_norm.weight"),
-            Rule("layers.{i}.attn.Wqkv.weight", "blk.{i}.attn_qkv.weight"),
-            Rule("layers.{i}.attn.Wo.weight", "blk.{i}.attn_output.weight"),
-            Rule("layers.{i}.mlp_norm.weight", "blk.{i}.ffn_norm.weight"),
-            Rule("layers.{i}.mlp.Wi.weight", "blk.{i}.ffn_up.weight"),
-            Rule("layers.{i}.mlp.Wo.weight", "blk.{i}.ffn_down.weight"),
+            TensorRule("embeddings.tok_embeddings.weight", "token_embd.weight"),
+            TensorRule("embeddings.norm.weight", "token_embd_norm.weight"),
+            TensorRule("final_norm.weight", "output_norm.weight"),
+            TensorRule("layers.{i}.attn_norm.weight", "blk.{i}.attn_norm.weight"),
+            TensorRule("layers.{i}.attn.Wqkv.weight", "blk.{i}.attn_qkv.weight"),
+            TensorRule("layers.{i}.attn.Wo.weight", "blk.{i}.attn_output.weight"),
+            TensorRule("layers.{i}.mlp_norm.weight", "blk.{i}.ffn_norm.weight"),
+            TensorRule("layers.{i}.mlp.Wi.weight", "blk.{i}.ffn_up.weight"),
+            TensorRule("layers.{i}.mlp.Wo.weight", "blk.{i}.ffn_down.weight"),
         ]
 
-    def expanded(self, config: Config) -> list[tuple[Rule, str, str]]:
+    def expanded(self, config: Config) -> list[tuple[TensorRule, str, str]]:
         # The embedding is normalized already, so the first layer has no norm before its attention.
         return [entry for entry in super().expanded(config) if entry[2] != "blk.0.attn_norm.weight"]
 

@@ -113,7 +113,7 @@ class PlusOne(Transform):
 
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """One kind of tensor. `{i}` in the names stands for the layer; `required` in every sound model."""
 
     checkpoint_name: str
@@ -133,7 +133,7 @@ class Family(ABC):
     aliases: ClassVar[dict[str, str]] = {}
 
     @abstractmethod
-    def rules(self, config: Config) -> list[Rule]:
+    def rules(self, config: Config) -> list[TensorRule]:
         """The table of tensors, names without the prefix."""
 
     @abstractmethod
@@ -188,7 +188,7 @@ class Family(ABC):
         """GGUF tensors that restoring turns into configuration."""
         return ()
 
-    def rule_for(self, checkpoint_name: str, config: Config) -> tuple[Rule, str] | None:
+    def rule_for(self, checkpoint_name: str, config: Config) -> tuple[TensorRule, str] | None:
         """The rule of a checkpoint's tensor and its GGUF name; None for one that is left out.
 
         Raises UnsupportedError for a tensor that the family does not have.
@@ -212,7 +212,7 @@ class Family(ABC):
             hint="Its config.json and its weights do not belong together, or it is a variant that is not handled.",
         )
 
-    def expanded(self, config: Config) -> list[tuple[Rule, str, str]]:
+    def expanded(self, config: Config) -> list[tuple[TensorRule, str, str]]:
         """Every (rule, checkpoint name with prefix, GGUF name) of a whole model."""
         listed = []
         for rule in self.rules(config):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from slm.errors import UnsupportedError
-from slm.families.parts.base import Config, Family, Metadata, Rule
+from slm.families.parts.base import Config, Family, Metadata, TensorRule
 
 
 class Encoder(Family):
@@ -17,7 +17,7 @@ class Encoder(Family):
 
     heads: ClassVar[tuple[str, ...]]  # beginnings of tensor names, without the prefix
 
-    def rule_for(self, checkpoint_name: str, config: Config) -> tuple[Rule, str] | None:
+    def rule_for(self, checkpoint_name: str, config: Config) -> tuple[TensorRule, str] | None:
         name = checkpoint_name.removeprefix(self.prefix)
         if checkpoint_name.startswith(self.heads) or name.startswith(self.heads):
             return None

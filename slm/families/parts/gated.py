@@ -16,7 +16,7 @@ from slm.families.parts.base import (
     Family,
     FloatArray,
     Metadata,
-    Rule,
+    TensorRule,
     Transform,
     positive,
     refuse,
@@ -89,16 +89,21 @@ class GatedDecoder(Family):
         """The modules whose rows GGUF orders differently."""
         return {}
 
-    def rules(self, config: Config) -> list[Rule]:
+    def rules(self, config: Config) -> list[TensorRule]:
         biased, transforms = self.biased(config), self.transforms(config)
-        rules = [Rule("embed_tokens.weight", EMBEDDING), Rule("norm.weight", "output_norm.weight", self.norm)]
-        rules += [Rule(f"layers.{{i}}.{a}.weight", f"blk.{{i}}.{b}.weight", self.norm) for a, b in self.norms.items()]
+        rules = [
+            TensorRule("embed_tokens.weight", EMBEDDING),
+            TensorRule("norm.weight", "output_norm.weight", self.norm),
+        ]
+        rules += [
+            TensorRule(f"layers.{{i}}.{a}.weight", f"blk.{{i}}.{b}.weight", self.norm) for a, b in self.norms.items()
+        ]
         for name, gguf_name in self.weights.items():
             transform = transforms.get(name, Transform())
-            rules.append(Rule(f"layers.{{i}}.{name}.weight", f"blk.{{i}}.{gguf_name}.weight", transform))
+            rules.append(TensorRule(f"layers.{{i}}.{name}.weight", f"blk.{{i}}.{gguf_name}.weight", transform))
             if name in biased:
-                rules.append(Rule(f"layers.{{i}}.{name}.bias", f"blk.{{i}}.{gguf_name}.bias", transform))
-        return [*rules, Rule("lm_head.weight", HEAD)]
+                rules.append(TensorRule(f"layers.{{i}}.{name}.bias", f"blk.{{i}}.{gguf_name}.bias", transform))
+        return [*rules, TensorRule("lm_head.weight", HEAD)]
 
     def to_metadata(self, config: Config) -> Metadata:
         for name in self.activation_names:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from rag.sources.office.markup import TableCell, escape, html_table
-from rag.sources.office.pdf.sheet import Piece, joined
+from rag.sources.office.pdf.sheet import LinePiece, joined
 
 _MARK = re.compile(r"[•‣▪·◦\-–—*○●■□◆◇・※]|[\[(（]?(?:\d{1,3}|[a-zA-Z]|[ivx]{1,5})[.)）\]]?|[①-⑳]|第.{1,4}[条章節項]")
 _NUMBER = re.compile(r"[-+(]?[¥$€£]?\d[\d,.:/%)]*")
@@ -28,7 +28,7 @@ class Aligned:
         return html_table([[TableCell(escape(text)) for text in row] for row in self.rows])
 
 
-def aligned_table(rows: list[list[Piece]], start: int) -> Aligned | None:
+def aligned_table(rows: list[list[LinePiece]], start: int) -> Aligned | None:
     """The table that begins at a row; None where none does."""
     if len(rows[start]) < 2 or any(piece.html for piece in rows[start]):
         return None
@@ -61,13 +61,13 @@ def aligned_table(rows: list[list[Piece]], start: int) -> Aligned | None:
     return table if len(table.rows) > 1 else None
 
 
-def _pitch(rows: list[list[Piece]], number: int) -> float:
+def _pitch(rows: list[list[LinePiece]], number: int) -> float:
     """The distance of a row from the one above it, in heights of a line."""
     one, other = rows[number - 1][0], rows[number][0]
     return (other.middle - one.middle) / max(min(one.y1 - one.y0, other.y1 - other.y0), 1.0)
 
 
-def _grown(columns: list[tuple[float, float]], row: list[Piece]) -> list[tuple[float, float]] | None:
+def _grown(columns: list[tuple[float, float]], row: list[LinePiece]) -> list[tuple[float, float]] | None:
     """The columns with a row's pieces in them; None where a piece stands in two of them."""
     grown = list(columns)
     for piece in row:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
-from rag.sources.office.pdf.sheet import Piece, Rule, Sheet, is_wide
+from rag.sources.office.pdf.sheet import LinePiece, Rule, Sheet, is_wide
 
 _GAP = 1.1  # times the size of the letters: a gap that is wider is none between words
 _MOST_OBJECTS, _MOST_SEGMENTS, _MOST_CHARACTERS = 20_000, 5_000, 400_000
@@ -60,10 +60,10 @@ def _read(page: Any, number: int, pdf: Any) -> Sheet:
     return sheet
 
 
-def _pieces(text_page: Any, pdf: Any, place: Place, width: float, height: float) -> Iterator[Piece]:
+def _pieces(text_page: Any, pdf: Any, place: Place, width: float, height: float) -> Iterator[LinePiece]:
     """Characters that follow each other on one line, as pieces; blanks that a program only guessed are weighed."""
     box = pdf.FS_RECTF()
-    piece: Piece | None = None
+    piece: LinePiece | None = None
     blank = False
     box_before = (0.0, 0.0, 0.0, 0.0)
     seen: set[tuple[str, int, int]] = set()
@@ -100,13 +100,13 @@ def _pieces(text_page: Any, pdf: Any, place: Place, width: float, height: float)
             if piece is not None:
                 yield _finished(piece)
             size, bold, fixed = _font(text_page, pdf, index)
-            piece = Piece(char, x0, y0, x1, y1, size or y1 - y0, bold, fixed, False, array("f", [x0]))
+            piece = LinePiece(char, x0, y0, x1, y1, size or y1 - y0, bold, fixed, False, array("f", [x0]))
         blank = False
     if piece is not None:
         yield _finished(piece)
 
 
-def _follows(piece: Piece, char: str, x0: float, y0: float, x1: float, y1: float, blank: bool) -> bool:
+def _follows(piece: LinePiece, char: str, x0: float, y0: float, x1: float, y1: float, blank: bool) -> bool:
     """Whether a character goes on with a piece: to the right of it, or below it in vertical writing."""
     size = max(piece.size, 1.0)
     if piece.is_vertical or (len(piece.text) == 1 and not blank and is_wide(piece.text + char)):
@@ -120,7 +120,7 @@ def _follows(piece: Piece, char: str, x0: float, y0: float, x1: float, y1: float
     return -0.6 * size < x0 - piece.x1 < _GAP * size
 
 
-def _add(piece: Piece, char: str, x0: float, y0: float, x1: float, y1: float, blank: bool) -> None:
+def _add(piece: LinePiece, char: str, x0: float, y0: float, x1: float, y1: float, blank: bool) -> None:
     if len(piece.text) == 1 and y0 > piece.middle and is_wide(piece.text + char):
         piece.is_vertical = True
     if piece.is_vertical:
@@ -138,7 +138,7 @@ def _add(piece: Piece, char: str, x0: float, y0: float, x1: float, y1: float, bl
     piece.y0, piece.y1 = min(piece.y0, y0), max(piece.y1, y1)
 
 
-def _close_up(piece: Piece) -> None:
+def _close_up(piece: LinePiece) -> None:
     """Join letters that are only spaced out (S p a c e d); where the blank is wider, a word ends."""
     text = piece.text
     if len(text) < 7 or any(char != " " for char in text[1::2]) or " " in text[::2]:
@@ -150,7 +150,7 @@ def _close_up(piece: Piece) -> None:
     piece.lefts = array("f", (piece.lefts[i] for i in kept))
 
 
-def _finished(piece: Piece) -> Piece:
+def _finished(piece: LinePiece) -> LinePiece:
     """With ligatures and halves of characters put right; the left edges still fit the text where they matter."""
     _close_up(piece)
     text = piece.text

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from statistics import median
 
 from rag.sources.office.pdf.ruled import rows_of_pieces
-from rag.sources.office.pdf.sheet import Piece, is_wide
+from rag.sources.office.pdf.sheet import LinePiece, is_wide
 
-Row = list[Piece]
+Row = list[LinePiece]
 _GUTTER = 0.75  # times the size of the letters, at least
 _FULL = 0.5  # of a column's width, that most of its lines fill
 _LINE = 14  # half-width characters that a line of prose has, at least
 _DEEPEST = 8
 
 
-def flows_of(pieces: Sequence[Piece]) -> list[list[Row]]:
+def flows_of(pieces: Sequence[LinePiece]) -> list[list[Row]]:
     """Runs of rows, each to be read from its top to its end."""
     if sum(piece.is_vertical for piece in pieces) * 2 > len(pieces):
         return [[[piece] for piece in sorted(pieces, key=lambda p: (-p.x0, p.y0))]]
     return _flows(pieces, 0)
 
 
-def _flows(pieces: Sequence[Piece], depth: int) -> list[list[Row]]:
+def _flows(pieces: Sequence[LinePiece], depth: int) -> list[list[Row]]:
     rows = rows_of_pieces(pieces)
     flows: list[list[Row]] = [[]]
     start = 0
@@ -63,7 +63,7 @@ def _run(rows: list[Row], start: int) -> tuple[int, float]:
     return best
 
 
-def _is_prose(pieces: Sequence[Piece]) -> bool:
+def _is_prose(pieces: Sequence[LinePiece]) -> bool:
     """Whether these are lines of a column: long, and most of them nearly as wide as it."""
     rows = rows_of_pieces(pieces)
     if len(rows) < 3:

@@ -11,7 +11,7 @@ from statistics import median
 from textwrap import dedent
 
 from rag.sources.office.pdf.aligned import aligned_table
-from rag.sources.office.pdf.sheet import Piece, Sheet, is_wide, joined
+from rag.sources.office.pdf.sheet import LinePiece, Sheet, is_wide, joined
 
 _BULLET = re.compile(r"([•‣▪◦●○■□◆◇・]|[*–—-](?= ))\s*(?=\S)")
 _COUNT = re.compile(r"(\d{1,3})[.)．]\s+(?=\S)")
@@ -25,7 +25,7 @@ _MOST_LEVELS = 4
 
 
 @dataclass
-class Line:
+class PdfLine:
     """One line of a flow."""
 
     text: str
@@ -51,7 +51,7 @@ class Flow:
 
 
 @dataclass
-class Part:
+class Block:
     """A paragraph ("p"), a heading ("h"), a list item ("li"), code ("pre") or a table ("table", `text` is HTML)."""
 
     kind: str
@@ -95,25 +95,25 @@ class Book:
         return bare[:-1] + ("-" if keeps else "") + other
 
 
-def parts_of(rows: list[list[Piece]], book: Book) -> list[Part]:
+def parts_of(rows: list[list[LinePiece]], book: Book) -> list[Block]:
     """What a flow of rows is, in its order."""
-    parts: list[Part] = []
-    lines: list[Line] = []
+    parts: list[Block] = []
+    lines: list[PdfLine] = []
     at = 0
     while at < len(rows):
         table = aligned_table(rows, at)
         if table is not None:
             parts += _paragraphs(lines, book)
             lines = []
-            parts.append(Part("table", table.html))
+            parts.append(Block("table", table.html))
             at = table.end
             continue
-        lines_here: list[Piece] = []
+        lines_here: list[LinePiece] = []
         for piece in rows[at]:
             if piece.html:
                 parts += _paragraphs(lines, book)
                 lines = []
-                parts.append(Part("table", piece.html))
+                parts.append(Block("table", piece.html))
             else:
                 lines_here.append(piece)
         if lines_here:
@@ -122,7 +122,7 @@ def parts_of(rows: list[list[Piece]], book: Book) -> list[Part]:
     return parts + _paragraphs(lines, book)
 
 
-def _line(row: list[Piece]) -> Line:
+def _line(row: list[LinePiece]) -> PdfLine:
     text = ""
     for piece in row:
         text = joined(text, piece.text)
@@ -131,20 +131,20 @@ def _line(row: list[Piece]) -> Line:
         size[piece.size] += len(piece.text)
     shown, leaders = _LEADERS.subn(" ", text)
     is_fixed = all(p.is_fixed for p in row) and not any(map(is_wide, text))
-    return Line((text if is_fixed else shown).strip(), min(p.x0 for p in row), min(p.y0 for p in row),
+    return PdfLine((text if is_fixed else shown).strip(), min(p.x0 for p in row), min(p.y0 for p in row),
                 max(p.x1 for p in row), max(p.y1 for p in row), size.most_common(1)[0][0],
                 all(p.bold for p in row), is_fixed, leaders > 0, row[0].is_vertical)  # fmt: skip
 
 
-def _paragraphs(lines: Sequence[Line], book: Book) -> list[Part]:
+def _paragraphs(lines: Sequence[PdfLine], book: Book) -> list[Block]:
     if not lines:
         return []
     pitches = [b.y0 - a.y0 for a, b in pairwise(lines) if b.y0 > a.y0]
     flow = Flow(min(line.x0 for line in lines), max(line.x1 for line in lines), max(line.y1 for line in lines),
                 median(pitches) if pitches else 0.0)  # fmt: skip
-    parts: list[Part] = []
-    last: Line | None = None
-    first: Line = lines[0]
+    parts: list[Block] = []
+    last: PdfLine | None = None
+    first: PdfLine = lines[0]
     for line in lines:
         if not line.text:
             continue
@@ -163,7 +163,7 @@ def _paragraphs(lines: Sequence[Line], book: Book) -> list[Part]:
     return parts
 
 
-def _add_code(parts: list[Part], line: Line, last: Line | None, left: float) -> None:
+def _add_code(parts: list[Block], line: PdfLine, last: PdfLine | None, left: float) -> None:
     """A line of code with its indent, under the one before it."""
     width = (line.x1 - line.x0) / max(len(line.text), 1)
     text = " " * round((line.x0 - left) / max(width, 1)) + line.text
@@ -171,19 +171,19 @@ def _add_code(parts: list[Part], line: Line, last: Line | None, left: float) -> 
         gap = "\n\n" if line.y0 - last.y1 > 0.6 * (last.y1 - last.y0) else "\n"
         parts[-1].text += gap + text
     else:
-        parts.append(Part("pre", text, line.size, False, line.x0))
+        parts.append(Block("pre", text, line.size, False, line.x0))
 
 
-def _part(line: Line) -> Part:
+def _part(line: PdfLine) -> Block:
     bullet, count = _BULLET.match(line.text), _COUNT.match(line.text)
     if bullet:
-        return Part("li", line.text[bullet.end() :], line.size, line.bold, line.x0)
+        return Block("li", line.text[bullet.end() :], line.size, line.bold, line.x0)
     if count:
-        return Part("li", line.text[count.end() :], line.size, line.bold, line.x0, count.group(1))
-    return Part("p", line.text, line.size, line.bold, line.x0)
+        return Block("li", line.text[count.end() :], line.size, line.bold, line.x0, count.group(1))
+    return Block("p", line.text, line.size, line.bold, line.x0)
 
 
-def _begins(line: Line, last: Line, first: Line, flow: Flow, part: Part) -> bool:
+def _begins(line: PdfLine, last: PdfLine, first: PdfLine, flow: Flow, part: Block) -> bool:
     """Whether a line begins a paragraph of its own."""
     if line.is_vertical and last.is_vertical:
         return line.y0 - last.y0 > 0.8 * line.size or (
@@ -222,7 +222,7 @@ def _begins(line: Line, last: Line, first: Line, flow: Flow, part: Part) -> bool
     return room > (len(word) + 1) * share + (1.5 if ended else 4) * line.size
 
 
-def _is_heading(part: Part, book: Book) -> bool:
+def _is_heading(part: Block, book: Book) -> bool:
     if not any(char.isalpha() for char in part.text):
         return False
     if part.size >= _BIGGER * book.size:
@@ -232,7 +232,7 @@ def _is_heading(part: Part, book: Book) -> bool:
     return not part.text.endswith(tuple(".。!?！？:：;；,、")) and (part.kind == "p" or bool(part.number))
 
 
-def levels(parts: Sequence[Part]) -> None:
+def levels(parts: Sequence[Block]) -> None:
     """Give headings their level, by size and then by weight: the biggest is 1."""
     kinds: Counter[tuple[float, bool]] = Counter()
     for part in parts:
@@ -246,9 +246,9 @@ def levels(parts: Sequence[Part]) -> None:
                 part.text = f"{part.number}. {part.text}"
 
 
-def across_breaks(flows: Sequence[list[Part]], book: Book) -> list[Part]:
+def across_breaks(flows: Sequence[list[Block]], book: Book) -> list[Block]:
     """All parts in their order; a paragraph that a column or page divides is whole again."""
-    parts: list[Part] = []
+    parts: list[Block] = []
     for flow in flows:
         if parts and flow and _goes_on(parts[-1], flow[0]):
             parts[-1].text = book.joined(parts[-1].text, flow[0].text)
@@ -257,7 +257,7 @@ def across_breaks(flows: Sequence[list[Part]], book: Book) -> list[Part]:
     return parts
 
 
-def _goes_on(one: Part, other: Part) -> bool:
+def _goes_on(one: Block, other: Block) -> bool:
     if one.kind not in ("p", "li") or other.kind != "p" or abs(one.size - other.size) > 0.3 or one.bold != other.bold:
         return False
     if one.text.endswith(_ENDED) or not other.text or len(one.text) < 12:

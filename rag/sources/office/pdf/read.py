@@ -12,10 +12,10 @@ from rag.sources.office.markup import document_of, escape, html_list
 from rag.sources.office.package import told_title
 from rag.sources.office.pdf.characters import read_sheet
 from rag.sources.office.pdf.columns import flows_of
-from rag.sources.office.pdf.paragraphs import Book, Part, across_breaks, levels, parts_of
+from rag.sources.office.pdf.paragraphs import Block, Book, across_breaks, levels, parts_of
 from rag.sources.office.pdf.ruled import ruled_tables
 from rag.sources.office.pdf.running import without_running
-from rag.sources.office.pdf.sheet import Piece, Sheet
+from rag.sources.office.pdf.sheet import LinePiece, Sheet
 from rag.sources.reader import Read
 from slm.errors import DamagedFileError, UnsupportedError
 
@@ -77,14 +77,14 @@ def _counted(numbers: Sequence[int]) -> str:
     return f"{len(numbers)} {'page' if len(numbers) == 1 else 'pages'} ({listed})"
 
 
-def _parts(sheets: Sequence[Sheet]) -> list[Part]:
+def _parts(sheets: Sequence[Sheet]) -> list[Block]:
     """What is on all pages, in the order of reading."""
     without_running(sheets)
     book = Book(sheets)
-    flows: list[list[Part]] = []
+    flows: list[list[Block]] = []
     for sheet in sheets:
         tables, pieces = ruled_tables(sheet.rules, sheet.pieces, book.joined)
-        pieces = pieces + [Piece("", t.x0, t.y0, t.x1, t.y1, book.size, html=t.html) for t in tables]
+        pieces = pieces + [LinePiece("", t.x0, t.y0, t.x1, t.y1, book.size, html=t.html) for t in tables]
         if pieces:
             flows += [parts_of(flow, book) for flow in flows_of(pieces)]
     parts = across_breaks(flows, book)
@@ -92,9 +92,9 @@ def _parts(sheets: Sequence[Sheet]) -> list[Part]:
     return parts
 
 
-def _written(parts: Sequence[Part]) -> str:
+def _written(parts: Sequence[Block]) -> str:
     out: list[str] = []
-    items: list[Part] = []
+    items: list[Block] = []
 
     def close() -> None:
         if items:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rag.sources.office.markup import TableCell, escape, html_table
-from rag.sources.office.pdf.sheet import Piece, Rule
+from rag.sources.office.pdf.sheet import LinePiece, Rule
 
 Join = Callable[[str, str], str]
 _NEAR = 3.0  # points within which two rules are one, or meet
@@ -24,7 +24,7 @@ class Ruled:
     html: str
 
 
-def ruled_tables(rules: Sequence[Rule], pieces: list[Piece], join: Join) -> tuple[list[Ruled], list[Piece]]:
+def ruled_tables(rules: Sequence[Rule], pieces: list[LinePiece], join: Join) -> tuple[list[Ruled], list[LinePiece]]:
     """The tables, and the pieces that are in none of them; `join` puts two lines of a cell together."""
     tables: list[Ruled] = []
     if not 4 <= len(rules) <= _MOST_RULES:
@@ -44,7 +44,7 @@ def ruled_tables(rules: Sequence[Rule], pieces: list[Piece], join: Join) -> tupl
     return tables, pieces
 
 
-def _is_inside(piece: Piece, table: Ruled) -> bool:
+def _is_inside(piece: LinePiece, table: Ruled) -> bool:
     middle = (piece.x0 + piece.x1) / 2
     return table.x0 <= middle <= table.x1 and table.y0 - 1 <= piece.middle <= table.y1 + 1
 
@@ -82,7 +82,7 @@ def _positions(values: Sequence[float]) -> list[float]:
     return found
 
 
-def _table(across: list[float], down: list[float], rules: list[Rule], pieces: list[Piece], join: Join) -> str:
+def _table(across: list[float], down: list[float], rules: list[Rule], pieces: list[LinePiece], join: Join) -> str:
     rows, columns = len(across) - 1, len(down) - 1
 
     def is_ruled_right(row: int, column: int) -> bool:
@@ -107,7 +107,7 @@ def _table(across: list[float], down: list[float], rules: list[Rule], pieces: li
             cells[row, column] = TableCell("", right - column + 1, below - row + 1)
             for place in ((r, c) for r in range(row, below + 1) for c in range(column, right + 1)):
                 owner.setdefault(place, (row, column))
-    texts: dict[tuple[int, int], list[Piece]] = {}
+    texts: dict[tuple[int, int], list[LinePiece]] = {}
     for piece in pieces:
         row = max(sum(y <= piece.middle for y in across) - 1, 0)
         for column, part in _cut(piece, down):
@@ -120,21 +120,23 @@ def _table(across: list[float], down: list[float], rules: list[Rule], pieces: li
     return html_table(lines)
 
 
-def _cut(piece: Piece, down: list[float]) -> list[tuple[int, Piece]]:
+def _cut(piece: LinePiece, down: list[float]) -> list[tuple[int, LinePiece]]:
     """A piece that runs over rules, as one part a column."""
     places = [min(max(sum(x <= left + 0.5 for x in down) - 1, 0), len(down) - 2) for left in piece.lefts]
-    parts: list[tuple[int, Piece]] = []
+    parts: list[tuple[int, LinePiece]] = []
     start = 0
     for index in range(1, len(places) + 1):
         if index == len(places) or places[index] != places[start]:
             text = piece.text[start:index].strip()
             if text:
-                parts.append((places[start], Piece(text, piece.lefts[start], piece.y0, piece.x1, piece.y1, piece.size)))
+                parts.append(
+                    (places[start], LinePiece(text, piece.lefts[start], piece.y0, piece.x1, piece.y1, piece.size))
+                )
             start = index
     return parts
 
 
-def text_of(pieces: Sequence[Piece], join: Join) -> str:
+def text_of(pieces: Sequence[LinePiece], join: Join) -> str:
     """Pieces as one text, line by line from the top."""
     text = ""
     for piece in in_lines(pieces):
@@ -142,16 +144,16 @@ def text_of(pieces: Sequence[Piece], join: Join) -> str:
     return text
 
 
-def in_lines(pieces: Sequence[Piece]) -> list[Piece]:
+def in_lines(pieces: Sequence[LinePiece]) -> list[LinePiece]:
     """Pieces in the order of their lines, each line from the left; vertical lines from the right."""
     if sum(piece.is_vertical for piece in pieces) * 2 > len(pieces):
         return sorted(pieces, key=lambda piece: (-piece.x0, piece.y0))
     return [piece for row in rows_of_pieces(pieces) for piece in row]
 
 
-def rows_of_pieces(pieces: Sequence[Piece]) -> list[list[Piece]]:
+def rows_of_pieces(pieces: Sequence[LinePiece]) -> list[list[LinePiece]]:
     """Pieces that stand on one line, together and from the left; lines from the top."""
-    rows: list[list[Piece]] = []
+    rows: list[list[LinePiece]] = []
     for piece in sorted(pieces, key=lambda piece: piece.middle):
         last = rows[-1][0] if rows else None
         if last is not None and piece.middle - last.middle < 0.5 * min(piece.y1 - piece.y0, last.y1 - last.y0):

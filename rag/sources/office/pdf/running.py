@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from rag.sources.office.pdf.ruled import rows_of_pieces
-from rag.sources.office.pdf.sheet import Piece, Sheet
+from rag.sources.office.pdf.sheet import LinePiece, Sheet
 
 _MARGIN = 0.15  # of a page's height, above and below
 _MOST_ROWS = 4
@@ -23,7 +23,7 @@ _COUNTED = re.compile(r"[-–—]\s*#\s*[-–—]|(?:page\s*)?#\s*(?:/|of)\s*#|p
 
 def without_running(sheets: Sequence[Sheet]) -> None:
     """Take out of the pages what stands at the edge of many of them, digits apart, in the same place."""
-    found: dict[str, list[tuple[int, float, list[Piece]]]] = defaultdict(list)
+    found: dict[str, list[tuple[int, float, list[LinePiece]]]] = defaultdict(list)
     gone: dict[int, set[int]] = defaultdict(set)
     for index, sheet in enumerate(sheets):
         for row in _edge_rows(sheet):
@@ -53,9 +53,9 @@ def without_running(sheets: Sequence[Sheet]) -> None:
             sheet.pieces = kept
 
 
-def _numbered(sheets: Sequence[Sheet]) -> list[tuple[int, list[Piece]]]:
+def _numbered(sheets: Sequence[Sheet]) -> list[tuple[int, list[LinePiece]]]:
     """Outermost rows that begin or end with a number that counts the pages, whatever else they say."""
-    found: dict[tuple[int, bool], list[tuple[int, list[Piece]]]] = defaultdict(list)
+    found: dict[tuple[int, bool], list[tuple[int, list[LinePiece]]]] = defaultdict(list)
     for index, sheet in enumerate(sheets):
         rows = _edge_rows(sheet)
         for row in rows[:1] + rows[-1:]:
@@ -66,7 +66,7 @@ def _numbered(sheets: Sequence[Sheet]) -> list[tuple[int, list[Piece]]]:
     return [entry for entries in found.values() if len(entries) >= least for entry in entries]
 
 
-def _edge_rows(sheet: Sheet) -> list[list[Piece]]:
+def _edge_rows(sheet: Sheet) -> list[list[LinePiece]]:
     """The first and last rows of a page that stand in its margins, apart from the text."""
     rows = rows_of_pieces([piece for piece in sheet.pieces if not piece.is_vertical])
     top = [row for row in rows if row[0].middle < _MARGIN * sheet.height]
@@ -74,7 +74,7 @@ def _edge_rows(sheet: Sheet) -> list[list[Piece]]:
     return _apart(top, rows) + _apart(bottom, rows[::-1])[::-1]
 
 
-def _apart(margin: list[list[Piece]], rows: list[list[Piece]]) -> list[list[Piece]]:
+def _apart(margin: list[list[LinePiece]], rows: list[list[LinePiece]]) -> list[list[LinePiece]]:
     """The rows of a margin up to the last gap in it, counted from the page's edge."""
     count = 0
     for number, row in enumerate(margin[:_MOST_ROWS]):

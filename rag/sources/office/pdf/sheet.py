@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Piece:
+class LinePiece:
     """Characters on one line without a wide gap. `lefts` holds the left edge of each character of `text`."""
 
     text: str
@@ -44,7 +44,7 @@ class Sheet:
     number: int
     width: float
     height: float
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[LinePiece] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     pictures: int = 0
 

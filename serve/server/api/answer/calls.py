@@ -18,7 +18,7 @@ _HEAD = re.compile(re.escape(CALL_BEGIN) + r'\n\{"name": "([^"]*)", "arguments":
 
 
 @dataclass
-class Call:
+class StreamedCall:
     """One call as far as it is known."""
 
     id: str
@@ -34,7 +34,7 @@ class CallStream:
     """Splits an answer's text into what is said and what is called. `feed` it all, then `flush`."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[StreamedCall] = []
         self._held = ""
         self._where = self._in_text
 
@@ -74,7 +74,7 @@ class CallStream:
         head = _HEAD.match(self._held)
         if head is None:
             return False
-        call = Call(f"call_{uuid.uuid4().hex[:24]}", head.group(1))
+        call = StreamedCall(f"call_{uuid.uuid4().hex[:24]}", head.group(1))
         deltas.append({"tool_calls": [{"index": len(self.calls), **call.plain()}]})
         self.calls.append(call)
         self._held, self._where = self._held[head.end() :], self._in_arguments

@@ -1,6 +1,6 @@
 """Answers as OpenAI writes them, streamed or whole, from what the engine yields. It knows nothing of HTTP.
 
-A `Choice` follows one run of the engine; an `Answer` puts the choices of one request into one body or its events.
+A `Choice` follows one run of the engine; a `Completion` puts the choices of one request into one body or its events.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Choice:
         return body
 
 
-class Answer:
+class Completion:
     """The objects around the choices of one request; `chat` chooses between OpenAI's two shapes."""
 
     def __init__(

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from serve.server.api.answer.objects import Answer, Choice, citations_of
+from serve.server.api.answer.objects import Choice, Completion, citations_of
 from serve.server.api.errors import error_body
 from slm.errors import SlmError
 from slm.joints import Finish, Grounded, Scored
@@ -50,7 +50,7 @@ class ChatWriter:
 
     def __init__(
         self,
-        answer: Answer,
+        answer: Completion,
         choices: Sequence[Choice],
         *,
         with_usage: bool = False,

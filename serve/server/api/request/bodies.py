@@ -42,7 +42,7 @@ class LoraScale(Fields):
     scale: float = Field(ge=-10, le=10)
 
 
-class Generation(Shaped):
+class GenerationRequest(Shaped):
     """What chat and completion requests share."""
 
     harmless = HARMLESS
@@ -92,7 +92,7 @@ class Generation(Shaped):
         return value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Generation:
+    def _fits_together(self) -> GenerationRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise refused("best_of", "this server does not do it: all answers that are made are given")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
@@ -107,6 +107,11 @@ class Generation(Shaped):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with the token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """The strings that end the answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -117,7 +122,8 @@ class Generation(Shaped):
         Raises InputError where an answer of a form is not to end where the form does.
         """
         if grammar and (self.ignore_eos or self.min_tokens):
-            raise InputError("ignore_eos and min_tokens do not go with an answer that has a form or may hold calls")
+            field = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise InputError(f"{field}: does not go with an answer that has a form or may hold calls")
         seed = random.getrandbits(32) if self.seed in (None, -1) else self.seed or 0
         return SamplingOptions(
             max_tokens=self.limit or max(DEFAULT_MAX_TOKENS, self.min_tokens),
@@ -140,7 +146,7 @@ class Generation(Shaped):
         )
 
 
-class ChatRequest(Generation):
+class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions. `rag`: answer from the server's index (or from some of its pages), with citations."""
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (False,)}  # a template writes them itself
@@ -159,6 +165,8 @@ class ChatRequest(Generation):
 
     @model_validator(mode="after")
     def _one_ending(self) -> ChatRequest:
+        if not self.messages:
+            raise refused("messages", "the conversation is empty")
         if self.continues and self.add_generation_prompt:
             reason = "it begins another answer, and continue_final_message goes on with the last one"
             raise refused("add_generation_prompt", reason)
@@ -175,6 +183,11 @@ class ChatRequest(Generation):
     def filters(self) -> Filters:
         """Which documents of the index count."""
         return self.rag.filters() if isinstance(self.rag, Retrieval) else EVERYTHING
+
+    @property
+    def reader(self) -> str | None:
+        """Who is to answer from the documents: point, model, or None, which is for the server to say."""
+        return self.rag.reader if isinstance(self.rag, Retrieval) else None
 
     @property
     def continues(self) -> bool:
@@ -203,11 +216,11 @@ class ChatRequest(Generation):
     def scores(self) -> int | None:
         """How many likeliest tokens to report with each one; None: no scores. Raises InputError."""
         if self.top_logprobs and not self.logprobs:
-            raise InputError("top_logprobs needs logprobs to be true")
+            raise InputError("top_logprobs: needs logprobs to be true")
         return self.top_logprobs if self.logprobs else None
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(GenerationRequest):
     """POST /v1/completions: one prompt or several, as text or as token ids."""
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (True,)}
@@ -222,5 +235,7 @@ class CompletionRequest(Generation):
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             prompt = [prompt]
         if not 1 <= len(prompt) * self.n <= MAX_ANSWERS:
-            raise InputError(f"a request may ask for 1 to {MAX_ANSWERS} answers", found=str(len(prompt) * self.n))
+            raise InputError(
+                f"prompt: a request may ask for 1 to {MAX_ANSWERS} answers", found=str(len(prompt) * self.n)
+            )
         return list(prompt)

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.server.api.request.bodies import ChatRequest, Generation
+from serve.server.api.request.bodies import ChatRequest, GenerationRequest
 from serve.server.api.request.tools import Tool, chosen
-from serve.server.api.request.wanted import Wanted
+from serve.server.api.request.wanted import WantedForm
 from slm.errors import InputError, UnsupportedError
 
 _MOST_TOLD = 20
@@ -30,7 +30,7 @@ class Form:
     not_enforced: tuple[str, ...] = ()
 
 
-def form_of(request: Generation) -> Form:
+def form_of(request: GenerationRequest) -> Form:
     """The form of a request's answer. May take some tenths of a second for a large schema.
 
     Raises UnsupportedError when a schema cannot be followed, InputError when the fields do not fit each other.
@@ -40,7 +40,7 @@ def form_of(request: Generation) -> Form:
         if request.tools and request.tool_choice != "none":
             return _calling(request, wanted)
         if request.tool_choice not in ("auto", "none"):
-            raise InputError("tool_choice needs tools to choose from")
+            raise InputError("tool_choice: needs tools to choose from")
         _distinct(request.tools)
     if wanted is None:
         return Form()
@@ -49,7 +49,7 @@ def form_of(request: Generation) -> Form:
     return Form(grammar, not_enforced=_told(left_out))
 
 
-def _followed(wanted: Wanted) -> tuple[str, list[str]]:
+def _followed(wanted: WantedForm) -> tuple[str, list[str]]:
     """The grammar, and what of the schema is not in it."""
     from serve.child.choice.grammar import followed_schema, json_grammar, text_grammar
 
@@ -66,7 +66,7 @@ def _followed(wanted: Wanted) -> tuple[str, list[str]]:
     return json_grammar(followed.schema), [f"{wanted.field}: {part}" for part in followed.left_out]
 
 
-def _calling(request: ChatRequest, wanted: Wanted | None) -> Form:
+def _calling(request: ChatRequest, wanted: WantedForm | None) -> Form:
     """The form of an answer that may hold calls. A tool's schema never fails the chat: it is loosened."""
     from serve.child.choice.grammar import calls_grammar, followed_schema
     from serve.child.choice.schema import arguments_of, names_no_type
@@ -76,7 +76,7 @@ def _calling(request: ChatRequest, wanted: Wanted | None) -> Form:
     known = [tool.function.name for tool in request.tools]
     for name in names or ():
         if name not in known:
-            raise InputError(f"tool_choice names the tool '{name}', which is not among the tools")
+            raise InputError(f"tool_choice: names '{name}', which is not among the tools")
     if needed:
         _no_stops(request, "a tool_choice that demands a call")
     left_out: list[str] = []
@@ -84,7 +84,10 @@ def _calling(request: ChatRequest, wanted: Wanted | None) -> Form:
     for number, tool in enumerate(request.tools):
         function = tool.function
         if names is None or function.name in names:
-            parameters = arguments_of(function.name, function.parameters)
+            try:
+                parameters = arguments_of(function.name, function.parameters)
+            except InputError as error:
+                raise InputError(f"tools[{number}]: {error.what}", found=error.found) from error
             followed = followed_schema(parameters, rest={"type": "object"})
             functions[function.name] = followed.schema
             unknown = ("'type' at '/'",) if names_no_type(function.parameters) else ()
@@ -92,7 +95,7 @@ def _calling(request: ChatRequest, wanted: Wanted | None) -> Form:
     otherwise = None
     if wanted is not None and not needed:
         if wanted.kind != "json":
-            raise InputError(f"{wanted.field} does not go with tools that may be called")
+            raise InputError(f"{wanted.field}: does not go with tools that may be called")
         shaped = followed_schema(wanted.value)
         if wanted.strict and shaped.left_out:
             _followed(wanted)  # refuses it
@@ -110,8 +113,10 @@ def _calling(request: ChatRequest, wanted: Wanted | None) -> Form:
 
 
 def _distinct(tools: Sequence[Tool]) -> None:
-    if len({tool.function.name for tool in tools}) < len(tools):
-        raise InputError("two tools have the same name")
+    names = [tool.function.name for tool in tools]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise InputError(f"tools[{number}]: two tools have the same name '{name}'")
 
 
 def _told(left_out: Sequence[str]) -> tuple[str, ...]:
@@ -119,6 +124,7 @@ def _told(left_out: Sequence[str]) -> tuple[str, ...]:
     return (*left_out[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else ()))
 
 
-def _no_stops(request: Generation, what: str) -> None:
+def _no_stops(request: GenerationRequest, what: str) -> None:
     if request.stops or request.stop_token_ids:
-        raise InputError(f"stop strings do not go with {what}: they could end it in the middle")
+        field = "stop" if request.stops else "stop_token_ids"
+        raise InputError(f"{field}: does not go with {what}, which it could end in the middle")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from serve.server.api.request.fields import Fields, Off, refused
+from serve.server.api.request.fields import Fields, Off, one_name, refused
 from slm.joints import Message
 
 # Parts that are text under another name; a refusal is what an earlier answer said.
@@ -90,12 +90,12 @@ class TurnOf(Fields):
 
     @classmethod
     def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if "partial" in given:
-            given["prefix"] = given.pop("partial")
-        if "reasoning" in given:
-            given["reasoning_content"] = given.pop("reasoning")
+        one_name(given, "prefix", "partial")
+        one_name(given, "reasoning_content", "reasoning")
         if call := given.pop("function_call", None):  # OpenAI's former shape of one call
-            given.setdefault("tool_calls", [{"function": call}])
+            if given.get("tool_calls"):
+                raise refused("function_call", "it is the former name of 'tool_calls', which is there as well")
+            given["tool_calls"] = [{"function": call}]
         if given.get("role") == "function":
             raise refused("role", "'function' is a former role; send the result with the role 'tool' and tool_call_id")
         return given
@@ -109,8 +109,9 @@ class TurnOf(Fields):
 
     @model_validator(mode="after")
     def _says_something(self) -> TurnOf:
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError("only an assistant's message has tool_calls")
+        for name in ("tool_calls", "refusal", "reasoning_content"):
+            if getattr(self, name) and self.role != "assistant":
+                raise refused(name, "only an assistant's message has it")
         if self.prefix and self.role != "assistant":
             raise ValueError("only an assistant's message can be continued")
         if self.content is None and self.role != "assistant":
@@ -119,8 +120,9 @@ class TurnOf(Fields):
 
     def plain(self) -> Message:
         """Text only, with OpenAI's newer name for the system role understood."""
-        parts = self.content if self.content is not None else self.refusal or ""
+        parts = self.content or ""
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        text = "\n\n".join(filter(None, (text, self.refusal)))  # a refusal is what was said after the content
         message = Message(role="system" if self.role == "developer" else self.role, content=text)
         if self.tool_calls:
             message["tool_calls"] = [call.plain() for call in self.tool_calls]

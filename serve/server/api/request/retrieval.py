@@ -1,8 +1,8 @@
-"""What a request may say of the documents it is answered from. It knows nothing of how they are searched."""
+"""What a request may say of the documents it is answered from, and by whom. It knows nothing of the search."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,8 @@ _Names = _Name | Annotated[list[_Name], Field(max_length=100)]
 class Retrieval(Fields):
     """`rag` of a chat request, written out: which documents count. Of several spaces, labels or languages any.
 
-    as: who asks (user:NAME, group:NAME); the server believes it.
+    as: who asks (user:NAME, group:NAME); the server believes it. reader: who answers, `point` for a reader that points
+    at lines, `model` for the model; by default the reader where the server has one.
     """
 
     space: _Names = Field(default_factory=list)
@@ -25,6 +26,7 @@ class Retrieval(Fields):
     since: str = Field("", max_length=40)
     until: str = Field("", max_length=40)
     viewer: _Names | None = Field(None, alias="as")
+    reader: Literal["point", "model"] | None = None
 
     def filters(self) -> Filters:
         """The same as the index takes it."""

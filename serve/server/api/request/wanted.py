@@ -19,7 +19,7 @@ Kind = Literal["json", "regex", "choice", "grammar"]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedForm:
     """field: where it was asked for. strict: what cannot be followed is refused instead of being left out."""
 
     kind: Kind
@@ -45,16 +45,16 @@ class ResponseFormat(Fields):
     json_schema: JsonSchema | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
-    def wanted_as(self, field: str) -> Wanted | None:
+    def wanted_as(self, field: str) -> WantedForm | None:
         """None for free text. field: where the client wrote this. Raises InputError when a json_schema has none."""
         if self.type == "text":
             return None
         if self.type == "json_object":
-            return Wanted("json", self.schema_ or {"type": "object"}, field, strict=False)
+            return WantedForm("json", self.schema_ or {"type": "object"}, field, strict=False)
         if self.json_schema is None:
-            raise InputError(f"{field} of type json_schema needs the field json_schema")
+            raise InputError(f"{field}.json_schema: is missing, which the type json_schema needs")
         asked = self.json_schema
-        return Wanted("json", asked.schema_, field, strict=asked.strict)
+        return WantedForm("json", asked.schema_, field, strict=asked.strict)
 
 
 class StructuredOutputs(Fields):
@@ -102,7 +102,7 @@ class Shaped(Fields):
     json_schema: dict[str, Any] | None = Field(None, description="As llama-server")
 
     @property
-    def wanted(self) -> Wanted | None:
+    def wanted(self) -> WantedForm | None:
         """What the answer has to be; None: free text. Raises InputError when it is asked for twice."""
         inner = self.structured_outputs.asked if self.structured_outputs else []
         asked: list[tuple[Kind, Any, str]] = [
@@ -111,22 +111,23 @@ class Shaped(Fields):
             ("grammar", self.guided_grammar, "guided_grammar"), ("grammar", self.grammar or None, "grammar"),
             ("json", self.json_schema, "json_schema"),
         ]  # fmt: skip
-        given = [Wanted(kind, value, field) for kind, value, field in asked if value is not None]
+        given = [WantedForm(kind, value, field) for kind, value, field in asked if value is not None]
         if formatted := self.response_format.wanted_as(self.format_field):
             given.append(formatted)
         if len(given) > 1:
-            raise InputError(f"an answer has one form; asked for by {' and '.join(one.field for one in given)}")
+            others = " and ".join(one.field for one in given[:-1])
+            raise InputError(f"{given[-1].field}: an answer has one form, and {others} asks for one as well")
         return _parsed(given[0]) if given else None
 
 
-def _parsed(wanted: Wanted) -> Wanted:
+def _parsed(wanted: WantedForm) -> WantedForm:
     """A JSON schema may come as a text."""
     if wanted.kind != "json" or not isinstance(wanted.value, str):
         return wanted
     try:
         value = json.loads(wanted.value)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{wanted.field} is no JSON", found=str(error)[:200]) from error
+        raise InputError(f"{wanted.field}: is no JSON", found=str(error)[:200]) from error
     if not isinstance(value, Mapping | bool):
-        raise InputError(f"{wanted.field} has to be a JSON schema")
-    return Wanted("json", value, wanted.field)
+        raise InputError(f"{wanted.field}: has to be a JSON schema")
+    return WantedForm("json", value, wanted.field)

@@ -58,7 +58,7 @@ def text_of(content: Any, place: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise InputError(f"{place} has to be a text or a list of parts", found=_kind(content))
+        raise InputError(f"{place}: has to be a text or a list of parts", found=_kind(content))
     return "".join(_part(part, f"{place}[{number}]") for number, part in enumerate(content))
 
 
@@ -68,7 +68,7 @@ def string_of(item: Mapping[str, Any], name: str, place: str, *, default: str | 
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        raise InputError(f"{place}.{name} has to be a text", found=_kind(value))
+        raise InputError(f"{place}.{name}: has to be a text", found=_kind(value))
     return value
 
 
@@ -83,7 +83,7 @@ def _add(turns: list[dict[str, Any]], message: dict[str, Any]) -> None:
 def _message(item: Mapping[str, Any], place: str) -> dict[str, Any]:
     role = item.get("role")
     if role not in _ROLES:
-        raise InputError(f"{place}.role has to be one of {', '.join(_ROLES)}", found=str(role)[:80])
+        raise InputError(f"{place}.role: has to be one of {', '.join(_ROLES)}", found=str(role)[:80])
     side = "system" if role == "developer" else role
     return {"role": side, "content": text_of(item.get("content"), f"{place}.content")}
 
@@ -100,7 +100,7 @@ def _result(item: Mapping[str, Any], place: str, called: set[str]) -> dict[str, 
     id = string_of(item, "call_id", place)
     if id not in called:
         raise InputError(
-            f"{place} is the result of the call '{id[:80]}', which is not among the items before it",
+            f"{place}: is the result of the call '{id[:80]}', which is not among the items before it",
             hint="Send the function_call too: this server stores no earlier answers.",
         )
     return {"role": "tool", "tool_call_id": id, "content": text_of(item.get("output"), f"{place}.output")}
@@ -108,7 +108,7 @@ def _result(item: Mapping[str, Any], place: str, called: set[str]) -> dict[str, 
 
 def _part(part: Any, place: str) -> str:
     if not isinstance(part, Mapping):
-        raise InputError(f"{place} has to be a part, like {{'type': 'input_text', 'text': ...}}", found=_kind(part))
+        raise InputError(f"{place}: has to be a part, like {{'type': 'input_text', 'text': ...}}", found=_kind(part))
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _TEXT_PARTS:
         raise UnsupportedError(f"{place}: only text parts are read", found=str(kind)[:80])

@@ -90,20 +90,20 @@ class ResponsesRequest(BaseModel):
         given = {name: field for name, field in value.items() if field is not None}
         for name, word in _CHATS_WORDS.items():
             if name in given:
-                raise InputError(f"'{name}' is a field of chat completions", hint=f"Here it is: {word}")
+                raise InputError(f"{name}: is a field of chat completions", hint=f"Here it is: {word}")
         for name, why in _REFUSED.items():
             if given.get(name) and not (name == "n" and given[name] == 1):
-                raise UnsupportedError(f"this server does not do '{name}': {why}")
+                raise UnsupportedError(f"{name}: this server does not do it, because {why}")
         given.pop("n", None)
         if "input" not in given:
-            raise InputError("the request has no input", hint='Send "input": a text, or a list of items.')
+            raise InputError("input: is missing", hint='Send "input": a text, or a list of items.')
         return given
 
     @field_validator("input", mode="before")
     @classmethod
     def _items(cls, value: Any) -> Any:
         if not isinstance(value, str | list):
-            raise InputError("input has to be a text or a list of items", found=type(value).__name__)
+            raise InputError("input: has to be a text or a list of items", found=type(value).__name__)
         return value if isinstance(value, str) else _objects(value, "input")
 
     @field_validator("tools", mode="before")
@@ -116,14 +116,14 @@ class ResponsesRequest(BaseModel):
     def _choice(cls, value: Any) -> Any:
         if isinstance(value, dict) or value in ("none", "auto", "required"):
             return value
-        raise InputError("tool_choice has to be none, auto, required or an object", found=str(value)[:80])
+        raise InputError("tool_choice: has to be none, auto, required or an object", found=str(value)[:80])
 
     @field_validator("text")
     @classmethod
     def _text(cls, value: dict[str, Any]) -> dict[str, Any]:
         _known(value, "text", ("format", "verbosity"))
         if value.get("verbosity") not in (None, "medium"):
-            raise UnsupportedError("this server does not do text.verbosity", hint="Say it in the instructions.")
+            raise UnsupportedError("text.verbosity: this server does not do it", hint="Say it in the instructions.")
         return value
 
     @field_validator("reasoning")
@@ -145,7 +145,7 @@ class ResponsesRequest(BaseModel):
     def _whole(cls, value: str) -> str:
         if value != "disabled":
             raise UnsupportedError(
-                f"this server does not do truncation: '{value[:80]}'; a conversation that does not fit is refused"
+                f"truncation: this server does not do '{value[:80]}'; a conversation that does not fit is refused"
             )
         return value
 
@@ -169,6 +169,8 @@ class ResponsesRequest(BaseModel):
             "response_format": _format(self.text),
             "reasoning_effort": self.reasoning.get("effort"),
         }
+        if not fields["messages"]:
+            raise InputError("input: the conversation is empty")
         try:
             return _Chat.model_validate({name: value for name, value in fields.items() if value is not None})
         except ValidationError as error:
@@ -212,17 +214,19 @@ def _place(place: Sequence[str | int]) -> tuple[str | int, ...]:
 
 def _objects(value: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        raise InputError(f"{name} has to be a list", found=type(value).__name__)
+        raise InputError(f"{name}: has to be a list", found=type(value).__name__)
     for number, row in enumerate(value):
         if not isinstance(row, dict):
-            raise InputError(f"{name}[{number}] has to be an object", found=type(row).__name__)
+            raise InputError(f"{name}[{number}]: has to be an object", found=type(row).__name__)
     return value
 
 
 def _known(given: Mapping[str, Any], place: str, names: Sequence[str]) -> None:
     for name, value in given.items():
         if name not in names and value is not None:
-            raise UnsupportedError(f"this server does not do {place}.{name[:80]}", hint=f"Known: {', '.join(names)}.")
+            raise UnsupportedError(
+                f"{place}.{name[:80]}: this server does not do it", hint=f"Known: {', '.join(names)}."
+            )
 
 
 def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -250,11 +254,11 @@ def _chosen(choice: str | Mapping[str, Any], tools: list[dict[str, Any]]) -> tup
         raise UnsupportedError("tool_choice: only functions may be called", found=str(kind)[:80])
     mode = choice.get("mode", "auto")
     if mode not in ("auto", "required"):
-        raise InputError("tool_choice.mode has to be auto or required", found=str(mode)[:80])
+        raise InputError("tool_choice.mode: has to be auto or required", found=str(mode)[:80])
     rows = _objects(choice.get("tools"), "tool_choice.tools")
     names = {string_of(row, "name", f"tool_choice.tools[{number}]") for number, row in enumerate(rows)}
     if unknown := names - {tool["function"]["name"] for tool in tools}:
-        raise InputError(f"tool_choice allows '{min(unknown)[:80]}', which is not among the tools")
+        raise InputError(f"tool_choice.tools: '{min(unknown)[:80]}' is allowed, which is not among the tools")
     return [tool for tool in tools if tool["function"]["name"] in names], mode
 
 
@@ -268,15 +272,15 @@ def _format(text: Mapping[str, Any]) -> dict[str, Any] | None:
     if form is None:
         return None
     if not isinstance(form, dict):
-        raise InputError("text.format has to be an object", found=type(form).__name__)
+        raise InputError("text.format: has to be an object", found=type(form).__name__)
     kind = form.get("type")
     if kind in ("text", "json_object"):
         return {"type": kind}
     if kind != "json_schema":
-        raise InputError("text.format.type has to be text, json_object or json_schema", found=str(kind)[:80])
+        raise InputError("text.format.type: has to be text, json_object or json_schema", found=str(kind)[:80])
     if "schema" not in form:
         nested = isinstance(form.get("json_schema"), dict)
         hint = "Here name and schema stand beside type, not under json_schema." if nested else ""
-        raise InputError("text.format of type json_schema needs the field schema", hint=hint)
+        raise InputError("text.format.schema: is missing, which the type json_schema needs", hint=hint)
     given: Sequence[str] = [name for name in ("name", "schema", "strict") if form.get(name) is not None]
     return {"type": "json_schema", "json_schema": {name: form[name] for name in given}}

@@ -65,7 +65,7 @@ class ResponsesWriter:
         if self._open:
             self._output[-1]["status"] = "incomplete"
         yield self._event("response.failed", response=self.whole())
-        yield self._event("error", code=told["code"], message=told["message"], param=None, error=told)
+        yield self._event("error", code=told["code"], message=told["message"], param=told["param"], error=told)
 
     def frame(self, value: _Event) -> str:
         return f"event: {value['type']}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -1,0 +1,83 @@
+"""Which passages a reader reads for a question: the best of its own language, and some of every other one.
+
+Embedders bring texts of the question's language first, however well a page in another one answers. So each language is
+ranked by itself, and what answers best is left to the reader. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rag.answer.reading import cost, pieces_of
+from rag.index.embed import Embedder
+from rag.index.retrieve import Hit, other_sources, search
+from rag.index.store import Generation
+from slm.joints import EVERYTHING, Filters, Passage
+from slm.text.language import detect
+from slm.text.visible import one_line
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many passages of the question's language, and of all others together; and about how many tokens in all.
+
+    By default what two cores read in about two seconds. On the development questions a line that answers is among
+    these for 94 of 100.
+    """
+
+    same: int = 6
+    other: int = 4
+    tokens: int = 1800
+
+
+DEPTH = Depth()
+# The language of documents that do not say theirs.
+UNKNOWN = "und"
+
+
+def candidates(
+    generation: Generation, embedder: Embedder, question: str, depth: Depth = DEPTH, filters: Filters = EVERYTHING
+) -> list[Passage]:
+    """The passages to be read, those of the question's language first. Raises what `search` raises."""
+    chosen: list[Passage] = []
+    left = depth.tokens
+    for passage in _ranked(generation, embedder, question, depth, filters):
+        left -= cost(pieces_of(question, passage)[0])
+        if chosen and left < 0:
+            break
+        chosen.append(passage)
+    return chosen
+
+
+def _ranked(
+    generation: Generation, embedder: Embedder, question: str, depth: Depth, filters: Filters
+) -> Iterator[Passage]:
+    known = _languages(generation, filters)
+    own = detect(question, set(known) - {UNKNOWN}).language if len(known) > 1 else None
+    if own not in known:
+        wanted = [(filters, depth.same + depth.other)]
+    else:
+        others = tuple(language for language in known if language != own)
+        wanted = [(replace(filters, languages=(own,)), depth.same), (replace(filters, languages=others), depth.other)]
+    for chosen, count in wanted:
+        yield from passages_of(generation, search(generation, embedder, question, count, filters=chosen))
+
+
+def passages_of(generation: Generation, hits: Sequence[Hit]) -> list[Passage]:
+    """What was found, as it is shown and read."""
+    chunks = [generation.chunks[hit.row] for hit in hits]
+    return [
+        Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score, other_sources(generation, hit))
+        for hit, c in zip(hits, chunks, strict=True)
+    ]
+
+
+def _languages(generation: Generation, filters: Filters) -> list[str]:
+    """The languages of the documents that are let through: searching for those of another one would be an error."""
+    allowed = generation.facets.allowed(filters)
+    rows = np.arange(len(generation.chunks)) if allowed is None else np.flatnonzero(allowed)
+    names = [*generation.facets.languages, UNKNOWN]
+    return [name for name in names if generation.facets.in_language(rows, name).any()]

@@ -1,0 +1,139 @@
+"""Examples for training a reader, from questions that name the place of their answer. It knows nothing of models.
+
+An example is a question with passages as retrieval brings them: the right one in any place among its hardest
+neighbours, and in some of them missing, so that no line answers.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rag.answer.lines import lines_of
+from rag.answer.reading import FORM, pieces_of
+from rag.index.names import source_matches
+from slm.errors import DamagedFileError
+from slm.joints import Passage
+from slm.terminal.text_file import read_text
+
+# How many passages an example has; the share of examples whose right passages are taken out; the share of passages
+# in the question's own language.
+PASSAGES, _MISSING, _OWN = 4, 0.12, 0.7
+
+
+@dataclass(frozen=True)
+class AnswerPlace:
+    """Where an answer stands: a page, its heading ("": anywhere on it), and the sentence or row word for word."""
+
+    page: str
+    heading: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with the places of its answer (none: not answerable). together: it takes several of them."""
+
+    question: str
+    lang: str
+    places: tuple[AnswerPlace, ...]
+    together: bool
+
+    def right_lines(self, passage: Passage) -> list[int]:
+        """Which lines of a passage are places of the answer."""
+        bare = [_bare(passage.text[line.start : line.end]) for line in lines_of(passage.text)]
+        return sorted({n for place in self.places if _is_there(place, passage) for n in _answering(place, bare)})
+
+
+def read_asked(path: Path) -> list[Asked]:
+    """The questions of a reading set (JSON Lines). Raises DamagedFileError with the line's number."""
+    asked = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            places = tuple(AnswerPlace(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
+            if not all(_bare(place.text) for place in places):
+                raise ValueError("a place has no text")
+            asked.append(Asked(row["question"], row["lang"], places, bool(row.get("together"))))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedFileError(f"'{path}', line {number} is no question with places: {error}") from error
+    return asked
+
+
+def require_places(asked: Sequence[Asked], passages: Sequence[Passage]) -> None:
+    """Raises DamagedFileError for a question one of whose places is on no passage of all there are.
+
+    Such a question would teach a reader to refuse what it should answer.
+    """
+    lines = [
+        (passage, [_bare(passage.text[one.start : one.end]) for one in lines_of(passage.text)]) for passage in passages
+    ]
+    for one in asked:
+        for place in one.places:
+            if not any(_answering(place, of_passage) for passage, of_passage in lines if _is_there(place, passage)):
+                raise DamagedFileError(
+                    f"'{one.question}' is answered nowhere: no line of '{place.page}' under '{place.heading}' has its "
+                    "text",
+                    found=place.text,
+                )
+
+
+def example_of(
+    asked: Asked, passages: Sequence[Passage], languages: Mapping[str, str], draw: random.Random
+) -> dict[str, Any] | None:
+    """One example; None where there is nothing to read. languages: of each source.
+
+    prompts: pieces of each passage. right: (prompt, piece) that answer; every: all of them have to be found, else one
+    is enough. ignored: (prompt, piece) that answer as well, in the other language, and are neither right nor wrong.
+    """
+    right = {n: lines for n, passage in enumerate(passages) if (lines := asked.right_lines(passage))}
+    own = [n for n, passage in enumerate(passages) if languages.get(passage.source) == asked.lang]
+    preferred = [n for n in right if n in own] or list(right)
+    chosen: list[int] = []
+    if draw.random() >= _MISSING:
+        chosen += preferred[:3]
+        if len(preferred) < len(right) and draw.random() < 0.3:
+            chosen.append(next(n for n in right if n not in preferred))
+    wrong = [n for n in range(len(passages)) if n not in right]
+    room = max(1, PASSAGES - len(chosen))
+    count = round(room * _OWN) if draw.random() < 0.8 else room
+    chosen += _drawn([n for n in wrong if n in own], count, count + 2, draw)
+    chosen += _drawn([n for n in wrong if n not in own], room - count, room - count + 1, draw)
+    draw.shuffle(chosen)
+    marks: dict[str, list[list[int]]] = {"right": [], "ignored": []}
+    for prompt, n in enumerate(chosen):
+        kind = "right" if n in preferred else "ignored"
+        marks[kind] += [[prompt, 2 + line] for line in right.get(n, ())]
+    prompts = [pieces_of(asked.question, passages[n])[0] for n in chosen]
+    if not any(len(pieces) > 2 for pieces in prompts):
+        return None
+    return {"form": FORM, "lang": asked.lang, "prompts": prompts, "every": asked.together, **marks}
+
+
+def _drawn(numbers: Sequence[int], count: int, among: int, draw: random.Random) -> list[int]:
+    """`count` of the first `among` numbers, which stand best first."""
+    pool = numbers[:among]
+    return draw.sample(list(pool), min(count, len(pool)))
+
+
+def _answering(place: AnswerPlace, lines: Sequence[str]) -> list[int]:
+    """Which lines, without blanks and marks, hold the text of a place or are a part of it."""
+    wanted = _bare(place.text)
+    return [n for n, line in enumerate(lines) if wanted in line or (len(line) > 8 and line in wanted)]
+
+
+def _is_there(place: AnswerPlace, passage: Passage) -> bool:
+    return source_matches(passage.source, place.page) and (
+        not place.heading or place.heading in passage.heading.split(" > ") or place.heading == passage.title
+    )
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"\s+", "", text).strip("|-*")

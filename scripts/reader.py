@@ -1,0 +1,126 @@
+"""Makes a reader from the reading set: `make reader` runs this (docs/reader.md).
+
+pull -> an index for each organisation -> examples from its questions and what retrieval brings -> slm train reader ->
+thresholds fitted on the development organisations. The test organisations are not opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from rag.answer.candidates import Depth, candidates  # noqa: E402
+from rag.answer.examples import example_of, read_asked, require_places  # noqa: E402
+from rag.index.embed import DEFAULT_EMBEDDER, Embedder, open_embedder  # noqa: E402
+from rag.index.store import open_generation  # noqa: E402
+from rag.index.update import add_documents  # noqa: E402
+from rag.sources.files import read_files  # noqa: E402
+from slm.joints import Passage  # noqa: E402
+from slm.terminal.console import note, progress  # noqa: E402
+
+READING = ROOT / "data/reading"
+# Deeper than what is read for an answer, so that not all neighbours of a right passage are the same in every example.
+_DEPTH = Depth(same=8, other=5, tokens=10_000)
+
+
+def index_of(organisation: Path, work: Path, embedder: Embedder) -> Path:
+    """The index of an organisation's pages, made once."""
+    path = work / f"index-{organisation.name}"
+    if not path.exists():
+        add_documents(path, read_files([organisation / "en", organisation / "ja"]).documents, embedder)
+    return path
+
+
+def write_examples(organisations: list[Path], work: Path, out: Path, seed: int) -> int:
+    """An example of each question, in a file; how many."""
+    embedder, draw, rows = open_embedder(DEFAULT_EMBEDDER), random.Random(seed), []
+    with progress(f"examples for {out.stem}", total=len(organisations), unit="organisations") as done:
+        for number, organisation in enumerate(organisations, 1):
+            generation = open_generation(index_of(organisation, work, embedder))
+            languages = {source: str(entry["lang"]) for source, entry in generation.documents.items()}
+            questions = read_asked(organisation / "questions.jsonl")
+            require_places(
+                questions, [Passage(one.title, one.heading, one.text, one.source, 0.0) for one in generation.chunks]
+            )
+            for asked in questions:
+                passages = candidates(generation, embedder, asked.question, _DEPTH)
+                example = example_of(asked, passages, languages, draw)
+                rows += [example] if example else []
+            done(number)
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return len(rows)
+
+
+def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int) -> dict[str, float]:
+    """Answer development questions without ever refusing, fit when to refuse, and keep that in the reader's card."""
+    from dataclasses import replace
+
+    from rag.answer.card import write_thresholds
+    from rag.answer.prompt import open_retriever
+    from rag.evaluate.answers import Answered, answered, by_reader
+    from rag.evaluate.retrieval import read_questions
+    from rag.evaluate.thresholds import fitted
+    from slm_cli import Roof
+
+    roof = Roof()
+    found = roof.reader_of(base, str(reader))
+    assert found is not None  # a folder that is named is a reader, or an error
+    eager = replace(found, refuse_at={"": 2.0})
+    rows: list[Answered] = []
+    with roof.open_engine(roof.gguf_of(base), {eager.name: eager.adapter}) as engine:
+        for organisation in sorted((READING / "development").iterdir()):
+            questions = read_questions(organisation / "questions.jsonl")
+            random.Random(0).shuffle(questions)
+            with (
+                open_retriever(str(work / f"index-{organisation.name}")) as retriever,
+                progress(f"answering for {organisation.name}", total=len(questions[:most]), unit="questions") as done,
+            ):
+                judge = lambda prompts: engine.scores(prompts, eager.contrast, adapter=eager.name).scores  # noqa: E731
+                rows += answered(by_reader(retriever, eager, judge), questions[:most], done)
+    limits = {language: round(limit, 3) for language, limit in fitted(rows, price).items()}
+    write_thresholds(reader, limits)
+    return limits
+
+
+def main() -> None:
+    """The recipe from beginning to end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="gemma-3-270m", help="catalog name, checkpoint folder or GGUF")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "adapters/reader", help="adapter folder")
+    parser.add_argument("--price", type=float, default=2.0, help="what a wrong answer costs beside one not given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--questions", type=int, default=200, help="of each development organisation, for thresholds")
+    parser.add_argument("--only-thresholds", action="store_true", help="fit them anew for the reader that is there")
+    parser.add_argument("options", nargs="*", help="after --: options of slm train reader")
+    args = parser.parse_args()
+    started = time.monotonic()
+    work = ROOT / "exports/reader"
+    work.mkdir(parents=True, exist_ok=True)
+    slm = [sys.executable, "-m", "slm_cli"]
+    for name in (*([args.base] if not Path(args.base).exists() else []), DEFAULT_EMBEDDER):
+        subprocess.run([*slm, "pull", name, "--accept-license"], check=True, cwd=ROOT)
+    files = {split: work / f"{split}.jsonl" for split in ("train", "development")}
+    for split, file in files.items():
+        count = write_examples(sorted((READING / split).iterdir()), work, file, args.seed)
+        note(f"{count} examples in {file}")
+    if not args.only_thresholds:
+        if args.output.exists() and (args.output / "reader.json").exists():
+            shutil.rmtree(args.output)
+        command = [*slm, "train", "reader", "--base", args.base, "--data", files["train"]]
+        command += ["--eval-data", files["development"], "-o", args.output, "--seed", str(args.seed), *args.options]
+        subprocess.run(command, check=True, cwd=ROOT)
+    limits = fit_thresholds(args.base, args.output, work, args.price, args.questions)
+    print(f"{args.output}: refuses at {limits} ({(time.monotonic() - started) / 60:.0f} minutes)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""`slm rag ask` and `slm rag evaluate` with a reader at the seam, in both languages; who reads, and when it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rag.cli.rag import rag
+from slm.errors import InputError, MissingFileError
+from slm.joints import PieceScores, Reader
+from tests.path_joints import PathJoints
+from tests.tiny_rag import handbook, own_home
+from tests.tiny_reader import READER, Pointing
+
+__all__ = ["handbook", "own_home"]  # fixtures
+
+
+class JudgingEngine:
+    """Speaks the engine's protocol with the scores of a judge, and keeps what it was asked."""
+
+    def __init__(self, judge: Pointing) -> None:
+        self.judge, self.asked = judge, list[tuple[tuple[str, str], str | None]]()
+
+    def scores(
+        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
+    ) -> PieceScores:
+        self.asked.append((contrast, adapter))
+        return PieceScores(self.judge(prompts), 100, 0, 0.1)
+
+
+class ReaderJoints(PathJoints):
+    """Has a reader for the model `m.gguf`, as a released one."""
+
+    def __init__(self, *texts: str) -> None:
+        self.engine, self.opened = JudgingEngine(Pointing(*texts)), list[tuple[Path, dict[str, Path]]]()
+
+    def reader_of(self, model: str, wanted: str) -> Reader | None:
+        if wanted == "model" or (wanted == "auto" and model != "m.gguf"):
+            return None
+        if wanted == "point" and model != "m.gguf":
+            raise MissingFileError(f"there is no released reader for '{model}'")
+        return READER
+
+    @contextmanager
+    def open_engine(
+        self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
+    ) -> Iterator[Any]:
+        self.opened.append((model, dict(adapters)))
+        yield self.engine
+
+
+@pytest.fixture
+def indexed(handbook: Path) -> Path:
+    assert run(PathJoints(), "add", "handbook", str(handbook)).exit_code == 0
+    return handbook
+
+
+def run(joints: PathJoints, *args: str) -> Result:
+    return CliRunner().invoke(rag, list(args), obj=joints)
+
+
+def ask(joints: ReaderJoints, question: str, *args: str) -> Result:
+    return run(joints, "ask", "handbook", question, "--model", "m.gguf", *args)
+
+
+ASKED = {"en": "How many days off do employees get?", "ja": "社員の休暇は何日ですか。"}
+FACT = {"en": "Employees get twenty days off each year.", "ja": "社員は毎年20日の休暇を取れます。"}
+PAGE = {"en": "Paid leave", "ja": "有給休暇"}
+
+
+@pytest.mark.parametrize("lang", ASKED)
+def test_ask_says_the_line_and_its_source(lang: str, indexed: Path) -> None:
+    joints = ReaderJoints(FACT[lang])
+    result = ask(joints, ASKED[lang])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{FACT[lang]} [1]\n\nSources:\n  1. {PAGE[lang]}")
+    assert f"{lang}/leave.md)\n     “{FACT[lang]}”\n" in result.stdout and "  2. " not in result.stdout
+    assert joints.opened == [(Path("m.gguf"), {"reader": READER.adapter})]
+    assert joints.engine.asked == [(("yes", "no"), "reader")]
+
+
+@pytest.mark.parametrize("lang", ASKED)
+def test_ask_in_json_gives_the_place_of_the_line(lang: str, indexed: Path) -> None:
+    answer = json.loads(ask(ReaderJoints(FACT[lang]), ASKED[lang], "--json").stdout)
+    (line,) = answer["lines"]
+    source = answer["sources"][line["passage"] - 1]
+    assert source["text"][line["start"] : line["end"]] == line["text"] == FACT[lang]
+    assert answer["answer"] == f"{FACT[lang]} [1]" and answer["citations"] == [1] and answer["refused"] is False
+    assert answer["doubt"] < 0.01 and answer["reader"] == "reader" and len(answer["nearest"]) == 3
+    assert source["cited"] and source["quote"] == FACT[lang] and source["source"].endswith(f"{lang}/leave.md")
+
+
+@pytest.mark.parametrize(
+    ("lang", "refusal"), [("en", "I could not find this in the documents."), ("ja", "資料には見つかりませんでした。")]
+)
+def test_ask_says_when_no_line_answers_and_shows_the_nearest_as_such(lang: str, refusal: str, indexed: Path) -> None:
+    shown = ask(ReaderJoints(), ASKED[lang])
+    assert shown.exit_code == 0
+    assert shown.stdout.startswith(f"{refusal}\n\nNearest, though none of it answers:\n  1. ")
+    assert "Sources" not in shown.stdout
+    answer = json.loads(ask(ReaderJoints(), ASKED[lang], "--json").stdout)
+    assert answer["answer"] == refusal and answer["refused"] is True and answer["doubt"] > 0.9
+    assert answer["citations"] == answer["lines"] == [] and not any(source["cited"] for source in answer["sources"])
+
+
+def test_the_threshold_can_be_given(indexed: Path) -> None:
+    sure, unsure = (FACT["en"],), ()
+    for texts, at, refused in ((sure, "0", True), (sure, "0.5", False), (unsure, "0.5", True), (unsure, "1", False)):
+        answer = json.loads(ask(ReaderJoints(*texts), ASKED["en"], "--refuse-at", at, "--json").stdout)
+        assert answer["refused"] is refused, (texts, at)
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "nan", "often"])
+def test_a_threshold_that_is_no_probability_is_refused(value: str, indexed: Path) -> None:
+    result = ask(ReaderJoints(), ASKED["en"], f"--refuse-at={value}")
+    assert result.exit_code == 2 and "--refuse-at" in result.output
+
+
+def test_a_threshold_without_a_reader_is_refused(indexed: Path) -> None:
+    result = ask(ReaderJoints(), ASKED["en"], "--reader", "model", "--refuse-at", "0.5")
+    assert result.exit_code == 2 and "no reader that could refuse" in result.output
+    assert isinstance(
+        run(ReaderJoints(), "ask", "handbook", "q?", "--model", "other.gguf", "--reader", "point").exception,
+        MissingFileError,
+    )
+
+
+def test_a_question_of_ten_thousand_characters_is_a_clear_error(indexed: Path) -> None:
+    for question in ("why " * 2500 + "?", "なぜ" * 5000):
+        error = ask(ReaderJoints(), question).exception
+        assert isinstance(error, InputError) and "at most 2,000 are read" in str(error)
+
+
+def write_questions(path: Path) -> Path:
+    rows: list[dict[str, Any]] = [
+        {"question": ASKED["en"], "lang": "en", "relevant": ["en/leave.md"], "answer": ["twenty"], "kind": "sentence"},
+        {"question": ASKED["ja"], "lang": "ja", "relevant": ["ja/leave.md"], "answer": ["20日"], "kind": "sentence"},
+        {"question": "Where do guests sign in?", "lang": "en", "relevant": ["en/visitors.md"], "answer": ["reception"]},
+        {"question": "Who is the king?", "lang": "en", "relevant": [], "answerable": False, "kind": "absent"},
+    ]  # fmt: skip
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_evaluate_measures_what_the_reader_says(indexed: Path, tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "q.jsonl")
+    arguments = ["evaluate", "handbook", "--questions", str(questions), "--model", "m.gguf"]
+    # These lines answer every question there is: right for two of them, wrong for one, invented for the last.
+    eager = json.loads(run(ReaderJoints(*FACT.values()), *arguments, "--json").stdout)["answering"]
+    assert eager["reader"] == "reader"
+    assert eager["overall"] == {
+        "n": 3, "shown": 2, "cited": 2, "keyed": 3, "right": 2, "wrong": 1, "unsaid": 0, "unanswerable": 1,
+        "refused": 0,
+    }  # fmt: skip
+    assert eager["by_language"]["ja"]["right"] == 1 and set(eager["by_kind"]) == {"sentence", "absent"}
+    mute = run(ReaderJoints(), *arguments)
+    assert "     right     wrong    unsaid" in mute.stdout
+    assert "1 of 1 unanswerable questions were refused" in mute.stdout
+    mute_figures = json.loads(run(ReaderJoints(), *arguments, "--json").stdout)["answering"]["overall"]
+    assert (mute_figures["right"], mute_figures["wrong"], mute_figures["unsaid"]) == (0, 0, 3)
+    told = json.loads(run(ReaderJoints(), *arguments, "--refuse-at", "1", "--json").stdout)["answering"]["overall"]
+    assert told["unsaid"] == told["refused"] == 0
+
+
+def test_the_readers_adapter_is_opened_beside_the_users(indexed: Path, tmp_path: Path) -> None:
+    questions, adapter = write_questions(tmp_path / "q.jsonl"), tmp_path / "ja.gguf"
+    adapter.write_bytes(b"GGUF")
+    joints = ReaderJoints(FACT["en"])
+    result = run(
+        joints, "evaluate", "handbook", "--questions", str(questions), "--model", "m.gguf", "--adapter", f"ja={adapter}"
+    )
+    assert result.exit_code == 0, result.output
+    assert joints.opened == [(Path("m.gguf"), {"ja": adapter, "reader": READER.adapter})]

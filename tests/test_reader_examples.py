@@ -1,0 +1,189 @@
+"""Examples to train a reader on: their marks point at the right pieces, whatever is drawn; damaged data are named."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rag.answer.examples import PASSAGES, Asked, Place, example_of, read_asked, require_places
+from rag.answer.reading import FORM, pieces_of
+from slm.errors import DamagedFileError
+from slm.joints import Passage
+from tests.tiny_rag import passage
+
+TABLE = "Prices.\n\n| Place | Limit |\n|---|---|\n| Osaka | 13,000 yen |\n| Tokyo | 14,000 yen |"
+TABLE_JA = "料金です。\n\n| 場所 | 上限 |\n|---|---|\n| 大阪 | 13,000円 |\n| 東京 | 14,000円 |"
+RIGHT = passage(TABLE, "Trips", "Hotels", "handbook/en/trips.md")
+RIGHT_JA = passage(TABLE_JA, "出張", "宿泊", "handbook/ja/trips.md")
+WRONG = [passage(f"Rule {n}. More of {n}.", "Rules", f"Rule {n}", f"handbook/en/{n}.md") for n in range(6)]
+WRONG_JA = [passage(f"規則{n}です。{n}の続き。", "規則", f"規則{n}", f"handbook/ja/{n}.md") for n in range(6)]
+FOUND = [WRONG[0], RIGHT, *WRONG[1:], WRONG_JA[0], RIGHT_JA, *WRONG_JA[1:]]
+LANGUAGES = {one.source: one.source.split("/")[1] for one in FOUND}
+PLACES = (Place("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"), Place("ja/trips.md", "宿泊", "| 大阪 | 13,000円 |"))
+ASKED = {
+    "en": Asked("How much in Osaka?", "en", PLACES, together=False),
+    "ja": Asked("大阪ではいくらですか。", "ja", PLACES, together=False),
+}
+FACT = {"en": "Place: Osaka, Limit: 13,000 yen\n", "ja": "場所: 大阪, 上限: 13,000円\n"}
+
+
+def drawn(asked: Asked, found: list[Passage] = FOUND, count: int = 300) -> list[dict[str, Any]]:
+    made = [example_of(asked, found, LANGUAGES, random.Random(seed)) for seed in range(count)]
+    return [one for one in made if one is not None]
+
+
+def pieces_at(example: dict[str, Any], kind: str) -> list[str]:
+    return [example["prompts"][prompt][piece] for prompt, piece in example[kind]]
+
+
+@pytest.mark.parametrize("lang", ASKED)
+def test_the_marks_are_on_the_pieces_that_answer_and_on_no_other(lang: str) -> None:
+    other = {"en": "ja", "ja": "en"}[lang]
+    examples = drawn(ASKED[lang])
+    assert len(examples) == 300
+    for example in examples:
+        assert example["form"] == FORM and example["lang"] == lang and example["every"] is False
+        assert set(pieces_at(example, "right")) <= {FACT[lang]} and set(pieces_at(example, "ignored")) <= {FACT[other]}
+        marked = {tuple(mark) for mark in (*example["right"], *example["ignored"])}
+        for prompt, pieces in enumerate(example["prompts"]):
+            answers = [number for number, piece in enumerate(pieces) if piece in FACT.values()]
+            assert [number for at, number in sorted(marked) if at == prompt] == answers
+
+
+def test_passages_come_in_any_order_with_hard_neighbours_and_sometimes_without_the_right_one() -> None:
+    examples = drawn(ASKED["en"], count=1000)
+    seen = Counter(len(example["right"]) for example in examples)
+    assert seen[0] + seen[1] == 1000 and 80 <= seen[0] <= 170, "about 12 in 100 are without it"
+    places = Counter(example["right"][0][0] for example in examples if example["right"])
+    assert set(places) == set(range(PASSAGES)) and min(places.values()) > 120
+    also = sum(bool(example["ignored"]) for example in examples)
+    assert 200 <= also <= 330 and all(example["right"] for example in examples if example["ignored"])
+    heads = Counter(pieces[1] for example in examples for pieces in example["prompts"])
+    own = sum(count for head, count in heads.items() if head.startswith("Rules"))
+    others = sum(count for head, count in heads.items() if head.startswith("規則"))
+    assert own > 2 * others > 0
+    assert heads["Rules > Rule 0\n"] > 3 * heads["Rules > Rule 5\n"], "what retrieval brought first is drawn most"
+    for example in examples:
+        assert len({pieces[1] for pieces in example["prompts"]}) == len(example["prompts"]) <= PASSAGES
+        assert len({pieces[0] for pieces in example["prompts"]}) == 1
+
+
+def test_the_same_draw_makes_the_same_example() -> None:
+    assert drawn(ASKED["ja"], count=20) == drawn(ASKED["ja"], count=20)
+
+
+def test_a_question_without_an_answer_or_whose_page_was_not_found_has_no_right_piece() -> None:
+    absent = Asked("Who is the king?", "en", (), together=False)
+    for examples in (drawn(absent, count=50), drawn(ASKED["en"], [*WRONG, *WRONG_JA], 50)):
+        assert len(examples) == 50 and not any(example["right"] or example["ignored"] for example in examples)
+
+
+def test_a_question_that_takes_several_lines_says_so() -> None:
+    places = (Place("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"), Place("en/3.md", "Rule 3", "More of 3."))
+    examples = drawn(Asked("How much, and what more?", "en", places, together=True))
+    assert all(example["every"] is True for example in examples)
+    most = [example for example in examples if len(example["right"]) == 2]
+    assert len(most) > 200
+    assert all(sorted(pieces_at(one, "right")) == ["More of 3.\n", FACT["en"]] for one in most)
+
+
+def test_only_the_page_in_the_other_language_answers() -> None:
+    asked = Asked("大阪ではいくらですか。", "ja", PLACES[:1], together=False)
+    for example in drawn(asked):
+        assert set(pieces_at(example, "right")) <= {FACT["en"]} and not example["ignored"]
+
+
+def test_nothing_to_read_is_no_example() -> None:
+    assert drawn(ASKED["en"], [passage("---"), passage("")], 5) == drawn(ASKED["en"], [], 5) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "lines"),
+    [
+        (Place("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"), [1]),
+        (Place("trips.md", "", "|Osaka|13,000  yen|"), [1]),
+        (Place("en/trips.md", "Trips", "| Tokyo | 14,000 yen |"), [2]),  # the page's title for its first section
+        (Place("en/trips.md", "Trains", "| Osaka | 13,000 yen |"), []),
+        (Place("en/rips.md", "Hotels", "| Osaka | 13,000 yen |"), []),
+        (Place("ja/trips.md", "Hotels", "| Osaka | 13,000 yen |"), []),
+        (Place("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"), []),
+    ],
+)
+def test_a_place_is_a_page_a_heading_and_the_text_whatever_its_blanks(place: Place, lines: list[int]) -> None:
+    assert Asked("How much?", "en", (place,), together=False).right_lines(RIGHT) == lines
+
+
+def test_a_sentence_that_is_cut_into_lines_or_is_part_of_one_is_found() -> None:
+    torn = passage("He said to them: wait. Then the rest follows here.")
+    place = Place("en/leave.md", "Length", "said to them: wait. Then the rest follows here.")
+    assert Asked("q", "en", (place,), together=False).right_lines(torn) == [1]
+    short = passage("Yes. It costs 20 yen a day.")  # of what is so short nothing is said by being part of a place
+    place = Place("en/leave.md", "Length", "Yes. It costs 20 yen a day.")
+    assert Asked("q", "en", (place,), together=False).right_lines(short) == [1]
+
+
+def test_a_reading_set_is_read_and_a_damaged_line_named(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"question": "大阪ではいくらですか。", "lang": "ja", "places": [vars(place) for place in PLACES]},
+        {"question": "Who is king?", "lang": "en"},
+        {"question": "And both?", "lang": "en", "places": [{"page": "a.md", "text": "x"}], "together": True},
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
+    assert read_asked(path) == [
+        ASKED["ja"], Asked("Who is king?", "en", (), False),
+        Asked("And both?", "en", (Place("a.md", "", "x"),), True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{", "[]", '"text"', "{}", '{"question": "q"}', '{"question": "q", "lang": "en", "places": 3}',
+        '{"question": "q", "lang": "en", "places": [{"page": "a.md"}]}',
+        '{"question": "q", "lang": "en", "places": ["a.md"]}',
+        '{"question": "q", "lang": "en", "places": [{"page": "a.md", "text": " |-| "}]}',
+    ],
+)
+def test_a_line_that_is_no_question_with_places_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "q", "lang": "en"}\n' + line, encoding="utf-8")
+    with pytest.raises(DamagedFileError, match=r"questions.jsonl', line 2 is no question with places"):
+        read_asked(path)
+
+
+def test_a_key_that_is_nowhere_on_its_page_is_an_error_and_teaches_nothing() -> None:
+    require_places([*ASKED.values(), Asked("Who?", "en", (), together=False)], FOUND)
+    lost = Asked("How much in Kobe?", "en", (Place("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"),), together=False)
+    with pytest.raises(DamagedFileError, match=r"'How much in Kobe\?' is answered nowhere.*en/trips.md.*Kobe"):
+        require_places([ASKED["en"], lost], FOUND)
+
+
+READING = Path(__file__).parent.parent / "data/reading"
+
+
+@pytest.mark.parametrize("organisation", ["train/clinic", "train/software", "development/museum"])
+def test_every_place_of_the_reading_set_is_a_line_of_its_page(organisation: str) -> None:
+    """Of what is trained on and measured with, as documents are cut into passages."""
+    from rag.index.chunk import chunk_document
+    from rag.sources.files import read_files
+
+    folder = READING / organisation
+    if not folder.exists():
+        folder = sorted((READING / organisation.partition("/")[0]).iterdir())[0]
+    documents = read_files([folder / "en", folder / "ja"]).documents
+    chunks = [chunk for one in documents for chunk in chunk_document(one, 480, len)]
+    require_places(
+        read_asked(folder / "questions.jsonl"),
+        [Passage(one.title, one.heading, one.text, one.source, 0.0) for one in chunks],
+    )
+
+
+def test_pieces_are_those_of_answering() -> None:
+    example = drawn(ASKED["en"], [RIGHT], 1)[0]
+    assert example["prompts"] == [pieces_of(ASKED["en"].question, RIGHT)[0]]

@@ -1,0 +1,192 @@
+"""`slm chat --rag` and `slm serve --rag` with a reader: who answers, under which name, and when it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from fastapi.testclient import TestClient
+
+from serve.chat.terminal import Chat
+from serve.cli import serve as cli
+from serve.engine.engine import open_engine
+from slm.errors import InputError, MissingFileError
+from slm.joints import Reader, SamplingOptions
+from slm.terminal.answer import show_pointed
+from slm_cli import Roof
+from tests.tiny_gguf import write_adapter, write_model
+from tests.tiny_pointing import NEVER, LineIndex, ReadingJoints, tiny_reader
+
+HOTEL, ROOM = "How much may a hotel in Osaka cost?", "会議室の予約はいつまでに取り消せますか。"
+ROW = [-9.0, 6.0, -9.0, -9.0]
+SAID = "City: Osaka, Night: 13,000 yen [1]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    write_model(folder / "tiny.gguf")
+    write_adapter(folder / "reader.gguf", seed=1)
+    write_adapter(folder / "en.gguf", seed=2)
+    return folder
+
+
+@pytest.fixture
+def joints(folder: Path) -> ReadingJoints:
+    return ReadingJoints(tiny_reader(folder / "reader.gguf"), LineIndex(scores=ROW))
+
+
+def chat(joints: ReadingJoints, folder: Path, *options: str, say: str) -> Result:
+    args = [str(folder / "tiny.gguf"), "--threads", "1", "--max-tokens", "6", *options]
+    return CliRunner().invoke(cli.chat, args, obj=joints, input=say)
+
+
+# --- chat -------------------------------------------------------------------------------------------------------
+
+
+def test_chat_answers_with_the_readers_line_and_its_source(joints: ReadingJoints, folder: Path) -> None:
+    result = chat(joints, folder, "--rag", "handbook", say=f"{HOTEL}\n")
+    assert result.exception is None and result.stdout == f"{SAID}\n"
+    source = "\nSources:\n  1. Trips > Hotels (trips.md)\n     “City: Osaka, Night: 13,000 yen”\n"
+    assert source in result.stderr and "rooms.md" not in result.stderr
+    assert joints.wanted == ["auto"] and "the reader reader answers from handbook" in result.stderr
+    assert "tokens read" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [(HOTEL, "I could not find this in the documents."), (ROOM, "資料には見つかりませんでした。")],
+)
+def test_chat_refuses_where_it_is_told_to(joints: ReadingJoints, folder: Path, question: str, said: str) -> None:
+    result = chat(joints, folder, "--rag", "handbook", "--refuse-at", "0", say=f"{question}\n")
+    assert result.stdout == f"{said}\n"
+    assert "\nNearest, though none of it answers:\n  1. Trips > Hotels (trips.md)\n" in result.stderr
+
+
+def test_the_reader_command_changes_who_answers(joints: ReadingJoints, folder: Path) -> None:
+    talk = f"/reader\n{HOTEL}\n/reader model\n{HOTEL}\n/reader\n/reader point\n{HOTEL}\n"
+    result = chat(joints, folder, "--rag", "handbook", say=talk)
+    first, worded, again = result.stdout.splitlines()
+    assert first == again == SAID != worded
+    assert "answered by: point (reader); also: model" in result.stderr
+    assert "answered by: model; also: point (reader)" in result.stderr
+    assert "Ten days." not in worded and "It was given these" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "said"),
+    [
+        ((), "/reader point", "no documents"),
+        (("--rag", "i", "--reader", "model"), "/reader point", "--reader FOLDER"),
+        (("--rag", "i"), "/reader nobody", "'nobody' answers nothing"),
+    ],
+)
+def test_a_reader_that_cannot_be_is_an_error(
+    joints: ReadingJoints, folder: Path, options: tuple[str, ...], line: str, said: str
+) -> None:
+    result = chat(joints, folder, *options, say=f"{line}\n")
+    assert isinstance(result.exception, InputError) and said in str(result.exception)
+
+
+def test_a_conversation_keeps_pointed_answers(folder: Path) -> None:
+    reader = tiny_reader(folder / "reader.gguf")
+    with open_engine(folder / "tiny.gguf", {"reader": reader.adapter}, threads=1, parallel=1) as engine:
+        talk = Chat(engine, "base", SamplingOptions(max_tokens=4), LineIndex(scores=ROW), "Be brief.", reader)
+        for line in ("/reset", HOTEL, "/reader model", ROOM):
+            talk.turn(line)
+    assert [(turn["role"], turn["content"]) for turn in talk.messages[:4]] == [
+        ("system", "Be brief."), ("user", HOTEL), ("assistant", SAID), ("user", ROOM),
+    ]  # fmt: skip
+    assert len(talk.messages) == 5
+
+
+def test_a_refusal_without_a_passage_shows_no_source(folder: Path) -> None:
+    index = LineIndex(passages=())
+    pointed = index.pointed(HOTEL, tiny_reader(folder, NEVER), lambda prompts: [[] for _ in prompts])
+    shown: list[str] = []
+    show_pointed(pointed, shown.append)
+    assert shown == [] and pointed.text == "I could not find this in the documents." and pointed.unknown == 1.0
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [cli.chat, cli.serve], ids=lambda command: command.name)
+@pytest.mark.parametrize("options", [("--reader", "point"), ("--refuse-at", "0.5")])
+def test_a_reader_without_documents_is_refused(
+    joints: ReadingJoints, folder: Path, command: Any, options: tuple[str, ...]
+) -> None:
+    result = CliRunner().invoke(command, [str(folder / "tiny.gguf"), *options], obj=joints)
+    assert result.exit_code == 2 and options[0] in result.stderr and "--rag INDEX" in result.stderr
+
+
+@pytest.mark.parametrize("given", ["1.5", "-0.1", "nan"])
+def test_a_threshold_is_a_probability(joints: ReadingJoints, folder: Path, given: str) -> None:
+    result = chat(joints, folder, "--rag", "i", "--refuse-at", given, say="")
+    assert result.exit_code == 2 and "--refuse-at" in result.stderr
+
+
+def test_a_threshold_needs_a_reader(joints: ReadingJoints, folder: Path) -> None:
+    result = chat(joints, folder, "--rag", "i", "--reader", "model", "--refuse-at", "0.5", say="")
+    assert result.exit_code == 2 and "no reader that could refuse" in result.stderr
+
+
+@pytest.mark.parametrize("command", [cli.chat, cli.serve], ids=lambda command: command.name)
+def test_an_adapter_of_the_readers_name_is_refused(joints: ReadingJoints, folder: Path, command: Any) -> None:
+    args = [str(folder / "tiny.gguf"), "--rag", "i", "--adapter", f"reader={folder / 'en.gguf'}"]
+    args += ["--port", "0"] if command is cli.serve else []
+    result = CliRunner().invoke(command, args, obj=joints)
+    assert isinstance(result.exception, InputError)
+    assert "'reader' is the reader's name" in str(result.exception) and "--adapter NAME=" in str(result.exception)
+
+
+def test_a_folder_called_as_its_base_gives_the_reader_a_name_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A released reader lies in a folder named after its base, whose name no adapter can have."""
+    roof = Roof()
+    monkeypatch.setattr(roof, "gguf_of", lambda model: folder / "tiny.gguf")
+    monkeypatch.setattr(roof, "adapter_gguf_of", lambda reader, model: folder / "reader.gguf")
+    names = []
+    for name in ("tiny", "my-reader"):
+        (folder / name).mkdir()
+        (folder / name / "reader.json").write_text('{"form": 1, "contrast": ["y", "n"], "refuse_at": {"": 0.5}}')
+        (folder / name / "manifest.json").write_text('{"base": {"fingerprint": "f"}}')
+        reader = roof.reader_of("tiny", str(folder / name))
+        assert isinstance(reader, Reader)
+        names.append(reader.name)
+    assert names == ["tiny-reader", "my-reader"]
+    with pytest.raises(MissingFileError, match="is no reader"):
+        roof.reader_of("tiny", str(folder))
+
+
+# --- serve ------------------------------------------------------------------------------------------------------
+
+
+def test_serve_answers_documents_by_the_reader(
+    joints: ReadingJoints, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watched folder's own `reader` is left alone, and where the reader's file lies nothing may be loaded from."""
+    watched = folder / "watched"
+    watched.mkdir()
+    write_adapter(watched / "reader.gguf", seed=5)
+    write_adapter(watched / "fr.gguf", seed=6)
+    told: dict[str, Any] = {}
+
+    def ask(app: Any, *_: Any) -> None:
+        client = TestClient(app, base_url="http://127.0.0.1")
+        question = {"messages": [{"role": "user", "content": HOTEL}], "rag": True}
+        told["answer"] = client.post("/v1/chat/completions", json=question).json()
+        told["names"] = [row["name"] for row in client.get("/lora-adapters").json()]
+        beside = {"name": "more", "path": str(folder / "en.gguf")}
+        told["load"] = client.post("/lora-adapters", json=beside).status_code
+
+    monkeypatch.setattr(cli, "_run", ask)
+    args = [str(folder / "tiny.gguf"), "--rag", "handbook", "--port", "0", "--threads", "1", "--refuse-at", "0.9"]
+    result = CliRunner().invoke(cli.serve, [*args, "--adapters-dir", str(watched)], obj=joints)
+    assert result.exception is None, result.output
+    assert told["answer"]["choices"][0]["message"]["content"] == SAID
+    assert told["names"] == ["reader", "fr"] and told["load"] == 400
+    assert "documents: handbook, answered by the reader reader" in result.stderr and "adapters: fr;" in result.stderr

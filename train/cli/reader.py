@@ -1,0 +1,78 @@
+"""The command `slm train reader`. How it trains is in train/run/reader/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slm.joints import Joints, pass_joints
+from slm.terminal.arguments import FLOAT
+from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, PATH, with_options
+from train.config import DTYPES, TrainOptions
+from train.ranks import first_then_others, rank
+
+READER_DEFAULTS: dict[str, Any] = {
+    **{name: field.default for name, field in TrainOptions.__dataclass_fields__.items()},
+    "epochs": 1.0, "learning_rate": 4e-4, "batch_size": 4, "max_length": 896,
+}  # fmt: skip
+_OPTIONS = [
+    click.option("--eval-data", multiple=True, required=True, type=PATH, help="Held-out questions; repeatable."),
+    click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
+    click.option("--rank", type=int, help="Rank of the update."),
+    click.option("--alpha", type=FLOAT, help="Scale: the update is multiplied by alpha / rank."),
+    click.option("--checkpointing", type=click.Choice(["on", "off"]), default="off", help="Trade time for memory."),
+    click.option("--lr", "learning_rate", type=FLOAT, help="Peak learning rate."),
+    click.option("--epochs", type=FLOAT, help="Passes over the data."),
+    click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),
+    click.option("--batch-size", type=int, help="Questions in one pass."),
+    click.option("--max-length", type=int, help="Longest prompt, in tokens; what is longer is cut."),
+    click.option("--seed", type=int, help="Of the adapter and the order."),
+    click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
+    click.option("--time-limit-s", type=FLOAT, help="End after this time and keep what was learned; 0: none."),
+    click.option("--threads", type=int, help="0: the physical cores."),
+    click.option("--eval-every", type=int, help="Steps between held-out losses; 0: only before and after."),
+    click.option("--save-every-s", type=FLOAT, help="Seconds between checkpoints; 0: none."),
+    click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
+    click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
+]
+
+
+def _options(function: Any) -> Any:
+    defaults = {name: value for name, value in READER_DEFAULTS.items() if name != "checkpointing"}
+    return with_options(function, options=_OPTIONS, defaults=defaults)
+
+
+@click.command(context_settings=HELP)
+@BASE
+@DATA
+@OUTPUT
+@_options
+@JSON
+@pass_joints
+def reader(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_json: bool, **values: Any) -> None:
+    """Teach a base to judge which lines of a passage answer a question, from examples that scripts/reader.py makes.
+
+    \b
+    Example:
+      slm train reader --base gemma-3-270m --data train.jsonl --eval-data development.jsonl -o adapters/reader
+    """
+    from slm.terminal.console import emit_json, note
+
+    options = TrainOptions(
+        base=first_then_others(lambda: joints.checkpoint_of(base)), data=tuple(data), output=output, **values
+    )
+    from train.run.reader.run import train_reader
+
+    result = train_reader(options)
+    if rank():
+        return
+    if as_json:
+        emit_json({"output": str(output)} | result.as_json())
+        return
+    note(
+        f"{result.run.steps} steps in {result.run.seconds:.0f} s, {result.run.tokens_per_s:,.0f} tok/s; held-out loss "
+        f"{result.held_out_loss_before:.3f} -> {result.held_out_loss_after:.3f} nats per question"
+    )
+    click.echo(str(output))
