@@ -7,6 +7,7 @@ All three read the same two pages of the same site (tests/fake_confluence.py), a
 the storage format, LlamaIndex's for the exported view, which Confluence renders itself. Prints a table in Markdown.
 """
 
+# pages as Confluence writes them
 from __future__ import annotations
 
 import argparse

@@ -119,12 +119,13 @@ def point(engine: ChatEngine, retriever: Retriever, reader: Reader, question: st
 
 
 def missing_facts(said: dict[str, str]) -> list[str]:
-    """What the answers about the handbook should have said and did not, by language."""
+    """What the answers about the handbook say instead of the fact, by language; a refusal says nothing wrong."""
+    from rag.answer.cite import refuses
     from rag.evaluate.answers import says
 
     return [
         f"the answer in {LANGUAGES[lang]} does not say '{facts[0]}': {said[lang]}"
-        for lang, facts in HANDBOOK_FACTS.items() if not says(said[lang], facts)
+        for lang, facts in HANDBOOK_FACTS.items() if not says(said[lang], facts) and not refuses(said[lang])
     ]  # fmt: skip
 
 

@@ -241,6 +241,18 @@ def test_the_package_list_names_every_package() -> None:
             assert f'"{package}"' in text, f"pyproject.toml does not list {package}"
 
 
+def test_every_file_that_is_no_source_is_packaged() -> None:
+    """A room's data (a page, texts, readers) is installed with it only where package-data has a pattern for it."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.setuptools.package-data]")[1]
+    rows = re.findall(r'^"?([\w.]+)"? = \[(.*)\]$', text.split("\n[")[0], re.MULTILINE)
+    patterns = [f"{package.replace('.', '/')}/{glob}" for package, row in rows for glob in re.findall(r'"(.*?)"', row)]
+    tracked = subprocess.run(
+        ["git", "ls-files", GROUND, *ROOMS], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
+    others = [name for name in tracked if not name.endswith(".py")]
+    assert others and [name for name in others if not any(Path(name).match(glob) for glob in patterns)] == []
+
+
 def test_help_opens_in_the_time_of_a_blink() -> None:
     """Not a benchmark: a guard against an import that costs seconds; in CPU time, which a busy machine hardly moves."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

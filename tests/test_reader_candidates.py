@@ -103,9 +103,9 @@ def test_languages_that_are_asked_for_are_the_only_ones(both: IndexRetriever, la
 
 
 def test_what_no_page_has_is_named(kinds: IndexRetriever) -> None:
-    with pytest.raises(UnknownNameError, match="'fr'.*en"):
+    with pytest.raises(UnknownNameError, match=r"'fr'.*en"):
         sources(kinds, ASKED["en"], filters=Filters(languages=("fr",)))
-    with pytest.raises(UnknownNameError, match="'HR'.*DOCS"):
+    with pytest.raises(UnknownNameError, match=r"'HR'.*DOCS"):
         sources(kinds, ASKED["en"], filters=Filters(spaces=("HR",)))
     with pytest.raises(InputError, match="nothing that these filters let through"):
         sources(kinds, ASKED["en"], filters=Filters(spaces=("DOCS",), languages=("ja",), viewer=("board",)))

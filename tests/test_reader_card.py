@@ -34,7 +34,7 @@ def test_a_card_says_the_tokens_the_thresholds_and_the_base(tmp_path: Path) -> N
 
 def test_a_folder_without_a_card_is_no_reader(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(MissingFileError, match="is no reader: it has no reader.json.*slm train reader"):
+        with pytest.raises(MissingFileError, match=r"is no reader: it has no reader\.json.*slm train reader"):
             read_card(path)
 
 
@@ -48,7 +48,7 @@ def test_a_folder_without_a_card_is_no_reader(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_damaged_card_is_named(tmp_path: Path, card: Any) -> None:
-    with pytest.raises(DamagedFileError, match="reader.json"):
+    with pytest.raises(DamagedFileError, match=r"reader\.json"):
         read_card(folder_with(tmp_path / "r", card))
 
 

@@ -102,7 +102,7 @@ def test_ask_in_json_gives_the_place_of_the_line(lang: str, indexed: Path) -> No
 def test_ask_says_when_no_line_answers_and_shows_the_nearest_as_such(lang: str, refusal: str, indexed: Path) -> None:
     shown = ask(ReaderJoints(), ASKED[lang])
     assert shown.exit_code == 0
-    assert shown.stdout.startswith(f"{refusal}\n\nNearest, though none of it answers:\n  1. ")
+    assert shown.stdout.startswith(f"{refusal}\n\nThe nearest lines, which may not answer:\n  1. ")
     assert "Sources" not in shown.stdout
     answer = json.loads(ask(ReaderJoints(), ASKED[lang], "--json").stdout)
     assert answer["answer"] == refusal and answer["refused"] is True and answer["doubt"] > 0.9
@@ -151,11 +151,12 @@ def write_questions(path: Path) -> Path:
 def test_evaluate_measures_what_the_reader_says(indexed: Path, tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "q.jsonl")
     arguments = ["evaluate", "handbook", "--questions", str(questions), "--model", "m.gguf"]
-    # These lines answer every question there is: right for two of them, wrong for one, invented for the last.
+    # These lines answer every question there is: right for two of them, wrong for one, invented for the last. Of the
+    # passages three are told, with the nearest lines.
     eager = json.loads(run(ReaderJoints(*FACT.values()), *arguments, "--json").stdout)["answering"]
     assert eager["reader"] == "reader"
     assert eager["overall"] == {
-        "n": 3, "shown": 2, "cited": 2, "keyed": 3, "right": 2, "wrong": 1, "unsaid": 0, "unanswerable": 1,
+        "n": 3, "shown": 3, "cited": 2, "keyed": 3, "right": 2, "wrong": 1, "unsaid": 0, "unanswerable": 1,
         "refused": 0,
     }  # fmt: skip
     assert eager["by_language"]["ja"]["right"] == 1 and set(eager["by_kind"]) == {"sentence", "absent"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rag.answer.examples import PASSAGES, Asked, Place, example_of, read_asked, require_places
+from rag.answer.examples import PASSAGES, AnswerPlace, Asked, example_of, read_asked, require_places
 from rag.answer.reading import FORM, pieces_of
 from slm.errors import DamagedFileError
 from slm.joints import Passage
@@ -20,11 +20,14 @@ TABLE = "Prices.\n\n| Place | Limit |\n|---|---|\n| Osaka | 13,000 yen |\n| Toky
 TABLE_JA = "料金です。\n\n| 場所 | 上限 |\n|---|---|\n| 大阪 | 13,000円 |\n| 東京 | 14,000円 |"
 RIGHT = passage(TABLE, "Trips", "Hotels", "handbook/en/trips.md")
 RIGHT_JA = passage(TABLE_JA, "出張", "宿泊", "handbook/ja/trips.md")
-WRONG = [passage(f"Rule {n}. More of {n}.", "Rules", f"Rule {n}", f"handbook/en/{n}.md") for n in range(6)]
+WRONG = [passage(f"Rule {n} holds. {n} is more.", "Rules", f"Rule {n}", f"handbook/en/{n}.md") for n in range(6)]
 WRONG_JA = [passage(f"規則{n}です。{n}の続き。", "規則", f"規則{n}", f"handbook/ja/{n}.md") for n in range(6)]
 FOUND = [WRONG[0], RIGHT, *WRONG[1:], WRONG_JA[0], RIGHT_JA, *WRONG_JA[1:]]
 LANGUAGES = {one.source: one.source.split("/")[1] for one in FOUND}
-PLACES = (Place("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"), Place("ja/trips.md", "宿泊", "| 大阪 | 13,000円 |"))
+PLACES = (
+    AnswerPlace("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"),
+    AnswerPlace("ja/trips.md", "宿泊", "| 大阪 | 13,000円 |"),
+)
 ASKED = {
     "en": Asked("How much in Osaka?", "en", PLACES, together=False),
     "ja": Asked("大阪ではいくらですか。", "ja", PLACES, together=False),
@@ -84,12 +87,15 @@ def test_a_question_without_an_answer_or_whose_page_was_not_found_has_no_right_p
 
 
 def test_a_question_that_takes_several_lines_says_so() -> None:
-    places = (Place("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"), Place("en/3.md", "Rule 3", "More of 3."))
+    places = (
+        AnswerPlace("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"),
+        AnswerPlace("en/3.md", "Rule 3", "3 is more."),
+    )
     examples = drawn(Asked("How much, and what more?", "en", places, together=True))
     assert all(example["every"] is True for example in examples)
     most = [example for example in examples if len(example["right"]) == 2]
     assert len(most) > 200
-    assert all(sorted(pieces_at(one, "right")) == ["More of 3.\n", FACT["en"]] for one in most)
+    assert all(sorted(pieces_at(one, "right")) == ["3 is more.\n", FACT["en"]] for one in most)
 
 
 def test_only_the_page_in_the_other_language_answers() -> None:
@@ -105,25 +111,25 @@ def test_nothing_to_read_is_no_example() -> None:
 @pytest.mark.parametrize(
     ("place", "lines"),
     [
-        (Place("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"), [1]),
-        (Place("trips.md", "", "|Osaka|13,000  yen|"), [1]),
-        (Place("en/trips.md", "Trips", "| Tokyo | 14,000 yen |"), [2]),  # the page's title for its first section
-        (Place("en/trips.md", "Trains", "| Osaka | 13,000 yen |"), []),
-        (Place("en/rips.md", "Hotels", "| Osaka | 13,000 yen |"), []),
-        (Place("ja/trips.md", "Hotels", "| Osaka | 13,000 yen |"), []),
-        (Place("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"), []),
+        (AnswerPlace("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"), [1]),
+        (AnswerPlace("trips.md", "", "|Osaka|13,000  yen|"), [1]),
+        (AnswerPlace("en/trips.md", "Trips", "| Tokyo | 14,000 yen |"), [2]),  # the page's title for its first section
+        (AnswerPlace("en/trips.md", "Trains", "| Osaka | 13,000 yen |"), []),
+        (AnswerPlace("en/rips.md", "Hotels", "| Osaka | 13,000 yen |"), []),
+        (AnswerPlace("ja/trips.md", "Hotels", "| Osaka | 13,000 yen |"), []),
+        (AnswerPlace("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"), []),
     ],
 )
-def test_a_place_is_a_page_a_heading_and_the_text_whatever_its_blanks(place: Place, lines: list[int]) -> None:
+def test_a_place_is_a_page_a_heading_and_the_text_whatever_its_blanks(place: AnswerPlace, lines: list[int]) -> None:
     assert Asked("How much?", "en", (place,), together=False).right_lines(RIGHT) == lines
 
 
 def test_a_sentence_that_is_cut_into_lines_or_is_part_of_one_is_found() -> None:
     torn = passage("He said to them: wait. Then the rest follows here.")
-    place = Place("en/leave.md", "Length", "said to them: wait. Then the rest follows here.")
+    place = AnswerPlace("en/leave.md", "Length", "said to them: wait. Then the rest follows here.")
     assert Asked("q", "en", (place,), together=False).right_lines(torn) == [1]
     short = passage("Yes. It costs 20 yen a day.")  # of what is so short nothing is said by being part of a place
-    place = Place("en/leave.md", "Length", "Yes. It costs 20 yen a day.")
+    place = AnswerPlace("en/leave.md", "Length", "Yes. It costs 20 yen a day.")
     assert Asked("q", "en", (place,), together=False).right_lines(short) == [1]
 
 
@@ -137,14 +143,19 @@ def test_a_reading_set_is_read_and_a_damaged_line_named(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
     assert read_asked(path) == [
         ASKED["ja"], Asked("Who is king?", "en", (), False),
-        Asked("And both?", "en", (Place("a.md", "", "x"),), True),
+        Asked("And both?", "en", (AnswerPlace("a.md", "", "x"),), True),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "{", "[]", '"text"', "{}", '{"question": "q"}', '{"question": "q", "lang": "en", "places": 3}',
+        "{",
+        "[]",
+        '"text"',
+        "{}",
+        '{"question": "q"}',
+        '{"question": "q", "lang": "en", "places": 3}',
         '{"question": "q", "lang": "en", "places": [{"page": "a.md"}]}',
         '{"question": "q", "lang": "en", "places": ["a.md"]}',
         '{"question": "q", "lang": "en", "places": [{"page": "a.md", "text": " |-| "}]}',
@@ -159,7 +170,9 @@ def test_a_line_that_is_no_question_with_places_is_named(line: str, tmp_path: Pa
 
 def test_a_key_that_is_nowhere_on_its_page_is_an_error_and_teaches_nothing() -> None:
     require_places([*ASKED.values(), Asked("Who?", "en", (), together=False)], FOUND)
-    lost = Asked("How much in Kobe?", "en", (Place("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"),), together=False)
+    lost = Asked(
+        "How much in Kobe?", "en", (AnswerPlace("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"),), together=False
+    )
     with pytest.raises(DamagedFileError, match=r"'How much in Kobe\?' is answered nowhere.*en/trips.md.*Kobe"):
         require_places([ASKED["en"], lost], FOUND)
 

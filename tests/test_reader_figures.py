@@ -81,14 +81,16 @@ def test_a_line_that_reads_like_a_refusal_is_an_answer(tmp_path: Path) -> None:
     line = "The clerk wrote: I could not find this in the documents."
     trips = retriever_of(tmp_path / "i", [document("a.md", line)])
     ask = by_reader(trips, READER, Pointing("clerk"))
-    assert ask("What did the clerk write?") == Said(f"{line} [1]", ["a.md"], ["a.md"], False, pytest.approx(0.0067, abs=1e-4))
+    assert ask("What did the clerk write?") == Said(
+        f"{line} [1]", ["a.md"], ["a.md"], False, pytest.approx(0.0067, abs=1e-4)
+    )
     assert by_reader(trips, READER, Pointing())("What did the clerk write?").refused
 
 
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ('{"question": "q", "lang": "en", "relevant": ["a.md"], "answer": ["9"], "together": true, "kind": "two"}', None),
+        ('{"question": "q", "lang": "en", "relevant": ["a.md"], "answer": ["9"], "together": 1, "kind": "two"}', None),
         ('{"question": "q", "lang": "en", "relevant": []}', "names no relevant document"),
         ('{"question": "q", "lang": "en", "relevant": ["a.md"], "answer": "13,000"}', "is no question"),
         ('{"question": "q", "lang": "en", "relevant": ["a.md"], "answer": [9]}', "is no question"),

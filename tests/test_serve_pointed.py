@@ -89,7 +89,7 @@ def test_the_answer_is_a_line_of_the_documents_with_its_place(
     assert first["lines"][0] == {"start": first["start"], "end": first["end"], "said": True}
     assert first["quote"] == said.removesuffix(" [1]")
     assert not any(row["cited"] for row in body["citations"][1:])
-    assert body["refused"] is False and 0 < body["unknown"] < 0.01
+    assert body["refused"] is False and 0 < body["doubt"] < 0.01
     assert body["model"] == response.headers["x-slm-adapter"] == "reader"
 
 
@@ -122,7 +122,7 @@ def test_a_stream_begins_with_the_citations_and_has_the_text_in_one_event(served
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert text["choices"][0]["delta"] == {"content": whole["choices"][0]["message"]["content"]}
     assert last["choices"][0]["finish_reason"] == "stop"
-    for name in ("citations", "refused", "unknown"):
+    for name in ("citations", "refused", "doubt"):
         assert first[name] == last[name] == whole[name] and name not in text
     assert usage["usage"] == whole["usage"]
 
@@ -140,7 +140,7 @@ def test_a_refusal_says_so_and_shows_the_nearest_lines_uncited(
         response = server.chat(question, rag=True, stream=stream)
     body = events_of(response)[0] if stream else response.json()
     assert said in response.text
-    assert body["refused"] is True and 0 < body["unknown"] < 0.01
+    assert body["refused"] is True and 0 < body["doubt"] < 0.01
     assert body["citations"][0]["quote"] == "City: Osaka, Night: 13,000 yen"
     assert not any(row["cited"] for row in body["citations"])
     assert not any(line["said"] for row in body["citations"] for line in row["lines"])

@@ -62,7 +62,7 @@ def test_chat_answers_with_the_readers_line_and_its_source(joints: ReadingJoints
 def test_chat_refuses_where_it_is_told_to(joints: ReadingJoints, folder: Path, question: str, said: str) -> None:
     result = chat(joints, folder, "--rag", "handbook", "--refuse-at", "0", say=f"{question}\n")
     assert result.stdout == f"{said}\n"
-    assert "\nNearest, though none of it answers:\n  1. Trips > Hotels (trips.md)\n" in result.stderr
+    assert "\nThe nearest lines, which may not answer:\n  1. Trips > Hotels (trips.md)\n" in result.stderr
 
 
 def test_the_reader_command_changes_who_answers(joints: ReadingJoints, folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_refusal_without_a_passage_shows_no_source(folder: Path) -> None:
     pointed = index.pointed(HOTEL, tiny_reader(folder, NEVER), lambda prompts: [[] for _ in prompts])
     shown: list[str] = []
     show_pointed(pointed, shown.append)
-    assert shown == [] and pointed.text == "I could not find this in the documents." and pointed.unknown == 1.0
+    assert shown == [] and pointed.text == "I could not find this in the documents." and pointed.doubt == 1.0
 
 
 # --- options ----------------------------------------------------------------------------------------------------

@@ -132,7 +132,10 @@ def test_a_run_that_goes_on_ends_with_the_same_bits_and_history(
 
 
 def test_held_out_questions_of_another_form_are_refused(base: Path, tmp_path: Path) -> None:
-    data = write_jsonl(tmp_path / "t.jsonl", [question(1)]), write_jsonl(tmp_path / "h.jsonl", [question(2) | {"form": 2}])
+    data = (
+        write_jsonl(tmp_path / "t.jsonl", [question(1)]),
+        write_jsonl(tmp_path / "h.jsonl", [question(2) | {"form": 2}]),
+    )
     with pytest.raises(MismatchError, match=r"held-out examples were made for another form.*2 instead of 1"):
         train_reader(asked(base, data, tmp_path / "reader"))
     assert not (tmp_path / "reader").exists()

@@ -46,7 +46,7 @@ class Asked:
 
     def right_lines(self, passage: Passage) -> list[int]:
         """Which lines of a passage are places of the answer."""
-        bare = [_bare(passage.text[line.start : line.end]) for line in lines_of(passage.text)]
+        bare = _bare_lines(passage)
         return sorted({n for place in self.places if _is_there(place, passage) for n in _answering(place, bare)})
 
 
@@ -72,9 +72,7 @@ def require_places(asked: Sequence[Asked], passages: Sequence[Passage]) -> None:
 
     Such a question would teach a reader to refuse what it should answer.
     """
-    lines = [
-        (passage, [_bare(passage.text[one.start : one.end]) for one in lines_of(passage.text)]) for passage in passages
-    ]
+    lines = [(passage, _bare_lines(passage)) for passage in passages]
     for one in asked:
         for place in one.places:
             if not any(_answering(place, of_passage) for passage, of_passage in lines if _is_there(place, passage)):
@@ -133,6 +131,10 @@ def _is_there(place: AnswerPlace, passage: Passage) -> bool:
     return source_matches(passage.source, place.page) and (
         not place.heading or place.heading in passage.heading.split(" > ") or place.heading == passage.title
     )
+
+
+def _bare_lines(passage: Passage) -> list[str]:
+    return [_bare(passage.text[line.start : line.end]) for line in lines_of(passage.text)]
 
 
 def _bare(text: str) -> str:

@@ -84,7 +84,7 @@ def show_pointed(pointed: PointedAnswer, write: Callable[[str], None]) -> None:
     if pointed.said:
         show_sources(sources, write)
     elif sources:
-        write("\nNearest, though none of it answers:")
+        write("\nThe nearest lines, which may not answer:")
         _show(sources, write)
 
 

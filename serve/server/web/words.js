@@ -18,7 +18,7 @@ export const WORDS = {
     ttft: "first token {s} s", rate: "{r} tok/s", tokens: "{n} tokens", length: "cut at the length limit", stopped: "stopped",
     cutOff: "The connection was lost before the answer was complete.", unreached: "The server cannot be reached. Is it still running?",
     unanswered: "This question has no answer yet.", wait: "Try again in {s} s.", broken: "The answer was broken off: {why}",
-    sources: "Sources", given: "The answer cites no passage. It was given these:", nearest: "Nearest, though none of it answers:", source: "Source {n}",
+    sources: "Sources", given: "The answer cites no passage. It was given these:", nearest: "The nearest lines, which may not answer:", source: "Source {n}",
     keyTitle: "API key", keyText: "This server asks for an API key. It is kept until this tab is closed.", keyWrong: "The server did not accept that key.",
     renameTitle: "Rename the conversation", name: "Name", removeTitle: "Delete this conversation?", removeText: "“{title}” will be gone from this browser.",
     settingsText: "For every conversation, kept in this browser. What is left empty is the server's default.",
