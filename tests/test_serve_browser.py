@@ -165,14 +165,14 @@ def test_a_refusal_shows_the_nearest_lines_as_such(visit: Open, script: Script) 
     page.check("#rag")
     send(page)
     answer = answered(page)
-    assert answer.locator(".sources h3").inner_text() == "Nearest, though none of it answers:"
+    assert answer.locator(".sources h3").inner_text() == "The nearest lines, which may not answer:"
     assert answer.locator(".sources q").text_content() == "City: Osaka, Night: 13,000 yen"
     answer.locator(".sources button").click()
     assert page.locator("#sourceText mark").all_text_contents() == ["Osaka", "13,000 yen"]
     page.keyboard.press("Escape")
     page.reload()
     page.click("#chats button")
-    assert answered(page).locator(".sources h3").inner_text() == "Nearest, though none of it answers:"
+    assert answered(page).locator(".sources h3").inner_text() == "The nearest lines, which may not answer:"
 
 
 def test_an_answer_that_cites_nothing_shows_what_it_was_given(visit: Open, script: Script) -> None:
