@@ -178,3 +178,10 @@ def test_the_readers_adapter_is_opened_beside_the_users(indexed: Path, tmp_path:
     )
     assert result.exit_code == 0, result.output
     assert joints.opened == [(Path("m.gguf"), {"ja": adapter, "reader": READER.adapter})]
+
+
+def test_options_of_the_model_are_said_to_do_nothing_where_a_reader_answers(indexed: Path) -> None:
+    joints = ReaderJoints(*FACT.values())
+    told = ask(joints, ASKED["en"], "-k", "5", "--max-tokens", "9").stderr
+    assert "-k is for --reader model" in told and "--max-tokens is for --reader model" in told
+    assert "--reader model" not in ask(joints, ASKED["en"]).stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
@@ -216,6 +217,11 @@ def ask(
     gguf = joints.gguf_of(model)
     who = reader_for(joints, model, reader, refuse_at)
     if who:
+        given = click.get_current_context().get_parameter_source
+        options = {"adapters": "--adapter", "max_tokens": "--max-tokens", "k": "-k"}
+        for name, option in options.items():
+            if given(name) is ParameterSource.COMMANDLINE:
+                note(f"a reader answers: {option} is for --reader model and does nothing here")
         with (
             open_retriever(index) as retriever,
             joints.open_engine(gguf, adapter_of(who), threads=threads, context=4096) as engine,
