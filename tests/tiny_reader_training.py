@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_checkpoints
-import tiny_families
 
+from tests import tiny_checkpoints, tiny_families
 from tests.tiny_training import write_jsonl
 from train.config import TrainOptions
 
