@@ -94,13 +94,16 @@ class Roof(Joints):
         from slm.weights.identity import belong, names_of, tensors_hash
 
         file = read_gguf(self.gguf_of(model))
-        folders = released_readers() if wanted in ("auto", "point") else [Path(wanted)]
-        for folder in folders:
+        named = wanted not in ("auto", "point")
+        for folder in [Path(wanted)] if named else released_readers():
             card = read_card(folder)
-            if wanted not in ("auto", "point") or belong(
-                card.base, names_of(file.metadata), lambda: tensors_hash(file)
-            ):
+            if belong(card.base, names_of(file.metadata), lambda: tensors_hash(file)):
                 return Reader(_reader_name(folder), self.adapter_gguf_of(folder, model), card.contrast, card.refuse_at)
+            if named:
+                raise MismatchError(
+                    f"the reader '{folder}' was trained on other weights than those of '{model}'",
+                    hint="Make one for this model with slm train reader, or let the model answer: --reader model",
+                )
         if wanted == "point":
             raise MissingFileError(
                 f"there is no released reader for '{model}'",

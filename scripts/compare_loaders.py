@@ -7,6 +7,7 @@ All three read the same two pages of the same site (tests/fake_confluence.py), a
 the storage format, LlamaIndex's for the exported view, which Confluence renders itself. Prints a table in Markdown.
 """
 
+# pages as Confluence writes them
 from __future__ import annotations
 
 import argparse
@@ -57,19 +58,19 @@ PARTS: Mapping[str, tuple[str, str]] = {
         f"{_CODE.replace('<', '&lt;')}</pre></div></div>",
     ),
     "table": (
-        f'<table><tbody>{_ROWS}</tbody></table>', f'<div class="table-wrap"><table class="confluenceTable"><tbody>{_ROWS}'
-        "</tbody></table></div>",
+        f"<table><tbody>{_ROWS}</tbody></table>",
+        f'<div class="table-wrap"><table class="confluenceTable"><tbody>{_ROWS}</tbody></table></div>',
     ),
     "panel": (
         macro("info", "<p>Mind the gap.</p>", title="Before you go"),
-        '<div class="confluence-information-macro confluence-information-macro-information"><p class="title">Before you '
-        'go</p><span class="aui-icon aui-icon-small aui-iconfont-info confluence-information-macro-icon"></span>'
+        '<div class="confluence-information-macro confluence-information-macro-information"><p class="title">Before '
+        'you go</p><span class="aui-icon aui-icon-small aui-iconfont-info confluence-information-macro-icon"></span>'
         '<div class="confluence-information-macro-body"><p>Mind the gap.</p></div></div>',
     ),
     "tasks": (
-        "<ac:task-list><ac:task><ac:task-id>7</ac:task-id><ac:task-status>complete</ac:task-status><ac:task-body>Book the "
-        "hall</ac:task-body></ac:task><ac:task><ac:task-id>8</ac:task-id><ac:task-status>incomplete</ac:task-status>"
-        "<ac:task-body>Send the bill</ac:task-body></ac:task></ac:task-list>",
+        "<ac:task-list><ac:task><ac:task-id>7</ac:task-id><ac:task-status>complete</ac:task-status>"
+        "<ac:task-body>Book the hall</ac:task-body></ac:task><ac:task><ac:task-id>8</ac:task-id><ac:task-status>"
+        "incomplete</ac:task-status><ac:task-body>Send the bill</ac:task-body></ac:task></ac:task-list>",
         '<ul class="inline-task-list"><li class="checked" data-inline-task-id="7"><span>Book the hall</span></li>'
         '<li data-inline-task-id="8"><span>Send the bill</span></li></ul>',
     ),
@@ -83,7 +84,8 @@ PARTS: Mapping[str, tuple[str, str]] = {
         'text">More details</span></div><div class="expand-content"><p>The back door is open.</p></div></div>',
     ),
     "link": (
-        '<p>See <ac:link><ri:page ri:content-title="Travel costs"/></ac:link> and <ac:link><ri:page ri:content-title="Rooms"/>'
+        '<p>See <ac:link><ri:page ri:content-title="Travel costs"/></ac:link> and <ac:link>'
+        '<ri:page ri:content-title="Rooms"/>'
         "<ac:plain-text-link-body><![CDATA[the floor guide]]></ac:plain-text-link-body></ac:link>.</p>",
         '<p>See <a href="/pages/1.html">Travel costs</a> and <a href="/pages/2.html">the floor guide</a>.</p>',
     ),
@@ -98,8 +100,9 @@ PARTS: Mapping[str, tuple[str, str]] = {
     ),
     "date": ('<p>From <time datetime="2024-04-01"/></p>', '<p>From <time datetime="2024-04-01">01 Apr 2024</time></p>'),
     "include": (
-        '<ac:structured-macro ac:name="include"><ac:parameter ac:name=""><ac:link><ri:page ri:content-title="Contacts"/>'
-        "</ac:link></ac:parameter></ac:structured-macro>", "<p>Ask Ms. Ueda.</p>",
+        '<ac:structured-macro ac:name="include"><ac:parameter ac:name=""><ac:link>'
+        '<ri:page ri:content-title="Contacts"/></ac:link></ac:parameter></ac:structured-macro>',
+        "<p>Ask Ms. Ueda.</p>",
     ),
 }  # fmt: skip
 
@@ -157,7 +160,7 @@ _LLAMA_INDEX = """
 import json, sys
 from llama_index.readers.confluence import ConfluenceReader
 reader = ConfluenceReader(base_url=sys.argv[1], api_token=sys.argv[2], cloud=False)
-print(json.dumps({d.metadata["title"]: d.text for d in reader.load_data(space_key="DOCS")}))
+print(json.dumps({d.metadata["title"]: d.text for d in reader.load_data(space_key="DOCS", max_num_results=10)}))
 """
 
 

@@ -32,14 +32,28 @@ PASSAGES = [
     },
 ]  # fmt: skip
 
+HOTELS = "Ask **first**. 🍣\n\n| City | Night |\n|---|---|\n| Nara | 3,000 yen |\n| Osaka | 13,000 yen |"
+
+
+def pointed(*, said: bool) -> dict[str, Any]:
+    """A passage with a line that a reader points at, the last row of its table, or that only came near."""
+    start = HOTELS.index("| Osaka")
+    return {
+        "number": 1, "title": "Trips", "heading": "Hotels", "source": "trips.md", "cited": said, "text": HOTELS,
+        "quote": "City: Osaka, Night: 13,000 yen", "start": start, "end": len(HOTELS),
+        "lines": [{"start": start, "end": len(HOTELS), "said": said}],
+    }  # fmt: skip
+
 
 @dataclass
 class Script:
     """What the server says. pieces: the answer's text in its events. hold: after so many pieces it waits for
-    `release`. refuse: status, error body and headers of the next answer. die_after: pieces before an error event."""
+    `release`. refuse: status, error body and headers of the next answer. die_after: pieces before an error event.
+    refused: what a pointed answer says of itself; None: it is none."""
 
     pieces: list[str] = field(default_factory=lambda: ["Good ", "morning."])
     citations: list[dict[str, Any]] = field(default_factory=list)
+    refused: bool | None = None
     adapters: dict[str, str | None] = field(default_factory=lambda: {"en": "en", "ja": "ja"})
     base: str = "tiny"
     retrieval: bool = False
@@ -66,6 +80,8 @@ class Script:
             return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n"
 
         sources: dict[str, Any] = {"citations": self.citations} if body.get("rag") else {}
+        if sources and self.refused is not None:
+            sources["refused"] = self.refused
         done = False
         try:
             yield event({"role": "assistant", "content": ""}, **sources)

@@ -33,9 +33,7 @@ def test_each_check_notices_what_is_lost() -> None:
         "tasks", "a status",
         "title and text of a panel", "what an expand hides, and its title", "a Jira key",
     }  # fmt: skip
-    assert [name for name, check in CHECKS.items() if check("")] == [
-        "no settings, ids or states of macros in the text"
-    ]
+    assert [name for name, check in CHECKS.items() if check("")] == ["no settings, ids or states of macros in the text"]
 
 
 def test_the_table_has_a_column_a_loader_and_a_sum() -> None:

@@ -94,11 +94,27 @@ def test_only_the_chosen_parts_are_measured(parts: tuple[str, ...], tmp_path: Pa
 
 def test_a_peer_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"no sentence-transformers folder.*config\.json"):
-        bench_rag([ROOT / "data" / "handbook" / "en" / "01-welcome.md"], BenchOptions("multilingual-e5-small", ("embedding",), peer=tmp_path))
+        bench_rag(
+            [ROOT / "data" / "handbook" / "en" / "01-welcome.md"],
+            BenchOptions("multilingual-e5-small", ("embedding",), peer=tmp_path),
+        )
 
 
 def test_the_command_prints_lines_or_json_and_refuses_fewer_chunks_than_pages() -> None:
-    small = ["--only", "queries", "--only", "edit", "--chunks", "30", "--pages", "10", "--queries", "2", "--rounds", "1"]
+    small = [
+        "--only",
+        "queries",
+        "--only",
+        "edit",
+        "--chunks",
+        "30",
+        "--pages",
+        "10",
+        "--queries",
+        "2",
+        "--rounds",
+        "1",
+    ]
     lines = CliRunner().invoke(command.bench_rag, small).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["index", "query", "query", "query", "edit"]
     assert "10 pages, 30 chunks" in lines[0] and "one page of 10:" in lines[-1]

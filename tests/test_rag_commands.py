@@ -138,7 +138,10 @@ def test_evaluate_with_a_model_counts_pages_cited_facts_said_and_refusals(indexe
     questions.write_text("\n".join(json.dumps(row) for row in rows))
     arguments = ["evaluate", "handbook", "--questions", str(questions), "--model", "m.gguf"]
     figures = json.loads(run(*arguments, "--json", engine=Answers([])).stdout)["answering"]
-    expected = {"n": 2, "shown": 2, "cited": 1, "keyed": 2, "right": 1, "unanswerable": 1, "refused": 1}
+    expected = {
+        "n": 2, "shown": 2, "cited": 1, "keyed": 2, "right": 1, "wrong": 1, "unsaid": 0,
+        "unanswerable": 1, "refused": 1,
+    }  # fmt: skip
     assert figures["by_language"]["en"] == figures["overall"] == expected
     assert [row["right"] for row in figures["answers"]] == [True, False, None]
     shown = run(*arguments, engine=Answers([])).stdout

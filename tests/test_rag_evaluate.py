@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from rag.cli.figures import miss_rows, retrieval_rows
 from rag.cli.rag import rag
 from rag.document import Document, Section
-from rag.evaluate.headings import Asked, questions_of
+from rag.evaluate.headings import AskedHeading, questions_of
 from rag.evaluate.picture import draw_recall, require_picture
 from rag.evaluate.retrieval import Question, evaluate, read_questions
 from rag.index.chunk import Chunk, context_line
@@ -155,18 +155,18 @@ def test_titles_and_headings_with_text_become_questions_with_their_pages() -> No
         chunk("b.md", "有給休暇", "申請", "前日まで。", "ja"),
     ]
     assert questions_of(chunks, 99) == [
-        Asked("Paid leave", "en", ("a.md",)),
-        Asked("休暇の繰り越しについて", "ja", ("b.md",)),
-        Asked("Carrying over unused days", "en", ("a.md",)),
-        Asked("有給休暇 申請", "ja", ("b.md",)),
-        Asked("Paid leave Length", "en", ("a.md",)),
+        AskedHeading("Paid leave", "en", ("a.md",)),
+        AskedHeading("休暇の繰り越しについて", "ja", ("b.md",)),
+        AskedHeading("Carrying over unused days", "en", ("a.md",)),
+        AskedHeading("有給休暇 申請", "ja", ("b.md",)),
+        AskedHeading("Paid leave Length", "en", ("a.md",)),
     ]
 
 
 def test_what_many_pages_have_is_left_out_and_what_a_few_have_names_them_all() -> None:
     many = [chunk(f"{n}.md", f"Page {n}", "How to contact us", "By mail.") for n in range(4)]
     few = [chunk(f"{n}.md", f"Page {n}", "how to  **Cancel** it", "Ask.") for n in (3, 1)]
-    assert questions_of([*many, *few], 9) == [Asked("how to Cancel it", "en", ("1.md", "3.md"))]
+    assert questions_of([*many, *few], 9) == [AskedHeading("how to Cancel it", "en", ("1.md", "3.md"))]
     same = [chunk(f"{n}.md", "Notes", "Overview", "Text.") for n in range(4)]
     assert questions_of(same, 9) == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.page_browser import Open, answered, send
-from tests.page_server import PASSAGES, Script
+from tests.page_server import PASSAGES, Script, pointed
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
@@ -141,6 +141,38 @@ def test_citations_open_the_passage_with_its_quote_marked(visit: Open, script: S
     assert page.locator("#sourcePlace").inner_text() == "leave.md"
     page.keyboard.press("Escape")
     assert cite.evaluate("node => node === document.activeElement")
+
+
+def test_the_line_that_a_reader_points_at_is_marked_where_it_stands(visit: Open, script: Script) -> None:
+    script.retrieval, script.refused, script.citations = True, False, [pointed(said=True)]
+    script.pieces = ["City: Osaka, Night: 13,000 yen [1]"]
+    page = visit()
+    page.check("#rag")
+    send(page)
+    answer = answered(page)
+    assert answer.locator(".sources h3").inner_text() == "Sources"
+    assert answer.locator(".sources q").count() == 0
+    answer.locator(".cite").click()
+    assert page.locator("#sourceText mark").all_text_contents() == ["Osaka", "13,000 yen"]
+    assert page.locator("#sourceText tr:last-child td:has(mark)").count() == 2
+    assert page.locator("#sourceText blockquote").count() == 0
+
+
+def test_a_refusal_shows_the_nearest_lines_as_such(visit: Open, script: Script) -> None:
+    script.retrieval, script.refused, script.citations = True, True, [pointed(said=False)]
+    script.pieces = ["I could not find this in the documents."]
+    page = visit()
+    page.check("#rag")
+    send(page)
+    answer = answered(page)
+    assert answer.locator(".sources h3").inner_text() == "The nearest lines, which may not answer:"
+    assert answer.locator(".sources q").text_content() == "City: Osaka, Night: 13,000 yen"
+    answer.locator(".sources button").click()
+    assert page.locator("#sourceText mark").all_text_contents() == ["Osaka", "13,000 yen"]
+    page.keyboard.press("Escape")
+    page.reload()
+    page.click("#chats button")
+    assert answered(page).locator(".sources h3").inner_text() == "The nearest lines, which may not answer:"
 
 
 def test_an_answer_that_cites_nothing_shows_what_it_was_given(visit: Open, script: Script) -> None:

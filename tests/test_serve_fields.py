@@ -158,6 +158,12 @@ TEXT = {"type": "text", "text": "What is it?"}
         ({"temperature": "hot"}, "temperature: has to be a valid number, not 'hot'"),
         ({"response_format": "json"}, "response_format: has to be an object, not 'json'"),
         ({"n": "2"}, "n: has to be a valid integer, not '2'"),
+        ({"seed": 1.5}, "seed: has to be a valid integer, not 1.5"),
+        ({"response_format": {"type": "regex", "pattern": "a"}}, "response_format.type: 'regex' is not one of"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "f"}}]}]},
+         "messages[0].tool_calls[0].type: only calls of functions are read, this one is 'custom'"),
+        ({"enable_thinking": False}, "enable_thinking: this field is unknown. Here it is: chat_template_kwargs"),
+        ({"reasoning": {"effort": "low"}}, "reasoning: this field is unknown. Here it is: reasoning_effort"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_place_and_what_stands_there(served: Served, fields: dict[str, Any], message: str) -> None:

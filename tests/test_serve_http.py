@@ -180,6 +180,7 @@ def test_an_answer_from_passages_carries_its_citations(served: Served) -> None:
             "text": "Ten days.",
             "source": "leave.md",
             "score": 0.9,
+            "also": [],
             "quote": "Ten days.",
         }
     ]

@@ -256,7 +256,12 @@ def test_a_client_that_goes_away_ends_the_reading(
     def begin_scores(*args: Any, **options: Any) -> Ticket:
         ticket = begin(*args, **options)
         begun.set()
-        return replace(ticket, cancel=lambda: (ticket.cancel(), ended.set())[0])
+
+        def cancel() -> None:
+            ticket.cancel()
+            ended.set()
+
+        return replace(ticket, cancel=cancel)
 
     monkeypatch.setattr(engine, "begin_scores", begin_scores)
     body = json.dumps({"messages": [{"role": "user", "content": HOTEL}], "rag": True, "stream": stream})

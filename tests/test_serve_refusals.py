@@ -125,13 +125,13 @@ def refused(body: Any, **limits: Any) -> str | None:
 
 def test_a_conversation_counts_as_one_prompt_and_a_list_of_texts_as_many() -> None:
     assert refused(chat("x" * 3000)) is None
-    assert refused(chat("x" * 3201)) == "400 context_length_exceeded"
-    assert refused({"messages": [{"role": "user", "content": "x" * 90}] * 40}) == "400 context_length_exceeded"
-    assert refused(chat([{"type": "text", "text": "x" * 3201}])) == "400 context_length_exceeded"
+    assert refused(chat("x" * 3201)) == "400 messages"
+    assert refused({"messages": [{"role": "user", "content": "x" * 90}] * 40}) == "400 messages"
+    assert refused(chat([{"type": "text", "text": "x" * 3201}])) == "400 messages"
     assert refused(chat("x", tools=[{"function": {"name": "f", "parameters": {"y" * 4000: {}}}}])) is not None
-    assert refused({"prompt": "x" * 3201}) == refused({"input": ["x", "x" * 3201]}) == "400 context_length_exceeded"
+    assert refused({"prompt": "x" * 3201}) == "400 prompt" and refused({"input": ["x", "x" * 3201]}) == "400 input"
     assert refused({"input": ["x" * 3000] * 100}) is None
-    assert refused({"prompt": [1] * 3201}) == refused({"tokens": [[1] * 3201]}) == "400 context_length_exceeded"
+    assert refused({"prompt": [1] * 3201}) == "400 prompt" and refused({"tokens": [[1] * 3201]}) == "400 tokens"
     assert refused({"prompt": "x" * 500}, prompt_characters=499) is not None
 
 

@@ -199,7 +199,7 @@ def test_what_cannot_be_measured_is_said(bases: dict[str, Path], tmp_path: Path)
     convert_adapter(folder, tmp_path / "a.gguf")
     other = tiny_checkpoints.gpt2(tmp_path / "other", seed=1)
     convert_checkpoint(other, tmp_path / "other.gguf", "f32", verify=False)
-    with pytest.raises(MismatchError, match="another base"):
+    with pytest.raises(MismatchError, match="other weights"):
         evaluate_texts(tmp_path / "other.gguf", {"en": [text]}, tmp_path / "a.gguf")
 
 

@@ -16,7 +16,7 @@ _ITEM = re.compile(r"[ \t]*(?:>[ \t]*)*(?:(?:[-*+]|\d+[.)])[ \t]+|[•・][ \t]*
 # ```code``` within a row opens none.
 _FENCE = re.compile(r"[ \t]*(`{3,}(?!.*`)|~{3,})")
 # Where a sentence may end: after 。！？ and what closes with them, or after . ! ? and its closing marks before a blank.
-_END = re.compile(r"[。！？]+[」』）)】\"”]*|[.!?]+[\"')\]”’]*(?=\s)")
+_END = re.compile(r"[。！？]+[」』）)】\"”]*|(?<![.!?])[.!?]+[\"')\]”’]*(?=\s)")
 # A full stop after these ends no sentence: titles, "No. 5", "e.g. this", a capital (J. Smith), a number (3. May).
 _SHORT = re.compile(
     r"(?:\b(?:Mrs?|Ms|Dr|Prof|No|Nos|Fig|Tel|[Ee]xt|[Aa]pprox|vs|cf|e\.g|i\.e|[A-Z])|(?:^|[(\s])\d{1,2})\.$"

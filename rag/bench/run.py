@@ -197,7 +197,7 @@ def measure_memory(index: Path) -> dict[str, Any]:
 
 
 def measure_edit(index: Path, pages: Sequence[Document], rounds: int) -> dict[str, Any]:
-    """Seconds from an edited page to the new generation: {pages, seconds, rounds_s, embedded}; medians of the rounds."""
+    """Seconds from an edited page to the new generation, the median of the rounds, and chunks embedded a round."""
     times, counted = [], _Counting()
     for number in range(rounds):
         page = pages[(number * 7919) % len(pages)]

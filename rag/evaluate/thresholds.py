@@ -24,8 +24,8 @@ def fitted(rows: Sequence[Answered], price: float = PRICE) -> dict[str, float]:
 def threshold(rows: Sequence[Answered], price: float) -> float:
     """The threshold with the best sum of right answers less `price` times those that should not have been given.
 
-    Questions that documents answer, but nobody says how, are left out. It lies halfway between the two questions it
-    parts. 1 where saying everything is best (nothing is refused).
+    It lies halfway between the two questions it parts. 1 where saying everything is best (nothing is refused).
+    Questions that the documents answer, but of which nobody says how, are left out.
     """
     judged = [row for row in rows if row.right is not None or not row.answerable]
     ranked = sorted((row.doubt or 0.0, 1.0 if row.right else -price) for row in judged)

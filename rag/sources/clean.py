@@ -19,14 +19,21 @@ _JOINED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af\u2190-\u2bff\ufe0f\U0001f000-
 _JOINER = re.compile(f"(?<![{_JOINED}])[\u200c\u200d]+|[\u200c\u200d]+(?![{_JOINED}])")
 # A letter with its combining marks (macOS takes é and が to pieces), which compose without touching other characters.
 _IN_PIECES = re.compile("[^\\s\u0300-\u036f\u3099\u309a][\u0300-\u036f\u3099\u309a]{1,8}")
+# Half of a character, which JSON may hold (\\ud800) and no UTF-8 can.
+_HALVES = re.compile("[\ud800-\udfff]")
 _DATA_URI = re.compile(r"[ \t]?data:[\w.+-]{1,60}/[\w.+-]{1,60}(?:;[\w.=-]{1,60}){0,4},[\w+/=%.~-]{64,}", re.IGNORECASE)
 
 
 def clean(text: str) -> str:
     """The text without what nobody sees: control and zero-width characters, soft hyphens; newlines as \\n."""
-    text = _UNSEEN.sub("", visible(_LINE_ENDS.sub("\n", text)))
+    text = _UNSEEN.sub("", visible(_LINE_ENDS.sub("\n", whole(text))))
     text = _JOINER.sub("", text)
     return _IN_PIECES.sub(lambda match: unicodedata.normalize("NFC", match.group()), text)
+
+
+def whole(text: str) -> str:
+    """The text with a sign for each half of a character: it can be written."""
+    return text if text.isascii() else _HALVES.sub("\ufffd", text)
 
 
 def without_data_uris(text: str) -> str:

@@ -69,7 +69,8 @@ class Learned(Protocol):
 class Task:
     """What is trained on: sequences, their plan, how some become a batch, and the held-out sums by language.
 
-    initial: tensors that every checkpoint keeps beside the trained ones. loss: (summed nats, over how many) of a batch.
+    initial: tensors that every checkpoint keeps beside the trained ones. loss: (summed nats, over how many)
+    of a batch; None: of its supervised tokens.
     """
 
     train: Sequence[Learned]
@@ -77,7 +78,7 @@ class Task:
     collate: Callable[[Sequence[Any]], Batch]
     measure: Callable[[], Sums]
     initial: dict[str, torch.Tensor]
-    loss: Callable[[Any, Batch], tuple[torch.Tensor, int]] = supervised_loss
+    loss: Callable[[Any, Batch], tuple[torch.Tensor, int]] | None = None
 
 
 def loss_of(sums: Sums) -> float:
@@ -128,8 +129,9 @@ class AdapterJob:
         self._model.train()
         for items in batches:
             batch = self._task.collate(items)
+            loss = self._task.loss or supervised_loss
             with precision(self._dtype):
-                total, count = self._task.loss(self._model, batch)
+                total, count = loss(self._model, batch)
             value = float(total.detach())
             if not math.isfinite(value):
                 result.bad += [item.example.where for item in items]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.document import Meta
+from rag.sources.clean import whole
 from rag.sources.confluence.body.adf import storage_of_adf
 from rag.sources.confluence.body.macros import Around
 from rag.sources.confluence.body.nodes import Node
@@ -121,7 +122,7 @@ def at(value: Any, *path: str) -> Any:
 def text_at(value: Any, *path: str) -> str:
     """The text or number at a path of keys, as text; "" for anything else."""
     found = at(value, *path)
-    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else ""
+    return whole(str(found)) if isinstance(found, (str, int)) and not isinstance(found, bool) else ""
 
 
 def list_of(value: Any) -> list[Any]:

@@ -44,7 +44,7 @@ export const WORDS = {
     ttft: "最初のトークンまで {s} 秒", rate: "{r} トークン/秒", tokens: "{n} トークン", length: "長さの上限で終了", stopped: "停止しました",
     cutOff: "回答の途中で接続が切れました。", unreached: "サーバーに接続できません。起動しているか確認してください。",
     unanswered: "この質問にはまだ回答がありません。", wait: "{s} 秒後に再試行してください。", broken: "回答が中断されました: {why}",
-    sources: "出典", given: "この回答は資料を引用していません。参照した資料:", nearest: "近い記述(いずれも答えではありません):", source: "出典 {n}",
+    sources: "出典", given: "この回答は資料を引用していません。参照した資料:", nearest: "近い記述(答えではないかもしれません):", source: "出典 {n}",
     keyTitle: "API キー", keyText: "このサーバーには API キーが必要です。タブを閉じるまで保存されます。", keyWrong: "このキーは受け付けられませんでした。",
     renameTitle: "会話の名前を変更", name: "名前", removeTitle: "この会話を削除しますか?", removeText: "「{title}」はこのブラウザーから削除されます。",
     settingsText: "すべての会話に適用され、このブラウザーに保存されます。空欄はサーバーの既定値になります。",

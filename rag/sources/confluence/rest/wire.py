@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+from rag.sources.clean import whole
 from rag.sources.confluence.rest.content import Page
 from rag.sources.confluence.saved import at, list_of, text_at
 
@@ -62,7 +63,7 @@ def _number(value: Any) -> int:
 
 def _body(found: Any, form: str) -> str | None:
     value = at(found, "body", form, "value")
-    return value if isinstance(value, str) else None
+    return whole(value) if isinstance(value, str) else None
 
 
 def _labels(results: Any) -> tuple[str, ...]:

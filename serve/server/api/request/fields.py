@@ -51,6 +51,15 @@ OFF: Off = {
 }  # fmt: skip
 
 
+# Other servers' words for what is said elsewhere here.
+_ELSEWHERE = {
+    "enable_thinking": 'chat_template_kwargs: {"enable_thinking": ...}',
+    "thinking": 'chat_template_kwargs: {"enable_thinking": ...}', "reasoning": "reasoning_effort",
+    "guided_decoding": "structured_outputs", "num_predict": "max_tokens", "num_ctx": "slm serve --context",
+    "system": "a message of the role 'system'", "adapter": "model", "lora_adapter": "model",
+}  # fmt: skip
+
+
 class Fields(BaseModel):
     """Part of a request. harmless and off: further fields that it may carry, as `HARMLESS` and `OFF`."""
 
@@ -99,5 +108,7 @@ def one_name(given: dict[str, Any], name: str, *others: str) -> None:
 
 
 def _unknown(name: str, known: set[str]) -> str:
+    if name in _ELSEWHERE:
+        return f"this field is unknown. Here it is: {_ELSEWHERE[name]}"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return "this field is unknown" + (f". Did you mean '{near[0]}'?" if near else ". Leave it out of the request.")

@@ -54,6 +54,12 @@ class ToolCall(Fields):
     type: Literal["function"] = "function"
     function: FunctionCall
 
+    @classmethod
+    def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if (kind := given.get("type", "function")) != "function":
+            raise refused("type", f"only calls of functions are read, this one is {_named(kind)}")
+        return given
+
     def plain(self) -> dict[str, Any]:
         """For the chat template, which wants the arguments as a mapping."""
         arguments: Any = self.function.arguments

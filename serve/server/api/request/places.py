@@ -79,7 +79,7 @@ def _said(error: Mapping[str, Any]) -> str:
     if kind in _KINDS:
         return f"has to be {_KINDS[kind]}"
     if text.startswith("Input should be "):
-        return f"has to be {text.removeprefix('Input should be ').split(', unable')[0]}"
+        return f"has to be {text.removeprefix('Input should be ').split(', ')[0]}"
     return text
 
 

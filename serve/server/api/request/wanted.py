@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from serve.server.api.request.fields import Fields, Off
+from serve.server.api.request.fields import Fields, Off, refused
 from slm.errors import InputError
 
 Kind = Literal["json", "regex", "choice", "grammar"]
@@ -44,6 +44,15 @@ class ResponseFormat(Fields):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+    @classmethod
+    def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # Fields of another kind are not what is wrong with it.
+        known = ("text", "json_object", "json_schema")
+        kind = given.get("type", "text")
+        if kind not in known:
+            raise refused("type", f"{str(kind)[:60]!r} is not one of {', '.join(map(repr, known))}")
+        return given
 
     def wanted_as(self, field: str) -> WantedForm | None:
         """None for free text. field: where the client wrote this. Raises InputError when a json_schema has none."""
