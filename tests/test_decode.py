@@ -196,6 +196,8 @@ GERMAN = "Größe und Maße müssen stimmen. Für Überstunden gibt es Zuschläg
     ("text", "encoding"),
     [
         (SPANISH, "mac_roman"), (SPANISH, "cp850"), (SPANISH, "cp437"), (SPANISH * 40, "cp1252"),
+        ("Mañana el señor Muñoz enviará la documentación del año.", "mac_roman"),
+        ("Così è più facile: lunedì andrò là.", "cp850"),
         (GERMAN, "mac_roman"), (GERMAN, "cp850"), (GERMAN, "cp1252"), (GERMAN, "iso8859_1"),
         ("It’s “fine” – really… The employer’s “cost–benefit” report.", "mac_roman"),
         ("Mødet er på tirsdag. Nøglen hænger på døren.", "cp850"),

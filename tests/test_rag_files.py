@@ -29,6 +29,22 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+def test_what_stands_in_a_large_files_place_is_not_indexed_as_the_document(tmp_path: Path) -> None:
+    for name in ("guide.md", "rules.pdf", "plan.docx", "prices.csv"):
+        (tmp_path / name).write_text(POINTER)
+    (tmp_path / "annexed.html").write_text("../.git/annex/objects/Zk/9f/SHA256E-s120--ab.html/SHA256E-s120--ab.html")
+    (tmp_path / "about.md").write_text(f"# Pointers\n\nA pointer looks so:\n\n{POINTER}")
+    said = reasons(tmp_path)
+    assert set(said) == {"guide.md", "rules.pdf", "plan.docx", "prices.csv", "annexed.html"}
+    assert said["guide.md"] == "it is a Git LFS pointer, not the document; fetch it with: git lfs pull"
+    assert set(said.values()) - {said["guide.md"]} == {
+        "it is a git-annex pointer, not the document; fetch it with: git annex get"
+    }
+
+
 def test_what_is_no_file_or_has_a_name_that_is_not_utf8_is_skipped_with_its_reason(folder: Path) -> None:
     os.mkfifo(folder / "pipe.md")
     (folder / "lost.md").symlink_to("nowhere.md")

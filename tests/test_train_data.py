@@ -229,6 +229,10 @@ def test_what_is_no_text_is_refused_with_the_command_that_unpacks_it(tmp_path: P
     table.write_bytes(b"PAR1" + bytes(40))
     with pytest.raises(UnsupportedError, match="Parquet"):
         list(text_lines(table))
+    for name in ("pointer.txt", "pointer.jsonl"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+        with pytest.raises(DamagedFileError, match="git lfs pull"):
+            list(text_lines(tmp_path / name))
     (tmp_path / "mixed").mkdir()
     with pytest.raises(InputError, match=r"is a folder.*\*\.jsonl"):
         list(read_conversations([tmp_path / "mixed"]))

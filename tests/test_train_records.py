@@ -408,3 +408,16 @@ def test_what_a_templates_generation_tag_holds_is_learned(name: str) -> None:
     turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "?"), ("assistant", "Yes.")]
     read = record(messages=[{"role": role, "content": text} for role, text in turns])
     assert spans(read, template) == expected
+
+
+def test_a_call_in_both_of_openais_spellings_is_one_call() -> None:
+    def turn(name: str) -> dict[str, Any]:
+        call = {"name": "seats", "arguments": '{"floor": 2}'}
+        return {"role": "assistant", "content": None, "function_call": {**call, "name": name},
+                "tool_calls": [{"id": "c", "type": "function", "function": call}]}  # fmt: skip
+
+    asked = {"role": "user", "content": "Any free seats?"}
+    record = conversation_record({"messages": [asked, turn("seats")]}, "line 1")
+    assert [call["function"]["name"] for call in record.messages[1]["tool_calls"]] == ["seats"]
+    with pytest.raises(UnsupportedError, match="different calls"):
+        conversation_record({"messages": [asked, turn("rooms")]}, "line 1")

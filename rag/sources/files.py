@@ -19,6 +19,7 @@ from rag.document import Document
 from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
 from slm.text.language import detect
+from slm.weights.checkpoint_files import pointer_of
 
 MARKDOWN = (".md", ".markdown", ".mdown")
 HTML = (".html", ".htm", ".xhtml")
@@ -54,6 +55,7 @@ _SITE_FILES = (".css", ".js", ".map", ".png", ".jpg", ".jpeg", ".gif", ".svg", "
 _NOT_FILES = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
               (stat.S_ISBLK, "a device"))  # fmt: skip
 _LANG_SAMPLE = 4000
+_POINTER_BYTES = 1024  # a pointer is shorter (git-lfs, docs/spec.md)
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,7 @@ def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read 
 
     The source of a document is its path in Unicode's composed form (NFC), however the disk spells it.
     """
+    _refuse_pointer(path)
     suffix = path.suffix.lower()
     if suffix in _COLLECTIONS and (suffix != ".properties" or path.name == _DESCRIPTOR):
         module, name = _COLLECTIONS[suffix]
@@ -277,6 +280,16 @@ def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read 
     module, name = _READERS[suffix]
     reader: Reader = getattr(import_module(module), name)
     yield _finished(reader(raw, unicodedata.normalize("NFC", path.stem)), path)
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Raise DamagedFileError for what a clone without its large files has in a document's place."""
+    with path.open("rb") as file:
+        head = file.read(_POINTER_BYTES)
+    kind = pointer_of(head) if len(head) < _POINTER_BYTES else ""
+    if kind:
+        command = "git lfs pull" if kind == "Git LFS" else "git annex get"
+        raise DamagedFileError(f"it is a {kind} pointer, not the document; fetch it with: {command}")
 
 
 def _finished(read: Read, path: Path) -> Read:

@@ -249,6 +249,9 @@ def _western(before: str, char: str, after: str) -> float:
             return 18.0  # hardly a language has them; 0xFF is damage more often
         if char.isupper() and before.islower():
             return _FOREIGN + 3 * high
+        # No language writes these there; in another encoding they are the letters that it does write.
+        if (char in "ùì" and right) or (char == "û" and before in _VOWELS and after in _VOWELS):
+            return 13.0 + 3 * high
         return (8.0 if char not in "ýÝðþÐÞšžŠŽãÃ" else 11.0) + 3 * high
     if char in "“‘«„‚" and not left and (after.strip() or char == "«"):
         return 8.0

@@ -104,6 +104,13 @@ def refuse_pointers(folder: Path) -> None:
             refuse_pointer(path)
 
 
+def pointer_of(head: bytes) -> str:
+    """What left a pointer in a file's place, as its first bytes tell: "Git LFS", "git-annex", or ""."""
+    if head.startswith(_POINTERS):
+        return "Git LFS"
+    return "git-annex" if _ANNEX.match(head) else ""
+
+
 def refuse_pointer(path: Path) -> None:
     """Raise DamagedFileError when a file is only what stands in its place: a pointer of Git LFS or git-annex, a page
     of a web server, or other text where weights are needed."""
@@ -113,7 +120,7 @@ def refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     again = "Download the file again, and look at the address: a page comes where one has to sign in, for one."
-    if head.startswith(_POINTERS) and size <= _HEAD:
+    if pointer_of(head) == "Git LFS" and size <= _HEAD:
         named = next((line[5:] for line in head.split(b"\n") if line.startswith(b"size ")), b"").strip()
         stands_for = f" for {int(named):,} bytes" if named.isdigit() else ""
         raise DamagedFileError(
@@ -121,7 +128,7 @@ def refuse_pointer(path: Path) -> None:
             found=f"{size} bytes of text that stand{stands_for}",
             hint="Fetch the files with 'git lfs pull' in that repository, or download them again.",
         )
-    if _ANNEX.match(head):
+    if pointer_of(head) == "git-annex":
         raise DamagedFileError(
             f"'{path}' is a git-annex pointer, not the file itself",
             found=_shortened(head),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slm.errors import DamagedFileError, UnsupportedError
+from slm.weights.checkpoint_files import pointer_of
 
 # What files begin with that are no text (each format's specification) -> its name, and the command that unpacks it.
 _PACKED = {
@@ -52,7 +53,10 @@ def _refuse_folder(folder: Path) -> None:
 
 def _refuse_file(file: Path) -> None:
     with file.open("rb") as stream:
-        head = stream.read(8)
+        head = stream.read(256)
+    if kind := pointer_of(head):
+        command = "git lfs pull" if kind == "Git LFS" else "git annex get"
+        raise DamagedFileError(f"'{file}' is a {kind} pointer, not the data", hint=f"Fetch the file with: {command}")
     for magic, (name, opened) in _TABLES.items():
         if head.startswith(magic):
             raise UnsupportedError(f"'{file}' is {name}, not text", hint=_export(opened.format(name=str(file)), file))

@@ -140,7 +140,15 @@ def _calls(row: Row) -> list[dict[str, Any]]:
     old = row.take("function_call")
     if not isinstance(calls, list):
         raise row.fault(f'"tool_calls" must be a list (is {kind(calls)})')
-    return [_call(row, call) for call in ([*calls, old] if old is not None else calls)]
+    read = [_call(row, call) for call in calls]
+    if old is None:
+        return read
+    former = _call(row, old)
+    if not read:
+        return [former]
+    if former["function"] not in [call["function"] for call in read]:
+        raise row.refusal('"function_call" and "tool_calls" are different calls', hint="Write all into tool_calls.")
+    return read  # one call in both spellings, as some exports have it
 
 
 def _calls_of_text(row: Row, text: Any) -> list[dict[str, Any]]:
