@@ -108,9 +108,9 @@ def test_a_file_that_reads_back_differently_never_gets_its_name(
 _STREAM = """
 import json, resource, struct, sys
 from pathlib import Path
-from convert.source.checkpoint import Planned
+from convert.source.checkpoint import PlannedTensor
 from convert.output.encode import encode
-from slm.families.parts.base import Rule
+from slm.families.parts.base import TensorRule
 from convert.source.safetensors_file import read_header
 from convert.output.writer import OutTensor, write_gguf
 import numpy as np
@@ -120,7 +120,7 @@ header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4
 with source.open("wb") as file:
     file.write(struct.pack("<Q", len(header)) + header)
     file.truncate(8 + len(header) + 4 * 65536 * 1024)
-planned = Planned("w", shape, read_header(source)["w"], Rule("w", "w"))
+planned = PlannedTensor("w", shape, read_header(source)["w"], TensorRule("w", "w"))
 encode(np.zeros((1, 32), np.float32), "F16")  # loads ggml
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with target.open("wb") as file:
