@@ -56,12 +56,13 @@ def _delimiter(text: str) -> tuple[str, str]:
         return named[4], rest
     if first.strip("\r") == "sep=\t":
         return "\t", rest
-    best, best_score = ",", (0.0, 0)
+    best, best_score = ",", (0.0, False, 0)
     for delimiter in _DELIMITERS:
         widths = [len(row) for row in _rows(text[: 1 << 18], delimiter, _SAMPLE_ROWS) if row]
         wide = Counter(width for width in widths if width > 1)
         if wide:
             width, count = wide.most_common(1)[0]
-            score = (round(count / len(widths), 2), width)
+            # A quote of another delimiter's can swallow all lines into one row, which is as even as can be.
+            score = (round(count / len(widths), 2), count > 1, width)
             best, best_score = (delimiter, score) if score > best_score else (best, best_score)
     return best, text
