@@ -69,6 +69,7 @@ def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int)
     from rag.evaluate.answers import Answered, answered, by_reader
     from rag.evaluate.retrieval import read_questions
     from rag.evaluate.thresholds import fitted
+    from slm.terminal.asking import adapter_of, judge_of
     from slm_cli import Roof
 
     roof = Roof()
@@ -76,7 +77,7 @@ def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int)
     assert found is not None  # a folder that is named is a reader, or an error
     eager = replace(found, refuse_at={"": 2.0})
     rows: list[Answered] = []
-    with roof.open_engine(roof.gguf_of(base), {eager.name: eager.adapter}) as engine:
+    with roof.open_engine(roof.gguf_of(base), adapter_of(eager)) as engine:
         for organisation in sorted((READING / "development").iterdir()):
             questions = read_questions(organisation / "questions.jsonl")
             random.Random(0).shuffle(questions)
@@ -84,8 +85,7 @@ def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int)
                 open_retriever(str(work / f"index-{organisation.name}")) as retriever,
                 progress(f"answering for {organisation.name}", total=len(questions[:most]), unit="questions") as done,
             ):
-                judge = lambda prompts: engine.scores(prompts, eager.contrast, adapter=eager.name).scores  # noqa: E731
-                rows += answered(by_reader(retriever, eager, judge), questions[:most], done)
+                rows += answered(by_reader(retriever, eager, judge_of(engine, eager)), questions[:most], done)
     limits = {language: round(limit, 3) for language, limit in fitted(rows, price).items()}
     write_thresholds(reader, limits)
     return limits
@@ -108,7 +108,8 @@ def main() -> None:
     slm = [sys.executable, "-m", "slm_cli"]
     for name in (*([args.base] if not Path(args.base).exists() else []), DEFAULT_EMBEDDER):
         subprocess.run([*slm, "pull", name, "--accept-license"], check=True, cwd=ROOT)
-    files = {split: work / f"{split}.jsonl" for split in ("train", "development")}
+    splits = ("development",) if args.only_thresholds else ("train", "development")
+    files = {split: work / f"{split}.jsonl" for split in splits}
     for split, file in files.items():
         count = write_examples(sorted((READING / split).iterdir()), work, file, args.seed)
         note(f"{count} examples in {file}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,46 +10,34 @@ import click
 
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import FLOAT
-from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, PATH, with_options
-from train.config import DTYPES, TrainOptions
+from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, PATH, RUN_OPTIONS, with_options
+from train.config import TrainOptions
 from train.ranks import first_then_others, rank
 
 READER_DEFAULTS: dict[str, Any] = {
     **{name: field.default for name, field in TrainOptions.__dataclass_fields__.items()},
-    "epochs": 1.0, "learning_rate": 4e-4, "batch_size": 4, "max_length": 896,
+    "epochs": 1.0, "learning_rate": 4e-4, "batch_size": 4, "max_length": 896, "checkpointing": "off",
 }  # fmt: skip
 _OPTIONS = [
     click.option("--eval-data", multiple=True, required=True, type=PATH, help="Held-out questions; repeatable."),
     click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
     click.option("--rank", type=int, help="Rank of the update."),
     click.option("--alpha", type=FLOAT, help="Scale: the update is multiplied by alpha / rank."),
-    click.option("--checkpointing", type=click.Choice(["on", "off"]), default="off", help="Trade time for memory."),
+    click.option("--checkpointing", type=click.Choice(["on", "off"]), help="Trade time for memory."),
     click.option("--lr", "learning_rate", type=FLOAT, help="Peak learning rate."),
-    click.option("--epochs", type=FLOAT, help="Passes over the data."),
     click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),
     click.option("--batch-size", type=int, help="Questions in one pass."),
     click.option("--max-length", type=int, help="Longest prompt, in tokens; what is longer is cut."),
-    click.option("--seed", type=int, help="Of the adapter and the order."),
-    click.option("--dtype", type=click.Choice(DTYPES), help="auto: bfloat16 products where they are faster."),
-    click.option("--time-limit-s", type=FLOAT, help="End after this time and keep what was learned; 0: none."),
-    click.option("--threads", type=int, help="0: the physical cores."),
     click.option("--eval-every", type=int, help="Steps between held-out losses; 0: only before and after."),
-    click.option("--save-every-s", type=FLOAT, help="Seconds between checkpoints; 0: none."),
-    click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
-    click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
+    *RUN_OPTIONS,
 ]
-
-
-def _options(function: Any) -> Any:
-    defaults = {name: value for name, value in READER_DEFAULTS.items() if name != "checkpointing"}
-    return with_options(function, options=_OPTIONS, defaults=defaults)
 
 
 @click.command(context_settings=HELP)
 @BASE
 @DATA
 @OUTPUT
-@_options
+@partial(with_options, options=_OPTIONS, defaults=READER_DEFAULTS)
 @JSON
 @pass_joints
 def reader(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_json: bool, **values: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from slm import __version__
-from slm.artifacts import MANIFEST, new_file, read_manifest, remove_leftovers
+from slm.artifacts import MANIFEST, new_file, read_manifest, remove_leftovers, sha256_file
 from slm.errors import InputError, MismatchError, MissingFileError, ResourceError
 from slm.native.process import cpu_name
 from slm.terminal.console import note
+from slm.weights.identity import identity_of
 from train import ranks
+from train.base import read_config
+from train.config import TrainOptions
 from train.run.history import CURVE, EVENTS, HISTORY
 from train.run.saved_states import SavedState, remove_all_but, whole_checkpoints
 
@@ -72,6 +75,30 @@ def environment(threads: int) -> dict[str, Any]:
         "slm": __version__, "python": platform.python_version(), **versions, "system": platform.platform(),
         "cpu": cpu_name(), "threads": threads, "processes": ranks.world(),
     }  # fmt: skip
+
+
+def asked_of(
+    options: TrainOptions, method: str, template: str | None, data: Iterable[tuple[Path, int]], threads: int
+) -> dict[str, Any]:
+    """What a run is asked and with what: enough to tell whether another run is the same.
+
+    data: each file with the number of its examples.
+    """
+    base = identity_of(options.base)
+    return {
+        "method": method,
+        "base": {
+            "path": str(options.base.resolve()),
+            "fingerprint": base.fingerprint,
+            "weights": base.weights,
+            "architecture": read_config(options.base)["model_type"],
+        },
+        "template": template,
+        "data": [{"file": str(file), "sha256": sha256_file(file), "examples": count} for file, count in data],
+        "options": options.as_json(),
+        "processes": ranks.world(),
+        "environment": environment(threads),
+    }
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -17,14 +17,12 @@ from typing import Any
 from slm.artifacts import (
     new_folder,
     require_replaceable,
-    sha256_file,
 )
 from slm.native.llama import physical_cores
 from slm.terminal.console import note
-from slm.weights.identity import identity_of
 from train import ranks
 from train.adapter.fresh import add_adapter, initial_factors, return_to_initial, save_adapter
-from train.base import load_model, read_config
+from train.base import load_model
 from train.batch.batches import Collate
 from train.batch.feed import feed, plan_of, settle_checkpointing
 from train.batch.precision import choose_dtype, store_frozen, use_cores
@@ -33,7 +31,7 @@ from train.data.masks import Encoded
 from train.data.prepare import Prepared, prepare_conversations, prepare_texts
 from train.measure.evaluate import LossSum, held_out_loss
 from train.run.fit import RunFigures, fit
-from train.run.folder import KEPT, RunFolder, ended_figures, environment, open_run
+from train.run.folder import KEPT, RunFolder, asked_of, ended_figures, open_run
 from train.run.history import require_tensorboard, save_curve
 from train.run.job import RunState, Sums, Task, loss_of
 from train.run.loop import Watch
@@ -104,7 +102,8 @@ def _run(options: TrainOptions, prepared: Prepared, method: str, watch: Watch = 
     ranks.connect()
     threads = options.threads or max(1, physical_cores() // ranks.local_world())
     use_cores(threads)
-    asked = _asked(options, prepared, method, threads)
+    data = [(file, prepared.examples_by_file[file]) for file in (*options.data, *options.eval_data)]
+    asked = asked_of(options, method, prepared.template_name, data, threads)
     require_replaceable(options.output, "adapter")
     if options.resume and (known := ended_figures(options.output, asked)):
         return TrainResult.from_json(options.output, known)
@@ -152,28 +151,6 @@ def _measure(model: Any, held_out: Sequence[Encoded], collate: Collate) -> Sums:
         for lang, one in part.items():
             whole[lang] = whole.get(lang, LossSum(0.0, 0)) + one
     return {lang: (one.nats, one.tokens) for lang, one in sorted(whole.items())}
-
-
-def _asked(options: TrainOptions, prepared: Prepared, method: str, threads: int) -> dict[str, Any]:
-    """What a run is asked and with what: enough to tell whether another run is the same."""
-    lines, base = prepared.examples_by_file, identity_of(options.base)
-    return {
-        "method": method,
-        "base": {
-            "path": str(options.base.resolve()),
-            "fingerprint": base.fingerprint,
-            "weights": base.weights,
-            "architecture": read_config(options.base)["model_type"],
-        },
-        "template": prepared.template_name,
-        "data": [
-            {"file": str(file), "sha256": sha256_file(file), "examples": lines[file]}
-            for file in (*options.data, *options.eval_data)
-        ],
-        "options": options.as_json(),
-        "processes": ranks.world(),
-        "environment": environment(threads),
-    }
 
 
 def _result(

@@ -16,20 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from slm.artifacts import new_folder, require_replaceable, sha256_file
+from slm.artifacts import new_folder, require_replaceable
 from slm.errors import MismatchError
 from slm.native.llama import physical_cores
 from slm.terminal.console import note, progress
-from slm.weights.identity import identity_of
 from train import ranks
 from train.adapter.fresh import add_adapter, save_adapter
-from train.base import load_model, load_tokenizer, read_config
+from train.base import load_model, load_tokenizer
 from train.batch.feed import computed_fast, use_gradient_checkpointing
 from train.batch.plan import BatchPlan
 from train.batch.precision import choose_dtype, in_float32, store_frozen, use_cores
 from train.config import TrainOptions
 from train.run.fit import RunFigures, fit
-from train.run.folder import KEPT, RunFolder, ended_figures, environment, open_run
+from train.run.folder import KEPT, RunFolder, asked_of, ended_figures, open_run
 from train.run.history import save_curve
 from train.run.job import RunState, Sums, Task, loss_of
 from train.run.reader.examples import ReaderExample, read_examples
@@ -73,7 +72,7 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     held_out, its_form, its_counts = read_examples(options.eval_data, tokenizer, options.max_length)
     if its_form != form:
         raise MismatchError("the held-out examples were made for another form", found=f"{its_form} instead of {form}")
-    asked = _asked(options, counts | its_counts, threads)
+    asked = asked_of(options, _METHOD, None, (counts | its_counts).items(), threads)
     require_replaceable(options.output, "adapter")
     if options.resume and (known := ended_figures(options.output, asked)):
         return ReaderResult.from_json(options.output, known)
@@ -126,25 +125,6 @@ def _measured(model: Any, held_out: Sequence[ReaderExample], head: ContrastHead)
             known = whole.get(lang, (0.0, 0))
             whole[lang] = known[0] + nats, known[1] + count
     return whole
-
-
-def _asked(options: TrainOptions, counts: dict[Path, int], threads: int) -> dict[str, Any]:
-    """What a run is asked and with what: enough to tell whether another run is the same."""
-    base = identity_of(options.base)
-    return {
-        "method": _METHOD,
-        "base": {
-            "path": str(options.base.resolve()),
-            "fingerprint": base.fingerprint,
-            "weights": base.weights,
-            "architecture": read_config(options.base)["model_type"],
-        },
-        "template": None,
-        "data": [{"file": str(file), "sha256": sha256_file(file), "examples": count} for file, count in counts.items()],
-        "options": options.as_json(),
-        "processes": ranks.world(),
-        "environment": environment(threads),
-    }
 
 
 def _write(
