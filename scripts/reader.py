@@ -40,8 +40,8 @@ def index_of(organisation: Path, work: Path, embedder: Embedder) -> Path:
     return path
 
 
-def write_examples(organisations: list[Path], work: Path, out: Path, seed: int) -> int:
-    """An example of each question, in a file; how many."""
+def write_examples(organisations: list[Path], work: Path, out: Path, seed: int, most: int | None = None) -> int:
+    """An example of each question (of at most so many an organisation), in a file; how many."""
     embedder, draw, rows = open_embedder(DEFAULT_EMBEDDER), random.Random(seed), []
     with progress(f"examples for {out.stem}", total=len(organisations), unit="organisations") as done:
         for number, organisation in enumerate(organisations, 1):
@@ -51,7 +51,7 @@ def write_examples(organisations: list[Path], work: Path, out: Path, seed: int) 
             require_places(
                 questions, [Passage(one.title, one.heading, one.text, one.source, 0.0) for one in generation.chunks]
             )
-            for asked in questions:
+            for asked in questions if most is None else draw.sample(questions, min(most, len(questions))):
                 passages = candidates(generation, embedder, asked.question, _DEPTH)
                 example = example_of(asked, passages, languages, draw)
                 rows += [example] if example else []
@@ -98,6 +98,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "adapters/reader", help="adapter folder")
     parser.add_argument("--price", type=float, default=2.0, help="what a wrong answer costs beside one not given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--held-out", type=int, default=50, help="questions of each development organisation, for the loss"
+    )
     parser.add_argument("--questions", type=int, default=200, help="of each development organisation, for thresholds")
     parser.add_argument("--only-thresholds", action="store_true", help="fit them anew for the reader that is there")
     parser.add_argument("options", nargs="*", help="after --: options of slm train reader")
@@ -111,7 +114,8 @@ def main() -> None:
     splits = ("development",) if args.only_thresholds else ("train", "development")
     files = {split: work / f"{split}.jsonl" for split in splits}
     for split, file in files.items():
-        count = write_examples(sorted((READING / split).iterdir()), work, file, args.seed)
+        most = args.held_out if split == "development" else None
+        count = write_examples(sorted((READING / split).iterdir()), work, file, args.seed, most)
         note(f"{count} examples in {file}")
     if not args.only_thresholds:
         if args.output.exists() and (args.output / "reader.json").exists():

@@ -75,6 +75,19 @@ def test_the_held_out_loss_falls_and_the_card_says_what_the_reader_is(made: Run)
     assert ReaderResult.from_json(made.folder, manifest["figures"]) == result
 
 
+def test_a_run_goes_on_from_an_adapter_and_refuses_one_of_another_form(
+    made: Run, reader_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    more = asked(made.base, reader_data, tmp_path / "more", max_steps=8, from_adapter=made.folder)
+    result = train_reader(more)
+    assert result.held_out_loss_before == pytest.approx(made.result.held_out_loss_after, abs=1e-4)
+    with pytest.raises(MismatchError, match=r"r is 4 in the adapter and 8 in this run\).*--rank"):
+        train_reader(asked(made.base, reader_data, tmp_path / "other", max_steps=8, from_adapter=made.folder, rank=8))
+    with pytest.raises(MissingFileError, match="nowhere"):
+        train_reader(asked(made.base, reader_data, tmp_path / "other", max_steps=8, from_adapter=tmp_path / "nowhere"))
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_engines_scores_give_the_loss_that_the_run_measured(
     made: Run, reader_data: tuple[Path, Path], tmp_path: Path
 ) -> None:

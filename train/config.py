@@ -62,7 +62,8 @@ class TrainOptions:
     share_prefix: the common beginnings of a step's sequences are computed once. fuse: fewer passes over memory in
     each layer (train.batch.fused). eval_every: steps between measurements of the held-out loss (0: at the end
     only). patience: measurements without a better one before the run ends (0: never). save_every_s: seconds between
-    checkpoints (0: none). resume: go on where a run was broken off. fresh: throw a broken-off run away.
+    checkpoints (0: none). resume: go on where a run was broken off. fresh: throw a broken-off run away. from_adapter:
+    begin with the weights of an adapter folder instead of one that changes nothing.
 
     Raises one InputError that lists every fault, not only the first.
     """
@@ -109,6 +110,7 @@ class TrainOptions:
     resume: bool = False
     fresh: bool = False
     tensorboard: bool = False
+    from_adapter: Path | None = None
 
     def __post_init__(self) -> None:
         faults = Faults()
@@ -133,6 +135,7 @@ class TrainOptions:
         need(good_weights, f"--weight must be given once for each --data ({len(self.weights)} of {len(self.data)})")
         need(all(weight > 0 for weight in self.weights), "--weight must be positive")
         need(not (self.dora and self.pissa), "--dora and --pissa exclude each other")
+        need(not (self.from_adapter and self.pissa), "--pissa is for new adapters, --from-adapter goes on with one")
         need(self.lora_plus >= 1, f"--lora-plus must be at least 1 (is {self.lora_plus})")
         need(self.neftune >= 0, f"--neftune must not be negative (is {self.neftune})")
         need(self.top_layers >= 0, f"--top-layers must not be negative (is {self.top_layers})")
@@ -156,7 +159,7 @@ class TrainOptions:
     def as_json(self) -> dict[str, Any]:
         """The options as JSON values, without the paths that the manifest keeps elsewhere."""
         values = asdict(self)
-        for key in ("base", "data", "output", "eval_data", "resume", "fresh"):
+        for key in ("base", "data", "output", "eval_data", "resume", "fresh", "from_adapter"):
             del values[key]
         return values
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from slm.errors import DivergenceError, InputError
+from train.adapter.opened import begin_with
 from train.base import has_columns_first, not_finite, target_modules
 from train.batch.layers import lowest_layer
 from train.config import TrainOptions
@@ -24,7 +25,10 @@ _INITIAL = "initial/"
 
 
 def add_adapter(model: Any, options: TrainOptions) -> Any:
-    """The model with a fresh LoRA adapter (it changes nothing yet), seeded. Raises InputError for unknown targets."""
+    """The model with a fresh LoRA adapter (it changes nothing yet), seeded, or with `options.from_adapter`'s weights.
+
+    Raises InputError for unknown targets, and what `begin_with` raises.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
@@ -46,13 +50,14 @@ def add_adapter(model: Any, options: TrainOptions) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         linear = {n.split(".")[-1] for n, m in model.named_modules() if getattr(m, "weight", None) is not None}
         raise InputError(
             f"--targets '{options.targets}' fits no layer of this model",
             hint=f"Presets: qv, attention, all. Layers: {', '.join(sorted(linear))}.",
         ) from error
+    return begin_with(adapted, options.from_adapter, options.base) if options.from_adapter else adapted
 
 
 def initial_factors(model: Any) -> dict[str, torch.Tensor]:

@@ -15,8 +15,13 @@ from slm.weights.empty_tensors import refuse_empty
 from slm.weights.identity import check_same_base
 from train.base import load_model, load_tokenizer
 
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _WRAPPINGS = {"default", "base_layer", "modules_to_save", "original_module", "token_adapter"}
+# What gives the same weights another meaning, and the option that it comes from.
+_MEANING = {
+    "r": "--rank", "lora_alpha": "--alpha", "target_modules": "--targets", "layers_to_transform": "--top-layers",
+    "use_rslora": "--rslora", "use_dora": "--dora",
+}  # fmt: skip
 _MOST_GROWTH = 4  # times the rows of the base
 
 
@@ -26,7 +31,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
     Raises MissingFileError, DamagedFileError, or MismatchError when the manifest names other weights.
     """
     require_folder(adapter, hint="Give an adapter folder as `slm train` writes it.")
-    for name in ("adapter_config.json", _WEIGHTS):
+    for name in ("adapter_config.json", WEIGHTS):
         if not (adapter / name).exists():
             raise MissingFileError(
                 f"'{adapter}' is not an adapter folder: it has no {name}",
@@ -40,7 +45,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
             found="the base's part of it is drawn anew at every loading, so the two would not fit",
             hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
         )
-    refuse_empty(adapter / _WEIGHTS, _shapes(adapter))
+    refuse_empty(adapter / WEIGHTS, _shapes(adapter))
     if not (adapter / MANIFEST).exists():
         return {}
     manifest = read_manifest(adapter)
@@ -78,7 +83,7 @@ def load_with_adapter(base: Path, adapter: Path | None) -> Any:
                     table[old:] = table[:old].mean(dim=0)
         wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     except SafetensorError as error:
-        raise DamagedFileError(f"'{adapter / _WEIGHTS}' cannot be read: {error}") from error
+        raise DamagedFileError(f"'{adapter / WEIGHTS}' cannot be read: {error}") from error
     except (RuntimeError, ValueError, IndexError) as error:
         raise MismatchError(
             f"the adapter '{adapter}' does not fit the base '{base}'",
@@ -87,6 +92,34 @@ def load_with_adapter(base: Path, adapter: Path | None) -> Any:
         ) from error
     _require_all(adapter, wrapped)
     return wrapped.eval()
+
+
+def begin_with(adapted: Any, adapter: Path, base: Path) -> Any:
+    """The model with a fresh adapter, its weights those of an adapter folder of the same form.
+
+    Raises what `check_adapter` raises, and MismatchError where the two differ in rank, scale, layers or anything else
+    that gives the same weights another meaning.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    check_adapter(adapter, base)
+    kept, asked = _settings(adapter), adapted.peft_config["default"].to_dict()
+    for name, flag in _MEANING.items():
+        was, now = _sorted(kept.get(name)), _sorted(asked.get(name))
+        if was != now:
+            raise MismatchError(
+                f"the adapter '{adapter}' has another form than the run that should go on with it",
+                found=f"{name} is {was} in the adapter and {now} in this run",
+                hint=f"Give the adapter's own with {flag}.",
+            )
+    _require_all(adapter, adapted)
+    set_peft_model_state_dict(adapted, load_peft_weights(str(adapter), device="cpu"))
+    return adapted
+
+
+def _sorted(value: Any) -> Any:
+    """A setting with its names in order: PEFT keeps them as a set."""
+    return sorted(value) if isinstance(value, (list, set)) else value
 
 
 def _require_all(adapter: Path, wrapped: Any) -> None:
@@ -144,7 +177,7 @@ def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(adapter / _WEIGHTS, framework="pt") as file:
+        with safe_open(adapter / WEIGHTS, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
-        raise DamagedFileError(f"'{adapter / _WEIGHTS}' cannot be read: {error}") from error
+        raise DamagedFileError(f"'{adapter / WEIGHTS}' cannot be read: {error}") from error

@@ -20,6 +20,9 @@ BASE = click.option("--base", required=True, help="Checkpoint folder, catalog na
 DATA = click.option("--data", required=True, multiple=True, type=PATH, help="Repeatable.")
 OUTPUT = click.option("-o", "--output", required=True, type=PATH, help="Folder to write.")
 JSON = click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+FROM_ADAPTER = click.option(
+    "--from-adapter", type=PATH, help="Go on with the weights of this adapter of the same base, rank and layers."
+)
 # What every kind of training run has (`train.config.check_run`); their defaults are each kind's own.
 RUN_OPTIONS = [
     click.option("--warmup", "warmup_fraction", type=FLOAT, help="Share of the steps that warm up."),
@@ -51,6 +54,7 @@ def training_options(*, sft: bool) -> Callable[[_F], _F]:
         click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
         click.option("--rank", type=int, help="Rank of the update."),
         click.option("--alpha", type=FLOAT, help="Scale: the update is multiplied by alpha / rank."),
+        FROM_ADAPTER,
         click.option("--dropout", type=FLOAT, help="Dropout in front of the adapter."),
         click.option("--rslora/--no-rslora", help="Scale by alpha / sqrt(rank) instead."),
         click.option("--dora/--no-dora", help="Learn magnitude and direction apart (DoRA)."),

@@ -10,7 +10,7 @@ import click
 
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import FLOAT
-from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, PATH, RUN_OPTIONS, with_options
+from train.cli.options import BASE, DATA, FROM_ADAPTER, HELP, JSON, OUTPUT, PATH, RUN_OPTIONS, with_options
 from train.config import TrainOptions
 from train.ranks import first_then_others, rank
 
@@ -23,6 +23,7 @@ _OPTIONS = [
     click.option("--targets", help="Layers to adapt: qv, attention, all, or a list of names."),
     click.option("--rank", type=int, help="Rank of the update."),
     click.option("--alpha", type=FLOAT, help="Scale: the update is multiplied by alpha / rank."),
+    FROM_ADAPTER,
     click.option("--checkpointing", type=click.Choice(["on", "off"]), help="Trade time for memory."),
     click.option("--lr", "learning_rate", type=FLOAT, help="Peak learning rate."),
     click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),

@@ -23,6 +23,7 @@ from slm.native.process import cpu_name
 from slm.terminal.console import note
 from slm.weights.identity import identity_of
 from train import ranks
+from train.adapter.opened import WEIGHTS, check_adapter
 from train.base import read_config
 from train.config import TrainOptions
 from train.run.history import CURVE, EVENTS, HISTORY
@@ -94,6 +95,7 @@ def asked_of(
             "architecture": read_config(options.base)["model_type"],
         },
         "template": template,
+        "from_adapter": options.from_adapter and _known_adapter(options.from_adapter, options.base),
         "data": [{"file": str(file), "sha256": sha256_file(file), "examples": count} for file, count in data],
         "options": options.as_json(),
         "processes": ranks.world(),
@@ -101,11 +103,17 @@ def asked_of(
     }
 
 
+def _known_adapter(adapter: Path, base: Path) -> str:
+    """The hash of an adapter's weights, once it is known to be one for the base."""
+    check_adapter(adapter, base)
+    return sha256_file(adapter / WEIGHTS)
+
+
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What keeps a run with the inputs `now` from going on from one with `was`, in words."""
     found = [
         f"{key} was {json.dumps(was.get(key))}, is {json.dumps(now.get(key))}"
-        for key in ("method", "processes", "template")
+        for key in ("method", "processes", "template", "from_adapter")
         if was.get(key) != now.get(key)
     ]
     if _weights(was["base"]) != _weights(now["base"]):
