@@ -25,11 +25,11 @@ __all__ = ["handbook", "own_home"]  # fixtures
 # Ranking and its figures
 
 
-def test_fusion_is_weighted_reciprocal_ranks() -> None:
-    hits = fuse([(1.0, [3, 1]), (0.5, [1, 2])], {2: 2.0})
-    assert [hit.row for hit in hits] == [1, 3, 2]
-    assert hits[0].score == pytest.approx(1 / 62 + 0.5 / 61)
-    assert hits[2].score == pytest.approx(2 * 0.5 / 62)
+def test_fusion_adds_shares_of_both_legs() -> None:
+    hits = fuse([(3, 0.90), (1, 0.85), (4, 0.80)], [(1, 8.0), (2, 2.0)], 0.6, {2: 4.0})
+    assert [hit.row for hit in hits] == [1, 3, 2, 4]
+    assert [hit.score for hit in hits] == pytest.approx([0.5 + 0.6, 1.0, 4.0 * 0.6 * 0.25, 0.0])
+    assert [hit.score for hit in fuse([(7, 0.4)], [], 0.5)] == [1.0] and fuse([], [], 0.5) == []
 
 
 def test_of_two_equal_pages_the_one_in_the_language_of_the_query_comes_first(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from slm.terminal.text_file import read_text
 
 # How many passages an example has; the share of examples whose right passages are taken out; the share of passages
 # in the question's own language.
-PASSAGES, _MISSING, _OWN = 4, 0.12, 0.7
+PASSAGES, _MISSING, _OWN = 3, 0.12, 0.7
 
 
 @dataclass(frozen=True)

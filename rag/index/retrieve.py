@@ -1,7 +1,8 @@
 """Ranks the chunks of an index for a query: nearest vectors and BM25, fused. It knows nothing of prompts or files.
 
-Fusion is weighted reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009), with a bonus for chunks in
-the language of the query, so that of two translations of one page the readable one comes first.
+Fusion is a weighted sum of both legs' scores, each brought to 0 to 1 (a convex combination: Bruch, Gai & Ingber, TOIS
+2023), with a bonus for chunks in the language of the query, so that of two translations of one page the readable one
+comes first.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ from slm.text.language import detect
 
 Leg = Literal["dense", "lexical", "fused"]
 LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
-_RRF_K = 60
 _DEPTH = 50
 _SENTENCE_WORDS = 4
 # A page does not fill the list alone.
 _A_PAGE = 3
-# More than all that a ranking can be ahead of another by: what is called by its number is what is meant.
+# More than a chunk's whole score can be: what is called by its number is what is meant.
 _NAMED = 20.0
 
 
@@ -61,14 +61,30 @@ class Hit:
     also: tuple[int, ...] = ()
 
 
-def fuse(rankings: Sequence[tuple[float, Sequence[int]]], factors: Mapping[int, float] | None = None) -> list[Hit]:
-    """Weighted RRF of (weight, rows best first): sum of weight / (60 + rank), times a row's factor; best first."""
-    scores: dict[int, float] = {}
-    for weight, ranking in rankings:
-        for rank, row in enumerate(ranking, start=1):
-            scores[row] = scores.get(row, 0.0) + weight / (_RRF_K + rank)
+Scored = Sequence[tuple[int, float]]
+
+
+def fuse(dense: Scored, lexical: Scored, weight: float, factors: Mapping[int, float] | None = None) -> list[Hit]:
+    """(row, score) of both legs as one ranking: dense + weight * lexical, each from 0 to 1, times a row's factor.
+
+    Cosines lie close together wherever they lie, so they are measured from the lowest of those found; BM25 has a zero
+    of its own.
+    """
+    lowest = min((score for _, score in dense), default=0.0)
+    scores = dict(_shares([(row, score - lowest) for row, score in dense]))
+    for row, share in _shares(lexical):
+        scores[row] = scores.get(row, 0.0) + weight * share
     factors = factors or {}
-    hits = [Hit(row, score * factors.get(row, 1.0)) for row, score in scores.items()]
+    return _best_first([Hit(row, score * factors.get(row, 1.0)) for row, score in scores.items()])
+
+
+def _shares(scored: Scored) -> list[tuple[int, float]]:
+    """The scores as shares of the highest; all 1 where the highest is 0."""
+    highest = max((score for _, score in scored), default=0.0)
+    return [(row, score / highest if highest > 0 else 1.0) for row, score in scored]
+
+
+def _best_first(hits: Sequence[Hit]) -> list[Hit]:
     return sorted(hits, key=lambda hit: (-hit.score, hit.row))
 
 
@@ -96,9 +112,10 @@ def search(
     lexical = generation.lexical.top(query, depth, allowed) if leg != "dense" else []
     if leg != "fused":
         return _shown(generation, [Hit(row, score) for row, score in dense or lexical], k)
-    rankings = [(1.0, [row for row, _ in dense]), (weights.lexical(query), [row for row, _ in lexical])]
-    factors = _language_factors(generation, query, [row for _, rows in rankings for row in rows], weights.same_language)
-    return _shown(generation, _named_first(generation, query, fuse(rankings, factors)), k)
+    rows = [row for row, _ in (*dense, *lexical)]
+    factors = _language_factors(generation, query, rows, weights.same_language)
+    fused = fuse(dense, lexical, weights.lexical(query), factors)
+    return _shown(generation, _named_first(generation, query, fused), k)
 
 
 def other_sources(generation: Generation, hit: Hit) -> tuple[str, ...]:
@@ -114,8 +131,7 @@ def _named_first(generation: Generation, query: str, hits: list[Hit]) -> list[Hi
         return hits
     texts = [searchable(generation.chunks[hit.row].indexed_text).lower() for hit in hits]
     held = [sum(name.search(text) is not None for name in names) / len(names) for text in texts]
-    raised = [Hit(hit.row, hit.score * (1 + _NAMED * share)) for hit, share in zip(hits, held, strict=True)]
-    return sorted(raised, key=lambda hit: (-hit.score, hit.row))
+    return _best_first([Hit(hit.row, hit.score + _NAMED * share) for hit, share in zip(hits, held, strict=True)])
 
 
 def _shown(generation: Generation, hits: Sequence[Hit], k: int) -> list[Hit]:
