@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from rag.index.embed import Embedder
+from rag.index.embed import Embedder, Vectors
 from rag.index.lexical import HAS_PAIRS
 from rag.index.same.codes import names_in
 from rag.index.same.once import once_each
-from rag.index.store import Generation
+from rag.index.store import Generation, Mask
 from rag.index.variants import comparable, searchable
 from slm.errors import InputError
 from slm.joints import EVERYTHING, Filters
@@ -29,7 +29,7 @@ LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
 _DEPTH = 50
 _SENTENCE_WORDS = 4
 # A page does not fill the list alone.
-_A_PAGE = 3
+_A_PAGE = 2
 # More than a chunk's whole score can be: what is called by its number is what is meant.
 _NAMED = 20.0
 
@@ -38,17 +38,12 @@ _NAMED = 20.0
 class Weights:
     """How much the lexical leg counts beside the dense one's 1.0, and the factor for the query's language.
 
-    With these values recall is nowhere below the better leg on the handbook's questions and on headings of parallel
-    manuals; plain fusion (1.0) is. Character pairs of Japanese say less than whole words, so they count less.
+    Chosen on twelve organisations of data/reading (none of its test split): recall@5 is the same within a hundredth
+    from 0.2 to 0.5.
     """
 
-    lexical_words: float = 0.3
-    lexical_pairs: float = 0.2
+    lexical: float = 0.3
     same_language: float = 1.05
-
-    def lexical(self, query: str) -> float:
-        """The lexical weight for a query: by pairs as soon as it holds Japanese."""
-        return self.lexical_pairs if HAS_PAIRS.search(query) else self.lexical_words
 
 
 @dataclass(frozen=True)
@@ -108,14 +103,33 @@ def search(
     weights = weights or Weights()
     depth = max(_DEPTH, k)
     allowed = generation.facets.allowed(filters)
-    dense = generation.dense_top(embedder.queries([comparable(query)])[0], depth, allowed) if leg != "lexical" else []
+    dense = nearest(generation, embedder.queries([comparable(query)])[0], depth, allowed) if leg != "lexical" else []
     lexical = generation.lexical.top(query, depth, allowed) if leg != "dense" else []
     if leg != "fused":
         return _shown(generation, [Hit(row, score) for row, score in dense or lexical], k)
     rows = [row for row, _ in (*dense, *lexical)]
     factors = _language_factors(generation, query, rows, weights.same_language)
-    fused = fuse(dense, lexical, weights.lexical(query), factors)
+    fused = fuse(dense, lexical, weights.lexical, factors)
     return _shown(generation, _named_first(generation, query, fused), k)
+
+
+def nearest(generation: Generation, vector: Vectors, count: int, allowed: Mask | None) -> list[tuple[int, float]]:
+    """The (row, score) pairs nearest to a query vector (dimension,) beside what is near it in each language anyway.
+
+    The score is the inner product, as if all languages were as near to the query as the nearest one. allowed: (rows,)
+    bool; None: all.
+    """
+    masks = generation.facets.by_language
+    if len(masks) < 2:
+        return generation.dense_top(vector, count, allowed)
+    near = generation.centres.nearness(vector)
+    highest = max(near.values())
+    found = [
+        (row, score + highest - near[language])
+        for language, mask in masks.items()
+        for row, score in generation.dense_top(vector, count, mask if allowed is None else mask & allowed)
+    ]
+    return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
 def other_sources(generation: Generation, hit: Hit) -> tuple[str, ...]:

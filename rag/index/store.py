@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from rag.index.chunk import Chunk
 from rag.index.embed import Vectors
+from rag.index.generation.centres import Centres, centres_of
 from rag.index.generation.facets import Facets
 from rag.index.generation.inventory import OLDER, Inventory, Place, check_file, read_inventory
 from rag.index.generation.older import OLDER_PART, open_older
@@ -85,6 +87,12 @@ class Generation(Inventory):
         vector: Vectors = np.array(part.dense.vectors[self.chunks._local_of[row]])
         return vector
 
+    @cached_property
+    def centres(self) -> Centres:
+        """Where the vectors of each language lie."""
+        parts = ((part.dense.vectors, rows) for part, rows in zip(self.loaded, self.rows_of, strict=True))
+        return centres_of(parts, self.facets.by_language, _dimension(self))
+
     def dense_top(self, vector: Vectors, count: int, allowed: Mask | None = None) -> list[tuple[int, float]]:
         """The nearest (row, inner product) pairs of one query vector (dimension,), nearest first.
 
@@ -110,6 +118,7 @@ def open_generation(path: Path, before: Generation | None = None) -> Generation:
         generation = assembled(inventory, load_parts(inventory, inventory.parts, before))
         for part in generation.loaded:
             part.dense.load()
+        _ = generation.centres  # otherwise the first query pays for them
         return generation
 
     return _opened(path, load)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,12 @@ class Facets:
     def languages(self) -> list[str]:
         """The languages of the documents, without the one that is not known."""
         return sorted(self._languages.keys() - {"und"})
+
+    @cached_property
+    def by_language(self) -> dict[str, Mask]:
+        """Which chunks, (chunks,) bool, are of a document in each language; "und" where it is not known."""
+        every = np.arange(len(self.document_of))
+        return {language: self.in_language(every, language) for language in sorted(self._languages)}
 
     def in_language(self, rows: npt.NDArray[np.int64], language: str | None) -> Mask:
         """Which of these chunks are of a document in that language."""
