@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.answer.prompt import open_retriever
+from rag.answer.retriever import open_retriever
 from rag.cli.rag import rag
 from rag.evaluate.answers import says
 from slm.errors import InputError, MismatchError, MissingFileError, UnknownNameError

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.answer.prompt import grounded_messages, open_retriever
+from rag.answer.prompt import grounded_messages
+from rag.answer.retriever import open_retriever
 from rag.cli.rag import rag
 from rag.index.embed import open_embedder
 from rag.index.names import index_path

@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.answer.prompt import open_retriever
+from rag.answer.retriever import open_retriever
 from rag.cli.rag import rag
 from rag.cli.sync import Interval
 from rag.index.names import index_path

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rag.evaluate.answers import Answered, AskOne, Said, answer_figures, by_reader, evaluate_answers, says
-from rag.evaluate.retrieval import Question, read_questions
 from rag.evaluate.thresholds import fitted, threshold
+from rag.questions import Question, read_questions
 from slm.errors import DamagedFileError
 from tests.tiny_reader import READER, Pointing, document, retriever_of
 
