@@ -43,7 +43,7 @@ def tokens_of(reply: Any) -> int:
 
 
 def test_every_field_of_openais_client_is_known() -> None:
-    sent = {
+    sent: dict[Any, Any] = {
         ChatRequest: chat_params.CompletionCreateParamsBase,
         CompletionRequest: completion_create_params.CompletionCreateParamsBase,
         EmbeddingRequest: embedding_create_params.EmbeddingCreateParams,
@@ -186,8 +186,8 @@ def test_no_union_shows_its_branches(served: Served) -> None:
 
 
 def test_messages_as_clients_send_earlier_answers_back_are_read(served: Served) -> None:
-    dumped = {"content": "Hi.", "refusal": None, "annotations": [], "audio": None, "function_call": None,
-              "tool_calls": None, "reasoning_content": None}  # fmt: skip
+    dumped: dict[str, Any] = {"content": "Hi.", "annotations": []}
+    dumped |= dict.fromkeys(("refusal", "audio", "function_call", "tool_calls", "reasoning_content"))
     call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
     histories: list[list[dict[str, Any]]] = [
         [{"role": "assistant", **dumped}],
@@ -293,6 +293,7 @@ def test_a_template_is_told_its_variables_and_no_others(served: Served) -> None:
         assert "has no variable 'custom'; known: enable_thinking, reasoning_effort" in error_of(unknown)["message"]
     finally:
         served.engine.unload_adapter("thinks")
+    variables: dict[str, Any]
     for variables in ({"enable_thinking": False}, {"enable_thinking": None}):  # as it is without thoughts
         assert served.chat("Hello", model="en", chat_template_kwargs=variables).status_code == 200
     for variables in ({"enable_thinking": True}, {"messages": []}, {"bos_token": "x"}, {"range": 1}):

@@ -183,9 +183,10 @@ def test_items_are_the_turns_of_a_chat() -> None:
 
 
 def test_items_reach_the_model_as_chats_messages_do(served: Served) -> None:
-    tool = {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": WEATHER}}
+    weather = {"name": "weather", "description": "The weather.", "parameters": WEATHER}
+    tool: dict[str, Any] = {"type": "function", "function": weather}
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": CALL["arguments"]}}
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "天気は?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "Rain."},
@@ -414,7 +415,7 @@ def test_keys_limits_queue_and_counts_hold_as_for_chat(served: Served, tmp_path:
     policy = Policy(keys=Keys(["k"]), limits=Limits(queue=1, prompt_characters=100))
     with guarded(served.engine, tmp_path, policy) as server:
         assert ask(server, {"input": "x"}).status_code == 401
-        key = {"headers": {"authorization": "Bearer k"}}
+        key: dict[str, Any] = {"headers": {"authorization": "Bearer k"}}
         assert ask(server, {"input": "x"}, **key).status_code == 200
         items = [{"role": "user", "content": "x" * 30}] * 4
         long = ask(server, {"input": items}, **key)
@@ -452,7 +453,8 @@ def test_an_error_after_the_start_is_told_and_raised() -> None:
         200, text=writer.frame(failed) + writer.frame(error), request=httpx.Request("POST", "http://x")
     )
     transport = httpx.MockTransport(lambda _: reply)
-    client = openai.OpenAI(api_key="x", base_url="http://x", http_client=httpx.Client(transport=transport))
+    http: Any = httpx.Client(transport=transport)
+    client = openai.OpenAI(api_key="x", base_url="http://x", http_client=http)
     seen = []
     with pytest.raises(openai.APIError, match="the engine ended"):
         for event in client.responses.create(model="en", input="x", stream=True):

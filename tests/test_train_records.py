@@ -354,6 +354,7 @@ def test_preferences_in_any_spelling_are_refused_and_the_way_out_works(
 def test_the_command_of_a_hint_makes_what_can_be_learned(row: dict[str, Any]) -> None:
     with pytest.raises((UnsupportedError, DamagedFileError)) as caught:
         record(**row)
+    assert isinstance(caught.value, UnsupportedError | DamagedFileError)
     (made,) = by_jq(caught.value, row)
     assert list(record(**made).messages) == PAIR
 
