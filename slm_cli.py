@@ -81,7 +81,7 @@ class Roof(Joints):
         return open_engine(model, adapters, threads=threads, context=context)
 
     def open_retriever(self, index: str) -> AbstractContextManager[Retriever]:
-        from rag.answer.prompt import open_retriever
+        from rag.answer.retriever import open_retriever
 
         return open_retriever(index)
 

@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from slm.errors import EngineError  # noqa: E402
 from slm.joints import ChatEngine, Finish, Grounded, Message, PieceScores, Reader, Retriever, SamplingOptions  # noqa: E402
 from slm.terminal import console  # noqa: E402
 from slm.terminal.answer import ShownAnswer, show_pointed, show_sources, sources_of  # noqa: E402
-from slm.terminal.asking import beside  # noqa: E402
+from slm.terminal.asking import beside, judge_of  # noqa: E402
 
 LANGUAGES = {"en": "English", "ja": "Japanese"}
 QUESTIONS = {
@@ -103,12 +102,7 @@ def build(base: str, work: Path) -> dict[str, Any]:
 def point(engine: ChatEngine, retriever: Retriever, reader: Reader, question: str) -> tuple[str, Finish]:
     """Show what the reader points at, with its sources; the text and its figures."""
     read: list[PieceScores] = []
-
-    def judge(prompts: Sequence[Sequence[str]]) -> list[list[float]]:
-        read.append(engine.scores(prompts, reader.contrast, adapter=reader.name))
-        return read[-1].scores
-
-    pointed = retriever.pointed(question, reader, judge)
+    pointed = retriever.pointed(question, reader, judge_of(engine, reader, read.append))
     print(pointed.text)
     show_pointed(pointed, print)
     (scores,) = read
@@ -134,7 +128,7 @@ def talk(work: Path, index: Path, wanted: str) -> tuple[list[tuple[str, str, Fin
 
     wanted: who reads it, as `slm rag ask --reader`. The figures of each answer, and what a reader failed to say.
     """
-    from rag.answer.prompt import open_retriever
+    from rag.answer.retriever import open_retriever
     from serve.engine.engine import open_engine
     from slm_cli import Roof
 

@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rag.answer.candidates import Depth, candidates  # noqa: E402
-from rag.answer.examples import example_of, read_asked, require_places  # noqa: E402
+from rag.answer.examples import example_of, require_places  # noqa: E402
 from rag.index.embed import DEFAULT_EMBEDDER, Embedder, open_embedder  # noqa: E402
 from rag.index.store import open_generation  # noqa: E402
 from rag.index.update import add_documents  # noqa: E402
+from rag.questions import read_questions  # noqa: E402
 from rag.sources.files import read_files  # noqa: E402
 from slm.joints import Passage  # noqa: E402
 from slm.terminal.console import note, progress  # noqa: E402
@@ -47,7 +48,7 @@ def write_examples(organisations: list[Path], work: Path, out: Path, seed: int, 
         for number, organisation in enumerate(organisations, 1):
             generation = open_generation(index_of(organisation, work, embedder))
             languages = {source: str(entry["lang"]) for source, entry in generation.documents.items()}
-            questions = read_asked(organisation / "questions.jsonl")
+            questions = read_questions(organisation / "questions.jsonl")
             require_places(
                 questions, [Passage(one.title, one.heading, one.text, one.source, 0.0) for one in generation.chunks]
             )
@@ -65,9 +66,8 @@ def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int)
     from dataclasses import replace
 
     from rag.answer.card import write_thresholds
-    from rag.answer.prompt import open_retriever
+    from rag.answer.retriever import open_retriever
     from rag.evaluate.answers import Answered, answered, by_reader
-    from rag.evaluate.retrieval import read_questions
     from rag.evaluate.thresholds import fitted
     from slm.terminal.asking import adapter_of, judge_of
     from slm_cli import Roof

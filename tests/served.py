@@ -90,6 +90,17 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return dict(body["error"])
 
 
+def text_of(reply: Any) -> str:
+    assert reply.status_code == 200, reply.text
+    choice = reply.json()["choices"][0]
+    return str(choice["message"]["content"] if "message" in choice else choice["text"])
+
+
+def tokens_of(reply: Any) -> int:
+    assert reply.status_code == 200, reply.text
+    return int(reply.json()["usage"]["prompt_tokens"])
+
+
 def chat(text: Any, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **fields}
 

@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -127,10 +128,11 @@ def test_no_command_takes_a_number_that_is_none_or_has_no_end() -> None:
         for parameter in command.params:
             if not isinstance(parameter.type, click.types.FloatParamType):
                 continue
+            convert: Any = parameter.type.convert
             seen.add(f"{path} {parameter.opts[0]}")
             for text in ("nan", "inf", "-inf", "Infinity", "1e999", float("nan"), float("inf")):
                 with pytest.raises(click.BadParameter):
-                    parameter.type.convert(text, parameter, click.Context(command))
+                    convert(text, parameter, click.Context(command))
     assert {"slm train sft --lr", "slm merge --weight", "slm serve --request-timeout", "slm verify --max-kl"} <= seen
     assert {"slm train tokenizer --temperature", "scripts.merge_lora --weight"} <= seen
 

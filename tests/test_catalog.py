@@ -23,7 +23,7 @@ from slm.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from slm.models import catalog, fetch, packages
+from slm.models import catalog, packages
 from slm.models.catalog import (
     CATALOG,
     CatalogEntry,
@@ -390,7 +390,7 @@ def test_the_commands_list_pull_and_remove(entry: CatalogEntry) -> None:
     refused = runner.invoke(pull, ["tiny"])
     assert isinstance(refused.exception, LicenceError)
     pulled = runner.invoke(pull, ["tiny", "--accept-license"])
-    assert pulled.exit_code == 0 and pulled.stdout.strip() == str(fetch.model_path("tiny"))
+    assert pulled.exit_code == 0 and pulled.stdout.strip() == str(model_path("tiny"))
     listed = json.loads(runner.invoke(models, ["--json"]).stdout)["models"]
     row = next(row for row in listed if row["name"] == "tiny")
     assert row["pulled"] and row["licence"] == "Tiny Terms" and row["path"].endswith("tiny.gguf")

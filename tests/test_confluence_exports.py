@@ -170,7 +170,7 @@ def test_an_unpacked_export_is_read_without_the_files_that_belong_to_it(tmp_path
 def test_an_html_export_gives_pages_with_their_place_and_not_its_index(tmp_path: Path) -> None:
     files = ('<div class="pageSection"><h2 id="attachments">Attachments:</h2><div class="greybox">'
              '<a href="attachments/11/5.pdf">form.pdf</a> (application/pdf)</div></div>')  # fmt: skip
-    pages = {
+    pages: dict[str, str | bytes] = {
         "HB/index.html": html_index({"11.html": "Leave : new", "Home_1.html": "Home"}),
         "HB/Home_1.html": html_page("Home", ""),
         "HB/11.html": html_page("Leave : new", "<style>.x{}</style><p>Twenty.</p>", above=["Home"], files=files),

@@ -23,6 +23,7 @@ from slm.families import family_of_config
 from slm.families.parts.base import HeadsApart
 from slm.native.llama import open_model, tokenize
 from slm.weights.gguf_reader import read_gguf
+from tests import tiny_checkpoints
 from tests import tiny_families as tiny
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10_000.0}
@@ -87,11 +88,11 @@ LONG = {"rope_type": "longrope", "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 8.0, 9
 @pytest.mark.parametrize("family", ["phi3", "llama"])
 def test_longrope_takes_the_factors_of_the_context(family: str, length: int, tmp_path: Path) -> None:
     # A context is a multiple of 256 tokens, so that is the shortest original length.
-    own = {"max_position_embeddings": 1024, "original_max_position_embeddings": 256}
+    own: dict[str, Any] = {"max_position_embeddings": 1024, "original_max_position_embeddings": 256}
     if family == "phi3":
         folder = tiny.write(tmp_path / "source", family, rope_parameters=LONG, **own)
     else:
-        folder = tiny.tiny.llama(tmp_path / "source", rope_parameters=LONG, **own)
+        folder = tiny_checkpoints.llama(tmp_path / "source", rope_parameters=LONG, **own)
     [result] = convert_checkpoint(folder, tmp_path / "out.gguf", "f32")
     assert [c for c in result["caveats"] if "longer than 256 tokens" in c]
     ids = tiny.sequences(tiny.vocabulary_of(folder), length=length)
@@ -101,7 +102,7 @@ def test_longrope_takes_the_factors_of_the_context(family: str, length: int, tmp
 
 @pytest.mark.parametrize("family", ["mistral", "phi3", "qwen2"])
 def test_a_window_the_runtime_has_not_is_told_and_harms_nothing_within_it(family: str, tmp_path: Path) -> None:
-    window = {"sliding_window": 100}
+    window: dict[str, Any] = {"sliding_window": 100}
     if family == "qwen2":
         window |= {"use_sliding_window": True, "max_window_layers": 1}
     folder = tiny.write(tmp_path / "source", family, **window)

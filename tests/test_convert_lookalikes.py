@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from test_convert_encoders import TEXTS, embedding, pooled_by
-from test_convert_slow_tokenizers import LowerCased, SentencePieceBackend, by_sentencepiece
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from convert.model import convert_checkpoint
 from slm.weights.gguf_reader import read_gguf
 from tests import tiny_families as families
 from tests import tiny_lookalikes as tl
 from tests import tiny_tokenizers as tt
+from tests.test_convert_encoders import TEXTS, embedding, pooled_by
+from tests.test_convert_slow_tokenizers import LowerCased, by_sentencepiece
 
 
 def tokenizer_of(folder: Path) -> Any:

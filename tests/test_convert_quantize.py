@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT
 
 from convert.cli.quantize import quantize as quantize_command
 from convert.model import convert_checkpoint
@@ -27,6 +26,8 @@ from slm.errors import DamagedFileError, EngineError, InputError, MismatchError,
 from slm.native.llama import open_model
 from slm.weights.gguf_reader import GgufFile, read_gguf
 from tests import tiny_checkpoints as tiny
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

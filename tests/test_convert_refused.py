@@ -121,14 +121,12 @@ def test_quantizing_refuses_what_it_should_not_quantize(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_quantization_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import convert.quantize.quantize as quantize
-
     [f32] = convert_checkpoint(tiny.llama(tmp_path / "tiny"), tmp_path / "f32.gguf", "f32")
 
     def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantize.time, "sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", interrupt)
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         quantize_file(f32["file"], tmp_path / "out.gguf", "q4_0")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from test_convert_families import LINEAR, LONG, YARN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convert.model import convert_checkpoint
@@ -22,6 +21,7 @@ from slm.errors import DamagedFileError, InputError, MissingFileError, UnknownNa
 from slm.weights.gguf_reader import read_gguf
 from tests import tiny_checkpoints as tiny
 from tests import tiny_families as families
+from tests.test_convert_families import LINEAR, LONG, YARN
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192, "rope_theta": 500_000.0}  # fmt: skip

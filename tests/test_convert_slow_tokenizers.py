@@ -59,11 +59,12 @@ def test_the_ids_are_those_of_transformers(name: str, tmp_path: Path) -> None:
             assert (ours(line), found(line)) == (ids, ids), line
 
 
-class LowerCased(SentencePieceBackend):
+class LowerCased(SentencePieceBackend):  # type: ignore[misc]
     """SentencePiece by transformers, with T5Tokenizer's `do_lower_case`: not for special tokens."""
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return super()._tokenize(text.lower(), **kwargs)
+        pieces: list[str] = super()._tokenize(text.lower(), **kwargs)
+        return pieces
 
 
 def by_sentencepiece(folder: Path, kind: type = SentencePieceBackend, name: str = "spiece.model") -> Any:

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from convert.vocabulary.files.cut_down import cut_down
 from convert.vocabulary.vocab_source import read_vocabulary
 from slm.chat.prompt import TEMPLATES, render
 from slm.errors import DamagedFileError, SlmError, UnsupportedError, VerificationError
+from slm.joints import Message
 from slm.native.llama import token_bytes
 from slm.weights.gguf_reader import read_gguf
 from tests import tiny_tokenizers as tt
@@ -40,7 +42,7 @@ def byte_level(folder: Path, pre: str) -> Path:
 _KEPT = {"remove_extra_whitespaces": False}
 _PLAIN = {**_KEPT, "byte_fallback": True, "normalization_rule_name": "identity"}
 KINDS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    **{f"byte-level BPE as {pre}": (lambda f, pre=pre: byte_level(f, pre), "gpt2") for pre in SPLITS},
+    **{f"byte-level BPE as {pre}": (partial(byte_level, pre=pre), "gpt2") for pre in SPLITS},
     "BPE with byte fallback and ranked merges": (tt.raw_bpe, "gpt2"),
     "SentencePiece BPE": (lambda f: tt.sentencepiece(f, model_type="bpe", **_PLAIN), "llama"),
     "SentencePiece BPE without a prefix": (
@@ -263,7 +265,9 @@ def test_a_conversation_has_the_ids_of_transformers_with_one_bos(name: str, tmp_
     fast["added_tokens"] += [{"id": size + i, "content": t, "special": True, **flags} for i, t in enumerate(markers)]
     tt.save(folder, fast, eos_token="</s>", bos_token="<s>", unk_token="<unk>", chat_template=TEMPLATES[name])
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
-    messages = [{"role": "user", "content": "こんにちは 😀"}, {"role": "assistant", "content": "Hi.\n\nはい"}]
+    messages: list[Message] = [
+        {"role": "user", "content": "こんにちは 😀"}, {"role": "assistant", "content": "Hi.\n\nはい"},
+    ]  # fmt: skip
     with tt.both(folder) as (source, found, _):
         vocabulary = source.vocabulary
         assert conversation(vocabulary) in source.all_lines()

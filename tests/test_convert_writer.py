@@ -11,7 +11,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import ROOT
 from gguf.quants import quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,8 @@ from convert.output.writer import Ledger, OutTensor, write_gguf
 from slm.errors import DamagedFileError, EngineError, InputError, MissingFileError, VerificationError
 from slm.weights.gguf_reader import read_gguf
 from tests import tiny_checkpoints as tiny
+
+ROOT = Path(__file__).parent.parent
 
 ROWS = arrays(np.float32, (3, 32), elements=st.floats(-65_000, 65_000, width=32))
 

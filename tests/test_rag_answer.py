@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.answer.cite import Citations
+from rag.answer.length import about_tokens
 from rag.answer.lines import lines_of
 from rag.answer.prompt import defused, fit_passages, grounded_messages
 from rag.answer.quote import quotes_of
@@ -50,11 +51,18 @@ def test_a_passage_cannot_pose_as_another_passage_or_question() -> None:
 
 def test_passages_are_kept_within_the_budget_and_cut_at_a_sentence() -> None:
     long = "A sentence of some words. " * 40
-    fitted = fit_passages([passage(long), passage(long), passage(long)], 1800)
+    fitted = fit_passages([passage(long), passage(long), passage(long)], 450)
     assert [p.text == long for p in fitted] == [True, False]
     assert fitted[1].text.endswith("words.") and len(fitted[1].text) < 760
-    assert fit_passages([passage("あ" * 3000)], 1000)[0].text == "あ" * int((1000 - len("Leave > Length") - 8) / 2.6)
+    head = about_tokens("Leave > Length") + 2
+    assert fit_passages([passage("あ" * 3000)], 250)[0].text == "あ" * int((250 - head) * 3 / 2)
     assert len(fit_passages([passage("short")] * 3)) == 3
+
+
+def test_a_text_is_about_so_many_tokens_long_in_either_language() -> None:
+    assert about_tokens("") == 0 and about_tokens("abcd" * 10) == 10
+    assert about_tokens("有給休暇、年に20日。") == pytest.approx(9 * 2 / 3 + 2 / 4)
+    assert about_tokens("ｱ。𠮷") == pytest.approx(3 * 2 / 3)
 
 
 def test_a_table_row_is_a_sentence_with_the_names_of_its_columns() -> None:

@@ -71,6 +71,7 @@ def test_an_edited_page_is_in_the_index_afterwards_and_only_its_changed_chunk_wa
     pages = list(made_up_pages(20, 65))
     result = measure_edit(index, pages, 3)
     assert result["pages"] == 20 and len(result["rounds_s"]) == 3 and result["embedded_chunks_a_round"] == 1
+    assert 0 < result["followed_s"] < 60
     generation = open_generation(index)
     texts = [generation.chunks[row].text for row in range(len(generation.chunks))]
     assert len(texts) == 65 and sum("Edited" in text for text in texts) == 3
@@ -85,7 +86,7 @@ def test_only_the_chosen_parts_are_measured(parts: tuple[str, ...], tmp_path: Pa
     if "index" in result:
         assert (result["index"]["pages"], result["index"]["chunks"]) == (10, 40) and result["index"]["disk_mb"] > 0
     if "memory" in parts:
-        assert result["memory"]["process_mb"] >= result["memory"]["opened_mb"]
+        assert result["memory"]["process_mb"] >= result["memory"]["opened_mb"] and result["memory"]["opened_s"] > 0
     if "embedding" in parts:
         one = result["embedding"]
         assert one["chunks"] == 2 and one["ours"]["chunks_per_s"] > 0
@@ -117,7 +118,7 @@ def test_the_command_prints_lines_or_json_and_refuses_fewer_chunks_than_pages() 
     ]
     lines = CliRunner().invoke(command.bench_rag, small).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["index", "query", "query", "query", "edit"]
-    assert "10 pages, 30 chunks" in lines[0] and "one page of 10:" in lines[-1]
+    assert "10 pages, 30 chunks" in lines[0] and "one page of 10:" in lines[-1] and "follows in 0." in lines[-1]
     result = json.loads(CliRunner().invoke(command.bench_rag, [*small, "--json"]).stdout)
     assert set(result) == {"index", "queries", "edit"} and set(PARTS) == set(command._PARTS)
     refused = CliRunner().invoke(command.bench_rag, ["--chunks", "15", "--pages", "16"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.answer.prompt import open_retriever
+from rag.answer.retriever import open_retriever
 from rag.cli.rag import rag
 from rag.evaluate.answers import says
 from slm.errors import InputError, MismatchError, MissingFileError, UnknownNameError
@@ -41,7 +41,7 @@ def run(*args: str, engine: ScriptedEngine | None = None) -> Result:
         @contextmanager
         def open_engine(
             self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
-        ) -> Iterator[ScriptedEngine]:
+        ) -> Iterator[Any]:
             assert engine is not None
             yield engine
 

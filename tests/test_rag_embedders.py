@@ -13,7 +13,6 @@ import pytest
 from convert.model import convert_checkpoint
 from rag.index.embed import embedder_name, open_embedder
 from rag.index.embedders import nano
-from rag.index.embedders.base import batches
 from rag.index.embedders.cache import VectorCache
 from rag.index.embedders.packed import read_packed
 from rag.index.embedders.sentence import prefixes_of
@@ -97,18 +96,6 @@ def test_a_package_of_another_format_embeds_by_its_own_engine_and_says_so(
     vectors = embedder.passages(texts)
     assert (vectors[7] * embedder.passages([texts[7]])[0]).sum() >= 0.99999
     assert capsys.readouterr().err.count("by the package's own engine") == 1
-
-
-# Batches
-
-
-def test_batches_hold_every_text_once_within_their_bounds() -> None:
-    sizes = [3, 700, 5, 500, 12, 12, 1, 1, 1, 400]
-    planned = list(batches(sizes, tokens=512, texts=4))
-    assert sorted(number for batch in planned for number in batch) == list(range(10))
-    assert all(len(batch) <= 4 and (sum(sizes[n] for n in batch) <= 512 or len(batch) == 1) for batch in planned)
-    assert planned[0] == [1] and [sizes[batch[0]] for batch in planned] == sorted(sizes[b[0]] for b in planned)[::-1]
-    assert list(batches([], 512, 4)) == []
 
 
 # Each distinct text once, and kept

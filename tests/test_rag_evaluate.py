@@ -13,12 +13,13 @@ from rag.cli.rag import rag
 from rag.document import Document, Section
 from rag.evaluate.headings import AskedHeading, questions_of
 from rag.evaluate.picture import draw_recall, require_picture
-from rag.evaluate.retrieval import Question, evaluate, read_questions
+from rag.evaluate.retrieval import evaluate
 from rag.index.chunk import Chunk, context_line
 from rag.index.names import index_path
 from rag.index.retrieve import LEGS
 from rag.index.store import Generation, open_generation
 from rag.index.update import add_documents
+from rag.questions import Question, read_questions
 from slm.errors import InputError, MissingExtraError
 from tests.path_joints import PathJoints
 from tests.tiny_rag import PairEmbedder, handbook, own_home

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from rag.cli.rag import rag
-from rag.evaluate.retrieval import read_questions
+from rag.questions import read_questions
 from rag.sources.files import find_files, read_files
 from slm.errors import DamagedFileError, InputError
 

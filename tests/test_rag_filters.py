@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.answer.prompt import IndexRetriever
+from rag.answer.retriever import IndexRetriever
 from rag.cli.rag import rag
 from rag.document import Document, Meta, Section
 from rag.index import retrieve as retrieve_module

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from rag.document import Document, Section
-from rag.index.generation import write as write_module
 from rag.index.generation.merging import groups_of, is_worn
 from rag.index.generation.postings import build_postings, merged_postings
 from rag.index.lexical import terms_of
@@ -135,7 +134,7 @@ def test_files_are_copied_where_a_file_system_has_no_links(tmp_path: Path, monke
     def refuse(source: Any, target: Any) -> None:
         raise PermissionError("no links here")
 
-    monkeypatch.setattr(write_module.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     embedder = PairEmbedder()
     add_documents(tmp_path / "i", [page(f"{n}.md", f"apples {n}") for n in range(9)], embedder)
     add_documents(tmp_path / "i", [page("9.md", "pears")], embedder)

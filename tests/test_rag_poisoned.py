@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.answer.prompt import grounded_messages, open_retriever
+from rag.answer.prompt import grounded_messages
+from rag.answer.retriever import open_retriever
 from rag.cli.rag import rag
 from rag.index.embed import open_embedder
 from rag.index.names import index_path
@@ -144,7 +146,7 @@ class SpeakingJoints(PathJoints):
     @contextmanager
     def open_engine(
         self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
-    ) -> Iterator[Speaking]:
+    ) -> Iterator[Any]:
         yield Speaking()
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rag.evaluate.retrieval import evaluate, figures, rank_of_first, read_questions
+from rag.evaluate.retrieval import evaluate, figures, rank_of_first
 from rag.index.embed import open_embedder
 from rag.index.names import index_path
 from rag.index.retrieve import LEGS, fuse, search
 from rag.index.store import open_generation
 from rag.index.update import add_documents
+from rag.questions import read_questions
 from rag.sources.files import read_files
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnknownNameError
 from tests.tiny_rag import PairEmbedder, handbook, own_home, page

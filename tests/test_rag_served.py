@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from rag.answer.prompt import open_retriever
+from rag.answer.retriever import open_retriever
 from rag.cli.rag import rag
 from rag.document import Document, Meta, Section
 from rag.index.embed import open_embedder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,10 @@ def offsets(
     ids: list[int],
     cap: int,
     *,
-    hidden: set[int] = frozenset(),
+    hidden: AbstractSet[int] = frozenset(),
     linked: bool = True,
     between: Callable[[], None] | None = None,
-) -> Callable[[Mapping[str, str]], dict[str, Any]]:  # type: ignore[assignment]
+) -> Callable[[Mapping[str, str]], dict[str, Any]]:
     """A listing by offsets of a list that may change between answers; `next` counts what was asked for."""
 
     def fetch(place: Mapping[str, str]) -> dict[str, Any]:

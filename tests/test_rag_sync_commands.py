@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from rag.answer.prompt import open_retriever
+from rag.answer.retriever import open_retriever
 from rag.cli.rag import rag
 from rag.cli.sync import Interval
 from rag.index.names import index_path
@@ -229,7 +230,7 @@ def test_a_sync_killed_at_any_step_leaves_the_old_or_the_new_generation(tmp_path
     while True:
         path = tmp_path / f"at-{step}"
         shutil.copytree(tmp_path / "start", path)
-        killed = killed_at(step, lambda path=path: sync(path))
+        killed = killed_at(step, partial(sync, path))
         state = texts(path)
         assert state in (old, new), step
         seen.add(tuple(state))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rag.answer.candidates import DEPTH, Depth, candidates
-from rag.answer.prompt import IndexRetriever
 from rag.answer.reading import cost, pieces_of
+from rag.answer.retriever import IndexRetriever
 from rag.document import Document, Meta, Section
 from slm.errors import InputError, UnknownNameError
 from slm.joints import EVERYTHING, Filters
@@ -38,6 +38,17 @@ def test_each_language_is_ranked_by_itself_the_questions_own_first(both: IndexRe
     alone = sources(both, ASKED[lang], filters=Filters(languages=(other,)))
     assert [source for source in found if source[:2] == other] == alone[:4]
     assert [source[:2] for source in sources(both, ASKED[lang], Depth(2, 1))] == [lang, lang, other]
+
+
+@pytest.mark.parametrize("lang", ASKED)
+def test_the_question_is_embedded_once_whatever_the_number_of_languages(
+    both: IndexRetriever, lang: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    embedded = both.embedder.queries
+    monkeypatch.setattr(both.embedder, "queries", lambda texts: (asked.append(list(texts)), embedded(texts))[1])
+    assert {source[:2] for source in sources(both, ASKED[lang])} == {"en", "ja"}
+    assert asked == [[ASKED[lang]]]
 
 
 @pytest.mark.parametrize("lang", ASKED)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from rag.answer.examples import PASSAGES, AnswerPlace, Asked, example_of, read_asked, require_places
+from rag.answer.examples import PASSAGES, example_of, require_places, right_lines
 from rag.answer.reading import FORM, pieces_of
+from rag.questions import AnswerPlace, Question, read_questions
 from slm.errors import DamagedFileError
 from slm.joints import Passage
 from tests.tiny_rag import passage
@@ -28,14 +29,22 @@ PLACES = (
     AnswerPlace("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"),
     AnswerPlace("ja/trips.md", "宿泊", "| 大阪 | 13,000円 |"),
 )
+
+
+def question(text: str, lang: str, places: tuple[AnswerPlace, ...], *, together: bool = False) -> Question:
+    """A question with the places of its answer, none for one that is not answerable."""
+    pages = tuple(place.page for place in places)
+    return Question(text, lang, pages, bool(places), together=together, places=places)
+
+
 ASKED = {
-    "en": Asked("How much in Osaka?", "en", PLACES, together=False),
-    "ja": Asked("大阪ではいくらですか。", "ja", PLACES, together=False),
+    "en": question("How much in Osaka?", "en", PLACES, together=False),
+    "ja": question("大阪ではいくらですか。", "ja", PLACES, together=False),
 }
 FACT = {"en": "Place: Osaka, Limit: 13,000 yen\n", "ja": "場所: 大阪, 上限: 13,000円\n"}
 
 
-def drawn(asked: Asked, found: list[Passage] = FOUND, count: int = 300) -> list[dict[str, Any]]:
+def drawn(asked: Question, found: list[Passage] = FOUND, count: int = 300) -> list[dict[str, Any]]:
     made = [example_of(asked, found, LANGUAGES, random.Random(seed)) for seed in range(count)]
     return [one for one in made if one is not None]
 
@@ -81,7 +90,7 @@ def test_the_same_draw_makes_the_same_example() -> None:
 
 
 def test_a_question_without_an_answer_or_whose_page_was_not_found_has_no_right_piece() -> None:
-    absent = Asked("Who is the king?", "en", (), together=False)
+    absent = question("Who is the king?", "en", (), together=False)
     for examples in (drawn(absent, count=50), drawn(ASKED["en"], [*WRONG, *WRONG_JA], 50)):
         assert len(examples) == 50 and not any(example["right"] or example["ignored"] for example in examples)
 
@@ -91,7 +100,7 @@ def test_a_question_that_takes_several_lines_says_so() -> None:
         AnswerPlace("en/trips.md", "Hotels", "| Osaka | 13,000 yen |"),
         AnswerPlace("en/3.md", "Rule 3", "3 is more."),
     )
-    examples = drawn(Asked("How much, and what more?", "en", places, together=True))
+    examples = drawn(question("How much, and what more?", "en", places, together=True))
     assert all(example["every"] is True for example in examples)
     most = [example for example in examples if len(example["right"]) == 2]
     assert len(most) > 200
@@ -99,7 +108,7 @@ def test_a_question_that_takes_several_lines_says_so() -> None:
 
 
 def test_only_the_page_in_the_other_language_answers() -> None:
-    asked = Asked("大阪ではいくらですか。", "ja", PLACES[:1], together=False)
+    asked = question("大阪ではいくらですか。", "ja", PLACES[:1], together=False)
     for example in drawn(asked):
         assert set(pieces_at(example, "right")) <= {FACT["en"]} and not example["ignored"]
 
@@ -121,29 +130,31 @@ def test_nothing_to_read_is_no_example() -> None:
     ],
 )
 def test_a_place_is_a_page_a_heading_and_the_text_whatever_its_blanks(place: AnswerPlace, lines: list[int]) -> None:
-    assert Asked("How much?", "en", (place,), together=False).right_lines(RIGHT) == lines
+    assert right_lines(question("How much?", "en", (place,), together=False), RIGHT) == lines
 
 
 def test_a_sentence_that_is_cut_into_lines_or_is_part_of_one_is_found() -> None:
     torn = passage("He said to them: wait. Then the rest follows here.")
     place = AnswerPlace("en/leave.md", "Length", "said to them: wait. Then the rest follows here.")
-    assert Asked("q", "en", (place,), together=False).right_lines(torn) == [1]
+    assert right_lines(question("q", "en", (place,), together=False), torn) == [1]
     short = passage("Yes. It costs 20 yen a day.")  # of what is so short nothing is said by being part of a place
     place = AnswerPlace("en/leave.md", "Length", "Yes. It costs 20 yen a day.")
-    assert Asked("q", "en", (place,), together=False).right_lines(short) == [1]
+    assert right_lines(question("q", "en", (place,), together=False), short) == [1]
 
 
 def test_a_reading_set_is_read_and_a_damaged_line_named(tmp_path: Path) -> None:
+    pages = [place.page for place in PLACES]
+    both = {"question": "And both?", "lang": "en", "relevant": ["a.md"], "together": True}
     rows: list[Any] = [
-        {"question": "大阪ではいくらですか。", "lang": "ja", "places": [vars(place) for place in PLACES]},
-        {"question": "Who is king?", "lang": "en"},
-        {"question": "And both?", "lang": "en", "places": [{"page": "a.md", "text": "x"}], "together": True},
+        {"question": "大阪ではいくらですか。", "lang": "ja", "relevant": pages, "places": [vars(p) for p in PLACES]},
+        {"question": "Who is king?", "lang": "en", "answerable": False},
+        {**both, "places": [{"page": "a.md", "text": "x"}]},
     ]
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
-    assert read_asked(path) == [
-        ASKED["ja"], Asked("Who is king?", "en", (), False),
-        Asked("And both?", "en", (AnswerPlace("a.md", "", "x"),), True),
+    assert read_questions(path) == [
+        ASKED["ja"], question("Who is king?", "en", ()),
+        question("And both?", "en", (AnswerPlace("a.md", "", "x"),), together=True),
     ]  # fmt: skip
 
 
@@ -155,22 +166,22 @@ def test_a_reading_set_is_read_and_a_damaged_line_named(tmp_path: Path) -> None:
         '"text"',
         "{}",
         '{"question": "q"}',
-        '{"question": "q", "lang": "en", "places": 3}',
-        '{"question": "q", "lang": "en", "places": [{"page": "a.md"}]}',
-        '{"question": "q", "lang": "en", "places": ["a.md"]}',
-        '{"question": "q", "lang": "en", "places": [{"page": "a.md", "text": " |-| "}]}',
+        '{"question": "q", "lang": "en", "relevant": ["a.md"], "places": 3}',
+        '{"question": "q", "lang": "en", "relevant": ["a.md"], "places": [{"page": "a.md"}]}',
+        '{"question": "q", "lang": "en", "relevant": ["a.md"], "places": ["a.md"]}',
+        '{"question": "q", "lang": "en", "relevant": ["a.md"], "places": [{"page": "a.md", "text": " |-| "}]}',
     ],
 )
 def test_a_line_that_is_no_question_with_places_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
-    path.write_text('{"question": "q", "lang": "en"}\n' + line, encoding="utf-8")
-    with pytest.raises(DamagedFileError, match=r"questions.jsonl', line 2 is no question with places"):
-        read_asked(path)
+    path.write_text('{"question": "q", "lang": "en", "relevant": ["a.md"]}\n' + line, encoding="utf-8")
+    with pytest.raises(DamagedFileError, match=r"questions.jsonl', line 2 is no question: "):
+        read_questions(path)
 
 
 def test_a_key_that_is_nowhere_on_its_page_is_an_error_and_teaches_nothing() -> None:
-    require_places([*ASKED.values(), Asked("Who?", "en", (), together=False)], FOUND)
-    lost = Asked(
+    require_places([*ASKED.values(), question("Who?", "en", (), together=False)], FOUND)
+    lost = question(
         "How much in Kobe?", "en", (AnswerPlace("en/trips.md", "Hotels", "| Kobe | 12,000 yen |"),), together=False
     )
     with pytest.raises(DamagedFileError, match=r"'How much in Kobe\?' is answered nowhere.*en/trips.md.*Kobe"):
@@ -192,7 +203,7 @@ def test_every_place_of_the_reading_set_is_a_line_of_its_page(organisation: str)
     documents = read_files([folder / "en", folder / "ja"]).documents
     chunks = [chunk for one in documents for chunk in chunk_document(one, 480, len)]
     require_places(
-        read_asked(folder / "questions.jsonl"),
+        read_questions(folder / "questions.jsonl"),
         [Passage(one.title, one.heading, one.text, one.source, 0.0) for one in chunks],
     )
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def test_a_machine_without_ipv6_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch)
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
         return real(family, *args, **options)
 
-    monkeypatch.setattr(listen.socket, "socket", without)
+    monkeypatch.setattr(socket, "socket", without)
     assert addresses("localhost") == ["127.0.0.1"]
 
 
@@ -261,7 +262,7 @@ def test_the_command_answers_on_both_loopbacks(tmp_path: Path) -> None:
             found = re.search(r"http://127\.0\.0\.1:(\d+)", said)
             assert found is not None
             for url in (found.group(), f"http://[::1]:{found.group(1)}"):
-                assert eventually(lambda url=url: answers(f"{url}/health"), 30)
+                assert eventually(partial(answers, f"{url}/health"), 30)
                 assert (
                     httpx.post(f"{url}/v1/responses", json={"input": "Hi", "max_output_tokens": 2}).status_code == 200
                 )

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.child.guests.embedding import batches
 from serve.engine.engine import Engine
 from serve.engine.events import Ticket
 from serve.server.api.answer.models import EmbeddingRequest
@@ -70,14 +69,6 @@ def test_texts_together_have_the_vectors_they_have_alone(served: Served) -> None
     for row, one in zip(reply["data"], alone, strict=False):
         assert row["embedding"] == pytest.approx(one["data"][0]["embedding"], abs=2e-3)
     assert reply["usage"]["prompt_tokens"] == sum(len(served.engine.tokenize(t, add_special=True)) for t in TEXTS)
-
-
-@pytest.mark.parametrize("sizes", [[5], [600, 3, 512, 513, 1], [8] * 200, [300, 300, 212, 1]])
-def test_every_text_is_in_one_batch_that_holds_it(sizes: list[int]) -> None:
-    made = list(batches(sizes))
-    assert sorted(number for batch in made for number in batch) == list(range(len(sizes)))
-    for batch in made:
-        assert len(batch) <= 64 and (len(batch) == 1 or sum(sizes[number] for number in batch) <= 512)
 
 
 def begun_embeddings(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Ticket]:

@@ -115,7 +115,7 @@ def test_an_error_arrives_as_what_it_was(name: str, words: str) -> None:
 
 def test_every_error_of_the_family_crosses_as_itself_or_as_what_it_is_a_kind_of() -> None:
     family = [kind for _, kind in inspect.getmembers(slm.errors, inspect.isclass) if issubclass(kind, SlmError)]
-    special = {
+    special: dict[type[SlmError], tuple[Any, ...]] = {
         slm.errors.UnknownNameError: ("adapter", "x", ["en"]),
         slm.errors.MissingExtraError: ("torch", "train"),
     }

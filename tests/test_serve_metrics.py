@@ -75,7 +75,7 @@ def finish(prompt: int = 30, made: int = 5, cached: int = 10) -> Finish:
 def test_an_answer_counts_its_tokens_and_times_and_passes_through_unchanged() -> None:
     metrics = metrics_of(FakeEngine(state="down"))
     sink, ticket, seen, cancelled = begin(metrics)
-    events = ["He", "ll", "o", finish()]
+    events: list[str | Finish] = ["He", "ll", "o", finish()]
     for event in events:
         time.sleep(0.011)
         sink(event)

@@ -69,13 +69,14 @@ def test_completions_have_their_own_shape_of_logprobs(served: Served) -> None:
 
 def test_penalties_and_biases_change_the_answer(served: Served) -> None:
     only = {letter("a"): 100, letter("b"): 98.5}
+    asked: dict[str, dict[str, Any]] = {
+        "bias": {"logit_bias": {str(letter("a")): 100}},
+        "presence": {"logit_bias": {str(k): v for k, v in only.items()}, "presence_penalty": 2},
+        "frequency": {"logit_bias": {str(k): v for k, v in only.items()}, "frequency_penalty": 2},
+    }
     texts = {
         name: served.chat("Hello", model="base", max_tokens=8, **fields).json()["choices"][0]["message"]["content"]
-        for name, fields in {
-            "bias": {"logit_bias": {str(letter("a")): 100}},
-            "presence": {"logit_bias": {str(k): v for k, v in only.items()}, "presence_penalty": 2},
-            "frequency": {"logit_bias": {str(k): v for k, v in only.items()}, "frequency_penalty": 2},
-        }.items()
+        for name, fields in asked.items()
     }
     assert texts["bias"] == "a" * 8
     assert set(texts["presence"]) | set(texts["frequency"]) <= {"a", "b"}
@@ -97,6 +98,7 @@ def test_prompts_may_be_many_and_may_be_tokens(served: Served) -> None:
     tokens = served.client.completions.create(**asked, prompt=ids)
     assert tokens.choices[0].text == text
     assert tokens.usage is not None and tokens.usage.prompt_tokens == 3
+    bad: Any
     for bad in ([10**6], [-1], [[]], [[1], ["x"]], [], ["x"] * 129, {"a": 1}):
         assert served.post("/v1/completions", {**asked, "prompt": bad}).status_code == 400, bad
 
@@ -121,6 +123,7 @@ def test_embeddings_come_as_floats_and_as_base64(served: Served) -> None:
     raw = served.post("/v1/embeddings", {**body, "encoding_format": "base64"}).json()["data"][0]["embedding"]
     assert struct.unpack(f"<{len(floats)}f", base64.b64decode(raw)) == pytest.approx(floats, abs=1e-7)
     assert served.post("/v1/embeddings", {**body, "dimensions": len(floats)}).is_success
+    bad: dict[str, Any]
     for bad in ({"dimensions": 3}, {"input": []}, {"input": [1, "a"]}, {"input": ""}, {"input": "x" * 3000}):
         assert served.post("/v1/embeddings", {**body, **bad}).status_code == 400, bad
     assert served.post("/v1/embeddings", {**body, "model": "en"}).status_code == 404
@@ -174,7 +177,8 @@ def test_no_request_that_the_schema_allows_or_forbids_is_a_500(tmp_path: Path) -
     seen: dict[str, int] = {}
     with open_engine(model, adapters, threads=1, context=64) as engine, running(engine, tmp_path) as server:
         api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-        for operation in (found.ok() for found in api.get_all_operations()):
+        operations: list[Any] = [found.ok() for found in api.get_all_operations()]  # type: ignore[union-attr]
+        for operation in operations:
             # A GET has nothing that could be sent wrongly.
             for mode in [GenerationMode.POSITIVE] + [GenerationMode.NEGATIVE] * (operation.method.upper() == "POST"):
 

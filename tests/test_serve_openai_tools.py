@@ -234,7 +234,8 @@ def test_a_template_that_knows_tools_gets_them_and_another_gets_text() -> None:
 def test_calls_are_found_however_the_text_is_cut() -> None:
     text = "Let me see.\n" + call_text("weather", '{"city": "}", "days": 1}') + "\n" + call_text("clock", {})
     for size in range(1, 40):
-        stream, content, arguments = CallStream(), "", {}
+        stream, content = CallStream(), ""
+        arguments: dict[int, str] = {}
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
         deltas = [delta for piece in pieces for delta in stream.feed(piece)] + stream.flush()
         for delta in deltas:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import re
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -28,8 +28,8 @@ def page() -> TestClient:
     return TestClient(app)
 
 
-def fetched(page: TestClient, path: str) -> httpx.Response:
-    reply: httpx.Response = page.get(path)
+def fetched(page: TestClient, path: str) -> Any:
+    reply: Any = page.get(path)
     assert reply.status_code == 200, path
     return reply
 

@@ -77,7 +77,8 @@ class Family:
             else:
                 with self.model.disable_adapter():
                     logits = self.model(torch.tensor([ids])).logits[0]
-        return (logits[ends[1:], yes[0]] - logits[ends[1:], no[0]]).tolist()
+        found: list[float] = (logits[ends[1:], yes[0]] - logits[ends[1:], no[0]]).tolist()
+        return found
 
 
 def write_peft_adapter(base: Path, out: Path) -> Path:

@@ -56,20 +56,20 @@ def test_what_was_said_before_an_answer_broke_off_is_kept(capsys: pytest.Capture
 
 
 def test_a_silent_answer_is_taken_and_not_written(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = ShownAnswer().show(iter(["Twenty days [1].", FINISH]), grounded(), silent=True)
+    shown = ShownAnswer().show(["Twenty days [1].", FINISH], grounded(), silent=True)
     assert shown.text == "Twenty days [1]." and capsys.readouterr().out == ""
 
 
 def test_cited_passages_are_listed_under_an_answer_with_their_quotes(capsys: pytest.CaptureFixture[str]) -> None:
     asked = grounded()
-    ShownAnswer().show(iter(["Twenty days a", " year [1", "].", FINISH]), asked)
+    ShownAnswer().show(["Twenty days a", " year [1", "].", FINISH], asked)
     assert capsys.readouterr().out == "Twenty days a year [1].\n"
     assert listed(asked) == "\nSources:\n  1. Leave > Paid leave (leave.md)\n     “Twenty days a year.”"
 
 
 def test_an_answer_that_cites_nothing_lists_what_it_was_given_with_visible_characters_alone() -> None:
     asked = grounded()
-    ShownAnswer().show(iter(["No idea.", FINISH]), asked, silent=True)
+    ShownAnswer().show(["No idea.", FINISH], asked, silent=True)
     text = listed(asked)
     assert text.startswith("\nThe answer cites no passage. It was given these:\n  1. Leave > Paid leave (leave.md)\n")
     assert "  2. Rooms (rooms.md)" in text and not any(char in text for char in "\x1b\x07")

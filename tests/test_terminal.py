@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,7 +196,8 @@ def test_json_loses_nothing_where_the_terminal_lacks_a_character() -> None:
 
 def test_the_shells_completion_is_written() -> None:
     complete = f'import sys; sys.path.insert(0, "{ROOT}"); sys.argv = ["slm"]; import slm_cli; slm_cli.main()'
-    for environment in ({}, {"PYTHONIOENCODING": "ascii"}):
+    settings: list[dict[str, Any]] = [{}, {"PYTHONIOENCODING": "ascii"}]
+    for environment in settings:
         done = shell(
             f'"{sys.executable}" -c \'{complete}\'',
             _SLM_COMPLETE="bash_complete", COMP_WORDS="slm tra", COMP_CWORD="1", **environment,
@@ -204,7 +206,8 @@ def test_the_shells_completion_is_written() -> None:
 
 
 def test_the_c_locale_takes_and_shows_japanese() -> None:
-    for environment in ({"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+    plain: dict[str, Any] = {"LC_ALL": "C"}
+    for environment in (plain, plain | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
         assert shell("slm route 会議室はどこですか", **environment).stdout.startswith(b"ja\t")
 
 

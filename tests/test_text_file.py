@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convert.quality.sample_text import read_texts
-from rag.evaluate.retrieval import read_questions
+from rag.questions import read_questions
 from serve.cli.guard import GuardOptions, policy_of
 from slm.artifacts import read_manifest
 from slm.errors import DamagedFileError, InputError, MissingFileError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -110,8 +111,8 @@ def test_a_peer_that_fails_is_a_row_with_its_last_words_and_the_others_are_measu
 
 
 def test_a_missing_peer_is_said(monkeypatch: pytest.MonkeyPatch, base: Path, talks: Path) -> None:
-    real = bench.importlib.util.find_spec
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "trl" else real(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trl" else real(name))
     monkeypatch.setattr(bench, "_measure", lambda name, *_: [_row(name)])
     result = bench_training(base, ("trainer", "trl", "trl-defaults"), TrainBenchOptions(talks, steps=1))
     assert [one["name"] for one in result["contenders"]] == [OURS, TRAINER]

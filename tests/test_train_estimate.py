@@ -76,7 +76,7 @@ def test_what_autograd_keeps_is_counted_to_the_byte(
 ) -> None:
     options = asked(bases[family], talks, tmp_path, pack=pack)
     model, prepared = ready(options)
-    with feed(model, options, prepared.train, pad_id=0, dtype=torch.float32) as collate:
+    with feed(model, options, (prepared.train,), pad_id=0, dtype=torch.float32) as collate:
         batch = collate(prepared.train[:5])
         counted = saved_for_backward(model, batch, torch.float32)
         assert counted.total == kept_in_truth(model, batch) > 0
@@ -88,7 +88,7 @@ def test_counting_keeps_no_tensor_and_draws_no_random_number(
 ) -> None:
     options = asked(bases["llama"], talks, tmp_path, dropout=0.5)
     model, prepared = ready(options)
-    with feed(model, options, prepared.train, pad_id=0, dtype=torch.float32) as collate:
+    with feed(model, options, (prepared.train,), pad_id=0, dtype=torch.float32) as collate:
         before = torch.get_rng_state()
         saved_for_backward(model, collate(prepared.train[:2]), torch.float32)
         assert torch.equal(torch.get_rng_state(), before)
@@ -100,7 +100,7 @@ def test_the_prediction_for_checkpointing_lies_between_what_it_keeps_and_what_is
 ) -> None:
     options = asked(write_checkpoint(tmp_path / "deep", "llama", num_hidden_layers=8), talks, tmp_path)
     model, prepared = ready(options)
-    with feed(model, options, prepared.train, pad_id=0, dtype=torch.float32) as collate:
+    with feed(model, options, (prepared.train,), pad_id=0, dtype=torch.float32) as collate:
         batch = collate(prepared.train[:8])
         without = saved_for_backward(model, batch, torch.float32)
         use_gradient_checkpointing(model)
@@ -117,7 +117,7 @@ def test_checkpointing_is_turned_on_when_the_free_memory_asks_for_it(
     options = asked(bases["llama"], talks, tmp_path)
     model, prepared = ready(options)
     train, plan = prepared.train, plan_of(options, prepared)
-    looked: list[int] = []
+    looked: list[object] = []
     count = memory.saved_for_backward
 
     def counting(model: Any, batch: Batch, dtype: torch.dtype) -> Any:
@@ -125,7 +125,7 @@ def test_checkpointing_is_turned_on_when_the_free_memory_asks_for_it(
         return count(model, batch, dtype)
 
     monkeypatch.setattr(memory, "saved_for_backward", counting)
-    with feed(model, options, train, pad_id=0, dtype=torch.float32) as collate:
+    with feed(model, options, (train,), pad_id=0, dtype=torch.float32) as collate:
         small, large = collate(train[:1]), collate(largest(plan, train, range(plan.batches_per_epoch)))
         need = count(model, large, torch.float32).total
         for free, expected, looks in [(need * 100, False, 1), (round(need / 0.85), False, 2), (need, True, 2)]:

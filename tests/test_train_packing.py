@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ def test_a_pack_has_the_losses_and_gradients_of_its_sequences(model_type: str, s
     total = sum(alone)
     wanted = gradient(model, total)
     computed: list[int] = []
-    projection = next(m for m in decoder_layers(model)[-1].mlp.modules() if not list(m.children()))
+    last: Any = decoder_layers(model)[-1]
+    projection = next(m for m in last.mlp.modules() if not list(m.children()))
     projection.register_forward_hook(lambda module, args, out: computed.append(out.shape[-2]))
     with packed_attention(model):
         batch = packed(items, share=share)
@@ -69,7 +71,7 @@ def test_kept_states_of_the_lower_layers_change_neither_loss_nor_gradient(
     lower = list(decoder_layers(model))
     with without_lower_layers(model, 2):
         for layer in lower[:2]:  # proof that they are not computed
-            layer.forward = None
+            layer.forward = None  # type: ignore[assignment]
         for part in (items[:3], items[3:], items):
             batch = packed(part)
             batch["states"] = states.of_batch(part, batch)

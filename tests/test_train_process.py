@@ -96,7 +96,9 @@ def test_a_training_process_changes_only_our_own_spins() -> None:
 def test_attention_keeps_no_copy_of_a_key_for_each_query_head() -> None:
     heads, key_heads, tokens, size = 8, 2, 96, 16
     pieces = (PackPiece(0, 16), PackPiece(16, 96))
-    parts = [torch.randn(1, count, tokens, size, requires_grad=True) for count in (heads, key_heads, key_heads)]
+    query, key, value = (
+        torch.randn(1, count, tokens, size, requires_grad=True) for count in (heads, key_heads, key_heads)
+    )
     kept: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -104,7 +106,7 @@ def test_attention_keeps_no_copy_of_a_key_for_each_query_head() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        out, _ = _attend(torch.nn.Module(), *parts, None, pieces=pieces)
+        out, _ = _attend(torch.nn.Module(), query, key, value, None, pieces=pieces)
     states = (2 * heads + 2 * key_heads) * tokens * size * 4  # query, keys, values, and what comes out
     sums = heads * tokens * 4
     assert out.shape == (1, tokens, heads, size)

@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny_runs import adapter, asked, base, data, no_picture, same
 from tests.tiny_training import write_checkpoint
-from train.adapter.fresh import add_adapter, initial_factors, return_to_initial
+from train.adapter.fresh import add_adapter, initial_factors, return_to_initial, save_adapter
 from train.adapter.opened import load_with_adapter
 from train.base import load_model
 from train.run.history import read_history
@@ -33,10 +33,8 @@ def test_a_pissa_adapter_fits_the_untouched_base_as_pefts_own_conversion_does(
 ) -> None:
     from peft import PeftModel
 
-    import train.run.lora
-
     base, kept = write_checkpoint(tmp_path / "base", family), []
-    real = train.run.lora.save_adapter
+    real = save_adapter
 
     def save(model: Any, *arguments: Any) -> None:
         kept.append(logits(model))

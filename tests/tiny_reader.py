@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rag.answer.prompt import IndexRetriever
+from rag.answer.retriever import IndexRetriever
 from rag.document import Document, Section
 from rag.index.store import open_generation
 from rag.index.update import add_documents

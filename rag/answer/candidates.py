@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from rag.answer.reading import cost, pieces_of
 from rag.index.embed import Embedder
+from rag.index.embedders.remembered import RememberedQuery
+from rag.index.generation.facets import UNKNOWN
 from rag.index.retrieve import Hit, other_sources, search
 from rag.index.store import Generation
 from slm.joints import EVERYTHING, Filters, Passage
@@ -34,8 +34,6 @@ class Depth:
 
 
 DEPTH = Depth()
-# The language of documents that do not say theirs.
-UNKNOWN = "und"
 
 
 def candidates(
@@ -55,7 +53,8 @@ def candidates(
 def _ranked(
     generation: Generation, embedder: Embedder, question: str, depth: Depth, filters: Filters
 ) -> Iterator[Passage]:
-    known = _languages(generation, filters)
+    known = generation.facets.languages_of(filters)
+    once = RememberedQuery(embedder)
     own = detect(question, set(known) - {UNKNOWN}).language if len(known) > 1 else None
     if own not in known:
         wanted = [(filters, depth.same + depth.other)]
@@ -63,7 +62,7 @@ def _ranked(
         others = tuple(language for language in known if language != own)
         wanted = [(replace(filters, languages=(own,)), depth.same), (replace(filters, languages=others), depth.other)]
     for chosen, count in wanted:
-        yield from passages_of(generation, search(generation, embedder, question, count, filters=chosen))
+        yield from passages_of(generation, search(generation, once, question, count, filters=chosen))
 
 
 def passages_of(generation: Generation, hits: Sequence[Hit]) -> list[Passage]:
@@ -73,11 +72,3 @@ def passages_of(generation: Generation, hits: Sequence[Hit]) -> list[Passage]:
         Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score, other_sources(generation, hit))
         for hit, c in zip(hits, chunks, strict=True)
     ]
-
-
-def _languages(generation: Generation, filters: Filters) -> list[str]:
-    """The languages of the documents that are let through: searching for those of another one would be an error."""
-    allowed = generation.facets.allowed(filters)
-    rows = np.arange(len(generation.chunks)) if allowed is None else np.flatnonzero(allowed)
-    names = [*generation.facets.languages, UNKNOWN]
-    return [name for name in names if generation.facets.in_language(rows, name).any()]

@@ -6,68 +6,29 @@ neighbours, and in some of them missing, so that no line answers.
 
 from __future__ import annotations
 
-import json
 import random
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rag.answer.lines import lines_of
 from rag.answer.reading import FORM, pieces_of
 from rag.index.names import source_matches
+from rag.questions import AnswerPlace, Question, bare
 from slm.errors import DamagedFileError
 from slm.joints import Passage
-from slm.terminal.text_file import read_text
 
 # How many passages an example has; the share of examples whose right passages are taken out; the share of passages
 # in the question's own language.
 PASSAGES, _MISSING, _OWN = 3, 0.12, 0.7
 
 
-@dataclass(frozen=True)
-class AnswerPlace:
-    """Where an answer stands: a page, its heading ("": anywhere on it), and the sentence or row word for word."""
-
-    page: str
-    heading: str
-    text: str
+def right_lines(asked: Question, passage: Passage) -> list[int]:
+    """Which lines of a passage are places of a question's answer."""
+    lines = _bare_lines(passage)
+    return sorted({n for place in asked.places if _is_there(place, passage) for n in _answering(place, lines)})
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question with the places of its answer (none: not answerable). together: it takes several of them."""
-
-    question: str
-    lang: str
-    places: tuple[AnswerPlace, ...]
-    together: bool
-
-    def right_lines(self, passage: Passage) -> list[int]:
-        """Which lines of a passage are places of the answer."""
-        bare = _bare_lines(passage)
-        return sorted({n for place in self.places if _is_there(place, passage) for n in _answering(place, bare)})
-
-
-def read_asked(path: Path) -> list[Asked]:
-    """The questions of a reading set (JSON Lines). Raises DamagedFileError with the line's number."""
-    asked = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            places = tuple(AnswerPlace(p["page"], p.get("heading", ""), p["text"]) for p in row.get("places", ()))
-            if not all(_bare(place.text) for place in places):
-                raise ValueError("a place has no text")
-            asked.append(Asked(row["question"], row["lang"], places, bool(row.get("together"))))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedFileError(f"'{path}', line {number} is no question with places: {error}") from error
-    return asked
-
-
-def require_places(asked: Sequence[Asked], passages: Sequence[Passage]) -> None:
+def require_places(asked: Sequence[Question], passages: Sequence[Passage]) -> None:
     """Raises DamagedFileError for a question one of whose places is on no passage of all there are.
 
     Such a question would teach a reader to refuse what it should answer.
@@ -84,14 +45,14 @@ def require_places(asked: Sequence[Asked], passages: Sequence[Passage]) -> None:
 
 
 def example_of(
-    asked: Asked, passages: Sequence[Passage], languages: Mapping[str, str], draw: random.Random
+    asked: Question, passages: Sequence[Passage], languages: Mapping[str, str], draw: random.Random
 ) -> dict[str, Any] | None:
     """One example; None where there is nothing to read. languages: of each source.
 
     prompts: pieces of each passage. right: (prompt, piece) that answer; every: all of them have to be found, else one
     is enough. ignored: (prompt, piece) that answer as well, in the other language, and are neither right nor wrong.
     """
-    right = {n: lines for n, passage in enumerate(passages) if (lines := asked.right_lines(passage))}
+    right = {n: lines for n, passage in enumerate(passages) if (lines := right_lines(asked, passage))}
     own = [n for n, passage in enumerate(passages) if languages.get(passage.source) == asked.lang]
     preferred = [n for n in right if n in own] or list(right)
     chosen: list[int] = []
@@ -123,7 +84,7 @@ def _drawn(numbers: Sequence[int], count: int, among: int, draw: random.Random) 
 
 def _answering(place: AnswerPlace, lines: Sequence[str]) -> list[int]:
     """Which lines, without blanks and marks, hold the text of a place or are a part of it."""
-    wanted = _bare(place.text)
+    wanted = bare(place.text)
     return [n for n, line in enumerate(lines) if wanted in line or (len(line) > 8 and line in wanted)]
 
 
@@ -134,8 +95,4 @@ def _is_there(place: AnswerPlace, passage: Passage) -> bool:
 
 
 def _bare_lines(passage: Passage) -> list[str]:
-    return [_bare(passage.text[line.start : line.end]) for line in lines_of(passage.text)]
-
-
-def _bare(text: str) -> str:
-    return re.sub(r"\s+", "", text).strip("|-*")
+    return [bare(passage.text[line.start : line.end]) for line in lines_of(passage.text)]

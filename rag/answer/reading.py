@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rag.answer.length import about_tokens
 from rag.answer.lines import Line, lines_of
 from slm.errors import InputError
 from slm.joints import Passage
@@ -43,7 +44,5 @@ def _piece(text: str, limit: int) -> str:
 
 
 def cost(pieces: Sequence[str]) -> int:
-    """About how many tokens the pieces after the question make; two thirds a Japanese character, a quarter a letter."""
-    text = "".join(pieces[1:])
-    wide = sum(character >= "\u3000" for character in text)
-    return len(pieces) + round((len(text) - wide) / 4 + wide * 2 / 3)
+    """About how many tokens the pieces after the question make, each beginning anew."""
+    return len(pieces) + round(about_tokens("".join(pieces[1:])))

@@ -39,9 +39,9 @@ _FILTERS = {
     "space, language and date": Filters(spaces=("S3",), languages=("en", "ja"), since="2024-03-01"),
     "who asks": Filters(viewer=("user:guest",)),
 }
-# Opens an index and searches it once; prints what that took, in kilobytes of this process alone.
+# Opens an index and searches it once; prints what that took, in seconds and in kilobytes of this process alone.
 _CHILD = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from rag.bench.synthetic import SyntheticEmbedder, made_up_queries
 from rag.index.retrieve import search
@@ -51,9 +51,11 @@ import faiss
 embedder, (query,) = SyntheticEmbedder(), made_up_queries(1)
 embedder.queries([query])
 before = proportional_kb(os.getpid())
+begun = time.perf_counter()
 generation = open_generation(Path(sys.argv[1]))
+opened = time.perf_counter() - begun
 search(generation, embedder, query)
-print(json.dumps({"before": before, "after": proportional_kb(os.getpid())}))
+print(json.dumps({"seconds": opened, "before": before, "after": proportional_kb(os.getpid())}))
 """
 
 
@@ -186,19 +188,27 @@ def measure_queries(index: Path, count: int) -> dict[str, Any]:
 
 
 def measure_memory(index: Path) -> dict[str, Any]:
-    """What an open index takes after its first search, in a process of its own: {opened_mb, process_mb} (Linux)."""
+    """What an open index takes after its first search, in a process of its own (Linux): {opened_mb, process_mb, and
+    opened_s, the time it took to open}."""
     command = [sys.executable, "-c", _CHILD, str(index)]
     child = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
     if child.returncode:
         raise EngineError("the process that opens the index failed", found=child.stderr.strip()[-300:])
-    kilobytes = json.loads(child.stdout)
-    opened = (kilobytes["after"] - kilobytes["before"]) / 1024
-    return {"opened_mb": round(opened, 1), "process_mb": round(kilobytes["after"] / 1024, 1)}
+    took = json.loads(child.stdout)
+    opened = (took["after"] - took["before"]) / 1024
+    return {
+        "opened_mb": round(opened, 1), "process_mb": round(took["after"] / 1024, 1),
+        "opened_s": round(took["seconds"], 3),
+    }  # fmt: skip
 
 
 def measure_edit(index: Path, pages: Sequence[Document], rounds: int) -> dict[str, Any]:
-    """Seconds from an edited page to the new generation, the median of the rounds, and chunks embedded a round."""
-    times, counted = [], _Counting()
+    """Seconds from an edited page to the new generation, the median of the rounds, and chunks embedded a round.
+
+    followed_s: how long whoever has the index open takes to go over to the new generation, the median.
+    """
+    times, followed, counted = [], [], _Counting()
+    generation = open_generation(index)
     for number in range(rounds):
         page = pages[(number * 7919) % len(pages)]
         first = Section(page.sections[0].headings, page.sections[0].text + f" Edited {number}.")
@@ -208,9 +218,12 @@ def measure_edit(index: Path, pages: Sequence[Document], rounds: int) -> dict[st
         times.append(time.perf_counter() - begun)
         if (change.replaced, change.added) != (1, 0):
             raise EngineError("the edited page was not replaced", found=f"{change.replaced} replaced")
+        begun = time.perf_counter()
+        generation = open_generation(index, generation)
+        followed.append(time.perf_counter() - begun)
     return {
         "pages": len(pages), "seconds": round(statistics.median(times), 3), "rounds_s": [round(t, 3) for t in times],
-        "embedded_chunks_a_round": counted.count / rounds,
+        "embedded_chunks_a_round": counted.count / rounds, "followed_s": round(statistics.median(followed), 3),
     }  # fmt: skip
 
 

@@ -73,8 +73,14 @@ def shown(result: dict[str, Any]) -> list[str]:
         )
     if "memory" in result:
         one = result["memory"]
-        lines.append(f"memory      {one['opened_mb']:,.1f} MB for the open index, {one['process_mb']:,.1f} MB in all")
+        lines.append(
+            f"memory      {one['opened_mb']:,.1f} MB for the open index, {one['process_mb']:,.1f} MB in all; opened in "
+            f"{one['opened_s']:.2f} s"
+        )
     if "edit" in result:
         one = result["edit"]
-        lines.append(f"edit        one page of {one['pages']:,}: {one['seconds']:.2f} s, without embedding")
+        lines.append(
+            f"edit        one page of {one['pages']:,}: {one['seconds']:.2f} s, without embedding; an open index "
+            f"follows in {one['followed_s']:.2f} s"
+        )
     return lines

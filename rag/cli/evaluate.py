@@ -59,13 +59,13 @@ def evaluate(
       slm rag evaluate handbook --questions data/handbook/questions.jsonl --plot recall.png
       slm rag evaluate handbook --questions data/handbook/questions.jsonl --model gemma-3-270m --adapter ja=ja.gguf
     """
-    from rag.answer.prompt import open_retriever
+    from rag.answer.retriever import open_retriever
     from rag.cli.figures import miss_rows, retrieval_rows
     from rag.evaluate.answers import AskOne, by_model, by_reader, evaluate_answers
     from rag.evaluate.picture import draw_recall, require_picture
     from rag.evaluate.retrieval import evaluate as evaluate_retrieval
-    from rag.evaluate.retrieval import read_questions
     from rag.index.retrieve import LEGS
+    from rag.questions import read_questions
     from slm.artifacts import require_file
     from slm.terminal.console import emit_json, progress
 

@@ -159,7 +159,8 @@ def search(index: str, query: str, k: int, filters: Filters, as_json: bool) -> N
       slm rag search handbook "paid leave" -k 3
       slm rag search wiki "release plan" --space DOCS --since 2026-04-01 --as user:aoi --as group:staff
     """
-    from rag.answer.prompt import open_retriever, passage_head
+    from rag.answer.prompt import passage_head
+    from rag.answer.retriever import open_retriever
     from slm.terminal.console import emit_json
     from slm.text.visible import visible
 
@@ -208,7 +209,7 @@ def ask(
     Example:
       slm rag ask handbook "有給休暇は何日ですか" --model gemma-3-270m --adapter ja=exports/ja.gguf
     """
-    from rag.answer.prompt import open_retriever
+    from rag.answer.retriever import open_retriever
     from slm.artifacts import require_file
     from slm.errors import EngineError
     from slm.terminal.console import emit_json, note

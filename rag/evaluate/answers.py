@@ -15,7 +15,8 @@ from typing import Any
 
 from rag.answer.cite import refuses
 from rag.answer.marks import without_marks
-from rag.evaluate.retrieval import Question, rank_of_first
+from rag.evaluate.retrieval import rank_of_first
+from rag.questions import Question
 from slm.joints import Judge, Message, Reader, Retriever
 
 

@@ -32,7 +32,7 @@ class AskedHeading:
     relevant: tuple[str, ...]
 
     def as_row(self) -> dict[str, Any]:
-        """A line of a questions file, as `rag.evaluate.retrieval.read_questions` takes it."""
+        """A line of a questions file, as `rag.questions.read_questions` takes it."""
         return {"question": self.question, "lang": self.lang, "relevant": list(self.relevant), "answerable": True}
 
 

@@ -8,71 +8,24 @@ that stands in several documents is one result, and all of them are found with i
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rag.index.chunk import context_line
-from rag.index.embed import Embedder, Vectors
+from rag.index.embed import Embedder
+from rag.index.embedders.remembered import RememberedQuery
 from rag.index.names import source_matches
 from rag.index.retrieve import Hit, Leg, Weights, other_sources, search
 from rag.index.store import Generation
-from slm.errors import DamagedFileError, InputError
-from slm.terminal.text_file import read_text
+from rag.questions import Question
+from slm.errors import InputError
 
 _DEPTH, _CHUNKS = 10, 60
 MISSED = 5
 """A question is missed when no right document is among so many."""
 _INSTEAD = 3
-
-
-@dataclass(frozen=True)
-class Question:
-    """One line of a questions file. `answer`: words any of which a right answer holds, such as "13,000"; all of them
-    where it says `together`. kind: what kind of question it is, in the file's own words."""
-
-    question: str
-    lang: str
-    relevant: tuple[str, ...]
-    answerable: bool
-    answer: tuple[str, ...] = ()
-    together: bool = False
-    kind: str = ""
-
-
-def read_questions(path: Path | str) -> list[Question]:
-    """Read a questions file (JSON Lines). Raises MissingFileError, DamagedFileError with the line's number."""
-    questions: list[Question] = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):  # JSON may hold other line separators
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            answerable = bool(row.get("answerable", True))
-            names, facts = _texts(row, "relevant"), _texts(row, "answer")
-            together, kind = bool(row.get("together")), str(row.get("kind", ""))
-            question = Question(str(row["question"]), str(row["lang"]), names, answerable, facts, together, kind)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedFileError(
-                f"'{path}', line {number} is no question: {error}",
-                hint='A line is {"question": ..., "lang": "en", "relevant": ["page.md"], "answerable": true}.',
-            ) from error
-        if answerable and not question.relevant:
-            raise DamagedFileError(f"'{path}', line {number}: an answerable question names no relevant document")
-        questions.append(question)
-    if not any(question.answerable for question in questions):
-        raise InputError(f"'{path}' holds no answerable question", found=f"{len(questions)} questions")
-    return questions
-
-
-def _texts(row: dict[str, Any], name: str) -> tuple[str, ...]:
-    values = row.get(name, [])
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"'{name}' is no list of texts")
-    return tuple(values)
 
 
 def rank_of_first(sources: Sequence[str], relevant: Sequence[str]) -> int | None:
@@ -118,25 +71,6 @@ class _Ranked:
     instead: tuple[dict[str, Any], ...]
 
 
-class _Once:
-    """An embedder whose last query is embedded once: every leg asks for it again."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder, self.identity = embedder, embedder.identity
-        self._last: tuple[tuple[str, ...], Vectors] | None = None
-
-    def queries(self, texts: Sequence[str]) -> Vectors:
-        if self._last is None or self._last[0] != tuple(texts):
-            self._last = tuple(texts), self._embedder.queries(texts)
-        return self._last[1]
-
-    def passages(self, texts: Sequence[str]) -> Vectors:
-        return self._embedder.passages(texts)
-
-    def count_tokens(self, text: str) -> int:
-        return self._embedder.count_tokens(text)
-
-
 def evaluate(
     generation: Generation,
     embedder: Embedder,
@@ -162,7 +96,7 @@ def evaluate(
                 hint="Add the documents first with: slm rag add INDEX PATH...",
             )
     ranked: dict[Leg, list[_Ranked]] = {one: [] for one in dict.fromkeys((leg, *beside))}
-    once = _Once(embedder)
+    once = RememberedQuery(embedder)
     for number, question in enumerate(asked, start=1):
         for one, rows in ranked.items():
             hits = search(generation, once, question.question, _CHUNKS, one, weights)

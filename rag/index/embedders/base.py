@@ -5,7 +5,7 @@ It knows nothing of chunks, indexes or particular models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -52,20 +52,3 @@ def normalised(vectors: Any) -> Vectors:
     if not np.all(np.isfinite(lengths)) or np.any(lengths == 0):
         raise DamagedFileError("the embedder gave a vector that is zero or not finite", hint="Pull the embedder again.")
     return np.ascontiguousarray(rows / lengths, dtype=np.float32)
-
-
-def batches(sizes: Sequence[int], tokens: int, texts: int) -> Iterator[list[int]]:
-    """The numbers of the texts of each batch: neighbours in length, so many tokens and texts at most, longest first.
-
-    One that is longer than a batch is alone. The longest come first so that cores end at about the same time.
-    """
-    batch: list[int] = []
-    filled = 0
-    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
-        if batch and (filled + sizes[number] > tokens or len(batch) == texts):
-            yield batch
-            batch, filled = [], 0
-        batch.append(number)
-        filled += sizes[number]
-    if batch:
-        yield batch

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rag.index.embedders.base import Vectors, batches
+from rag.index.embedders.base import Vectors
+from slm.native.batches import batches
 from slm.native.llama import embeddings_in, open_embedder, open_model, physical_cores
 
 # Tokens and texts of a batch; llama.cpp compares every token of a batch with every other, whichever text it is of.
@@ -38,7 +39,7 @@ class GgufEncoder:
 
     def embedded(self, texts: Sequence[Sequence[int]]) -> Vectors:
         """The vectors of texts given as token ids, (texts, dimension) float32 of length 1. Raises EngineError."""
-        planned = list(batches([len(tokens) for tokens in texts], _TOKENS, _TEXTS))
+        planned = list(batches([len(tokens) for tokens in texts], _TOKENS, _TEXTS, longest_first=True))
         rows: list[list[float]] = [[]] * len(texts)
 
         def run(batch: list[int]) -> None:

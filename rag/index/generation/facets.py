@@ -18,7 +18,10 @@ from slm.joints import EVERYTHING, Filters
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
+_NONE: Numbers = np.empty(0, dtype=np.int64)
 _LISTED = 20
+UNKNOWN = "und"
+"""The language of documents that do not say theirs."""
 
 
 class Facets:
@@ -27,6 +30,7 @@ class Facets:
     def __init__(self, documents: Sequence[Mapping[str, Any]], document_of: npt.NDArray[np.int32]) -> None:
         metas = [entry.get("meta", {}) for entry in documents]
         self.document_of, self._size = document_of, len(documents)
+        self._has_chunks = np.bincount(document_of, minlength=self._size) > 0
         self._languages = _numbered([(str(entry["lang"]),) for entry in documents])
         self._spaces = _numbered([(str(meta.get("space", "")),) for meta in metas])
         self._labels = _numbered([tuple(map(str, meta.get("labels", ()))) for meta in metas])
@@ -41,7 +45,7 @@ class Facets:
     @property
     def languages(self) -> list[str]:
         """The languages of the documents, without the one that is not known."""
-        return sorted(self._languages.keys() - {"und"})
+        return sorted(self._languages.keys() - {UNKNOWN})
 
     @cached_property
     def by_language(self) -> dict[str, Mask]:
@@ -63,8 +67,22 @@ class Facets:
         Raises UnknownNameError for a space, label or language that no document has that may be seen, and InputError
         for a date that is none, or when nothing is let through.
         """
+        through = self._through(filters)
+        allowed: Mask | None = None if through.all() else through[self.document_of]
+        return allowed
+
+    def languages_of(self, filters: Filters) -> list[str]:
+        """The languages of the documents with chunks that the filters let through, the one not known last.
+
+        Raises as `allowed`.
+        """
+        through = self._through(filters) & self._has_chunks
+        return [name for name in (*self.languages, UNKNOWN) if through[self._languages.get(name, _NONE)].any()]
+
+    def _through(self, filters: Filters) -> Mask:
+        """Which documents the filters let through, (documents,) bool."""
         if filters == EVERYTHING:
-            return None
+            return np.ones(self._size, dtype=np.bool_)
         through = self._seen_by(filters.viewer)
         kinds = (
             ("space", filters.spaces, self._spaces), ("label", filters.labels, self._labels),
@@ -81,8 +99,7 @@ class Facets:
                 "the index holds nothing that these filters let through",
                 hint="Leave some out; see what there is with: slm rag status INDEX --json",
             )
-        allowed: Mask | None = None if through.all() else through[self.document_of]
-        return allowed
+        return through
 
     def _seen_by(self, viewer: tuple[str, ...] | None) -> Mask:
         """Which documents somebody with these names may see; None: whoever asks may see all."""

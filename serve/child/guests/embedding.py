@@ -6,7 +6,7 @@ sequence of the batch. It knows nothing of HTTP, and of the lanes only that they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -17,6 +17,7 @@ from serve.child.pool import Team
 from serve.child.spelling.tokens import checked, prompt_tokens
 from slm.chat.segments import Segment
 from slm.errors import ContextOverflowError, InputError
+from slm.native.batches import batches
 from slm.native.llama import embeddings_in, library, open_embedder
 
 # Tokens and texts of a batch. A longer text has a context of its own, whose size is the text's.
@@ -56,7 +57,7 @@ class EmbeddingWorker(Guest[Embed]):
     def _answered(self, kept: ExitStack, id: int, order: Embed) -> Embeddings:
         texts = [self._tokens(text, order.first + number) for number, text in enumerate(order.texts)]
         vectors: list[Vector] = [()] * len(texts)
-        for batch in batches([len(tokens) for tokens in texts]):
+        for batch in batches([len(tokens) for tokens in texts], _TOKENS, _TEXTS, longest_first=False):
             if id not in self._wanted:
                 break
             for number, vector in zip(batch, self._computed(kept, [texts[n] for n in batch]), strict=True):
@@ -100,17 +101,3 @@ class EmbeddingWorker(Guest[Embed]):
         context = open_embedder(stack, self._model, n_ctx=tokens, n_seq_max=texts)
         self._stoppable(context)
         return context
-
-
-def batches(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """The numbers of the texts of each batch, the shortest first; one that is longer than a batch is alone."""
-    batch: list[int] = []
-    filled = 0
-    for number in sorted(range(len(sizes)), key=sizes.__getitem__):
-        if batch and (filled + sizes[number] > _TOKENS or len(batch) == _TEXTS):
-            yield batch
-            batch, filled = [], 0
-        batch.append(number)
-        filled += sizes[number]
-    if batch:
-        yield batch
