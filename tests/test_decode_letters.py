@@ -7,7 +7,7 @@ import pytest
 from slm.text.alphabets import CENTRAL, WESTERN, strangeness
 from slm.text.decode import decode
 
-HUNGARIAN = "A hűtőszekrényt minden pénteken ki kell üríteni.\nGyőrben a raktár kulcsa a portán van, kérjük, őrizze meg a számlát."
+HUNGARIAN = "A hűtőszekrényt ki kell üríteni.\nGyőrben a kulcs a portán van, kérjük, őrizze meg a számlát."
 ROMANIAN = "Cheia depozitului se află la recepţie. Vă rugăm să semnaţi în registru şi să o înapoiaţi până seara."
 CROATIAN = "Ključ skladišta nalazi se na recepciji. Molimo vas da ga vratite do večeri, šef će potvrditi."
 SLOVENE = "Delovni čas: od 8. do 16. ure. Ključ je pri vratarju, prosimo, vrnite ga zvečer."
@@ -46,7 +46,7 @@ def test_a_few_sentences_of_central_europe_and_the_baltic_are_not_read_as_wester
         "Lykillinn að geymslunni er í móttökunni. Vinsamlegast skilið honum fyrir kvöldið, þökk.",
         "Laohoone võti on vastuvõtus. Palun tagastage see õhtuks, ükskõik millal.",
         "Così è più facile: lunedì andrò là, perché c’è già.",
-        "Kontakt: Müller (Zürich), Núñez (Málaga), François (Orléans), Ångström (Malmö)\nLe café est fermé\nDie Tür öffnen",
+        "Kontakt: Müller (Zürich), Núñez (Málaga), François (Orléans), Ångström\nLe café est fermé\nDie Tür öffnen",
     ],
 )  # fmt: skip
 def test_western_languages_stay_what_they_are_and_two_of_them_may_share_a_text(text: str) -> None:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 # Each language's letters from the most frequent to the rarest, as counted in the translations of common programs.
-# German, French, Spanish, Italian, Portuguese, Dutch, Swedish, Danish, Norwegian, Finnish, Catalan, Icelandic, Estonian,
-# Irish, Albanian.
+# German, French, Spanish, Italian, Portuguese, Dutch, Swedish, Danish, Norwegian, Finnish, Catalan, Icelandic,
+# Estonian, Irish, Albanian.
 _WESTERN = (
     "üäößé", "éèàêôîçâûùœïëáí", "óáíúéñü", "èàòéùìáíç", "ãçáíéóúõêâàôü", "ëéïáíóäöüèê", "äöåéáà", "æøåéäö", "åøæéòôö",
     "äöåšž", "óàéíèòçúïü", "ðíáóúýæöþé", "äõüöšž", "áíéúó", "ëç",
