@@ -110,6 +110,35 @@ def test_a_moved_folder_whose_texts_were_changed_as_well_answers_once(
     assert (again["moved"], again["replaced"], again["unchanged"]) == (0, 0, 3)
 
 
+def test_a_single_file_that_was_renamed_and_changed_is_told_of_and_forgotten_as_the_note_says(folder: Path) -> None:
+    added(folder / "b.md")
+    (folder / "b.md").rename(folder / "gym.md")
+    (folder / "gym.md").write_text("# Gym\n\nThe gym code is 9954.\n")
+    again = run("add", "i", str(folder / "gym.md"))
+    old = str(folder / "b.md")
+    assert f"{old} is no longer there and goes on answering; to forget it: slm rag remove i {old}" in (
+        again.stderr.replace("\n", "")
+    )
+    assert held() == ["docs/b.md", "docs/gym.md"]  # its text may be nowhere else
+    added(folder / "a.md")
+    (folder / "a.md").unlink()
+    assert added(folder / "gym.md")["missing"] == [str(folder / "a.md"), old]
+    assert "a.md and 1 more are no longer there" in run("add", "i", str(folder / "gym.md")).stderr.replace("\n", "")
+    assert run("remove", "i", str(folder / "a.md"), old).exit_code == 0
+    assert added(folder / "gym.md")["missing"] == [] and "8812" not in run("search", "i", "gym code").stdout
+
+
+def test_files_of_other_folders_and_those_that_a_folder_has_lost_are_not_called_missing(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.md").write_text("Cats sleep in the attic.")
+    added(folder, tmp_path / "other.md")
+    (tmp_path / "other.md").unlink()
+    (folder / "b.md").unlink()
+    assert added(folder / "a.md")["missing"] == []  # b.md came by its folder, which may be added again
+    assert added(folder)["missing"] == [] and "docs/b.md" not in held() and len(held()) == 3
+
+
 def test_another_folder_with_files_of_the_same_names_takes_nobodys_place(folder: Path, tmp_path: Path) -> None:
     added(folder)
     other = Path(shutil.copytree(folder, tmp_path / "papers"))

@@ -80,7 +80,7 @@ def add(
       slm rag add wiki Confluence-space-export.zip --base-url https://wiki.example.com
     """
     from rag.index.embed import DEFAULT_EMBEDDER, embedder_name, open_embedder
-    from rag.index.gone import departed
+    from rag.index.gone import departed, left_behind
     from rag.index.names import index_path, is_index
     from rag.index.store import open_inventory
     from rag.index.update import add_documents
@@ -113,11 +113,15 @@ def add(
         )  # fmt: skip
     _note_some([f"removed {shown_path(source)}: {reason}" for source, reason in change.gone.items()])
     _note_some([f"kept the old text of {shown_path(source)}: {reason}" for source, reason in change.kept.items()])
+    missing = left_behind(open_inventory(where).documents, looked, lambda source: Path(source).exists())
+    if missing:
+        _note_some([_told_of_missing(missing, index)])
     result = {
         "index": str(where), "embedder": embed.identity.name, "added": change.added, "replaced": change.replaced,
         "unchanged": change.unchanged, "moved": change.moved, "chunks": change.chunks,
         "removed": [{"source": source, "reason": reason} for source, reason in change.gone.items()],
         "kept": [{"source": source, "reason": reason} for source, reason in change.kept.items()],
+        "missing": missing,
         "skipped": [{"path": str(s.path), "reason": s.reason} for s in reading.skipped],
         "notes": [{"source": n.source, "note": n.text} for n in reading.notes],
     }  # fmt: skip
@@ -130,6 +134,17 @@ def add(
     click.echo(
         f"{change.added} documents added, {change.replaced} replaced, {change.unchanged} unchanged{also}, "
         f"{len(reading.skipped)} files skipped; the index '{index}' holds {change.chunks} chunks"
+    )
+
+
+def _told_of_missing(sources: list[str], index: str) -> str:
+    """A note of files that are not there and go on answering: a renamed and changed one would answer twice."""
+    one = len(sources) == 1
+    also = f" and {len(sources) - 1} more" if not one else ""
+    return (
+        f"{shown_path(sources[0])}{also} {'is' if one else 'are'} no longer there and {'goes' if one else 'go'} on "
+        f"answering; to forget {'it' if one else 'them'}: "
+        + (f"slm rag remove {index} {sources[0]}" if one else f"slm rag sync {index}")
     )
 
 

@@ -74,6 +74,20 @@ def departed(documents: Mapping[str, Mapping[str, Any]], seen: Seen, exists: Cal
     return Departed(gone, kept)
 
 
+def left_behind(documents: Mapping[str, Mapping[str, Any]], seen: Seen, exists: Callable[[str], bool]) -> list[str]:
+    """Files that were added by their own names, are not there any more, and lay beside what was looked through now.
+
+    Such a file may have been renamed and changed, or deleted once it was read, so that the index has its only text:
+    that is the user's to say.
+    """
+    folders = {PurePath(file).parent for file in seen.files}
+    return sorted(
+        source for source, entry in documents.items()
+        if entry.get("roots") and "meta" not in entry and PurePath(composed(source)).parent in folders
+        and not any(map(exists, (source, *entry["roots"])))
+    )  # fmt: skip
+
+
 def successors(
     documents: Mapping[str, Mapping[str, Any]],
     left: Departed,

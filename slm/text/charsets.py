@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from slm.text.alphabets import BALTIC, CENTRAL, DOS, TURKISH, WESTERN, Alphabets, strangeness
+
 _JAPANESE = frozenset(
     "日料時資答使間合場問分月質内見書用会休社出前当年円次人業番以入付務示認号取保手送事品理受電勤部後客工担期上申要名話必方一返房者報議様定修"
     "行約回給文費週発暇請情何承知階確金有先案連明曜絡中最予利決所証大外本来物対応引作営機新数談総自全不通線願相経毎得室目具限信開長終運浜直続"
@@ -43,9 +45,11 @@ _KOREAN = frozenset(
 _LATIN_LETTERS = frozenset("àâäáãåæçèéêëìíîïñòóôöõøœùúûüýÿßšžÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜÝŠŽðþÐÞŸ")
 _CYRILLIC = frozenset(map(chr, range(0x410, 0x450))) | frozenset("ёЁіїєґІЇЄҐ")
 _GREEK = frozenset(map(chr, range(0x391, 0x3CF))) | frozenset("Ά")
-_CENTRAL = frozenset("ąćęłńóśźżĄĆĘŁŃÓŚŹŻáčďéěíňřšťúůýžÁČĎÉĚÍŇŘŠŤÚŮÝŽőűŐŰôľĺŕäöüăâîșț")
+_CENTRAL = frozenset().union(*CENTRAL)
 _TURKISH = frozenset("ğışİĞŞçöüÇÖÜâî")
+_BALTIC = frozenset("äöüõÄÖÜÕ").union(*BALTIC)
 _VOWELS = frozenset("aeiou")
+_NO_PAIRS = frozenset(("èa", "èe", "èo", "èu", "áe", "úu"))  # of no Western language
 _LATIN_ALONE = frozenset("àáéèêíìóòúùâôûyÀÁÉÈÓÚÅåØøæöô")
 _VOICEABLE, _HALF_VOICEABLE = frozenset("ｳｶｷｸｹｺｻｼｽｾｿﾀﾁﾂﾃﾄﾊﾋﾌﾍﾎ"), frozenset("ﾊﾋﾌﾍﾎ")
 _NO_WORD_BEGINS = frozenset("ｧｨｩｪｫｬｭｮｯｰﾝｦﾞﾟ")
@@ -56,13 +60,17 @@ _ASCII, _BROKEN = 4.5, 40.0  # of an ordinary ASCII character; of a byte that do
 
 @dataclass(frozen=True)
 class Charset:
-    """A candidate: its name for people and for Python, its decoder, the cost of each character, a prior in bits."""
+    """A candidate: its name for people and for Python, its decoder, the cost of each character, a prior in bits.
+
+    alphabets: of the languages that are written in it, where these have letters of their own.
+    """
 
     name: str
     codec: str
     decode: Callable[[bytes], str]
     cost: Callable[[str, str, str], float]
     prior: float = 0.0
+    alphabets: Alphabets = ()
 
 
 def _by(codec: str) -> Callable[[bytes], str]:
@@ -196,9 +204,7 @@ def _chinese(codec: str, level_1_to: int, frequent: frozenset[str]) -> Callable[
 
 def _korean(before: str, char: str, after: str) -> float:
     if "\uac00" <= char <= "\ud7a3":
-        try:
-            char.encode("euc_kr")
-        except UnicodeEncodeError:
+        if len(char.encode("euc_kr")) > 2:  # Python spells out in eight bytes what the table leaves out
             return 30.0  # of the 11,172 syllables the text of a Korean uses these 2,350
         return 6.5 if char in _KOREAN else 9.0 + _beside_latin(before, char, after, _KOREAN)
     return _punctuation(char) if not "\u3041" <= char <= "\u30fa" else _FOREIGN
@@ -252,6 +258,8 @@ def _western(before: str, char: str, after: str) -> float:
         # No language writes these there; in another encoding they are the letters that it does write.
         if (char in "ùì" and right) or (char == "û" and before in _VOWELS and after in _VOWELS):
             return 13.0 + 3 * high
+        if (char + after) in _NO_PAIRS or (char == "á" and before == "a"):
+            return 14.0 + 3 * high
         return (8.0 if char not in "ýÝðþÐÞšžŠŽãÃ" else 11.0) + 3 * high
     if char in "“‘«„‚" and not left and (after.strip() or char == "«"):
         return 8.0
@@ -259,6 +267,11 @@ def _western(before: str, char: str, after: str) -> float:
         return 8.0
     if char in "”’»" and (before.strip() or char == "»"):
         return 8.0
+    if char == "”" and right:  # as Finnish and Swedish begin a quotation
+        return 12.0
+    # Letters of Central Europe: ¹ ³ º ¿ £ and fractions at the edges of words and inside them.
+    if (char in "£ºª¼½¾" and right and not left) or (left and (char in "¿£" or (char in "¹³" and before not in "mM"))):
+        return 14.0
     if char in "–—…•·€£©®™°§±µ¿¡½¼¾²³×º¹\xa0†":
         return 9.0 if not (left and right) or char in "–—…·\xa0" else 14.0
     return _BAD
@@ -267,18 +280,20 @@ def _western(before: str, char: str, after: str) -> float:
 CANDIDATES = (
     Charset("Shift_JIS (CP932)", "cp932", _cp932, _japanese),
     Charset("EUC-JP", "euc_jp", decode_euc_jp, _japanese),
-    Charset("Windows-1252", "cp1252", _by("cp1252"), _western),
+    Charset("Windows-1252", "cp1252", _by("cp1252"), _western, alphabets=WESTERN),
     Charset("GB18030", "gb18030", _by("gb18030"), _chinese("gb2312", 0xD7, _SIMPLIFIED), 8.0),
     Charset("EUC-KR (CP949)", "cp949", _by("cp949"), _korean, 8.0),
     Charset("Big5", "big5hkscs", _by("big5hkscs"), _chinese("big5", 0xC6, _TRADITIONAL), 8.0),
     Charset("Windows-1251", "cp1251", _by("cp1251"), _alphabet(_CYRILLIC, alone=True), 4.0),
     Charset("KOI8-R", "koi8_r", _by("koi8_r"), _alphabet(_CYRILLIC, alone=True), 4.0),
+    Charset("KOI8-U", "koi8_u", _by("koi8_u"), _alphabet(_CYRILLIC, alone=True), 5.0),
     Charset("Windows-1253", "cp1253", _by("cp1253"), _alphabet(_GREEK, alone=True), 8.0),
-    Charset("Windows-1250", "cp1250", _by("cp1250"), _alphabet(_CENTRAL), 8.0),
-    Charset("ISO-8859-2", "iso8859_2", _by("iso8859_2"), _alphabet(_CENTRAL), 9.0),
-    Charset("Windows-1254", "cp1254", _by("cp1254"), _alphabet(_TURKISH), 8.0),
-    Charset("Mac Roman", "mac_roman", _by("mac_roman"), _macintosh, 10.0),
-    Charset("CP850", "cp850", _cp850, _western, 10.0),
+    Charset("Windows-1250", "cp1250", _by("cp1250"), _alphabet(_CENTRAL), 6.0, CENTRAL),
+    Charset("ISO-8859-2", "iso8859_2", _by("iso8859_2"), _alphabet(_CENTRAL), 7.0, CENTRAL),
+    Charset("Windows-1254", "cp1254", _by("cp1254"), _alphabet(_TURKISH), 7.0, TURKISH),
+    Charset("Windows-1257", "cp1257", _by("cp1257"), _alphabet(_BALTIC), 7.0, BALTIC),
+    Charset("Mac Roman", "mac_roman", _by("mac_roman"), _macintosh, 10.0, DOS),
+    Charset("CP850", "cp850", _cp850, _western, 10.0, DOS),
     Charset("CP866", "cp866", _by("cp866"), _alphabet(_CYRILLIC, alone=True), 8.0),
 )
 
@@ -295,7 +310,7 @@ def cost(charset: Charset, sample: bytes) -> float:
             bits += _BROKEN
         else:
             bits += charset.cost(padded[i - 1], char, padded[i + 1])
-    return bits
+    return bits + (strangeness(text, charset.alphabets) if charset.alphabets else 0.0)
 
 
 def wide_cost(text: str) -> float:

@@ -52,7 +52,12 @@ _WIDE_LETTER = 14.0  # bits; letters that cost more on the average are numbers o
 # Half of a pair of UTF-16, which some programs write into UTF-8 as if it were a character (CESU-8).
 _SURROGATE, _NO_CHARACTER = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]"), "\ufffd".encode()
 # What Windows-1252 makes of letters of DOS and the old Macintosh: symbols inside words, capitals behind small letters.
-_IN_WORDS = re.compile(r"[a-zß-ÿ](?:[†‡•…‰‹›€„‚ƒˆ˜™”“‘¤¥¢£¬®©¶¦§](?=[a-zß-ÿ])|[‚„](?=\W|\Z)|[ŽŠŒŸ](?![A-Z]))")
+_IN_WORDS = re.compile(
+    r"[a-zß-ÿ](?:[†‡•…‰‹›€„‚ƒˆ˜™”“‘¤¥¢£¬®©¶¦§¹¼½¾¿](?=[a-zß-ÿ])|[‚„](?=\W|\Z)|[ŽŠŒŸ](?![A-Z]))"
+    r"|(?<!\w)[£¼½¾º](?=[a-zß-ÿ])|[A-Z](?:½|[À-ÖØ-ÞŠŽŒ])(?=[a-z])"
+)
+# Letters of Iceland and Estonia, which are Turkish and Hungarian ones in other tables: alone they prove nothing.
+_RARE = frozenset("ýÝþÞðÐõÕ")
 _HIGH = re.compile(rb"[\x80-\xff]")
 _LAST_BOUNDARY = re.compile(rb"(?s:.*)[\t -/:-?]")  # characters that are the second byte of no other
 _CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
@@ -236,6 +241,8 @@ def _legacy(raw: bytes, codec: str, declared: str) -> Decoded:
         note = f"its encoding is not certain: it is read as {best.name}"
     elif best.codec == "cp1252" and _IN_WORDS.search(text):
         note = f"its encoding is not certain: read as {best.name} it has symbols inside words"
+    elif best.codec == "cp1252" and _RARE.issuperset(char for char in text if char > "\x7f" and char.isalpha()):
+        note = f"its encoding is not certain: it is read as {best.name}" if _RARE & set(text) else ""
     return _replaced(best.decode(raw), best.name, note)
 
 
