@@ -137,7 +137,7 @@ def _words_after(command: click.Command) -> dict[str, int]:
 def _text_last(args: list[str], words_after: dict[str, int], ctx: click.Context) -> list[str]:
     """The same words with the options first, then `--` and what is text, in its order.
 
-    Raises click.NoSuchOption for a word like "-quota", which click would take for -q and complain of a -u then.
+    Raises click.NoSuchOption for a word like "-quota", which click would take for -q and then complain of a -u.
     """
     options: list[str] = []
     texts: list[str] = []
@@ -151,7 +151,11 @@ def _text_last(args: list[str], words_after: dict[str, int], ctx: click.Context)
         if not word.startswith("-") or word == "-" or not (word in words_after or _is_option(word, words_after)):
             texts.append(word)
             continue
-        if re.fullmatch("-[A-Za-z]{2,}", word) and word not in words_after and not _are_flags(word, words_after):
+        if (
+            re.fullmatch("-[A-Za-z]{2,}", word)
+            and word not in words_after
+            and not _are_short_options(word, ctx.command)
+        ):
             raise click.NoSuchOption(word, ctx=ctx)
         options.append(word)
         taken = words_after.get(word, 0)
@@ -168,13 +172,16 @@ def _is_option(word: str, words_after: dict[str, int]) -> bool:
     return bool(glued or _OPTION.fullmatch(word))
 
 
-def _are_flags(word: str, words_after: dict[str, int]) -> bool:
-    """Whether a word is short options, one behind the other, of which the last may have its value with it: -qk5."""
-    for letter in word[1:]:
-        if f"-{letter}" not in words_after:
+def _are_short_options(word: str, command: click.Command) -> bool:
+    """Whether a word of letters is short options in a row, the last of which may have its text behind it: -qmja."""
+    options = {opt: p for p in command.params if isinstance(p, click.Option) for opt in p.opts}
+    for at, letter in enumerate(word[1:], 2):
+        option = options.get(f"-{letter}")
+        if option is None:
             return False
-        if words_after[f"-{letter}"]:
-            return True
+        if not (option.is_flag or option.count):
+            number = isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType))
+            return at < len(word) and not number
     return True
 
 

@@ -73,6 +73,8 @@ def config(ctx: click.Context, command: tuple[str, ...], every: bool, init: bool
         emit_json({**_places(), "settings": [asdict(row) for row in rows], "faults": faults})
     else:
         _show(rows)
+        if not rows and not faults:
+            note("nothing is set; slm config --all shows what could be")
     for fault in faults:
         complain(fault)
     if faults:
@@ -181,16 +183,13 @@ def _show(rows: Iterable[Setting]) -> None:
     state = "" if places["file_exists"] else "; not there: slm config --init writes it"
     click.echo(f"# models and indexes: {places['home']} ({places['home_source']})")
     click.echo(f"# configuration file: {places['file']} ({places['file_source']}{state})")
-    heading, any_row = "", False
+    heading = ""
     for row in rows:
-        any_row = True
         if row.command != heading:
             heading = row.command
             click.echo(f"\n[{heading.replace(' ', '.')}]")
         source = {"environment": f"environment variable {row.where}", "file": "configuration file"}
         click.echo(f"{_line(row.option, row.value)}  # {source.get(row.source, 'default')}")
-    if not any_row:
-        note("nothing is set; slm config --all shows what could be")
 
 
 def _line(key: str, value: Any) -> str:
