@@ -18,19 +18,18 @@ from click.core import ParameterSource
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
 from slm.joints import ChatEngine, Joints, Reader, Retriever
-from slm.terminal.console import add_verbosity, note, run, set_verbosity
+from slm.terminal.console import note, run, set_verbosity
 from slm.terminal.flags import complain_later, json_before, with_flags
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
 COMMANDS = {
-    "doctor": "slm.doctor", "config": "slm.terminal.settings",
-    "pull": "slm.models.commands", "models": "slm.models.commands", "rm": "slm.models.commands",
+    "doctor": "slm.doctor", "pull": "slm.models.commands", "models": "slm.models.commands", "rm": "slm.models.commands",
     "convert": "convert.cli.convert", "restore": "convert.cli.convert", "quantize": "convert.cli.quantize",
     "imatrix": "convert.cli.quantize",
     "verify": "convert.cli.verify", "inspect": "convert.cli.convert",
     "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.train",
     "generate": "serve.cli.serve", "chat": "serve.cli.serve", "serve": "serve.cli.serve", "route": "serve.cli.serve",
-    "rag": "rag.cli.rag", "bench": "slm_cli:bench",
+    "rag": "rag.cli.rag", "bench": "slm_cli:bench", "config": "slm.terminal.settings",
 }  # fmt: skip
 
 
@@ -250,7 +249,7 @@ def cli(ctx: click.Context, quiet: bool, debug: bool, as_json: bool) -> None:
     if ctx.default_map is None:
         ctx.default_map = _config_defaults(ctx)
         own = ctx.default_map
-        add_verbosity(quiet=own.get("quiet", False), debug=own.get("debug", False))
+        set_verbosity(quiet=quiet or own.get("quiet", False), debug=debug or own.get("debug", False))
         as_json = as_json or own.get("as_json", False)
     if as_json:
         json_before(ctx, asked=asked)

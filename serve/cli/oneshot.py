@@ -160,6 +160,6 @@ def whole_json(text: str, reason: str, max_tokens: int) -> Any:
     if reason == "stop":
         return json.loads(text)
     raise InputError(
-        f"the answer was cut at --max-tokens {max_tokens}, before its JSON was whole", found=" ".join(text.split())[:80],
-        hint="Give it more with --max-tokens.",
+        f"the answer was cut at --max-tokens {max_tokens}, before its JSON was whole",
+        found=" ".join(text.split())[:80], hint="Give it more with --max-tokens.",
     )  # fmt: skip
