@@ -29,7 +29,8 @@ COMMANDS = {
     "verify": "convert.cli.verify", "inspect": "convert.cli.convert",
     "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.train",
     "generate": "serve.cli.serve", "chat": "serve.cli.serve", "serve": "serve.cli.serve", "route": "serve.cli.serve",
-    "rag": "rag.cli.rag", "bench": "slm_cli:bench", "config": "slm.terminal.settings",
+    "rag": "rag.cli.rag", "bench": "slm_cli:bench",
+    "config": "slm.terminal.settings",
 }  # fmt: skip
 
 

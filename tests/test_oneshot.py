@@ -28,10 +28,10 @@ def shell(
 ) -> subprocess.CompletedProcess[bytes]:
     """A line of sh in which `slm` is the command and $1, $2 ... the words; without stdin it is /dev/null."""
     program = f'slm() {{ "{sys.executable}" -m slm_cli "$@"; }}\n{line}'
-    given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
     return subprocess.run(
-        ["bash", "-c", program, "sh", *words], capture_output=True, cwd=cwd, timeout=120, env=ENVIRONMENT, **given
-    )  # type: ignore[call-overload,no-any-return]
+        ["bash", "-c", program if stdin is not None else f"exec < /dev/null\n{program}", "sh", *words],
+        input=stdin, capture_output=True, cwd=cwd, timeout=120, env=ENVIRONMENT,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
