@@ -90,9 +90,10 @@ def of_messages(path: Path) -> Iterator[Command]:
 
 
 def words_of(command: Command) -> list[str]:
-    """The words as the shell splits them, without the comment, placeholders as words."""
+    """The words as the shell splits them, without the comment and a redirected stdin, placeholders as words."""
     text = re.sub(r"<[^<>]+>", "PLACEHOLDER", command.text)
     words = shlex.split(text, comments=True, posix=True)
+    words = [word for before, word in zip(["", *words], words, strict=False) if "<" not in (before, word)]
     return [re.sub(r"(?<=[a-z])\|[a-z|]+$", "", word) for word in words]
 
 
@@ -134,7 +135,9 @@ def _of_slm(words: list[str], *, whole: bool) -> str:
     command: click.Command = slm_cli.cli
     path = "slm"
     while isinstance(command, click.Group):
-        words = [word for at, word in enumerate(words) if not (at == 0 and word in ("-q", "--debug", "--version"))]
+        words = [
+            word for at, word in enumerate(words) if not (at == 0 and word in ("-q", "--debug", "--json", "--version"))
+        ]
         if not words or words[0] == "...":
             return "" if not whole else f"'{path}' needs a command"
         child = command.get_command(click.Context(command), words[0])

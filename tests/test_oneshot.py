@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serve.cli import oneshot
-from serve.cli.oneshot import Asked, asked, filled, grammar_of, whole_json
+from serve.cli.oneshot import OneShot, asked, filled, grammar_of, whole_json
 from slm.errors import DamagedFileError, InputError, UnsupportedError
 from tests.tiny_gguf import write_adapter, write_model
 
@@ -81,7 +81,7 @@ def test_piped_text_stands_above_the_prompt(
     piped: list[str], context: str | None, prompt: str | None, raw: bool, text: str
 ) -> None:
     piped += [] if context is None else [context]
-    assert asked(prompt, None, {}, raw=raw) == Asked(text, text if prompt is None else prompt)
+    assert asked(prompt, None, {}, raw=raw) == OneShot(text, text if prompt is None else prompt)
     assert piped == []
 
 
@@ -144,7 +144,7 @@ def test_a_template_has_the_input_the_prompt_and_its_variables(piped: list[str],
 
 def test_stdin_is_left_alone_by_a_template_without_an_input(piped: list[str], tmp_path: Path) -> None:
     piped.append("unread")
-    assert asked(None, template(tmp_path, "Say {{ x }}."), {"x": "yes"}, raw=False) == Asked("Say yes.", "Say yes.")
+    assert asked(None, template(tmp_path, "Say {{ x }}."), {"x": "yes"}, raw=False) == OneShot("Say yes.", "Say yes.")
     assert piped == ["unread"]
 
 

@@ -25,14 +25,14 @@ _GIVEN = ("input", "prompt")  # a template's own names, for stdin and -p
 
 
 @dataclass(frozen=True)
-class Asked:
+class OneShot:
     """The whole text that is asked, and the part of it whose language decides who answers."""
 
     text: str
     question: str
 
 
-def asked(prompt: str | None, template: Path | None, variables: Mapping[str, str], *, raw: bool) -> Asked:
+def asked(prompt: str | None, template: Path | None, variables: Mapping[str, str], *, raw: bool) -> OneShot:
     """What to ask. Raises click.UsageError where nothing is, InputError for a template that cannot be filled.
 
     Without a template: the prompt, what is piped in, or what is piped in and the prompt below it. raw: the prompt goes
@@ -47,7 +47,7 @@ def asked(prompt: str | None, template: Path | None, variables: Mapping[str, str
         text, question = _joined(prompt, raw=raw)
     if not text.strip():
         raise InputError("the prompt is empty")
-    return Asked(text, question)
+    return OneShot(text, question)
 
 
 def _joined(prompt: str | None, *, raw: bool) -> tuple[str, str]:
