@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
@@ -246,7 +245,7 @@ def cli(ctx: click.Context, quiet: bool, debug: bool, as_json: bool) -> None:
     130 interrupted (Ctrl-C), 141 whoever reads stdout has gone.
     """
     set_verbosity(quiet=quiet, debug=debug)
-    asked = ctx.get_parameter_source("as_json") is ParameterSource.COMMANDLINE
+    asked = ctx.get_parameter_source("as_json") is click.core.ParameterSource.COMMANDLINE
     if ctx.default_map is None:
         ctx.default_map = _config_defaults(ctx)
         own = ctx.default_map

@@ -90,10 +90,9 @@ def of_messages(path: Path) -> Iterator[Command]:
 
 
 def words_of(command: Command) -> list[str]:
-    """The words as the shell splits them, without the comment and a redirected stdin, placeholders as words."""
+    """The words as the shell splits them, without the comment, placeholders as words."""
     text = re.sub(r"<[^<>]+>", "PLACEHOLDER", command.text)
     words = shlex.split(text, comments=True, posix=True)
-    words = [word for before, word in zip(["", *words], words, strict=False) if "<" not in (before, word)]
     return [re.sub(r"(?<=[a-z])\|[a-z|]+$", "", word) for word in words]
 
 
@@ -134,6 +133,7 @@ def _of_pip(words: list[str]) -> str:
 def _of_slm(words: list[str], *, whole: bool) -> str:
     command: click.Command = slm_cli.cli
     path = "slm"
+    words = words[: words.index("<")] if "<" in words else words  # a redirected stdin is no argument
     while isinstance(command, click.Group):
         words = [
             word for at, word in enumerate(words) if not (at == 0 and word in ("-q", "--debug", "--json", "--version"))

@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from slm.terminal.console import emit_json
 from slm.terminal.piped import is_terminal
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -32,6 +31,7 @@ def pull(name: str, source: str | None, accept_license: bool, as_json: bool) -> 
       slm pull gemma-3-270m --accept-license
     """
     from slm.models.fetch import pull as pull_model
+    from slm.terminal.console import emit_json
 
     ask = _ask if is_terminal() and sys.stderr.isatty() else None
     path = pull_model(name, source, accept_license, ask)
@@ -51,7 +51,7 @@ def models(as_json: bool) -> None:
       slm models
     """
     from slm.models.catalog import CATALOG, all_pulled, entry_of
-    from slm.terminal.console import out
+    from slm.terminal.console import emit_json, out
 
     pulled = {model.name: model for model in all_pulled()}
     rows = []
@@ -98,6 +98,7 @@ def rm(name: str, as_json: bool) -> None:
       slm rm smollm2-135m-instruct
     """
     from slm.models.fetch import remove
+    from slm.terminal.console import emit_json
 
     freed = remove(name)
     if as_json:
