@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from slm import __version__
 from slm.errors import MismatchError, MissingFileError
 from slm.joints import ChatEngine, Joints, Reader, Retriever
 from slm.terminal.console import note, run, set_verbosity
+from slm.terminal.flags import complain_later, json_before, with_flags
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
 COMMANDS = {
@@ -28,6 +29,7 @@ COMMANDS = {
     "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.train",
     "generate": "serve.cli.serve", "chat": "serve.cli.serve", "serve": "serve.cli.serve", "route": "serve.cli.serve",
     "rag": "rag.cli.rag", "bench": "slm_cli:bench",
+    "config": "slm.terminal.settings",
 }  # fmt: skip
 
 
@@ -56,7 +58,7 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), name or cmd_name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{self.modules[cmd_name]} is no click command")
-        return command
+        return with_flags(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -192,17 +194,17 @@ def _content_of(checkpoint: Path) -> str:
     return key_of(identity_of(checkpoint).weights, *beside)
 
 
-def _config_defaults() -> dict[str, Any]:
+def _config_defaults(ctx: click.Context) -> dict[str, Any]:
     """The user's own defaults. They are checked as a whole, so that a slip is told before the command it is for."""
-    import os
-
     from slm.paths import config_file
-    from slm.terminal.config import defaults_of, read_config, settle_environment
+    from slm.terminal.config import checked, defaults_of, settle_environment, tables_of_user
 
-    for complaint in settle_environment(cli):
-        note(f"warning: {complaint}")
-    path = config_file()
-    return defaults_of(read_config(path, named=bool(os.environ.get("SLM_CONFIG"))), cli, path)
+    complain_later(ctx, settle_environment(cli))
+    if ctx.invoked_subcommand == "config":  # it shows what is wrong with the file beside what is right
+        with suppress(click.UsageError):
+            return checked(tables_of_user(), cli).defaults
+        return {}
+    return defaults_of(tables_of_user(), cli, config_file())
 
 
 @click.group(cls=LazyGroup, modules=BENCHES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -223,9 +225,10 @@ def bench() -> None:
 )
 @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress on stderr.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--json", "as_json", is_flag=True, help="Results as one JSON object.")
 @click.version_option(__version__, prog_name="slm")
 @click.pass_context
-def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
+def cli(ctx: click.Context, quiet: bool, debug: bool, as_json: bool) -> None:
     """Small language models on ordinary CPUs: train, convert, serve, retrieve.
 
     \b
@@ -234,13 +237,22 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
       slm train sft --base smollm2-135m-instruct --data data/instruct.jsonl --lang en -o adapters/en
       slm convert adapters/en -o exports/en.gguf
       slm chat smollm2-135m-instruct --adapter en=exports/en.gguf
+
+    -q, --debug and --json may stand behind the command as well. Results go to stdout, everything else to stderr.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
+    130 interrupted (Ctrl-C), 141 whoever reads stdout has gone.
     """
     set_verbosity(quiet=quiet, debug=debug)
+    asked = ctx.get_parameter_source("as_json") is click.core.ParameterSource.COMMANDLINE
     if ctx.default_map is None:
-        ctx.default_map = _config_defaults()
-        set_verbosity(
-            quiet=quiet or ctx.default_map.get("quiet", False), debug=debug or ctx.default_map.get("debug", False)
-        )
+        ctx.default_map = _config_defaults(ctx)
+        own = ctx.default_map
+        set_verbosity(quiet=quiet or own.get("quiet", False), debug=debug or own.get("debug", False))
+        as_json = as_json or own.get("as_json", False)
+    if as_json:
+        json_before(ctx, asked=asked)
     if ctx.obj is None:
         ctx.obj = Roof()
 

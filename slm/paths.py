@@ -8,16 +8,21 @@ from pathlib import Path
 import platformdirs
 
 
+def at_home(path: str) -> Path:
+    """A path in which ~ and ~NAME are a user's own folder, where there is such a user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 Path's own raises RuntimeError for a ~NAME of nobody
+
+
 def config_file() -> Path:
     """The TOML file with the user's defaults (XDG; `SLM_CONFIG` overrides it)."""
     named = os.environ.get("SLM_CONFIG")
-    return Path(named) if named else Path(platformdirs.user_config_dir("slm")) / "config.toml"
+    return at_home(named) if named else Path(platformdirs.user_config_dir("slm")) / "config.toml"
 
 
 def home() -> Path:
     """The folder for models and other data (`SLM_HOME` overrides the platform's data folder)."""
     named = os.environ.get("SLM_HOME")
-    return Path(named) if named else Path(platformdirs.user_data_dir("slm"))
+    return at_home(named) if named else Path(platformdirs.user_data_dir("slm"))
 
 
 def models_dir() -> Path:

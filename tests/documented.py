@@ -133,8 +133,11 @@ def _of_pip(words: list[str]) -> str:
 def _of_slm(words: list[str], *, whole: bool) -> str:
     command: click.Command = slm_cli.cli
     path = "slm"
+    words = words[: words.index("<")] if "<" in words else words  # a redirected stdin is no argument
     while isinstance(command, click.Group):
-        words = [word for at, word in enumerate(words) if not (at == 0 and word in ("-q", "--debug", "--version"))]
+        words = [
+            word for at, word in enumerate(words) if not (at == 0 and word in ("-q", "--debug", "--json", "--version"))
+        ]
         if not words or words[0] == "...":
             return "" if not whole else f"'{path}' needs a command"
         child = command.get_command(click.Context(command), words[0])

@@ -114,7 +114,22 @@ def test_search_status_remove_and_evaluate_report_what_is_there(indexed: Path, t
     assert result["by_language"]["ja"]["recall_at_1"] == 1.0
     removed = run("remove", "handbook", "ja/leave.md")
     assert removed.exit_code == 0 and "ja/leave.md" in removed.stdout
-    assert json.loads(run("status", "handbook", "--json").stdout)["chunks"] == 6
+    removed = json.loads(run("remove", "handbook", "ja/visitors.md", "--json").stdout)
+    assert removed == {"removed": [str(indexed / "ja" / "visitors.md")]}
+    assert json.loads(run("status", "handbook", "--json").stdout)["chunks"] == 5
+
+
+def test_a_first_questions_file_is_lines_on_stdout_or_one_json_object(indexed: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in run("questions", "handbook", "--most", "3").stdout.splitlines()]
+    assert len(lines) == 3
+    assert json.loads(run("questions", "handbook", "--most", "3", "--json").stdout) == {
+        "path": None,
+        "questions": lines,
+    }
+    out = tmp_path / "q.jsonl"
+    written = json.loads(run("questions", "handbook", "--most", "3", "--out", str(out), "--json").stdout)
+    assert written == {"path": str(out), "questions": lines}
+    assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == lines
 
 
 def test_evaluate_with_a_model_counts_pages_cited_facts_said_and_refusals(indexed: Path, tmp_path: Path) -> None:

@@ -277,7 +277,8 @@ def ask(
 @click.argument("index")
 @click.argument("documents", nargs=-1, required=True, metavar="DOC...")
 @click.option("--all", "every", is_flag=True, help="Remove all documents that a name fits, not only a single one.")
-def remove(index: str, documents: tuple[str, ...], every: bool) -> None:
+@_JSON
+def remove(index: str, documents: tuple[str, ...], every: bool, as_json: bool) -> None:
     """Remove documents, named by their path or its end, or by a folder with all that is below it.
 
     \b
@@ -287,8 +288,12 @@ def remove(index: str, documents: tuple[str, ...], every: bool) -> None:
     """
     from rag.index.names import index_path
     from rag.index.update import remove_documents
+    from slm.terminal.console import emit_json
 
     removed = remove_documents(index_path(index), documents, every=every)
+    if as_json:
+        emit_json({"removed": removed})
+        return
     for source in removed:
         click.echo(f"removed {shown_path(source)}")
     click.echo(f"{len(removed)} documents removed")

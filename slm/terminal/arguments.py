@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
+from slm.paths import at_home
+
 _V = TypeVar("_V")
 # What an option looks like; anything else that begins with a dash is text: "-5 degrees", "- item", "--- a rule".
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.ASCII | re.DOTALL)
@@ -74,6 +76,8 @@ class Named(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         name, equals, rest = str(value).partition("=")
         if not (name and equals and rest):
             self.fail(f"'{value}' is not {self.name}, like {self._example}", param, ctx)
+        if isinstance(self._kind, click.Path):  # shells leave the ~ of NAME=~/FILE as it is
+            rest = str(at_home(rest))
         return name, self._kind.convert(rest, param, ctx)
 
 
@@ -108,7 +112,7 @@ class TextCommand(click.Command):
     """A command with text among its arguments: what begins with a dash and looks like no option is text."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _text_last(args, _words_after(self)))
+        return super().parse_args(ctx, _text_last(args, _words_after(self), ctx))
 
 
 class ListsCommand(click.Command):
@@ -130,8 +134,11 @@ def _words_after(command: click.Command) -> dict[str, int]:
     }
 
 
-def _text_last(args: list[str], words_after: dict[str, int]) -> list[str]:
-    """The same words with the options first, then `--` and what is text, in its order."""
+def _text_last(args: list[str], words_after: dict[str, int], ctx: click.Context) -> list[str]:
+    """The same words with the options first, then `--` and what is text, in its order.
+
+    Raises click.NoSuchOption for a word like "-quota", which click would take for -q and then complain of a -u.
+    """
     options: list[str] = []
     texts: list[str] = []
     at = 0
@@ -144,6 +151,12 @@ def _text_last(args: list[str], words_after: dict[str, int]) -> list[str]:
         if not word.startswith("-") or word == "-" or not (word in words_after or _is_option(word, words_after)):
             texts.append(word)
             continue
+        if (
+            re.fullmatch("-[A-Za-z]{2,}", word)
+            and word not in words_after
+            and not _are_short_options(word, ctx.command)
+        ):
+            raise click.NoSuchOption(word, ctx=ctx)
         options.append(word)
         taken = words_after.get(word, 0)
         if at + taken > len(args):  # click says what is missing
@@ -157,6 +170,19 @@ def _is_option(word: str, words_after: dict[str, int]) -> bool:
     """Whether a word is meant as an option, known or not; of the short ones also with its value behind it: -k3."""
     glued = words_after.get(word[:2], 0) and re.fullmatch(r"=?[\d.]+", word[2:])
     return bool(glued or _OPTION.fullmatch(word))
+
+
+def _are_short_options(word: str, command: click.Command) -> bool:
+    """Whether a word of letters is short options in a row, the last of which may have its text behind it: -qmja."""
+    options = {opt: p for p in command.params if isinstance(p, click.Option) for opt in p.opts}
+    for at, letter in enumerate(word[1:], 2):
+        option = options.get(f"-{letter}")
+        if option is None:
+            return False
+        if not (option.is_flag or option.count):
+            number = isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType))
+            return at < len(word) and not number
+    return True
 
 
 def _one_each(args: list[str], is_list: Any) -> list[str]:

@@ -1,13 +1,15 @@
 """Defaults of the user's configuration file and SLM_* variables, checked against the commands they are for.
 
 A table is a command, [train.sft] one in a group; a key is an option as it is spelled on the command line, with hyphens
-or underscores. What no command knows is never dropped: all faults of the file are said at once.
+or underscores; ~ is the user's own folder. What no command knows is never dropped: all faults of the file are said at
+once.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,13 +18,15 @@ from typing import Any, NamedTuple
 import click
 
 from slm.errors import DamagedFileError
+from slm.paths import config_file
+from slm.terminal.arguments import TEXT
 from slm.text.decode import decode
 
 _OURS = frozenset(["SLM_HOME", "SLM_CONFIG", "SLM_LLAMA_LOG", "SLM_CHROMIUM"])  # read elsewhere, by their own names
 _PREFIX = "SLM_"
 
 
-class _Spelling(NamedTuple):
+class Spelling(NamedTuple):
     """What a key names: a parameter, or the opposite of a flag (--no-pack)."""
 
     parameter: click.Parameter
@@ -35,7 +39,9 @@ def read_config(path: Path, *, named: bool) -> dict[str, Any]:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         if named:
-            raise click.UsageError(f"SLM_CONFIG names '{path}', and there is no such file") from None
+            raise click.UsageError(
+                f"SLM_CONFIG names '{path}', and there is no such file; slm config --init writes it"
+            ) from None
         return {}
     except OSError as error:
         raise click.UsageError(f"the configuration file '{path}' cannot be read: {error.strerror or error}") from error
@@ -50,13 +56,30 @@ def read_config(path: Path, *, named: bool) -> dict[str, Any]:
         raise click.UsageError(f"'{path}' is not valid TOML: {error}") from error
 
 
+class Checked(NamedTuple):
+    """The values of a file that can be used, as click's default_map, and what is wrong with the others."""
+
+    defaults: dict[str, Any]
+    faults: list[str]
+
+
+def tables_of_user() -> dict[str, Any]:
+    """The tables of the user's own file. Raises as `read_config`."""
+    return read_config(config_file(), named=bool(os.environ.get("SLM_CONFIG")))
+
+
+def checked(tables: Mapping[str, Any], root: click.Group) -> Checked:
+    """The tables by the names of parameters, with one sentence for each fault."""
+    faults: list[str] = []
+    return Checked(_of_group(tables, root, "", faults), faults)
+
+
 def defaults_of(tables: Mapping[str, Any], root: click.Group, path: Path) -> dict[str, Any]:
     """The tables as click's default_map: parameters by their names. Raises click.UsageError naming every fault."""
-    faults: list[str] = []
-    checked = _of_group(tables, root, "", faults)
+    defaults, faults = checked(tables, root)
     if faults:
         raise click.UsageError(f"in '{path}': " + "; ".join(faults))
-    return checked
+    return defaults
 
 
 def _of_group(table: Mapping[str, Any], group: click.Group, where: str, faults: list[str]) -> dict[str, Any]:
@@ -79,7 +102,7 @@ def _of_group(table: Mapping[str, Any], group: click.Group, where: str, faults: 
 def _of_command(
     table: Mapping[str, Any], command: click.Command, where: str, faults: list[str], commands: Iterable[str] = ()
 ) -> dict[str, Any]:
-    known = _spellings(command)
+    known = spellings(command)
     found: dict[str, Any] = {}
     for key, value in table.items():
         place = f"[{where}] {key}" if where else key
@@ -91,22 +114,31 @@ def _of_command(
         if name in found:
             faults.append(f"{place}: given twice, in two spellings")
             continue
-        fault, found[name] = _value(spelling, value, command)
+        fault, found[name] = _value(spelling, _at_home(value, spelling.parameter), command)
         if fault:
             faults.append(f"{place}: {fault}")
+            del found[name]
     return found
 
 
-def _spellings(command: click.Command) -> dict[str, _Spelling]:
-    """{key with underscores: what it names} for every option and argument."""
-    known: dict[str, _Spelling] = {}
+def _at_home(value: Any, parameter: click.Parameter) -> Any:
+    """The value with the user's folder in the place of a ~, as a shell would have it; prose stays as it is."""
+    if isinstance(value, list):
+        return [_at_home(one, parameter) for one in value]
+    named = isinstance(value, str) and re.match(r"~\w*(?:/|\Z)", value)
+    return os.path.expanduser(value) if named and parameter.type is not TEXT else value  # noqa: PTH111 Path has no ~nobody
+
+
+def spellings(command: click.Command) -> dict[str, Spelling]:
+    """{key with underscores: what it names} for every option and argument that can have a default."""
+    known: dict[str, Spelling] = {}
     for parameter in command.params:
         if not getattr(parameter, "is_eager", False):  # --version ends the program, it has no default
-            known |= {_key(spelling): _Spelling(parameter) for spelling in parameter.opts}
-            known |= {_key(spelling): _Spelling(parameter, negates=True) for spelling in parameter.secondary_opts}
+            known |= {_key(spelling): Spelling(parameter) for spelling in parameter.opts}
+            known |= {_key(spelling): Spelling(parameter, negates=True) for spelling in parameter.secondary_opts}
     for parameter in command.params:
         if not getattr(parameter, "is_eager", False):
-            known.setdefault(parameter.name or "", _Spelling(parameter))
+            known.setdefault(parameter.name or "", Spelling(parameter))
     return known
 
 
@@ -124,7 +156,7 @@ def _unknown(key: str, known: Iterable[str], commands: Iterable[str]) -> str:
     return f"{what}; {hint}"
 
 
-def _value(spelling: _Spelling, value: Any, command: click.Command) -> tuple[str, Any]:
+def _value(spelling: Spelling, value: Any, command: click.Command) -> tuple[str, Any]:
     """(fault or "", the value for click)."""
     parameter = spelling.parameter
     if isinstance(parameter, click.Option) and parameter.is_flag and parameter.is_bool_flag:
@@ -136,6 +168,18 @@ def _value(spelling: _Spelling, value: Any, command: click.Command) -> tuple[str
         faults = [fault for fault in (_fault(parameter, one, command) for one in values) if fault]
         return (faults[0] if faults else ""), values
     return _fault(parameter, value, command), value
+
+
+def value_of_variable(parameter: click.Option, text: str, command: click.Command) -> tuple[str, Any]:
+    """(fault or "", the value) of an environment variable; several are separated by white space, as click has them."""
+    if parameter.is_flag and parameter.is_bool_flag:
+        flag = click.types.BoolParamType.str_to_bool(text)
+        return ("" if flag is not None else f"has to be true or false (found: {_shown(text)})"), flag
+    if parameter.multiple or parameter.nargs != 1:
+        return _value(Spelling(parameter), list(parameter.type.split_envvar_value(text)), command)
+    fault = _fault(parameter, text, command)
+    number = isinstance(parameter.type, (click.types.IntParamType, click.types.FloatParamType))
+    return fault, parameter.type.convert(text, parameter, None) if number and not fault else text
 
 
 def _fault(parameter: click.Parameter, value: Any, command: click.Command) -> str:
@@ -184,7 +228,7 @@ def settle_environment(root: click.Group, environment: dict[str, str] | os._Envi
                 break
             path.append(name)
             group, rest = command, rest[len(name) + 1 :]
-        known = _spellings(group)
+        known = spellings(group)
         options = {
             key.upper(): s for key, s in known.items() if isinstance(s.parameter, click.Option) and not s.negates
         }

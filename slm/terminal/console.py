@@ -292,6 +292,11 @@ def set_verbosity(*, quiet: bool, debug: bool) -> None:
     _State.quiet, _State.debug = quiet, debug
 
 
+def add_verbosity(*, quiet: bool = False, debug: bool = False) -> None:
+    """What a flag behind the command adds; what was set before stays."""
+    set_verbosity(quiet=_State.quiet or quiet, debug=_State.debug or debug)
+
+
 def is_program() -> bool:
     """Whether this process runs a command as a program, with the arguments it was started with."""
     return _State.program

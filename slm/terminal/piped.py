@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +18,15 @@ _JUDGED_BYTES = 1 << 13  # of earlier lines, which help to tell the encoding of 
 def is_terminal() -> bool:
     """Whether a person sits at stdin, so that nothing has to be read before it is asked for."""
     return sys.stdin.isatty()
+
+
+def is_piped() -> bool:
+    """Whether somebody hands over text on purpose: a pipe, a file, a socket; no terminal, /dev/null or closed stdin."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def read_stdin() -> str:
