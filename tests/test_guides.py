@@ -104,6 +104,15 @@ def test_the_tree_of_the_japanese_readme_has_the_same_names() -> None:
     assert tree(ROOT / "README.ja.md") == tree(ROOT / "README.md")
 
 
+@pytest.mark.parametrize("page", [page for _, page in TRANSLATED], ids=lambda page: page.name)
+def test_no_line_of_japanese_ends_within_a_sentence(page: Path) -> None:
+    """A break in a paragraph is drawn as a blank, which Japanese has none of between words."""
+    lines = without_code(page.read_text(encoding="utf-8")).splitlines()
+    prose = re.compile(r"[^|#!>\s-]")
+    broken = [one for one, two in zip(lines, lines[1:], strict=False) if prose.match(one) and prose.match(two)]
+    assert [line for line in broken if not re.search(r"[。：:）]$", line)] == []
+
+
 def test_english_and_japanese_pages_name_each_other() -> None:
     assert "README.ja.md" in links(ROOT / "README.md") and "README.md" in links(ROOT / "README.ja.md")
     assert len(TRANSLATED) >= 2 and all(english.exists() for english, _ in TRANSLATED)

@@ -163,8 +163,8 @@ def asked(expression: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize(("title", "expression"), [*PANELS, *RULES], ids=lambda value: value[:40])
 def test_a_panel_or_rule_asks_for_metrics_and_labels_that_the_server_has(title: str, expression: str) -> None:
     there: dict[str, set[str]] = {}
-    for name, labels in scrape():
-        there.setdefault(name, set()).update(label for label, _ in labels)
+    for name, pairs in scrape():
+        there.setdefault(name, set()).update(label for label, _ in pairs)
     wanted = asked(expression)
     assert wanted, title
     for metric, labels in wanted.items():
