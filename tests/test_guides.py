@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
-from tests.documented import PAGES, ROOT, of_page, words_of
+import slm_cli
+from tests.documented import PAGES, ROOT, SCRIPTS, SOURCES, of_page, words_of
 
 DOCS = ROOT / "docs"
 PICTURES = sorted((DOCS / "pictures").iterdir())
@@ -17,6 +20,9 @@ TRANSLATED = [
     *((next(DOCS.glob(f"{page.name}")) if (DOCS / page.name).exists() else DOCS / "guides" / page.name, page)
       for page in sorted((DOCS / "ja").glob("*.md"))),
 ]  # fmt: skip
+
+
+OF_THE_SYSTEM = re.compile("slm doctor|Address already in use|$")  # a command, the system's own words, nothing
 
 
 def without_code(text: str) -> str:
@@ -70,6 +76,41 @@ def test_a_picture_is_small_and_shown(picture: Path) -> None:
     assert any(link.endswith(f"pictures/{picture.name}") for page in PAGES for link in links(page))
 
 
+# --- what is named in passing -----------------------------------------------------------------------------------
+
+
+def all_options() -> set[str]:
+    """Every option of every command and script."""
+
+    def of(command: click.Command) -> set[str]:
+        found = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
+                found |= of(child)
+        return found
+
+    scripts = (re.findall(r'"(--[a-z_-]+)"', path.read_text(encoding="utf-8")) for path in SCRIPTS)
+    return of(slm_cli.cli) | {name for names in scripts for name in names}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_an_option_that_is_named_alone_is_one_of_ours(page: Path) -> None:
+    text = without_code(page.read_text(encoding="utf-8"))
+    named = set(re.findall(r"`(--[a-z][a-z_-]*)[^`]*`", text))
+    assert named - all_options() == set()
+
+
+def test_the_messages_that_troubleshooting_goes_by_are_those_of_the_program() -> None:
+    text = (DOCS / "guides/troubleshooting.md").read_text(encoding="utf-8")
+    seen = re.findall(r"^\|? ?`([^`]+)`", text, re.MULTILINE)
+    said = "\n".join(path.read_text(encoding="utf-8") for path in [*SOURCES, ROOT / "Makefile"])
+    pieces = [piece.strip(" :'") for message in seen for piece in message.split("...")]
+    assert len(seen) >= 5 and [piece for piece in pieces if piece not in said and not OF_THE_SYSTEM.match(piece)] == []
+
+
 # --- translations -----------------------------------------------------------------------------------------------
 
 
@@ -109,7 +150,7 @@ def test_no_line_of_japanese_ends_within_a_sentence(page: Path) -> None:
     """A break in a paragraph is drawn as a blank, which Japanese has none of between words."""
     lines = without_code(page.read_text(encoding="utf-8")).splitlines()
     prose = re.compile(r"[^|#!>\s-]")
-    broken = [one for one, two in zip(lines, lines[1:], strict=False) if prose.match(one) and prose.match(two)]
+    broken = [one for one, two in itertools.pairwise(lines) if prose.match(one) and prose.match(two)]
     assert [line for line in broken if not re.search(r"[。：:）]$", line)] == []
 
 
