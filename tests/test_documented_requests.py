@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.mark.parametrize("command", REQUESTS, ids=str)
 def test_a_documented_request_is_answered_as_it_stands(command: Command, server: Served) -> None:
-    words = shlex.split(command.text.replace("$KEY", KEY))[1:]
+    words = shlex.split(command.text.replace("Bearer ...", "Bearer $KEY").replace("$KEY", KEY))[1:]
     url = next(word for word in words if word.startswith("http"))
     words.remove(url)
     headers, method, body = {}, "GET", None
