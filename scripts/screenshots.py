@@ -2,7 +2,7 @@
 
     make setup && pip install -c constraints.txt '.[browser]'
     python scripts/screenshots.py
-    python scripts/screenshots.py --only terminal --out /tmp
+    python scripts/screenshots.py --of terminal --out /tmp
 
 Needs a Chromium (Debian, Ubuntu: apt install chromium fonts-noto-cjk) and, for the terminal, tmux. An index of the
 handbook is made first, unless one is named. The same questions are asked in both, and nothing is drawn by hand.
@@ -142,14 +142,16 @@ def html_of(shown: str) -> str:
     import io
 
     from rich.console import Console
+    from rich.terminal_theme import MONOKAI
     from rich.text import Text
 
     console = Console(record=True, file=io.StringIO(), width=_COLUMNS, force_terminal=True, color_system="truecolor")
     for line in shown.rstrip().splitlines():
         console.print(Text.from_ansi(line), overflow="crop", no_wrap=True)
-    body = console.export_html(inline_styles=True, code_format="{code}")
+    body = console.export_html(theme=MONOKAI, inline_styles=True, code_format="{code}")
     style = (
-        "display:inline-block;margin:0;padding:16px 20px;border-radius:8px;background:#1e1e24;color:#e6e6e6;"
+        "display:inline-block;margin:0;padding:16px 20px;border-radius:8px;"
+        f"background:{MONOKAI.background_color.hex};color:{MONOKAI.foreground_color.hex};"
         "font:14px/1.45 'Noto Sans Mono CJK JP','DejaVu Sans Mono',monospace"
     )
     return f'<meta charset="utf-8"><body style="margin:0"><pre style="{style}">{body}</pre></body>'
@@ -160,7 +162,7 @@ def main() -> None:
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--index", help="An index of data/handbook that is there [default: made anew].")
     parser.add_argument("--refuse-at", help="As of `slm serve` [default: as the reader says].")
-    parser.add_argument("--only", choices=["page", "terminal"], help="[default: both]")
+    parser.add_argument("--of", choices=["page", "terminal"], default="page", help="[default: page]")
     parser.add_argument("--out", type=Path, default=PICTURES)
     asked = parser.parse_args()
     options = ["--refuse-at", asked.refuse_at] if asked.refuse_at else []
@@ -169,13 +171,12 @@ def main() -> None:
         index = asked.index or str(Path(folder) / "handbook")
         if not asked.index:
             subprocess.run([*SLM, "rag", "add", index, "data/handbook/en", "data/handbook/ja"], cwd=ROOT, check=True)
-        for name in [asked.only] if asked.only else makers:
-            out = asked.out / f"{name}.png"
-            makers[name](asked.model, index, out, options)
-            size = out.stat().st_size
-            print(f"{out}: {size:,} bytes")
-            if size >= _MOST_BYTES:
-                raise SystemExit(f"error: '{out}' has {size:,} bytes; a picture of the documents has less than 150,000")
+        out = asked.out / f"{asked.of}.png"
+        makers[asked.of](asked.model, index, out, options)
+    size = out.stat().st_size
+    print(f"{out}: {size:,} bytes")
+    if size >= _MOST_BYTES:
+        raise SystemExit(f"error: '{out}' has {size:,} bytes; a picture of the documents has less than {_MOST_BYTES:,}")
 
 
 if __name__ == "__main__":
