@@ -68,7 +68,7 @@ def serving(model: str, index: str, options: list[str]) -> Iterator[str]:
 def browser() -> Iterator[Any]:
     """A Chromium that plays at a screen of 1100 by 760 points."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import sync_playwright  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise SystemExit("error: install the driver: pip install -c constraints.txt '.[browser]'") from error
 
