@@ -2,7 +2,8 @@
 
 A fenced line is a whole command and has to parse as a whole. What stands in a sentence may be a part of one: its
 command, its options and their values have to exist. Placeholders: <a folder> and capitals (FILE, NAME=FILE) are any
-value, a single capital is a number, A|B is a choice of values, `...` stands for what is left out.
+value, a single capital is a number, A|B is a choice of values, `...` stands for what is left out. Variables, `sudo -u`
+and the like before a command are no part of it, nor is what a pipe or a redirection has behind it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.ja.md", "CONTRIBUTING.md", "data/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 SOURCES = [p for room in ("slm", "convert", "train", "serve", "rag") for p in sorted((ROOT / room).rglob("*.py"))]
-_COMMAND = re.compile(r"(?:\$ )?((?:\.venv/bin/)?slm|python scripts/\w+\.py|make|torchrun|pip install)(?=\s|$)")
+_COMMAND = re.compile(r"((?:\.venv/bin/)?slm|python scripts/\w+\.py|make|torchrun|pip (?:install|wheel))(?=\s|$)")
+# What may stand before a command: a prompt, another user, a network that is closed, variables.
+_BEFORE = re.compile(r"(?:Run: |\$ |sudo -u \w+ |unshare (?:--[\w-]+ )+|[A-Z_]+=\S+ )*")
+_OPERATORS = {"|", "&", ">", ">>", "<", "2>"}  # what stands behind is not the command's
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,23 @@ def of_page(path: Path) -> Iterator[Command]:
     prose = re.sub(r"^```[^\n]*\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for inline in re.findall(r"`([^`]+)`", prose):
         words = " ".join(inline.split())
-        if _COMMAND.match(words):
-            yield Command(name, words, whole=False)
+        if _COMMAND.match(bare(words)):
+            yield Command(name, bare(words), whole=False)
+
+
+def bare(line: str) -> str:
+    """A line without what stands before its command."""
+    return line[_BEFORE.match(line).end() :]  # type: ignore[union-attr]
 
 
 def of_lines(where: str, text: str) -> Iterator[Command]:
     """The lines that are commands; one goes on where it ends with a backslash."""
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        found = _COMMAND.match(line.strip().removeprefix("Run: "))
-        if found and not re.match(r"make \w+ \w+.*[.;]$", line.strip()):
-            yield Command(where, line.strip().removeprefix("Run: ").removeprefix("$ "), whole=True)
+        if re.match(r"make \w+ \w+.*[.;]$", line.strip()):  # a sentence
+            continue
+        for part in map(bare, re.split(r" && ", line.strip())):
+            if _COMMAND.match(part):
+                yield Command(where, part, whole=True)
 
 
 def of_script(path: Path) -> Iterator[Command]:
@@ -93,6 +107,8 @@ def words_of(command: Command) -> list[str]:
     """The words as the shell splits them, without the comment, placeholders as words."""
     text = re.sub(r"<[^<>]+>", "PLACEHOLDER", command.text)
     words = shlex.split(text, comments=True, posix=True)
+    ends = [at for at, word in enumerate(words) if word in _OPERATORS]
+    words = words[: ends[0]] if ends else words
     return [re.sub(r"(?<=[a-z])\|[a-z|]+$", "", word) for word in words]
 
 
@@ -125,7 +141,7 @@ def _of_make(words: list[str]) -> str:
 
 def _of_pip(words: list[str]) -> str:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    named = [name for word in words for name in re.findall(r"\.\[([\w,]+)\]", word)]
+    named = [name for word in words for name in re.findall(r"(?:\.|slm-cpu)\[([\w,]+)\]", word)]
     unknown = [one for name in named for one in name.split(",") if one not in extras]
     return f"no extra {unknown}" if unknown else ""
 

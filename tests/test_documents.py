@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.documented import PAGES, ROOT, SCRIPTS, SOURCES, Command, fault, of_messages, of_page, of_script, words_of
+from tests.documented import (
+    PAGES,
+    ROOT,
+    SCRIPTS,
+    SOURCES,
+    Command,
+    fault,
+    of_lines,
+    of_messages,
+    of_page,
+    of_script,
+    words_of,
+)
 from tests.tiny_training import write_checkpoint, write_sentencepiece_checkpoint
 
 COMMANDS = [
@@ -32,6 +44,7 @@ def test_a_documented_command_parses_as_it_stands(command: Command, monkeypatch:
 def test_there_are_commands_in_every_document_that_has_some_to_tell() -> None:
     named = {command.where for command in COMMANDS}
     assert {"README.md", "CONTRIBUTING.md", "data/README.md", "docs/serving.md", "scripts/router.py"} <= named
+    assert {"README.ja.md", "docs/ja/quick-start.md", "docs/guides/production.md"} <= named
     assert len(QUICK_START) == 6 and len(COMMANDS) > 150
 
 
@@ -51,12 +64,26 @@ def test_there_are_commands_in_every_document_that_has_some_to_tell() -> None:
         ("python scripts/router.py --base <folder> --adapters en=a --prompt x y", "unexpected extra argument"),
         ("make tset", "no target"),
         ("pip install '.[trian]'", "no extra"),
+        ("pip wheel -w wheelhouse 'slm-cpu[rga]'", "no extra"),
+        ("slm rag read x | less --no-such-option", ""),
         ("torchrun -m slm_cli train stf", "no command"),
     ],
 )
 def test_the_judge_sees_what_is_wrong(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert said in fault(Command("here", text, whole=True))
+    found = fault(Command("here", text, whole=True))
+    assert said in found and bool(said) == bool(found)
+
+
+def test_a_command_is_found_behind_what_a_shell_puts_before_it() -> None:
+    lines = (
+        "$ slm models\nSLM_HOME=a/b TOKEN=x slm pull m\nsudo -u slm SLM_HOME=/x .venv/bin/slm doctor\n"
+        "unshare --user --net .venv/bin/slm models\ncd x && slm doctor && make test\nsystemctl restart slm\n"
+        "export SLM_HOME=x\n"
+    )
+    assert [command.text for command in of_lines("here", lines)] == [
+        "slm models", "slm pull m", ".venv/bin/slm doctor", ".venv/bin/slm models", "slm doctor", "make test",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

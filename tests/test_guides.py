@@ -1,0 +1,160 @@
+"""The documents as a whole: links lead somewhere, the index has every page, translations keep step with the English."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+import slm_cli
+from tests.documented import PAGES, ROOT, SCRIPTS, SOURCES, of_page, words_of
+
+DOCS = ROOT / "docs"
+GUIDES = [page for page in PAGES if page.parent.name in ("guides", "ja") or page.name.startswith("README")]
+PICTURES = sorted((DOCS / "pictures").iterdir())
+TRANSLATED = [
+    (ROOT / "README.md", ROOT / "README.ja.md"),
+    *((next(DOCS.glob(f"{page.name}")) if (DOCS / page.name).exists() else DOCS / "guides" / page.name, page)
+      for page in sorted((DOCS / "ja").glob("*.md"))),
+]  # fmt: skip
+
+
+OF_THE_SYSTEM = re.compile("slm doctor|Address already in use|$")  # a command, the system's own words, nothing
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```[^\n]*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+# --- links and the index ----------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that headings of a page are linked by, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)|`", r"\1", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+def links(page: Path) -> list[str]:
+    text = without_code(page.read_text(encoding="utf-8"))
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", link)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> None:
+    for link in links(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_a_broken_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One thing\n[a](gone.md) [b](#one-thing) [c](https://example.com/x)\n```\n[d](no.md)\n# no\n```\n"
+    )
+    assert links(page) == ["gone.md", "#one-thing"] and anchors(page) == {"one-thing"}
+
+
+def test_the_index_has_every_page_and_every_file_for_production() -> None:
+    listed = {(DOCS / link.partition("#")[0]).resolve() for link in links(DOCS / "README.md")}
+    pages = {page for page in DOCS.rglob("*.md") if page != DOCS / "README.md"}
+    assert pages - listed == set()
+    guide = DOCS / "guides/production.md"
+    used = {(guide.parent / link.partition("#")[0]).resolve() for link in links(guide)}
+    assert set((DOCS / "production").iterdir()) <= used
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
+def test_a_picture_is_small_and_shown(picture: Path) -> None:
+    assert picture.stat().st_size < 150_000
+    assert any(link.endswith(f"pictures/{picture.name}") for page in PAGES for link in links(page))
+
+
+# --- what is named in passing -----------------------------------------------------------------------------------
+
+
+def all_options() -> set[str]:
+    """Every option of every command and script."""
+
+    def of(command: click.Command) -> set[str]:
+        found = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
+                found |= of(child)
+        return found
+
+    scripts = (re.findall(r'"(--[a-z_-]+)"', path.read_text(encoding="utf-8")) for path in SCRIPTS)
+    return of(slm_cli.cli) | {name for names in scripts for name in names}
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_an_option_that_is_named_alone_is_one_of_ours(page: Path) -> None:
+    text = without_code(page.read_text(encoding="utf-8"))
+    named = set(re.findall(r"`(--[a-z][a-z_-]*)[^`]*`", text))
+    assert named - all_options() == set()
+
+
+def test_the_messages_that_troubleshooting_goes_by_are_those_of_the_program() -> None:
+    text = (DOCS / "guides/troubleshooting.md").read_text(encoding="utf-8")
+    seen = re.findall(r"^\|? ?`([^`]+)`", text, re.MULTILINE)
+    said = "\n".join(path.read_text(encoding="utf-8") for path in [*SOURCES, ROOT / "Makefile"])
+    pieces = [piece.strip(" :'") for message in seen for piece in message.split("...")]
+    assert len(seen) >= 5 and [piece for piece in pieces if piece not in said and not OF_THE_SYSTEM.match(piece)] == []
+
+
+# --- translations -----------------------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> list[str]:
+    """The whole commands of a page, without their comments."""
+    return [shlex.join(words_of(command)) for command in of_page(page) if command.whole]
+
+
+def headings(page: Path) -> list[int]:
+    return [len(marks) for marks in re.findall(r"^(#+) ", without_code(page.read_text(encoding="utf-8")), re.MULTILINE)]
+
+
+def figures(page: Path) -> list[list[str]]:
+    """The numbers of each row of a table."""
+    rows = re.findall(r"^\|.*\|$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE)
+    return [re.findall(r"\d[\d.,]*", re.sub(r"\([^)]*\)|（[^）]*）", "", row)) for row in rows]
+
+
+@pytest.mark.parametrize(("english", "japanese"), TRANSLATED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_translation_keeps_step_with_the_english_page(english: Path, japanese: Path) -> None:
+    assert commands(japanese) == commands(english)
+    assert headings(japanese) == headings(english)
+    assert [row for row in figures(japanese) if row] == [row for row in figures(english) if row]
+    assert len(figures(japanese)) == len(figures(english))
+
+
+def test_the_tree_of_the_japanese_readme_has_the_same_names() -> None:
+    def tree(page: Path) -> list[str]:
+        blocks = re.findall(r"^```\n(slm_cli\.py .*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        return [line.split()[0] for line in blocks[0].splitlines() if re.match(r" {0,2}\S", line)]
+
+    assert tree(ROOT / "README.ja.md") == tree(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("page", [page for _, page in TRANSLATED], ids=lambda page: page.name)
+def test_no_line_of_japanese_ends_within_a_sentence(page: Path) -> None:
+    """A break in a paragraph is drawn as a blank, which Japanese has none of between words."""
+    lines = without_code(page.read_text(encoding="utf-8")).splitlines()
+    prose = re.compile(r"[^|#!>\s-]")
+    broken = [one for one, two in itertools.pairwise(lines) if prose.match(one) and prose.match(two)]
+    assert [line for line in broken if not re.search(r"[。：:）]$", line)] == []
+
+
+def test_english_and_japanese_pages_name_each_other() -> None:
+    assert "README.ja.md" in links(ROOT / "README.md") and "README.md" in links(ROOT / "README.ja.md")
+    assert len(TRANSLATED) >= 2 and all(english.exists() for english, _ in TRANSLATED)
