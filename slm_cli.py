@@ -16,12 +16,13 @@ import click
 
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
-from slm.joints import ChatEngine, Joints, Reader, Retriever
+from slm.joints import ChatEngine, IndexState, Joints, Reader, Retriever
 from slm.terminal.console import note, run, set_verbosity
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
 COMMANDS = {
-    "doctor": "slm.doctor", "pull": "slm.models.commands", "models": "slm.models.commands", "rm": "slm.models.commands",
+    "doctor": "slm.doctor.report",
+    "pull": "slm.models.commands", "models": "slm.models.commands", "rm": "slm.models.commands",
     "convert": "convert.cli.convert", "restore": "convert.cli.convert", "quantize": "convert.cli.quantize",
     "imatrix": "convert.cli.quantize",
     "verify": "convert.cli.verify", "inspect": "convert.cli.convert",
@@ -172,6 +173,16 @@ class Roof(Joints):
             convert_adapter(folder, file, self.checkpoint_of(model))
         caches.drop_of_other_converters(file, converter)
         return file
+
+    def converter(self) -> str:
+        from convert.output.version import converter_version
+
+        return converter_version()
+
+    def index_states(self) -> list[IndexState]:
+        from rag.health import index_states
+
+        return index_states()
 
 
 def _reader_name(folder: Path) -> str:
