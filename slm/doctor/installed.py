@@ -72,7 +72,7 @@ def program_checks() -> list[Check]:
     pip = importlib.util.find_spec("pip") is not None
     return [
         Check("slm", True, __version__),
-        Check("python", sys.version_info >= (3, 10), platform.python_version(), "Use Python 3.10 or newer."),
+        Check("python", True, platform.python_version()),
         Check("pip", pip or None, "yes" if pip else "not installed: models come from the hub alone",
               "" if pip else f"{sys.executable} -m ensurepip"),
     ]  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from slm.artifacts import MANIFEST, read_manifest
 from slm.doctor.check import Check, amount, guarded
-from slm.models.catalog import CATALOG, KIND, Pulled
+from slm.errors import DamagedFileError
+from slm.models.catalog import CATALOG, KIND, Pulled, is_hub_id
 from slm.models.packages import is_installed
 from slm.native.process import memory_bytes
 from slm.paths import models_dir
@@ -38,24 +40,29 @@ def model_checks() -> list[Check]:
 
 
 def _of(name: str, folder: Path, total: int | None) -> Check:
-    title, again = f"model {name}", f"slm rm {name} && slm pull {name}"
+    title, anew = f"model {name}", f"rm -r {shlex.quote(str(folder))} && slm pull {name}"
+    if name not in CATALOG and not is_hub_id(name):
+        return Check(title, None, f"'{folder}' is not from slm pull; it is left alone")
     if not (folder / MANIFEST).exists():
-        return Check(title, False, f"'{folder}' has no {MANIFEST}: it was not finished", f"slm pull {name}")
-    manifest = read_manifest(folder)
+        return Check(title, False, f"'{folder}' has no {MANIFEST}: it is not complete, or not one of ours", anew)
+    try:
+        manifest = read_manifest(folder)
+    except DamagedFileError as error:
+        return Check(title, False, error.what, anew)
     if manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict):
-        return Check(title, False, f"'{folder / MANIFEST}' is not the manifest of a model", f"slm pull {name}")
+        return Check(title, False, f"'{folder / MANIFEST}' is not the manifest of a model", anew)
     for file, known in manifest["files"].items():
         path = folder / file
         if not path.is_file():
             return Check(title, False, f"its file '{file}' is missing", f"slm pull {name}")
         if not os.access(path, os.R_OK):
-            return Check(title, False, f"'{path}' cannot be read", f"chmod u+r '{path}'")
+            return Check(title, False, f"'{path}' cannot be read", f"chmod u+r {shlex.quote(str(path))}")
         if path.stat().st_size != known.get("size_bytes"):
             found = f"its file '{file}' has {path.stat().st_size:,} bytes instead of {known.get('size_bytes', 0):,}"
             return Check(title, False, found, f"slm pull {name}")
     package = manifest.get("installed_package")
     if package is not None and not is_installed(str(package)):
-        return Check(title, False, f"the package {package} that holds it is not installed any more", again)
+        return Check(title, False, f"the package {package} that holds it is not installed any more", f"slm pull {name}")
     pulled = Pulled(name, folder, manifest)
     if pulled.path.suffix != ".gguf":
         return Check(title, True, str(pulled.path))
