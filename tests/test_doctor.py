@@ -222,7 +222,8 @@ def test_a_llama_that_does_not_run_here_is_a_fault_and_not_the_end_of_the_doctor
     source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "llama_cpp").mkdir()
-    (tmp_path / "llama_cpp/__init__.py").write_text(source)
+    (tmp_path / "llama_cpp/__init__.py").write_text("")
+    (tmp_path / "llama_cpp/llama_cpp.py").write_text(source)
     monkeypatch.setattr(
         installed, "child_environment",
         lambda: {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(slm_cli.__file__).parent)])},

@@ -61,17 +61,18 @@ class Engine:
         default_adapter: str | None = None,
         options: EngineOptions = _DEFAULTS,
     ) -> None:
-        self.base: Base = vet_base(model)
         self.default_adapter = default_adapter
         self.options = options
         self.context = 0
         self._markers = Markers()
-        self._registry = Registry(self.base)
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._vault = Vault()
         self._child = Supervisor(self._prepare)
         try:
+            self._child.spawn()
+            self.base: Base = vet_base(model)
+            self._registry = Registry(self.base)
             for name, path in adapters.items():
                 self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
             if default_adapter is not None:
