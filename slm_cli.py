@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.utils import make_default_short_help
 
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
@@ -69,9 +68,8 @@ class LazyGroup(click.Group):
             formatter.write_dl(rows)
 
     def _short_help(self, ctx: click.Context, name: str, limit: int) -> str:
-        if text := first_paragraph(*self._function_of(name)):
-            return make_default_short_help(text, limit)
-        command = self.get_command(ctx, name)
+        text = first_paragraph(*self._function_of(name))
+        command = click.Command(name, help=text) if text else self.get_command(ctx, name)
         return command.get_short_help_str(limit) if command else ""
 
     def _function_of(self, name: str) -> tuple[str, str]:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +303,8 @@ class Engine:
         folder = str(options.cache_folder) if options.cache_folder else ""
         identity = ""
         if folder:  # llama.cpp's own version shapes its states as well
+            from importlib.metadata import version
+
             identity = f"{self.base.content}/{self.context or options.context}/{version('llama-cpp-python')}"
         opened = call(
             Open(
