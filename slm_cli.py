@@ -7,6 +7,7 @@ A room's `cli` module is imported only when one of its commands is named or list
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -16,13 +17,14 @@ import click
 
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
-from slm.joints import ChatEngine, Joints, Reader, Retriever
+from slm.joints import ChatEngine, IndexState, Joints, Reader, Retriever
 from slm.terminal.console import note, run, set_verbosity
 from slm.terminal.flags import complain_later, json_before, with_flags
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
 COMMANDS = {
-    "doctor": "slm.doctor", "pull": "slm.models.commands", "models": "slm.models.commands", "rm": "slm.models.commands",
+    "doctor": "slm.doctor.report",
+    "pull": "slm.models.commands", "models": "slm.models.commands", "rm": "slm.models.commands",
     "convert": "convert.cli.convert", "restore": "convert.cli.convert", "quantize": "convert.cli.quantize",
     "imatrix": "convert.cli.quantize",
     "verify": "convert.cli.verify", "inspect": "convert.cli.convert",
@@ -36,7 +38,7 @@ COMMANDS = {
 # The same for `slm bench ...`.
 BENCHES = {
     "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
-    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve",
+    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve", "start": "serve.cli.bench:bench_start",
     "train": "train.cli.bench:bench_train",
 }  # fmt: skip
 
@@ -54,11 +56,28 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.modules:
             return None
-        module, _, name = self.modules[cmd_name].partition(":")
-        command = getattr(importlib.import_module(module), name or cmd_name)
+        module, function = self._function_of(cmd_name)
+        command = getattr(importlib.import_module(module), function)
         if not isinstance(command, click.Command):
             raise TypeError(f"{self.modules[cmd_name]} is no click command")
         return with_flags(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does it; what a command does is read from the source, since importing every room takes longer."""
+        limit = formatter.width - 6 - max(map(len, self.modules))
+        rows = [(name, self._short_help(ctx, name, limit)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def _short_help(self, ctx: click.Context, name: str, limit: int) -> str:
+        text = first_paragraph(*self._function_of(name))
+        command = click.Command(name, help=text) if text else self.get_command(ctx, name)
+        return command.get_short_help_str(limit) if command else ""
+
+    def _function_of(self, name: str) -> tuple[str, str]:
+        """(module, function) of a command."""
+        module, _, function = self.modules[name].partition(":")
+        return module, function or name
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -70,6 +89,21 @@ class LazyGroup(click.Group):
             ask = f" Did you mean '{near[0]}'?" if near else ""
             raise click.UsageError(f"no command '{args[0]}'.{ask} Commands: {', '.join(self.modules)}", ctx=ctx)
         return super().resolve_command(ctx, args)
+
+
+def first_paragraph(module: str, function: str) -> str:
+    """The first paragraph of a function's docstring, without importing its module; "" where it cannot be told so."""
+    path = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
+    try:
+        source = path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(
+        rf'^def {function}\((?:(?!^def |^class ).)*?^    """(?P<text>[^"\\]+?)(?:"""|\n\n)',
+        source,
+        re.DOTALL | re.MULTILINE,
+    )
+    return " ".join(found["text"].split()) if found else ""
 
 
 class Roof(Joints):
@@ -174,6 +208,16 @@ class Roof(Joints):
             convert_adapter(folder, file, self.checkpoint_of(model))
         caches.drop_of_other_converters(file, converter)
         return file
+
+    def converter(self) -> str:
+        from convert.output.version import converter_version
+
+        return converter_version()
+
+    def index_states(self) -> list[IndexState]:
+        from rag.health import index_states
+
+        return index_states()
 
 
 def _reader_name(folder: Path) -> str:

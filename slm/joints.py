@@ -284,6 +284,18 @@ class Retriever(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class IndexState:
+    """An index of the data folder. problem: what is wrong with it, "" for one that can be used; mend: the command."""
+
+    name: str
+    embedder: str
+    documents: int
+    chunks: int
+    problem: str = ""
+    mend: str = ""
+
+
 class Joints(Protocol):
     """The doors between rooms. Each says that it is missing, unless whoever implements this has it."""
 
@@ -315,6 +327,14 @@ class Joints(Protocol):
 
     def adapter_gguf_of(self, folder: Path, model: str) -> Path:
         """The adapter GGUF of a PEFT folder for that model (converted when needed)."""
+        raise _no_roof()
+
+    def converter(self) -> str:
+        """The version of what makes the GGUF files and checkpoints in the caches."""
+        raise _no_roof()
+
+    def index_states(self) -> list[IndexState]:
+        """Every index of the data folder, and whether it is whole and fits the embedder that is here."""
         raise _no_roof()
 
 

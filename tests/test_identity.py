@@ -242,7 +242,7 @@ def test_another_converter_makes_everything_anew_where_it_was(
 def test_caches_are_listed_with_their_sizes_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
-    from slm.doctor import doctor
+    from slm.doctor.report import doctor
 
     monkeypatch.setenv("SLM_HOME", str(tmp_path))
     (tmp_path / "models/mine").mkdir(parents=True)

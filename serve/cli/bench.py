@@ -1,4 +1,4 @@
-"""The command `slm bench serve`: how the measured figures are shown, not how they are taken."""
+"""The commands `slm bench serve` and `start`: how the measured figures are shown, not how they are taken."""
 
 from __future__ import annotations
 
@@ -86,3 +86,37 @@ def _show(result: dict[str, Any]) -> None:
             f"our loop beside llama_decode: {overhead['overhead']:.1%} of {overhead['steps']:,} steps' "
             f"{overhead['step_s']:.2f} s"
         )
+
+
+@click.command("start", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", default="smollm2-135m-instruct")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Medians over so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@pass_joints
+def bench_start(joints: Joints, model: str, rounds: int, as_json: bool) -> None:
+    """Seconds to a help, a list of models and a chat's prompt, beside llm and llama-cli.
+
+    Peers are measured where they are on PATH. On a machine that is busy with something else the figures say little.
+
+    \b
+    Example:
+      slm bench start smollm2-135m-instruct
+    """
+    from serve.bench import start
+
+    result = start.bench_start(joints.gguf_of(model), rounds)
+    if as_json:
+        emit_json(result)
+        return
+    from rich.table import Table
+
+    titles = {"help_s": "--help, s", "list_s": "models, s", "prompt_s": "chat's prompt, s"}
+    table = Table("", *titles.values())
+    rows = [*result["programs"], {"name": "goal for slm", **result["goals"]}]
+    for row in rows:
+        table.add_row(row["name"], *("-" if row[key] is None else f"{row[key]:.3f}" for key in titles))
+    out().print(table)
+    for line in result["missing"]:
+        click.echo(line)
+    load = "unknown" if result["load_1min"] is None else f"{result['load_1min']:.2f}"
+    click.echo(f"{Path(result['model']).name}; medians of {rounds} rounds; load average of the last minute {load}")

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +60,18 @@ class Engine:
         default_adapter: str | None = None,
         options: EngineOptions = _DEFAULTS,
     ) -> None:
-        self.base: Base = vet_base(model)
         self.default_adapter = default_adapter
         self.options = options
         self.context = 0
         self._markers = Markers()
-        self._registry = Registry(self.base)
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._vault = Vault()
         self._child = Supervisor(self._prepare)
         try:
+            self._child.spawn()
+            self.base: Base = vet_base(model)
+            self._registry = Registry(self.base)
             for name, path in adapters.items():
                 self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
             if default_adapter is not None:
@@ -303,6 +303,8 @@ class Engine:
         folder = str(options.cache_folder) if options.cache_folder else ""
         identity = ""
         if folder:  # llama.cpp's own version shapes its states as well
+            from importlib.metadata import version
+
             identity = f"{self.base.content}/{self.context or options.context}/{version('llama-cpp-python')}"
         opened = call(
             Open(

@@ -96,6 +96,8 @@ class Supervisor:
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._child: ChildProcess | None = None
+        self._ahead: ChildProcess | None = None
+        self._ended: ChildProcess | None = None
         self._state: State = "starting"
         self._why_down = ""
         self._blame = Blame()
@@ -110,6 +112,12 @@ class Supervisor:
         """Process id of the child."""
         return self._child.pid if self._child else None
 
+    def spawn(self) -> None:
+        """Start the first child's process ahead of `start`: it loads its libraries while files are still being read."""
+        child = ChildProcess("serve.child.worker", self._on_line, self._on_exit)
+        with self._lock:
+            self._child = self._ahead = child
+
     def start(self) -> None:
         """Start the first child. Raises what `prepare` raises, or EngineDiedError."""
         self._begin()
@@ -117,6 +125,7 @@ class Supervisor:
     def close(self) -> None:
         """End the child; orders under way are answered with an EngineError."""
         with self._lock:
+            was_asked = self._ahead is None
             self._state = "closed"
             child, pending = self._child, list(self._pending.values())
             self._pending.clear()
@@ -124,7 +133,7 @@ class Supervisor:
         for item in pending:
             item.take(Failed(EngineError("the engine was closed")))
         if child:
-            child.close()
+            child.close(patience_s=3.0 if was_asked else 0.0)
 
     def compute(self, order: Callable[[], Generate | Score], take: Callable[[Answer], None], fingerprint: str) -> int:
         """Send the order that `order` makes at this very moment; `take` gets every answer, on the reader's thread.
@@ -176,6 +185,8 @@ class Supervisor:
         """With the lock held: register and write an order, so that a dying child cannot lose it unnoticed."""
         if self._child is None:
             raise EngineError("the engine was not started")
+        if self._child is self._ended:
+            raise EngineDiedError("the inference process ended unexpectedly", found=self._child.epitaph())
         id = next(self._ids)
         self._pending[id] = pending
         self._child.send(order_line(id, order))
@@ -196,7 +207,9 @@ class Supervisor:
 
     def _begin(self) -> None:
         """Start a child and prepare it; the state is 'ready' afterwards."""
-        child = ChildProcess("serve.child.worker", self._on_line, self._on_exit)
+        with self._lock:
+            child, self._ahead = self._ahead, None
+        child = child or ChildProcess("serve.child.worker", self._on_line, self._on_exit)
         with self._lock:
             closed = self._state == "closed"
             self._child = child
@@ -230,7 +243,7 @@ class Supervisor:
             if child is not self._child or self._state == "closed":
                 return
             was_ready = self._state == "ready"
-            self._state = "starting"
+            self._state, self._ended = "starting", child
             lost = list(self._pending.values())
             self._pending.clear()
             self._blame.died({item.fingerprint for item in lost if item.begun})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from slm.artifacts import MANIFEST, read_manifest
 from slm.errors import SlmError
 
 CHECKPOINTS, EXPORTS, STATES = "checkpoints", "exports", "states"
+# An export's name as `export_file` makes it; what writers with a version of their own made is never stale by this.
+_EXPORT = re.compile(r".+-[0-9a-f]{16}-(?P<converter>[0-9a-f]{12})\.(q8_0|adapter)\.gguf")
 _WHAT = {
     CHECKPOINTS: "GGUF models restored for training and conversion",
     EXPORTS: "GGUF files made of checkpoint and adapter folders",
@@ -67,14 +70,37 @@ def drop_of_other_converters(file: Path, converter: str) -> None:
             other.unlink(missing_ok=True)
 
 
+def measured_file() -> Path:
+    """Where is kept what was measured of this machine."""
+    return paths.home() / "measured.json"
+
+
+def stale(converter: str) -> list[tuple[Path, int]]:
+    """(path, bytes) of what another converter made: it is never used again, or made anew when it is asked for."""
+    exports, checkpoints = paths.home() / EXPORTS, paths.home() / CHECKPOINTS
+    old: list[Path] = []
+    for path in sorted(exports.iterdir()) if exports.is_dir() else ():
+        name = _EXPORT.fullmatch(path.name)
+        if name and name["converter"] != converter:
+            old.append(path)
+    for path in sorted(checkpoints.iterdir()) if checkpoints.is_dir() else ():
+        if path.is_dir() and not path.name.startswith(".") and not is_made_by(path, converter):
+            old.append(path)
+    return [(path, _size_of(path)) for path in old]
+
+
+def _size_of(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
 def found() -> list[Cache]:
     """Every kind of cache in the data folder, also the empty ones."""
     caches = []
     for name, what in _WHAT.items():
         folder = paths.home() / name
         entries = list(folder.iterdir()) if folder.is_dir() else []
-        files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-        caches.append(Cache(folder, what, len(entries), sum(path.stat().st_size for path in files)))
+        caches.append(Cache(folder, what, len(entries), _size_of(folder) if entries else 0))
     return caches
 
 
@@ -83,4 +109,5 @@ def clean() -> list[Cache]:
     caches = [cache for cache in found() if cache.entries]
     for cache in caches:
         shutil.rmtree(cache.folder)
+    measured_file().unlink(missing_ok=True)
     return caches

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slm.artifacts import MANIFEST, read_manifest
-from slm.errors import MissingFileError, UnknownNameError
+from slm.errors import DamagedFileError, MissingFileError, UnknownNameError
 from slm.paths import models_dir
+from slm.terminal.console import note
 
 KIND = "model"
 
@@ -223,13 +224,17 @@ def find_pulled(name: str) -> Pulled | None:
 
 
 def all_pulled() -> list[Pulled]:
-    """Every pulled model, by name."""
+    """Every pulled model, by name. One with a damaged manifest is noted and left out: the others can be used."""
     if not models_dir().is_dir():
         return []
     found = []
     for folder in sorted(models_dir().iterdir()):
         if not folder.name.startswith(".") and (folder / MANIFEST).exists():
-            manifest = read_manifest(folder)
+            try:
+                manifest = read_manifest(folder)
+            except DamagedFileError as error:
+                note(f"warning: {error.what}; slm doctor says what mends it")
+                continue
             if manifest.get("kind") == KIND:
                 found.append(Pulled(str(manifest.get("name", folder.name)), folder, manifest))
     return found

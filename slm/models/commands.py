@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import click
@@ -51,7 +52,7 @@ def models(as_json: bool) -> None:
       slm models
     """
     from slm.models.catalog import CATALOG, all_pulled, entry_of
-    from slm.terminal.console import emit_json, out
+    from slm.terminal.console import emit_json
 
     pulled = {model.name: model for model in all_pulled()}
     rows = []
@@ -72,19 +73,17 @@ def models(as_json: bool) -> None:
     if as_json:
         emit_json({"models": rows})
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    wide = out().width >= 130
-    for column in ("name", "what", "pulled", "licence", "from", *(["summary"] if wide else [])):
-        table.add_column(column, no_wrap=column != "summary")
+    wide = shutil.get_terminal_size().columns >= 130
+    table = [["name", "what", "pulled", "licence", "from", *(["summary"] if wide else [])]]
     for row in rows:
         size = row["size_bytes"]
         state = f"{size / 1e6:,.0f} MB" if isinstance(size, int) and size else "yes" if row["pulled"] else "no"
         sources = ", ".join(row["sources"]) if isinstance(row["sources"], list) else ""
         cells = [str(row["name"]), str(row["what"]), state, str(row["licence"]), sources]
-        table.add_row(*cells, *([str(row["summary"])] if wide else []))
-    out().print(table)
+        table.append([*cells, *([str(row["summary"])] if wide else [])])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:  # rich would take longer to import than all the rest takes
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 @click.command(context_settings=_HELP)

@@ -8,7 +8,10 @@ abort the process on a damaged one.
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,14 +26,16 @@ from slm.native.process import cpu_fields
 from slm.native.threads import settle_openmp
 
 _log_callback: Any = None
+_low_level: Any = None
 
 
 def library() -> Any:
     """The low-level llama_cpp module, with the library's log silenced (SLM_LLAMA_LOG=1 keeps it)."""
-    global _log_callback
-    settle_openmp()
-    from llama_cpp import llama_cpp as lib
-
+    global _log_callback, _low_level
+    if _low_level is None:
+        settle_openmp()
+        _low_level = _bindings()
+    lib = _low_level
     if _log_callback is None:
         if os.environ.get("SLM_LLAMA_LOG"):
             _log_callback = False
@@ -39,6 +44,21 @@ def library() -> Any:
             lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
         lib.llama_backend_init()
     return lib
+
+
+def _bindings() -> Any:
+    """llama_cpp.llama_cpp without its package's own classes: jinja2, diskcache and more take as long again to import.
+
+    The package itself stays as if it had not been imported, for whoever wants all of it.
+    """
+    spec = importlib.util.find_spec("llama_cpp") if "llama_cpp" not in sys.modules else None
+    if spec is None:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        del sys.modules["llama_cpp"]
 
 
 def has_our_kernels() -> bool:

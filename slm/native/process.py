@@ -31,6 +31,24 @@ def cpu_name() -> str:
     return next(iter(cpu_fields("model name")), "") or platform.processor() or platform.machine()
 
 
+def memory_bytes(group: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int | None]:
+    """(all memory, what can be had without swapping) within the limit of a container; None where it is unknown.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html: memory.max is a number or "max".
+    """
+    total, available = (_figure("/proc/meminfo", field) for field in ("MemTotal", "MemAvailable"))
+    whole = total * 1024 if total is not None else None
+    if whole is None and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        whole = os.sysconf("SC_PHYS_PAGES") * _PAGE
+    free = available * 1024 if available is not None else None
+    limit, used = (" ".join(_lines(str(group / name))).strip() for name in ("memory.max", "memory.current"))
+    if limit.isdigit() and used.isdigit() and (whole is None or int(limit) < whole):
+        kept = dict(line.split()[:2] for line in _lines(str(group / "memory.stat")) if len(line.split()) > 1)
+        left = int(limit) - int(used) + int(kept.get("inactive_file", 0))
+        whole, free = int(limit), left if free is None else min(free, left)
+    return whole, free
+
+
 def children_of(pid: int) -> list[int]:
     """The children of a process and theirs."""
     found = [pid]

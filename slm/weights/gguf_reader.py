@@ -7,8 +7,11 @@ Opening Gemma's file with its 262,144 tokens takes well under a second.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +166,22 @@ def read_gguf(path: Path | str) -> GgufFile:
     return GgufFile(path, version, metadata, tensors)
 
 
-def _read_infos(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+@lru_cache(maxsize=1)
+def _gguf_constants() -> Any:
+    """gguf-py's constants alone: the whole package imports tokenizers and YAML, which nothing here needs."""
+    package = importlib.util.find_spec("gguf")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
+    spec = importlib.util.spec_from_file_location("slm_gguf_constants", Path(package.origin).with_name("constants.py"))
+    if spec is None or spec.loader is None:
+        return importlib.import_module("gguf.constants")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def _read_infos(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
+    constants = _gguf_constants()
     path = cursor.path
     infos: list[tuple[str, tuple[int, ...], str, int, int]] = []
     for _ in range(count):
@@ -176,10 +192,10 @@ def _read_infos(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict[s
         shape = tuple(reversed([int(cursor.scalar("<Q")) for _ in range(dims)]))
         kind, offset = cursor.scalar("<I"), cursor.scalar("<Q")
         try:
-            type_ = GGMLQuantizationType(kind)
+            type_ = constants.GGMLQuantizationType(kind)
         except ValueError as error:
             raise UnsupportedError(f"'{path}' has the tensor '{name[:80]}' of unknown type {kind}") from error
-        block, block_bytes = GGML_QUANT_SIZES[type_]
+        block, block_bytes = constants.GGML_QUANT_SIZES[type_]
         if shape[-1] == 0 or shape[-1] % block:
             raise DamagedFileError(f"'{path}': rows of '{name[:80]}' ({shape[-1]}) are not whole {type_.name} blocks")
         elements = 1
