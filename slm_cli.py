@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": "convert.cli.convert", "restore": "convert.cli.convert", "quantize": "convert.cli.quantize",
     "imatrix": "convert.cli.quantize",
     "verify": "convert.cli.verify", "inspect": "convert.cli.convert",
+    "export": "convert.cli.export",
     "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.evaluate",
     "generate": "serve.cli.serve", "chat": "serve.cli.serve", "serve": "serve.cli.serve", "route": "serve.cli.serve",
     "rag": "rag.cli.rag", "bench": "slm_cli:bench",
