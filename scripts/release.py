@@ -11,8 +11,8 @@ corpus is a folder as scripts/manuals.py makes it. What comes out is in dist/VER
     NOTES.md         what CHANGELOG says of the version
     SHA256SUMS       of everything
 
-Nothing leaves the machine, unless --upload OWNER is given: then the two models go to the hub. The tag is made by --tag and
-never pushed. A run that was broken off goes on where it was. docs/releasing.md says when to run it.
+Nothing leaves the machine, unless --upload OWNER is given: then the two models go to the hub. The tag is made by --tag
+and never pushed. A run that was broken off goes on where it was. docs/releasing.md says when to run it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import json
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -41,12 +41,13 @@ from slm.errors import InputError, SlmError  # noqa: E402
 
 CHANGELOG, PROJECT = "CHANGELOG.md", "pyproject.toml"
 EVAL = ROOT / "data/eval.jsonl"
-_BUILD = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1]); b.build_sdist(sys.argv[1])"
+# The folder is taken first: setuptools leaves words of its own in sys.argv.
+_BUILD = "import sys; from setuptools import build_meta as b; o = sys.argv[1]; b.build_wheel(o); b.build_sdist(o)"
 
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """How large the model is, and how long it learns. steps: of each adapter, 0: two epochs. items: of each kind asked."""
+    """How large the model is, how long it learns. steps: of each adapter, 0: two epochs. items: of each kind asked."""
 
     size: str = "15m"
     tokens: int = 5_000_000
@@ -56,7 +57,7 @@ class ReleasePlan:
     types: tuple[str, ...] = ("f16", "q8_0", "q4_k_m", "q4_0")
 
 
-TINY = ReleasePlan("1m", 6_000, 600, 2, 1, ("q8_0",))  # every step, in minutes; what comes out knows nothing
+TINY = ReleasePlan("1m", 6_000, 1600, 2, 1, ("q8_0",))  # every step, in minutes; what comes out knows nothing
 
 
 def faults(project: str, changelog: str, version: str, *, tag: bool) -> list[str]:
@@ -99,7 +100,8 @@ def tiny_corpus(folder: Path) -> Path:
     """The repository's own prose in the form of a corpus, for a dry run."""
     for lang in LANGUAGES:
         text = (ROOT / f"data/{lang}.txt").read_text(encoding="utf-8")
-        parts = [part for part in text.split("\n\n") if part.strip()]
+        pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "data/handbook" / lang).glob("*.md"))]
+        parts = [part for page in (text, *pages) for part in page.split("\n\n") if part.strip()]
         rows = "".join(json.dumps({"text": part}, ensure_ascii=False) + "\n" for part in parts)
         (folder / f"{lang}.jsonl").write_text(rows, encoding="utf-8")
         lines = [line for line in text.splitlines() if line.strip()]
@@ -147,11 +149,13 @@ def export_models(corpus: Path, work: Path, out: Path, plan: ReleasePlan, licenc
 def build_packages(out: Path) -> list[str]:
     """Wheel and source package of the commit; what is not committed is not in them. Their names."""
     headline("7. The packages")
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+    archive = subprocess.run(
+        ["git", "archive", "--format=zip", "HEAD"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
     for old in (*out.glob("*.whl"), *out.glob("*.tar.gz")):
         old.unlink()
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(BytesIO(archive)) as packed:
+        packed.extractall(folder)
         done = subprocess.run([sys.executable, "-c", _BUILD, str(out)], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"the packages were not built: {done.stderr.strip().splitlines()[-1]}")

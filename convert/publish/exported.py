@@ -201,11 +201,18 @@ def _made(checkpoint: Path) -> dict[str, Any]:
         "restored_from": source.get("file") if isinstance(source, dict) else None,
         "data": _without_folders(manifest.get("data")),
         "figures": manifest.get("figures") or {},
-        "adapters": [
-            {"name": Path(str(one.get("path"))).name, "weight": float(one.get("weight", 1))}
-            for one in (merged if isinstance(merged, list) else [])
-        ],
+        "adapters": [_merged(one) for one in (merged if isinstance(merged, list) else [])],
     }
+
+
+def _merged(one: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter that was merged: its name and weight, and its data and losses where its folder is still there."""
+    folder = Path(str(one.get("path")))
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    return {
+        "name": folder.name, "weight": float(one.get("weight", 1)), "data": _without_folders(manifest.get("data")),
+        "figures": manifest.get("figures"),
+    }  # fmt: skip
 
 
 def _languages(options: ExportOptions, made: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -105,6 +105,9 @@ def _made(facts: ExportFacts) -> list[str]:
     if made.get("adapters"):
         merged = ", ".join(f"`{one['name']}` (weight {one['weight']:g})" for one in made["adapters"])
         lines += ["", f"Merged adapters: {merged}."]
+        for one in made["adapters"]:
+            told = [*_data_table(one.get("data") or []), *_by_language(one.get("figures") or {})]
+            lines += ["", f"### {one['name']}", *told] if told else []
     lines += _data_table(data)
     after, before = figures.get("bits_per_byte"), figures.get("bits_per_byte_before")
     if isinstance(after, dict) and isinstance(before, dict):
