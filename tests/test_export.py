@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import slm_cli
 from convert.cli.export import export
 from convert.publish.checksums import check_sums
+from convert.publish.licence import LicenceTerms
+from convert.publish.model_page import ExportFacts, model_page
 from serve.engine.engine import open_engine
 from slm.artifacts import read_manifest, sha256_file
 from slm.chat.prompt import TEMPLATES, render
@@ -177,6 +179,21 @@ def test_one_type_is_one_file_and_an_older_export_is_replaced(source: Path, tmp_
     assert {p.name for p in (tmp_path / "m").glob("*.gguf")} == {"other-q8_0.gguf"}
     assert (tmp_path / "m/other-q8_0.gguf").is_file() and str(tmp_path / "m/other-q8_0.gguf") in again.stdout
     assert modelfile_commands((tmp_path / "m/Modelfile").read_text())[0] == ("FROM", "./other-q8_0.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "shown"),
+    [
+        ("house", "https://x.example", ["license_name: house", "license_link: https://x.example"]),
+        ("", "", ["license_link: COPYING"]),
+    ],
+)
+def test_a_licence_that_the_hub_has_no_name_for_is_shown_with_its_own(name: str, url: str, shown: list[str]) -> None:
+    described = {"parameters": 1e6, "architecture": "llama", "fingerprint": "f", "template": None}
+    terms = LicenceTerms("other", name, url)
+    page = model_page(ExportFacts("m", terms, described, [], "m.gguf", licence_files=["COPYING"]))
+    assert page.splitlines()[1 : 2 + len(shown)] == ["license: other", *shown]
+    assert page.splitlines()[2 + len(shown)] == "library_name: transformers"
 
 
 def test_somebody_elses_folder_is_left_alone(source: Path, tmp_path: Path) -> None:

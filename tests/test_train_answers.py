@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,18 @@ def test_a_file_without_items_or_no_file_is_an_error(tmp_path: Path) -> None:
         read_items(written(tmp_path / "i.jsonl", ""))
     with pytest.raises(MissingFileError):
         read_items(tmp_path / "gone.jsonl")
+
+
+def test_the_document_shows_an_item_that_is_read_and_names_every_rule(tmp_path: Path) -> None:
+    page = (ROOT / "docs/chat-evaluation.md").read_text(encoding="utf-8")
+    shown = [line for line in page.splitlines() if line.startswith('{"id"')]
+    assert [one.id for one in read_items(written(tmp_path / "i.jsonl", *shown))] == ["en-1"]
+    examples = [
+        json.loads(text.replace("[...]", '["x"]')) for text in re.findall(r'^\| `(\{"rule".*?\})` \|', page, re.M)
+    ]
+    assert {rule["rule"] for rule in examples} == set(RULES)
+    for rule in examples:
+        rule_of(rule)
 
 
 def item(name: str, lang: str = "en", kind: str = "sum") -> ChatItem:

@@ -14,7 +14,6 @@ from convert.publish.licence import LicenceTerms
 from convert.quality.report import markdown
 
 PAGE_MARK = "<!-- Written by slm export. -->"
-_HUB_LICENCES_WITH_NAME = ("other",)
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,9 @@ def model_page(facts: ExportFacts) -> str:
 def _front(facts: ExportFacts) -> list[str]:
     terms = facts.terms
     lines = ["---", f"license: {terms.licence}"]
-    if terms.licence in _HUB_LICENCES_WITH_NAME:
-        lines += [f"license_name: {terms.name}", f"license_link: {terms.url}"]
+    if terms.licence == "other":  # of which the hub shows the name and the address
+        told = (("license_name", terms.name), ("license_link", terms.url or next(iter(facts.licence_files), "")))
+        lines += [f"{key}: {value}" for key, value in told if value]
     if terms.base:
         lines.append(f"base_model: {terms.base}")
     if facts.languages:
