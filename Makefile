@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
-.PHONY: help setup demo from-scratch reader test test-browser coverage check format clean
+.PHONY: help setup demo from-scratch release reader test test-browser coverage check format clean
 
 help:
 	@sed -n '2,3p' Makefile | cut -c3-
@@ -31,6 +31,12 @@ from-scratch: .venv/installed
 	@[ -n "$(CORPUS)" ] || { echo "error: name the corpus: make from-scratch CORPUS=DIR (docs/from-scratch.md says how to make one)" >&2; exit 1; }
 	@$(BIN)/python -m pip show -q matplotlib 2>/dev/null || $(PIP) install -q -c constraints.txt -e '.[plot]'
 	@$(BIN)/python scripts/from_scratch.py $(CORPUS)
+
+# The project's own release, in dist/VERSION: its model, adapters, packages and notes (docs/releasing.md). CORPUS=DIR as for
+# from-scratch, LICENCE=ID as its texts decide; RELEASE_OPTIONS="--size 5m --tag" for more. DRY_RUN=1: all of it, tiny.
+release: .venv/installed
+	@[ -n "$(DRY_RUN)" ] || { [ -n "$(CORPUS)" ] && [ -n "$(LICENCE)" ]; } || { echo "error: name the corpus and the licence that its texts decide: make release CORPUS=DIR LICENCE=ID (docs/releasing.md); or try it with DRY_RUN=1" >&2; exit 1; }
+	@$(BIN)/python scripts/release.py $(if $(DRY_RUN),--dry-run,$(CORPUS) --licence $(LICENCE)) $(RELEASE_OPTIONS)
 
 # The reader of data/reading for a base: READER_BASE=smollm2-135m-instruct for another one. About 80 minutes on 2 cores.
 reader: .venv/installed

@@ -104,12 +104,13 @@ def convert(work: Path, corpus: Path, name: str) -> list[dict[str, Any]]:
     return files
 
 
-def teach_answers(work: Path, name: str) -> None:
-    """A LoRA adapter on conversations, merged and converted, and what it says."""
+def teach_answers(work: Path, name: str, steps: int) -> None:
+    """A LoRA adapter on conversations, merged and converted, and what it says. steps: 0 for two epochs."""
     headline("4. Taught to answer, and asked")
     base, chat = work / name, work / f"{name}-chat"
+    long = ["--max-steps", str(steps)] if steps else ["--epochs", "2"]
     slm("train", "sft", "--base", base, "--data", ROOT / "data/instruct.jsonl", "--drop-long", "--max-length", "512",
-        "--rank", "32", "--lr", "0.002", "--epochs", "2", "--batch-size", "8", "-o", work / "answers")  # fmt: skip
+        "--rank", "32", "--lr", "0.002", *long, "--batch-size", "8", "-o", work / "answers")  # fmt: skip
     slm("merge", "--base", base, "--adapter", work / "answers", "-o", chat)
     slm("convert", chat, "-o", work / f"{name}-chat.q8_0.gguf", "--type", "q8_0")
     for lang in LANGUAGES:
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["1m", "5m"], help="the last one is taught to answer")
     parser.add_argument("--tokens", type=int, default=1_300_000, help="tokens each model is trained on")
     parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--answer-steps", type=int, default=0, help="steps of the last training  [default: two epochs]")
     arguments = parser.parse_args()
     corpus, work = arguments.corpus.resolve(), arguments.work.resolve()
     pictures = (arguments.pictures or work / "pictures").resolve()
@@ -151,7 +153,7 @@ def main() -> None:
     draw_quantization(files, pictures / "quantization.png")
     with new_file(work / "figures.json") as path:
         path.write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
-    teach_answers(work, arguments.sizes[-1])
+    teach_answers(work, arguments.sizes[-1], arguments.answer_steps)
     headline("What it took")
     for name, seconds in spent:
         print(f"{seconds:7.1f} s  slm {name}")

@@ -12,6 +12,7 @@ SlmError
 ├── MissingExtraError         a package of an optional extra is not installed
 ├── LicenceError              terms have to be accepted first
 ├── DownloadError             no source delivered the file
+├── UploadError               a hub did not take what was sent
 ├── ResourceError             no disk space, no memory, port in use
 └── EngineError               the inference process failed
     ├── EngineDiedError       it ended while requests were in flight
@@ -99,6 +100,10 @@ class LicenceError(SlmError):
 
 class DownloadError(SlmError):
     """No source delivered the file."""
+
+
+class UploadError(SlmError):
+    """A hub did not take what was sent."""
 
 
 class ResourceError(SlmError):

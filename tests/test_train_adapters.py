@@ -148,8 +148,9 @@ def test_the_router_follows_the_manifests_language_then_the_name(tmp_path: Path)
 def test_the_commands_train_merge_and_evaluate_with_figures_as_json(
     checkpoints: dict[str, Path], instruct: Path, tmp_path: Path
 ) -> None:
-    from train.cli.train import evaluate, train
+    from train.cli.evaluate import evaluate
     from train.cli.train import merge as merge_command
+    from train.cli.train import train
 
     joints = PathJoints()
     base, adapter, merged = (str(p) for p in (checkpoints["gpt2"], tmp_path / "a", tmp_path / "m"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import FLOAT, LANG_FILE, all_of_each
+from slm.terminal.arguments import FLOAT
 from train.cli.estimate import estimate
 from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, training_options
 from train.cli.process import prepare_process
@@ -19,7 +19,6 @@ from train.config import TrainOptions
 from train.ranks import first_then_others, rank
 
 if TYPE_CHECKING:
-    from train.measure.evaluate import LanguageFigures
     from train.run.lora import TrainResult
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -197,51 +196,3 @@ def show_merge(output: Path, size_bytes: int, parameters: int, fingerprint: str,
         return
     note(f"{parameters / 1e6:,.0f} M parameters, {size_bytes / 1e6:,.0f} MB")
     click.echo(str(output))
-
-
-@click.command(context_settings=HELP)
-@click.argument("model")
-@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder, or GGUF file for a GGUF model.")
-@click.option("--text", "texts", type=LANG_FILE, multiple=True, required=True, help="Repeatable.")
-@click.option("--context", type=click.IntRange(2, 2048), default=512, show_default=True, help="Tokens of a window.")
-@click.option("--stride", type=click.IntRange(0), default=0,
-              help="Tokens that a window predicts, the others being context; 0: all that fit.")  # fmt: skip
-@JSON
-@pass_joints
-def evaluate(
-    joints: Joints, /, model: str, adapter: Path | None, texts: tuple[tuple[str, Path], ...], context: int,
-    stride: int, as_json: bool,
-) -> None:  # fmt: skip
-    """Loss, perplexity and bits per byte of MODEL (checkpoint folder, GGUF file or catalog name), by language.
-
-    \b
-    Example:
-      slm evaluate gemma-3-270m --text en=data/en.txt --text ja=data/ja.txt
-    """
-    prepare_process()
-    from train.measure.evaluate import evaluate_texts
-
-    path = Path(model)
-    if not path.is_file():
-        path = joints.checkpoint_of(model)
-    elif adapter is not None and adapter.is_dir():
-        adapter = joints.adapter_gguf_of(adapter, model)
-    show_evaluation(evaluate_texts(path, all_of_each(texts), adapter, context=context, stride=stride), as_json=as_json)
-
-
-def show_evaluation(figures: dict[str, LanguageFigures], *, as_json: bool) -> None:
-    """The figures by language on stdout."""
-    from slm.terminal.console import emit_json, out
-
-    if as_json:
-        emit_json({"by_language": {lang: value.as_json() for lang, value in figures.items()}})
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("language", "tokens", "loss", "perplexity", "bits per byte"):
-        table.add_column(column, justify="left" if column == "language" else "right")
-    for lang, value in figures.items():
-        row = (f"{value.tokens:,}", f"{value.loss:.3f}", f"{value.perplexity:.2f}", f"{value.bits_per_byte:.3f}")
-        table.add_row(lang, *row)
-    out().print(table)

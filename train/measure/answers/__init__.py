@@ -1,0 +1,1 @@
+"""What a model says to questions whose answers can be checked: the questions, the rules, the asking, the counts."""
