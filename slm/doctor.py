@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -38,6 +39,10 @@ _FLAGS = (
     "asimd",
     "i8mm",
 )
+
+
+# By the very Python that runs this: those who installed with pipx have no other way to name it.
+_BUILD = f"{shlex.quote(sys.executable)} -m slm.native.build"
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,10 @@ def _llama_checks() -> list[Check]:
     try:
         library()
     except (ImportError, OSError, RuntimeError) as error:
-        fix = "Reinstall llama-cpp-python with a C++ compiler present."
-        return [Check("llama.cpp loads", False, str(error), fix)]
+        return [Check("llama.cpp loads", False, str(error), f"With a C++ compiler present: {_BUILD}")]
     checks = [Check("llama.cpp loads", True, "yes")]
     if platform.machine() in ("x86_64", "AMD64"):
-        slower = "as released; several requests at once are answered faster after: python scripts/build_llama.py"
+        slower = f"as released; several requests at once are answered faster after: {_BUILD}"
         checks.append(Check("llama.cpp kernels", None, "ours" if has_our_kernels() else slower))
     return checks
 
