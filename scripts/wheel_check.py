@@ -30,6 +30,15 @@ from slm.terminal import console  # noqa: E402
 
 # What the laptop size must not bring along: torch and its company weigh more than all the rest.
 _HEAVY = ("torch", "transformers", "peft", "sentence-transformers", "datasets")
+_EVERY_HELP = """
+import click, slm_cli
+def show(command, parent):
+    context = click.Context(command, parent=parent)
+    command.get_help(context)
+    for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+        show(command.get_command(context, name), context)
+show(slm_cli.cli, None)
+"""
 _QUESTION = "What is the capital of France?"
 
 
@@ -48,7 +57,7 @@ def said(command: list[str], environment: dict[str, str], folder: Path, *, codes
 
 
 def judge_doctor(report: str) -> None:
-    """Raise VerificationError unless a `slm doctor --json` tells of a laptop size: llama.cpp loads, nothing is heavy."""
+    """Raise VerificationError unless a `slm doctor --json` tells of a laptop size: llama.cpp, nothing heavy."""
     checks = {check["name"]: check for check in json.loads(report)["checks"]}
     if checks["llama.cpp loads"]["ok"] is not True:
         raise VerificationError("llama.cpp does not load", found=checks["llama.cpp loads"]["found"])
@@ -78,9 +87,7 @@ def check(programs: Path, home: Path, model: str, folder: Path) -> None:
     slm = str(programs / "slm")
     if __version__ not in (version := said([slm, "--version"], environment, folder)):
         raise VerificationError(f"'slm --version' does not say {__version__}", found=version.strip())
-    names = "import json, slm_cli; print(json.dumps(list(slm_cli.COMMANDS)))"
-    for name in json.loads(said([str(programs / "python"), "-c", names], environment, folder)):
-        said([slm, name, "--help"], environment, folder)
+    said([str(programs / "python"), "-c", _EVERY_HELP], environment, folder)
     judge_doctor(said([slm, "doctor", "--json"], environment, folder, codes=(0, 1)))  # 1: extras are missing
     if model:
         asked = Asked(f"http://127.0.0.1:{(port := free_port())}")

@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from scripts.packing.asking import Asked, serving
+from scripts.packing.distribution import run
 from scripts.packing.root import environment_of
 from slm.errors import VerificationError
 from slm.terminal import console
@@ -61,8 +62,8 @@ def mount(orders: Orders) -> None:
         ["-t", "tmpfs", "tmpfs", f"{root}/tmp"], ["--bind", orders.volume, f"{root}{orders.mounted_at}"],
         ["-o", "remount,bind,ro", root],
     ):  # fmt: skip
-        subprocess.run(["mount", *words], check=True)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        run(["mount", *words], doing=f"mounting for {root}")
+    run(["ip", "link", "set", "lo", "up"], doing="setting the loopback up")
 
 
 def look_around(orders: Orders) -> None:
@@ -105,7 +106,10 @@ def ask(orders: Orders) -> None:
         print(f"      {_QUESTION} {asked.chat(_QUESTION)}", flush=True)
         ended = time.monotonic()
         server.send_signal(signal.SIGTERM)
-        server.wait(10)  # what `docker stop` waits for
+        try:
+            server.wait(10)  # what `docker stop` waits for
+        except subprocess.TimeoutExpired as error:
+            raise VerificationError("the server goes on 10 seconds after SIGTERM", found=str(log)) from error
         print(f"      stopped {time.monotonic() - ended:.1f} s after SIGTERM", flush=True)
 
 

@@ -100,7 +100,7 @@ def expanded(text: str, variables: Mapping[str, str]) -> str:
 
 
 def stages(text: str, build_args: Mapping[str, str]) -> list[Stage]:
-    """The stages of a Dockerfile, the last is the image. Raises UnsupportedError, also for an unknown build argument."""
+    """The stages of a Dockerfile, the last is the image. Raises UnsupportedError, for unknown build arguments too."""
     built: list[Stage] = []
     unused, args = set(build_args), dict[str, str]()
     for line in lines_of(text):
