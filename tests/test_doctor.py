@@ -230,7 +230,7 @@ def test_a_llama_that_does_not_run_here_is_a_fault_and_not_the_end_of_the_doctor
     )  # fmt: skip
     (check,) = installed.llama_checks(installed.try_llama())
     assert (check.name, check.ok, check.found) == ("llama.cpp loads", False, said)
-    assert check.fix.startswith("In a clone: python scripts/build_llama.py builds it for this processor; else: pip")
+    assert check.fix == f"With a C++ compiler present: {installed.REBUILD}"
 
 
 def test_a_package_that_every_command_needs_is_a_fault_and_one_of_an_extra_is_not(
@@ -313,7 +313,7 @@ def test_what_llama_was_built_without_is_told(monkeypatch: pytest.MonkeyPatch, h
     checks = {check.name: check for check in processor.processor_checks(built)}
     assert checks["llama.cpp build"] == Check(
         "llama.cpp build", None, "llama.cpp was built without avx512_vnni, which this processor has",
-        "python scripts/build_llama.py",
+        f"{sys.executable} -m slm.native.build",
     )  # fmt: skip
     today = time.strftime("%Y-%m-%d")
     assert checks["dtypes"].found == f"f32 1.0 GFLOP/s, bf16 1.6 GFLOP/s, measured {today}: bf16 is worth it"

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,9 +33,9 @@ from slm.native.llama import has_our_kernels, library
 built = library().llama_print_system_info().decode("utf-8", "replace")
 print(json.dumps({"built": built, "kernels": has_our_kernels()}))
 """
-_REBUILD = "python scripts/build_llama.py"
-_REINSTALL = f"In a clone: {_REBUILD} builds it for this processor; else: pip install --force-reinstall --no-cache-dir \
---no-binary llama-cpp-python llama-cpp-python"
+# By the very Python that runs this: those who installed with pipx have no other way to name it.
+REBUILD = f"{shlex.quote(sys.executable)} -m slm.native.build"
+_REINSTALL = f"With a C++ compiler present: {REBUILD}"
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,12 @@ def package_checks() -> list[Check]:
 
 
 def llama_checks(trial: LlamaTrial) -> list[Check]:
-    """Whether llama.cpp runs, and on x86 whether with the kernels of scripts/build_llama.py."""
+    """Whether llama.cpp runs, and on x86 whether with the kernels of slm.native.build."""
     if trial.problem:
         return [Check("llama.cpp loads", False, trial.problem, _REINSTALL)]
     checks = [Check("llama.cpp loads", True, "yes")]
     if platform.machine() in ("x86_64", "AMD64"):
         slower = "as released: several requests at once are answered slower than with ours"
-        found, fix = ("ours", "") if trial.kernels else (slower, _REBUILD)
+        found, fix = ("ours", "") if trial.kernels else (slower, REBUILD)
         checks.append(Check("llama.cpp kernels", None, found, fix))
     return checks

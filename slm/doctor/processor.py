@@ -16,6 +16,7 @@ from typing import Any
 
 from slm.artifacts import new_file, read_json
 from slm.doctor.check import Check
+from slm.doctor.installed import REBUILD
 from slm.errors import SlmError
 from slm.models.caches import measured_file
 from slm.native.process import cpu_fields, cpu_name
@@ -106,7 +107,7 @@ def processor_checks(built: str) -> list[Check]:
     ]
     if lacking := missing_in_build(flags, built):
         found = f"llama.cpp was built without {', '.join(lacking)}, which this processor has"
-        checks.append(Check("llama.cpp build", None, found, "python scripts/build_llama.py"))
+        checks.append(Check("llama.cpp build", None, found, REBUILD))
     speed = measured()
     if speed is not None:
         gain = speed["bf16"] / speed["f32"] if speed["f32"] else 0.0

@@ -62,7 +62,7 @@ def _bindings() -> Any:
 
 
 def has_our_kernels() -> bool:
-    """Whether llama.cpp was built by scripts/build_llama.py for x86."""
+    """Whether llama.cpp was built by slm/native/build.py for x86."""
     return hasattr(library()._lib, "slm_kernels")
 
 

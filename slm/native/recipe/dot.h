@@ -1,4 +1,4 @@
-// Included in llama.cpp's ggml-cpu/arch/x86/repack.cpp by scripts/llama/build.cmake: q4_0 without moving signs.
+// Included in llama.cpp's ggml-cpu/arch/x86/repack.cpp by slm/native/recipe/build.cmake: q4_0 without moving signs.
 //
 // x86 multiplies unsigned by signed bytes. llama.cpp takes the activations' absolute values and gives their signs to the
 // weights, for every product anew. Here the weights of q4_0 come as 0..15 instead of -8..7, and eight times the sum of the

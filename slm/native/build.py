@@ -1,15 +1,16 @@
-"""Builds llama.cpp for this machine as scripts/llama/ says, and installs it for the Python that runs this.
+"""Builds llama.cpp for this machine as recipe/ says, and installs it for the Python that runs this.
 
-    python scripts/build_llama.py
+    python -m slm.native.build
 
 The wheel is kept (~/.cache/slm-cpu, or below XDG_CACHE_HOME) under all that shapes it: version, recipe, options, Python
 and processor. pip's own cache knows only the version, and would hand out what was built otherwise. CMAKE_ARGS
-are passed on. It needs nothing but Python, pip and a compiler.
+are passed on. It needs nothing but Python, pip and a compiler, so a checkout runs it before anything is installed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 import re
@@ -23,19 +24,37 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "scripts/llama"
-CONSTRAINTS = ROOT / "constraints.txt"
+RECIPE = Path(__file__).resolve().parent / "recipe"
+CONSTRAINTS = RECIPE.parent.parent.parent / "constraints.txt"  # in a checkout; an installed package has none
 _PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 _TICK_S = 15
 
 
-def requirement(constraints: str) -> str:
-    """The pinned llama-cpp-python of a constraints file. Raises SystemExit where there is none."""
-    found = re.search(r"^llama[-_]cpp[-_]python==\S+", constraints, re.MULTILINE)
+def requirement(lines: str, where: str) -> str:
+    """The exact llama-cpp-python among requirements, one a line. Raises SystemExit where there is none.
+
+    where: what the lines are of, for the message.
+    """
+    found = re.search(r"^llama[-_]cpp[-_]python==[^\s;]+", lines, re.MULTILINE)
     if not found:
-        raise SystemExit(f"error: '{CONSTRAINTS}' pins no llama-cpp-python")
+        raise SystemExit(f"error: {where} names no version of llama-cpp-python")
     return found[0]
+
+
+def wanted() -> str:
+    """The llama-cpp-python that belongs here: of a checkout's constraints, or what the installed package requires."""
+    if CONSTRAINTS.exists():
+        return requirement(CONSTRAINTS.read_text("utf-8"), f"'{CONSTRAINTS}'")
+    try:
+        lines = importlib.metadata.requires("slm-cpu") or []
+    except importlib.metadata.PackageNotFoundError:
+        lines = []
+    return requirement("\n".join(lines), "the installed package slm-cpu")
+
+
+def _constrained() -> list[str]:
+    """pip's options for the versions of a checkout."""
+    return ["-c", str(CONSTRAINTS)] if CONSTRAINTS.exists() else []
 
 
 def processor() -> str:
@@ -93,7 +112,7 @@ def build(what: str, folder: Path, environment: Mapping[str, str]) -> None:
     """Build the wheel into its folder, which is there only when the build went well. Raises CalledProcessError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    command = [*_PIP, "wheel", "-q", "--no-deps", "--no-cache-dir", "-c", str(CONSTRAINTS), "-w", str(temporary), what]
+    command = [*_PIP, "wheel", "-q", "--no-deps", "--no-cache-dir", *_constrained(), "-w", str(temporary), what]
     try:
         subprocess.run(command, env=build_environment(environment), check=True)
         if not folder.exists():  # another build may have been faster
@@ -102,16 +121,21 @@ def build(what: str, folder: Path, environment: Mapping[str, str]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def wheel(environment: Mapping[str, str]) -> Path:
+    """The wheel for this machine, built unless that was done before. Raises CalledProcessError."""
+    what = wanted()
+    folder = wheel_folder(what, environment)
+    if not folder.exists():
+        with ticking(time.monotonic()):
+            build(what, folder, environment)
+    return next(folder.glob("*.whl"))
+
+
 def main() -> int:
     """Build unless that was done before, then install."""
-    what, started = requirement(CONSTRAINTS.read_text("utf-8")), time.monotonic()
-    folder = wheel_folder(what, os.environ)
+    started = time.monotonic()
     try:
-        if not folder.exists():
-            with ticking(started):
-                build(what, folder, os.environ)
-        wheels = [str(wheel) for wheel in folder.glob("*.whl")]
-        install = [*_PIP, "install", "-q", "-c", str(CONSTRAINTS), *wheels]
+        install = [*_PIP, "install", "-q", *_constrained(), str(wheel(os.environ))]
         subprocess.run([*install, "--force-reinstall", "--no-deps"], check=True)  # in place of one of the same version
         subprocess.run(install, check=True)
     except subprocess.CalledProcessError as error:

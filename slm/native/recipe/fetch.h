@@ -1,4 +1,4 @@
-// Included in llama.cpp's kernels by scripts/llama/build.cmake: weights are fetched ahead.
+// Included in llama.cpp's kernels by slm/native/recipe/build.cmake: weights are fetched ahead.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-# Included by llama.cpp's own build right after its project() line (scripts/build_llama.py; docs/decisions.md 2 and 42).
+# Included by llama.cpp's own build right after its project() line (slm/native/build.py; decisions 2 and 42 in docs/decisions.md).
 
 # Only the library is needed here, so its common code (argument parsing, chat parsers, HTTP), tools and examples are left
 # out. Saves most of the build.
@@ -10,8 +10,9 @@ set(slm_here "${CMAKE_CURRENT_LIST_DIR}")
 
 function(slm_expect file times found what)
   if(NOT found EQUAL times)
-    message(FATAL_ERROR "scripts/llama/build.cmake does not know this llama.cpp: '${what}' is in ${file} ${found} times, not "
-                        "${times}. Take the version of constraints.txt, or: make setup CMAKE_ARGS=-DSLM_KERNELS=OFF")
+    message(FATAL_ERROR "slm/native/recipe/build.cmake does not know this llama.cpp: '${what}' is in ${file} ${found} times, "
+                        "not ${times}. Take the version that pyproject.toml names, or build without these kernels: set "
+                        "CMAKE_ARGS=-DSLM_KERNELS=OFF")
   endif()
 endfunction()
 
