@@ -26,7 +26,7 @@ COMMANDS = {
     "imatrix": "convert.cli.quantize",
     "verify": "convert.cli.verify", "inspect": "convert.cli.convert",
     "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.train",
-    "generate": "serve.cli.serve", "chat": "serve.cli.serve", "serve": "serve.cli.serve", "route": "serve.cli.serve",
+    "generate": "serve.cli.serve", "chat": "serve.cli.chat", "serve": "serve.cli.serve", "route": "serve.cli.serve",
     "rag": "rag.cli.rag", "bench": "slm_cli:bench",
 }  # fmt: skip
 
