@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -286,7 +287,7 @@ def _short(text: str, longest: int = 80) -> str:
 
 
 def _help(chat: Chat, _: str) -> None:
-    say(help_text())
+    say(help_text(shutil.get_terminal_size().columns))
 
 
 def _quit(chat: Chat, _: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from dataclasses import dataclass
 
 from slm.errors import InputError
@@ -51,9 +52,11 @@ COMMANDS = (
 _ALIASES = {"reset": "clear", "exit": "quit"}
 _BY_NAME = {command.name: command for command in COMMANDS}
 _WITH_LINES = frozenset(["system", "edit"])  # whose text may have several lines
-KEYS = """\
-Ctrl-C stops an answer and keeps what was said; twice at an empty line it leaves. Alt-Enter, or \\ at the end of a
-line, begins another line; Ctrl-R searches what was asked before. A space before / makes a question of a command."""
+_KEYS = (
+    "/reset and /exit are /clear and /quit. Ctrl-C stops an answer and keeps what was said; twice at an empty line it "
+    "leaves. Alt-Enter, or \\ at a line's end, begins another line; Ctrl-R searches what was asked before. A space "
+    "before / makes a question of a command."
+)
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,11 @@ def near_command(question: str) -> str | None:
     return f"/{near[0]}" if near else "/help" if found[0] == question else None
 
 
-def help_text() -> str:
-    """All commands with what they do, and the keys."""
+def help_text(columns: int = 100) -> str:
+    """All commands with what they do, and the keys, on rows of at most so many columns."""
     names = [f"/{command.name} {command.argument}".rstrip() for command in COMMANDS]
     wide = max(map(len, names)) + 2
-    rows = [f"{name:<{wide}}{command.help}" for name, command in zip(names, COMMANDS, strict=True)]
-    return "\n".join([*rows, "/reset and /exit are /clear and /quit.", KEYS])
+    rows = []
+    for name, command in zip(names, COMMANDS, strict=True):
+        rows += textwrap.wrap(f"{name:<{wide}}{command.help}", max(40, columns - 1), subsequent_indent=" " * wide)
+    return "\n".join([*rows, *textwrap.wrap(_KEYS, max(40, columns - 1))])

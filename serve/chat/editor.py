@@ -107,7 +107,7 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
     from prompt_toolkit.output import ColorDepth
     from prompt_toolkit.styles import Style
 
-    class Asked(History):
+    class AskedBefore(History):
         """Questions are kept with their sessions, so nothing is stored here."""
 
         def load_history_strings(self) -> Iterable[str]:
@@ -149,7 +149,7 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
         event.current_buffer.insert_text("\n")
 
     session: PromptSession[str] = PromptSession(
-        history=Asked(),
+        history=AskedBefore(),
         auto_suggest=AutoSuggestFromHistory(),
         completer=Commands(),
         complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),

@@ -86,7 +86,7 @@ class _Scan:
                 self._put(char, at + 1)
                 at += 1
         self._flush()
-        self.unclosed |= {place for _, place in self.stack if place >= 0}
+        self.unclosed |= {place for mark in self.stack for place in _places(*mark)}
 
     def _put(self, text: str, end: int) -> None:
         self._text.append(text)
@@ -115,7 +115,7 @@ class _Scan:
             if mark in _LOOKS and self._closes(mark, at):
                 self._flush()
                 while self.stack[-1][0] != mark:
-                    self.unclosed |= {place for place in [self.stack.pop()[1]] if place >= 0}
+                    self.unclosed |= _places(*self.stack.pop())
                 self.stack.pop()
                 self._mend(at + len(mark))
                 return len(mark)
@@ -154,6 +154,10 @@ class _Scan:
         if not behind or behind.isspace() or any(open == mark for open, _ in self.stack):
             return False
         return not (_is_word(before) and (mark[0] == "_" or len(mark) == 1))
+
+
+def _places(mark: str, at: int) -> set[int]:
+    return set(range(at, at + len(mark))) if at >= 0 else set()
 
 
 def _is_word(char: str) -> bool:

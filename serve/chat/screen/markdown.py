@@ -40,7 +40,7 @@ ASCII_SIGNS = Signs("*", "|", "-", ("[ ]", "[x]"))
 
 
 @dataclass(frozen=True)
-class Written:
+class DrawnSoFar:
     """What a piece of text has made of the screen: rows that are finished, and the row being written ([]: none)."""
 
     finished: list[Row]
@@ -68,7 +68,7 @@ class MarkdownStream:
         self._fence = ""
         self._table: list[str] = []
 
-    def feed(self, text: str) -> Written:
+    def feed(self, text: str) -> DrawnSoFar:
         """Take more of the answer."""
         finished: list[Row] = []
         *lines, rest = (text.replace("\t", "    ")).split("\n")
@@ -77,12 +77,12 @@ class MarkdownStream:
             finished += self._end_line()
         self._source += rest
         finished += self._full_rows()
-        return Written(finished, self._pending())
+        return DrawnSoFar(finished, self._pending())
 
-    def end(self) -> Written:
+    def end(self) -> DrawnSoFar:
         """The answer is over: what is left of it."""
         finished = self._end_line() if self._source or self._block else []
-        return Written(finished + self._end_table(), [])
+        return DrawnSoFar(finished + self._end_table(), [])
 
     @property
     def _width(self) -> int:

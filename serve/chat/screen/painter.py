@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 
 from serve.chat.screen.glyphs import Glyph
-from serve.chat.screen.markdown import ASCII_SIGNS, MarkdownStream, Signs, Written
+from serve.chat.screen.markdown import ASCII_SIGNS, DrawnSoFar, MarkdownStream, Signs
 from serve.chat.screen.wrapping import Row, row_width
 from slm.text.visible import without_controls
 
@@ -37,7 +37,7 @@ class Painter:
         """The answer is over; the cursor is at the beginning of a row."""
         self._paint(self._stream.end())
 
-    def _paint(self, written: Written) -> None:
+    def _paint(self, written: DrawnSoFar) -> None:
         codes = ""
         for row in written.finished:
             codes += self._to(row) + "\n"
