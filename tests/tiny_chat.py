@@ -1,4 +1,4 @@
-"""Somebody to talk to in the tests of the chat: in the process, or a server with OpenAI's API that says what it is told."""
+"""Somebody to talk to in the tests of the chat: in the process, or a server with OpenAI's API. Both are scripted."""
 
 from __future__ import annotations
 
