@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_help_names_every_command_on_rows_that_fit_and_so_does_the_guide() -> No
 # --- what a model is sent ---------------------------------------------------------------------------------------
 
 
-def count(messages: list[Message]) -> int:
+def count(messages: Sequence[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 

@@ -206,7 +206,7 @@ def _clear(chat: Chat, _: str) -> None:
 
 def _save(chat: Chat, name: str) -> None:
     chat.keeper.call(name)
-    say(f"this session is '{chat.keeper.name}': slm chat --session '{chat.keeper.name}' goes on with it")
+    say(f"this session is '{chat.keeper.name}' now; --session NAME goes on with it")
 
 
 def _load(chat: Chat, label: str) -> None:
