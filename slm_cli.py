@@ -30,7 +30,7 @@ COMMANDS = {
     "verify": "convert.cli.verify", "inspect": "convert.cli.convert",
     "export": "convert.cli.export",
     "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.evaluate",
-    "generate": "serve.cli.serve", "chat": "serve.cli.serve", "serve": "serve.cli.serve", "route": "serve.cli.serve",
+    "generate": "serve.cli.serve", "chat": "serve.cli.chat", "serve": "serve.cli.serve", "route": "serve.cli.serve",
     "rag": "rag.cli.rag", "bench": "slm_cli:bench",
     "config": "slm.terminal.settings",
 }  # fmt: skip

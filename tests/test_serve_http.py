@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 from rag.answer.cite import Citations
 from serve.cli import serve as cli
+from serve.cli.chat import chat
 from serve.engine.engine import open_engine
 from serve.server.guard import Keys, Policy
 from slm.errors import InputError, ResourceError, UnknownNameError
@@ -319,12 +320,12 @@ def test_generate_routes_and_reports_figures(served: Served) -> None:
 def test_chat_in_a_pipe_takes_a_line_for_a_turn(served: Served) -> None:
     args = [str(served.folder / "tiny.gguf"), "--adapter", f"ja={served.folder / 'ja.gguf'}"]
     talk = "Hello\n/adapter ja\nHello\n\n/reset\n/help\n/adapter base\nHello\n/exit\nnever asked\n"
-    result = invoke(cli.chat, *args, "--max-tokens", "6", "--temperature", "0", "--threads", "1", input=talk)
+    result = invoke(chat, *args, "--max-tokens", "6", "--temperature", "0", "--threads", "1", input=talk)
     assert result.exception is None
     first, second, third = result.stdout.splitlines()
     assert first == third != second, "/reset has to begin anew and /adapter has to change who answers"
     assert "tok/s" in result.stderr and "[ja" in result.stderr and "/reset" in result.stderr
-    failed = invoke(cli.chat, *args, "--threads", "1", input="/adapter nobody\n")
+    failed = invoke(chat, *args, "--threads", "1", input="/adapter nobody\n")
     assert isinstance(failed.exception, UnknownNameError)
 
 
@@ -334,7 +335,7 @@ def test_chat_lists_the_passages_as_rag_ask_does(served: Served) -> None:
             return nullcontext(Index())
 
     args = [str(served.folder / "tiny.gguf"), "--rag", "handbook", "--max-tokens", "6", "--threads", "1"]
-    result = CliRunner().invoke(cli.chat, args, obj=Indexed(), input="How many days?\n", catch_exceptions=False)
+    result = CliRunner().invoke(chat, args, obj=Indexed(), input="How many days?\n", catch_exceptions=False)
     assert len(result.stdout.splitlines()) == 1
     assert (
         "\nThe answer cites no passage. It was given these:\n  1. Leave > Paid leave (leave.md)\n     “Ten days.”\n"

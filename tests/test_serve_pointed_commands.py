@@ -9,8 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 from fastapi.testclient import TestClient
 
-from serve.chat.terminal import Chat
+from serve.chat.opening import Desk, Opening, Setup
+from serve.chat.sessions import Keeper
+from serve.chat.talk import Chat
+from serve.chat.talker import LocalTalker
+from serve.chat.terminal import turn
 from serve.cli import serve as cli
+from serve.cli.chat import chat as chat_command
 from serve.engine.engine import open_engine
 from slm.errors import InputError, MissingFileError
 from slm.joints import Reader, SamplingOptions
@@ -40,7 +45,7 @@ def joints(folder: Path) -> ReadingJoints:
 
 def chat(joints: ReadingJoints, folder: Path, *options: str, say: str) -> Result:
     args = [str(folder / "tiny.gguf"), "--threads", "1", "--max-tokens", "6", *options]
-    return CliRunner().invoke(cli.chat, args, obj=joints, input=say)
+    return CliRunner().invoke(chat_command, args, obj=joints, input=say)
 
 
 # --- chat -------------------------------------------------------------------------------------------------------
@@ -93,13 +98,18 @@ def test_a_reader_that_cannot_be_is_an_error(
 def test_a_conversation_keeps_pointed_answers(folder: Path) -> None:
     reader = tiny_reader(folder / "reader.gguf")
     with open_engine(folder / "tiny.gguf", {"reader": reader.adapter}, threads=1, parallel=1) as engine:
-        talk = Chat(engine, "base", SamplingOptions(max_tokens=4), LineIndex(scores=ROW), "Be brief.", reader)
+        desk = Desk(Setup("tiny"), LocalTalker(engine, reader), LineIndex(scores=ROW), reader)
+        talk = Chat(
+            Opening(desk.setup, lambda *_: desk),
+            Keeper(None, print),
+            "base",
+            SamplingOptions(max_tokens=4),
+            "Be brief.",
+        )
         for line in ("/reset", HOTEL, "/reader model", ROOM):
-            talk.turn(line)
-    assert [(turn["role"], turn["content"]) for turn in talk.messages[:4]] == [
-        ("system", "Be brief."), ("user", HOTEL), ("assistant", SAID), ("user", ROOM),
-    ]  # fmt: skip
-    assert len(talk.messages) == 5
+            turn(talk, line)
+    first, second = talk.exchanges
+    assert (first.question, first.answer, second.question) == (HOTEL, SAID, ROOM) and second.answer
 
 
 def test_a_refusal_without_a_passage_shows_no_source(folder: Path) -> None:
@@ -113,7 +123,7 @@ def test_a_refusal_without_a_passage_shows_no_source(folder: Path) -> None:
 # --- options ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [cli.chat, cli.serve], ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [chat_command, cli.serve], ids=lambda command: command.name)
 @pytest.mark.parametrize("options", [("--reader", "point"), ("--refuse-at", "0.5")])
 def test_a_reader_without_documents_is_refused(
     joints: ReadingJoints, folder: Path, command: Any, options: tuple[str, ...]
@@ -133,7 +143,7 @@ def test_a_threshold_needs_a_reader(joints: ReadingJoints, folder: Path) -> None
     assert result.exit_code == 2 and "no reader that could refuse" in result.stderr
 
 
-@pytest.mark.parametrize("command", [cli.chat, cli.serve], ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [chat_command, cli.serve], ids=lambda command: command.name)
 def test_an_adapter_of_the_readers_name_is_refused(joints: ReadingJoints, folder: Path, command: Any) -> None:
     args = [str(folder / "tiny.gguf"), "--rag", "i", "--adapter", f"reader={folder / 'en.gguf'}"]
     args += ["--port", "0"] if command is cli.serve else []

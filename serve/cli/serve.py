@@ -1,4 +1,4 @@
-"""The commands generate, chat, serve and route. It knows the engine and the server, nothing of other rooms."""
+"""The commands generate, serve and route. It knows the engine and the server, nothing of other rooms."""
 
 from __future__ import annotations
 
@@ -150,50 +150,6 @@ def generate(
         click.echo(shown.text if says(shown.text) else json.dumps(held["value"]))
     elif finish.reason == "length":
         note(f"the answer was cut at --max-tokens {options.max_tokens}")
-
-
-@click.command(context_settings=_HELP)
-@click.argument("model", default=_DEFAULT_MODEL)
-@_adapters
-@_which
-@click.option("--rag", "index", metavar="INDEX", help="Answer from this index, with citations.")
-@with_reader
-@click.option("--system", type=TEXT, default="", help="A system message for the whole conversation.")
-@_threads
-@_context
-@_sampling
-@pass_joints
-def chat(
-    joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, index: str | None,
-    reader: str, refuse_at: float | None, system: str, threads: int, context: int, **sampling: Any,
-) -> None:  # fmt: skip
-    """Talk to a model in the terminal. /help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves.
-
-    \b
-    Example:
-      slm chat smollm2-135m-instruct
-      slm chat gemma-3-270m --adapter en=exports/en.gguf --adapter ja=exports/ja.gguf --rag index/handbook
-    """
-    from serve.chat.terminal import Chat
-
-    with ExitStack() as stack:
-        path = joints.gguf_of(model)
-        who = reader_of_index(joints, model, index, reader, refuse_at)
-        files = one_of_each(adapters)
-        retriever = stack.enter_context(joints.open_retriever(index)) if index else None
-        engine = _open(
-            stack, path, beside(files, who), context=context, threads=threads, parallel=1,
-            by_name=frozenset(adapter_of(who)),
-        )  # fmt: skip
-        if wanted is not None:
-            engine.route(wanted, [])
-        names = ", ".join(files)
-        note(f"{engine.base.name}{f' with {names}' if names else ''}; /help shows the commands, Ctrl-D leaves")
-        if who:
-            note(f"the reader {who.name} answers from {index}: lines of it, word for word; /reader model: the model")
-        default = 0.0 if index else 0.7
-        wanted = wanted or ("auto" if adapters else "base")
-        Chat(engine, wanted, _sampling_of(sampling, temperature=default), retriever, system, who).run()
 
 
 @click.command(context_settings=_HELP)

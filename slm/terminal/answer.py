@@ -10,9 +10,17 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from slm.joints import Finish, Grounded, Passage, PointedAnswer
-from slm.text.visible import one_line
+from slm.text.visible import one_line, without_controls
+
+
+class AnswerScreen(Protocol):
+    """Draws an answer in place of its plain text."""
+
+    def feed(self, text: str) -> None: ...
+    def end(self) -> None: ...
 
 
 @dataclass
@@ -24,31 +32,41 @@ class ShownAnswer:
     first_s: float = 0.0
 
     def show(
-        self, pieces: Iterable[str | Finish], grounded: Grounded | None = None, *, silent: bool = False
+        self,
+        pieces: Iterable[str | Finish],
+        grounded: Grounded | None = None,
+        *,
+        silent: bool = False,
+        screen: AnswerScreen | None = None,
     ) -> ShownAnswer:
         """Write what an engine says to stdout, piece by piece, and end the line. silent: take it only.
 
-        grounded: whose citations are checked on the way. An exception leaves what was said until then.
+        grounded: whose citations are checked on the way. screen: draws it instead. An exception leaves what was said
+        until then. On a terminal control characters of an answer do nothing.
         """
         began = time.perf_counter()
         try:
             for piece in pieces:
                 if isinstance(piece, Finish):
-                    self._take(grounded.citations.end() if grounded else "", silent)
+                    self._take(grounded.citations.end() if grounded else "", silent, screen)
                     self.finish = piece
                     continue
                 self.first_s = self.first_s or time.perf_counter() - began
-                self._take(grounded.citations.feed(piece) if grounded else piece, silent)
+                self._take(grounded.citations.feed(piece) if grounded else piece, silent, screen)
         finally:
-            if (self.text or self.finish) and not silent:
+            if screen:
+                screen.end()
+            elif (self.text or self.finish) and not silent:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
         return self
 
-    def _take(self, text: str, silent: bool) -> None:
+    def _take(self, text: str, silent: bool, screen: AnswerScreen | None) -> None:
         self.text += text
-        if not silent:
-            sys.stdout.write(text)
+        if screen:
+            screen.feed(text)
+        elif not silent:
+            sys.stdout.write(without_controls(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
 
 

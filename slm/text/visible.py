@@ -20,3 +20,8 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """A title or heading for display: visible characters, white space joined."""
     return " ".join(visible(text).split())
+
+
+def without_controls(text: str) -> str:
+    """A piece of a text without control and invisible characters, whatever is before and behind it."""
+    return _INVISIBLE.sub("", text.replace("\r\n", "\n"))

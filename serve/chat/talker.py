@@ -1,0 +1,75 @@
+"""Who answers in a chat: a model in this program (here), or a server (`serve.chat.remote`), behind one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Protocol
+
+from serve.engine.engine import Engine
+from serve.engine.router import Route
+from slm.errors import InputError
+from slm.joints import Finish, Message, PieceScores, Reader, SamplingOptions
+
+
+class Talker(Protocol):
+    """A model to talk to."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt with its answer, 0 where that is unknown."""
+
+    def adapters(self) -> list[tuple[str, str]]:
+        """What may be asked for beside the base: name and language ("": none)."""
+
+    def route(self, wanted: str, messages: Sequence[Message]) -> Route:
+        """Who answers. Raises UnknownNameError."""
+
+    def chat(
+        self, messages: Sequence[Message], adapter: str | None, sampling: SamplingOptions
+    ) -> Generator[str | Finish, None, None]:
+        """The answer in pieces, then one Finish."""
+
+    def count(self, messages: Sequence[Message], adapter: str | None) -> int:
+        """Tokens of a conversation."""
+
+    def scores(self, prompts: Sequence[Sequence[str]], reader: Reader) -> PieceScores:
+        """What a reader makes of lines. Raises InputError where no reader can work."""
+
+
+class LocalTalker:
+    """An engine of ours. reader: the adapter that is none to talk to."""
+
+    def __init__(self, engine: Engine, reader: Reader | None = None) -> None:
+        self.engine, self.reader = engine, reader
+
+    @property
+    def name(self) -> str:
+        return self.engine.base.name
+
+    @property
+    def context(self) -> int:
+        return self.engine.context
+
+    def adapters(self) -> list[tuple[str, str]]:
+        hidden = self.reader.name if self.reader else None
+        return [(a.name, a.language or "") for a in self.engine.adapters() if a.name != hidden]
+
+    def route(self, wanted: str, messages: Sequence[Message]) -> Route:
+        return self.engine.route(wanted, messages)
+
+    def chat(
+        self, messages: Sequence[Message], adapter: str | None, sampling: SamplingOptions
+    ) -> Generator[str | Finish, None, None]:
+        return self.engine.chat(messages, adapter=adapter, sampling=sampling, fit=True)
+
+    def count(self, messages: Sequence[Message], adapter: str | None) -> int:
+        return len(self.engine.tokens_of(messages, adapter=adapter))
+
+    def scores(self, prompts: Sequence[Sequence[str]], reader: Reader) -> PieceScores:
+        if self.reader is None or reader.name != self.reader.name:
+            raise InputError(f"the reader '{reader.name}' is not loaded")
+        return self.engine.scores(prompts, reader.contrast, adapter=reader.name)

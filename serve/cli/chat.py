@@ -1,0 +1,191 @@
+"""The command `slm chat`: its options, and what they open."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serve.cli.serve import _DEFAULT_MODEL, _HELP, _adapters, _context, _sampling, _sampling_of, _threads, _which
+from slm.errors import InputError, SlmError
+from slm.joints import Joints, pass_joints
+from slm.terminal.arguments import TEXT, one_of_each
+from slm.terminal.asking import reader_of_index, with_reader
+from slm.terminal.console import note
+from slm.terminal.piped import is_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from serve.chat.opening import Desk, Opening, Setup
+    from serve.chat.sessions import Archive, SavedSession
+
+_HERE_ONLY = frozenset(["adapters", "threads", "context", "reader", "refuse_at"])  # what only a model of ours has
+
+
+@click.command(context_settings=_HELP)
+@click.argument("model", required=False)
+@_adapters
+@_which
+@click.option("--rag", "index", metavar="INDEX", help="Answer from this index, with citations.")
+@with_reader
+@click.option("--system", type=TEXT, help="A system message for the whole conversation.")
+@click.option("--continue", "goes_on", is_flag=True, help="Go on with the session that was used last.")
+@click.option("--session", type=TEXT, metavar="NAME", help="Go on with this session (name or number), or begin it.")
+@click.option("--find", type=TEXT, metavar="WORDS", help="List the sessions in which all the words occur, and end.")
+@click.option("--no-save", is_flag=True, help="Keep nothing of what is said.")
+@click.option("--plain", is_flag=True, help="Print answers as they are written: no Markdown, no toolbar.")
+@click.option("--url", metavar="URL", help="Talk to a server with OpenAI's API; MODEL is then its name for one.")
+@click.option("--api-key-env", metavar="VAR", help="With --url: environment variable with the server's key.")
+@_threads
+@_context
+@_sampling
+@click.pass_context
+@pass_joints
+def chat(
+    joints: Joints, ctx: click.Context, /, model: str | None, adapters: tuple[tuple[str, Path], ...],
+    wanted: str | None, index: str | None, reader: str, refuse_at: float | None, system: str | None, goes_on: bool,
+    session: str | None, find: str | None, no_save: bool, plain: bool, url: str | None, api_key_env: str | None,
+    threads: int, context: int, **sampling: Any,
+) -> None:  # fmt: skip
+    """Talk to a model in the terminal. /help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves.
+
+    What is said is kept in the data folder; what is piped in only with --session or --continue. MODEL is
+    smollm2-135m-instruct, or the model of the session that goes on.
+
+    \b
+    Example:
+      slm chat smollm2-135m-instruct
+      slm chat gemma-3-270m --adapter en=exports/en.gguf --adapter ja=exports/ja.gguf --rag index/handbook
+      slm chat --continue
+      slm chat --url http://127.0.0.1:8080
+    """
+    from serve.chat.acts import continue_with, list_sessions
+    from serve.chat.opening import Opening, Setup
+    from serve.chat.sessions import Keeper
+    from serve.chat.talk import Chat
+    from serve.chat.terminal import draws, talk_to
+
+    _refuse_contradictions(ctx)
+    named = one_of_each(adapters)
+    if index is None:
+        reader_of_index(joints, "", None, reader, refuse_at)  # what reads documents is refused without them
+    with ExitStack() as stack:
+        kept = is_terminal() or goes_on or session is not None
+        archive = None if no_save else _archive(stack, needed=goes_on or bool(session) or find is not None)
+        if find is not None and archive:
+            list_sessions(archive, find)
+            return
+        saved = _saved(archive, goes_on, session)
+        setup = Setup(
+            (model or "") if url else _model_of(model, saved), named, index, reader, refuse_at, threads, context,
+            url or "", _key(api_key_env),
+        )  # fmt: skip
+        opening = stack.enter_context(closing(Opening(setup, _opener(joints, setup, wanted))))
+        talk = Chat(
+            opening, Keeper(archive if kept else None, note, "" if saved else session or ""),
+            wanted or ("auto" if named or url else "base"), _sampling_of(sampling, temperature=0.0 if index else 0.7),
+            system or "", interactive=is_terminal(), drawn=draws(plain),
+        )  # fmt: skip
+        _greet(opening, plain)
+        if saved:
+            continue_with(talk, saved)
+            if system is not None:
+                talk.tell(system)
+        talk_to(talk, plain=plain)
+
+
+def _refuse_contradictions(ctx: click.Context) -> None:
+    """Options that mean nothing beside each other are told, not passed over."""
+    options = {p.name: p.opts[-1] for p in ctx.command.params if isinstance(p, click.Option)}
+    default = click.core.ParameterSource.DEFAULT
+    given = {name for name in options if name and ctx.get_parameter_source(name) is not default and ctx.params[name]}
+    if given >= {"goes_on", "session"}:
+        raise click.UsageError(
+            "--continue goes on with the last session, --session with a named one; give one of them."
+        )
+    if "no_save" in given and (others := given & {"goes_on", "session", "find"}):
+        raise click.UsageError(f"--no-save keeps no session; leave out {options[min(others)]}.")
+    if "url" in given and (others := given & _HERE_ONLY):
+        raise click.UsageError(f"{options[min(others)]} is for a model that runs here; a server has its own (--url).")
+    if "api_key_env" in given and "url" not in given:
+        raise click.UsageError("--api-key-env is for a server; name it with --url URL.")
+
+
+def _archive(stack: ExitStack, *, needed: bool) -> Archive | None:
+    """The sessions; None where they cannot be kept and nobody asked for one."""
+    from serve.chat.sessions import Archive
+    from slm.paths import home
+
+    try:
+        archive = Archive(home() / "sessions.sqlite")
+    except SlmError as error:
+        if needed:
+            raise
+        note(f"this conversation is not saved: {error}")
+        return None
+    stack.callback(archive.close)
+    return archive
+
+
+def _saved(archive: Archive | None, goes_on: bool, session: str | None) -> SavedSession | None:
+    """The session to go on with; None where a new one begins."""
+    if archive is None or not (goes_on or session):
+        return None
+    if goes_on:
+        latest = archive.latest()
+        if latest is None:
+            raise InputError("there is no session to go on with", hint="Begin one with: slm chat")
+        return latest
+    assert session
+    return archive.get(session) if session.isdigit() else archive.find(session)
+
+
+def _model_of(model: str | None, saved: SavedSession | None) -> str:
+    if model is not None or saved is None:
+        return model or _DEFAULT_MODEL
+    if " at http" in saved.model:
+        raise InputError(
+            f"session {saved.label} was held with {saved.model}", hint="Go there with --url URL, or name a MODEL."
+        )
+    return saved.model
+
+
+def _key(variable: str | None) -> str:
+    if variable is None:
+        return ""
+    key = os.environ.pop(variable, "").strip()  # no child process needs it
+    if not key:
+        raise InputError(f"the environment variable '{variable}' holds no API key")
+    return key
+
+
+def _opener(joints: Joints, first: Setup, wanted: str | None) -> Callable[[Setup, ExitStack], Desk]:
+    from serve.chat.opening import local_desk, remote_desk
+
+    open_desk = remote_desk(joints) if first.url else local_desk(joints)
+
+    def opened(setup: Setup, stack: ExitStack) -> Desk:
+        desk = open_desk(setup, stack)
+        if setup is first and wanted is not None:
+            desk.talker.route(wanted, [])  # a name that is unknown is an error before the first question
+        return desk
+
+    return opened
+
+
+def _greet(opening: Opening, plain: bool) -> None:
+    from serve.chat.terminal import is_bare
+
+    setup = opening.setup
+    desk = opening.desk() if is_bare(plain) else None  # else it is opened while the prompt is there
+    name = desk.talker.name if desk else Path(setup.model).name or "the model"
+    names = ", ".join(setup.adapters)
+    where = f" at {setup.url}" if setup.url else f" with {names}" if names else ""
+    note(f"{name}{where}; /help shows the commands, Ctrl-D leaves")
+    if desk and desk.reader:
+        reader = desk.reader.name
+        note(f"the reader {reader} answers from {setup.index}: lines of it, word for word; /reader model: the model")

@@ -1,0 +1,111 @@
+"""`slm chat --url`: any server with OpenAI's API answers, and what such a server cannot do is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner, Result
+
+from serve.chat.remote import RemoteTalker
+from serve.cli.chat import chat
+from slm.errors import EngineError, InputError, UnknownNameError
+from slm.joints import Finish, SamplingOptions
+from tests.path_joints import PathJoints
+from tests.tiny_chat import FakeServer, fake_server
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with fake_server() as script:
+        yield script
+
+
+def invoke(*options: str, say: str = "", **environment: str) -> Result:
+    return CliRunner().invoke(chat, ["--no-save", *options], obj=PathJoints(), input=say, env=environment)
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_a_conversation_goes_to_the_server_as_the_api_has_it(server: FakeServer, end: str) -> None:
+    server.answers = [["Hel", "lo."], ["やあ"]]
+    done = invoke("--url", server.url + end, "--system", "Be brief.", say="Hi\nAgain\n")
+    assert done.exception is None and done.stdout == "Hello.\nやあ\n"
+    first, second = server.bodies
+    assert first == {
+        "model": "fake", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 256,
+        "temperature": 0.7, "top_p": 0.95,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+    }  # fmt: skip
+    assert [turn["content"] for turn in second["messages"]] == ["Be brief.", "Hi", "Hello.", "Again"]
+    assert "[fake" in done.stderr and "2 tokens · first after" in done.stderr
+
+
+def test_what_only_some_servers_know_is_sent_only_when_it_was_chosen(server: FakeServer) -> None:
+    server.answers = [["Hi"]]
+    invoke("--url", server.url, "--top-k", "5", "--seed", "3", say="Hi\n")
+    assert server.bodies[0]["top_k"] == 5 and server.bodies[0]["seed"] == 3 and "min_p" not in server.bodies[0]
+
+
+def test_figures_are_the_servers_counts_and_our_clock(server: FakeServer) -> None:
+    server.answers, server.pause_s = [["a", "b", "c"]], 0.05
+    talker = RemoteTalker(server.url)
+    *pieces, finish = talker.chat([{"role": "user", "content": "Hi"}], None, SamplingOptions())
+    talker.close()
+    assert pieces == ["a", "b", "c"] and isinstance(finish, Finish)
+    assert (finish.reason, finish.prompt_tokens, finish.completion_tokens) == ("stop", 7, 3)
+    assert finish.decode_s > 0.1 and finish.adapter == "fake"
+
+
+def test_a_models_name_is_one_that_the_server_has(server: FakeServer) -> None:
+    server.rows = [{"id": "one", "context": 500}, {"id": "two"}]
+    talker = RemoteTalker(server.url, model="two")
+    assert (talker.name, talker.context) == ("two", 0) and RemoteTalker(server.url).context == 500
+    assert talker.route("auto", []).adapter == "two" and talker.route("one", []).adapter == "one"
+    with pytest.raises(UnknownNameError, match="known: one, two"):
+        RemoteTalker(server.url, model="three")
+    server.rows = [{"id": "base", "retrieval": False}, {"id": "ja", "language": "ja"}]
+    ours = RemoteTalker(server.url)
+    assert ours.route("auto", []).adapter == "auto" and ours.adapters() == [("ja", "ja")]
+
+
+def test_a_key_is_taken_from_the_environment_and_asked_for_when_it_is_missing(server: FakeServer) -> None:
+    server.key = "secret"
+    refused = invoke("--url", server.url, say="Hi\n")
+    assert isinstance(refused.exception, EngineError)
+    assert "401: a key is needed" in str(refused.exception) and "--api-key-env VAR" in str(refused.exception)
+    server.answers = [["Hi"]]
+    assert invoke("--url", server.url, "--api-key-env", "K", say="Hi\n", K="secret").stdout == "Hi\n"
+    assert isinstance(invoke("--url", server.url, "--api-key-env", "NONE").exception, InputError)
+
+
+def test_no_server_is_one_error_with_what_to_do(server: FakeServer) -> None:
+    gone = invoke("--url", "http://127.0.0.1:9", say="Hi\n")
+    assert isinstance(gone.exception, EngineError) and "slm serve MODEL" in str(gone.exception)
+    assert isinstance(invoke("--url", "localhost", say="Hi\n").exception, InputError)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--url", "http://x", "--adapter", "a=b"), "--adapter"),
+        (("--url", "http://x", "--threads", "2"), "--threads"),
+        (("--url", "http://x", "--context", "512"), "--context"),
+        (("--api-key-env", "K"), "--url"),
+        (("--continue",), "--no-save"),
+        (("--session", "a"), "--session"),
+        (("--find", "a"), "--find"),
+    ],
+)
+def test_options_that_mean_nothing_together_are_refused(options: tuple[str, ...], named: str) -> None:
+    done = invoke(*options)
+    assert done.exit_code == 2 and named in done.stderr
+
+
+def test_a_server_that_breaks_off_leaves_what_it_said(server: FakeServer) -> None:
+    server.answers = [["Hel"]]
+    talker = RemoteTalker(server.url)
+    stream = talker.chat([{"role": "user", "content": "Hi"}], None, SamplingOptions())
+    assert next(stream) == "Hel"
+    stream.close()
+    talker.close()
+    assert len(server.bodies) == 1
