@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convert.model import convert_checkpoint
-from slm import doctor
+from slm.doctor.installed import LlamaTrial, llama_checks
 from slm.native import build
 from slm.native.llama import ContextParams, forget, has_our_kernels, open_context, open_model
 from tests.tiny_checkpoints import llama
@@ -125,12 +125,9 @@ def test_the_recipe_names_the_file_it_stands_in(builder: ModuleType) -> None:
 
 
 def test_doctor_names_the_build_by_the_python_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slm.native.llama.has_our_kernels", lambda: False)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    (line,) = [check for check in doctor._llama_checks() if check.name == "llama.cpp kernels"]
-    assert line.found == (
-        f"as released; several requests at once are answered faster after: {sys.executable} -m slm.native.build"
-    )
+    (line,) = [check for check in llama_checks(LlamaTrial()) if check.name == "llama.cpp kernels"]
+    assert line.fix == f"{sys.executable} -m slm.native.build"
 
 
 def test_this_environments_llama_cpp_was_built_so() -> None:

@@ -271,8 +271,8 @@ def test_a_folder_of_somebody_else_names_the_command_that_gives_it_back(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setenv("SLM_HOME", str(tmp_path))
-    monkeypatch.setattr(places.tempfile, "mkdtemp", refuse)
-    monkeypatch.setattr(places.getpass, "getuser", lambda: "ann")
+    monkeypatch.setattr("slm.doctor.places.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("slm.doctor.places.getpass.getuser", lambda: "ann")
     (check,) = places.place_checks()
     assert check.found == f"'{tmp_path}' cannot be written: Permission denied"
     assert check.fix == f"sudo chown -R ann {tmp_path}, or SLM_HOME=FOLDER chooses another place"
@@ -280,7 +280,7 @@ def test_a_folder_of_somebody_else_names_the_command_that_gives_it_back(
 
 def test_a_disk_with_little_room_is_a_fault(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(home)._replace(free=2 * 10**9)
-    monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("slm.doctor.places.shutil.disk_usage", lambda path: usage)
     assert places.place_checks()[-1] == Check(
         "disk", False, f"2.0 GB free for {home}",
         "slm doctor --clean removes what can be made again; SLM_HOME=FOLDER chooses another place",

@@ -66,7 +66,7 @@ def made(source: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     target = tmp_path_factory.mktemp("out") / "Office-1"
     answers = target.parent / "answers.json"
     answers.write_text(json.dumps(ANSWERS))
-    words = [
+    words: list[str | Path] = [
         "--adapter",
         f"en={whole}",
         "-t",

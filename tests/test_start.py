@@ -15,7 +15,6 @@ import pytest
 import slm_cli
 from serve.bench import start
 from serve.child.messages import AskStats
-from serve.engine import process
 from serve.engine.engine import Engine
 from serve.engine.supervisor import Call, Supervisor
 from slm.errors import EngineDiedError, EngineError, MissingFileError
@@ -196,7 +195,7 @@ def test_an_early_child_that_has_died_is_told_at_once_and_not_waited_for(monkeyp
     def prepare(call: Call) -> None:
         call(AskStats())
 
-    monkeypatch.setattr(process.sys, "executable", "/bin/false")
+    monkeypatch.setattr("serve.engine.process.sys.executable", "/bin/false")
     supervisor = Supervisor(prepare)
     supervisor.spawn()
     child = supervisor._child

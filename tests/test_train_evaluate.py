@@ -206,7 +206,7 @@ def test_what_cannot_be_measured_is_said(bases: dict[str, Path], tmp_path: Path)
 def test_the_command_takes_a_peft_folder_for_a_gguf_too(
     bases: dict[str, Path], ggufs: dict[str, Path], texts: dict[str, list[Path]], tmp_path: Path
 ) -> None:
-    from train.cli.train import evaluate as command
+    from train.cli.evaluate import evaluate as command
 
     base, gguf = bases["gemma3"], ggufs["gemma3"]
     folder = adapter(base, tmp_path / "a")

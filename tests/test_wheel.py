@@ -103,7 +103,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     llama.write_bytes(b"llama")
     monkeypatch.setattr(wheelhouse, "run", run)
     monkeypatch.setattr(wheelhouse, "build_both", build_both)
-    monkeypatch.setattr(wheelhouse.build, "wheel", lambda environment: llama)
+    monkeypatch.setattr("scripts.wheelhouse.build.wheel", lambda environment: llama)
     return seen
 
 
@@ -133,7 +133,7 @@ def test_a_wheelhouse_is_collected_around_our_own_wheels_and_tried_without_an_in
 def test_a_wheelhouse_that_lacks_something_is_none(
     asked: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    collecting = wheelhouse.run
+    collecting = vars(wheelhouse)["run"]
 
     def run(command: list[str], *, doing: str) -> None:
         if "--dry-run" in command:
