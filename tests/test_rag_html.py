@@ -139,6 +139,27 @@ def test_no_nesting_is_too_deep_and_no_page_of_junk_takes_long() -> None:
     assert time.process_time() - start < 60
 
 
+@pytest.mark.parametrize("unit", ["<rt>", "<rp>", "<rtc>", "<optgroup>", "<ruby></ruby><rt>", "<p><rt>"])
+def test_what_closes_itself_in_its_own_place_alone_is_not_nested_without_end_elsewhere(unit: str) -> None:
+    start = time.process_time()
+    assert text_of(f"<div>{unit * (200_000 // len(unit))}</div><p>behind") == "behind"
+    assert time.process_time() - start < 4
+
+
+@pytest.mark.parametrize("name", ["b", "font"])
+def test_formatting_that_is_never_closed_does_not_multiply(name: str) -> None:
+    """Each paragraph opens again whatever is still open: of 2,000 with attributes of their own came 2 million."""
+    page = "".join(f"<p><{name} id={n}>word {n}" for n in range(2000))
+    start = time.process_time()
+    text = text_of(page + f"<p>plain <{name}>x</{name}>")
+    assert time.process_time() - start < 4
+    assert all(f"word {n}" in text for n in range(2000)) and "plain x" in text.replace("`", "").replace("*", "")
+
+
+def test_readings_of_many_rubies_without_end_tags_are_dropped() -> None:
+    assert text_of("<ruby>漢<rt>かん</ruby>" * 3000) == "漢" * 3000
+
+
 def test_an_attribute_of_a_megabyte_and_embedded_files_leave_nothing() -> None:
     data = "data:image/png;base64," + "QUJD" * 250_000
     assert text_of(f'<p><img src="{data}" alt="plan"> and <a href="{data}">words</a> {data}</p>') == "plan and words"

@@ -30,11 +30,15 @@ def _names(names: str) -> frozenset[str]:
 
 _VOID = _names("area base br col embed hr img input link meta param source track wbr")
 # Elements that end where the next of their kind begins, so that they are open without being nested.
-_SHALLOW = _VOID | _names("li p td th tr dd dt option optgroup thead tbody tfoot colgroup rt rp rb rtc")
+_SHALLOW = _VOID | _names("li p td th tr dd dt option thead tbody tfoot colgroup")
+# They end so inside a <ruby> or a <select> alone, and are nothing elsewhere.
+_IN_RUBY, _IN_SELECT = _names("rt rp rb rtc"), "optgroup"
+# What a browser opens again in every paragraph until it is closed, with each set of attributes anew.
+_FORMATTING = _names("b big code em font i s small strike strong tt u")
 _ANY_TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*)")
 _OPENING = re.compile(r"<[A-Za-z][^\s/>]*")
 _ATTRIBUTE = re.compile(r"[\s/]*[^\s/>][^\s/>=]*(?:\s*=\s*(?:(?P<quote>[\"'])|[^\s>\"'][^\s>]*))?")
-_DEEPEST, _MOST_ATTRIBUTES = 1000, 256
+_DEEPEST, _MOST_FORMATTING, _MOST_ATTRIBUTES = 1000, 12, 256
 
 
 def read_html(raw: bytes, name: str) -> Read:
@@ -104,29 +108,49 @@ def _few_attributes(html: str) -> str:
     return "".join((*out, html[done:])) if out else html
 
 
+class _Depth:
+    """Elements that are open, up to a limit; those beyond it are counted, so that their ends are known."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._open, self._beyond = limit, 0, 0
+
+    def opens(self) -> bool:
+        """Whether one more may be opened."""
+        if self._open >= self._limit:
+            self._beyond += 1
+            return False
+        self._open += 1
+        return True
+
+    def closes(self) -> bool:
+        """Whether this end is that of one that was opened."""
+        if self._beyond:
+            self._beyond -= 1
+            return False
+        self._open = max(self._open - 1, 0)
+        return True
+
+
 def _shallow(html: str) -> str:
     """The page with elements nested no deeper than any author nests them.
 
     The parser's time grows with the square of the depth, and a page of 1 MB may be nothing but <div>. Tags that go
-    deeper become <wbr>, which holds nothing; browsers stop at a depth of 512.
+    deeper become <wbr>, which holds nothing; browsers stop at a depth of 512. What formats and is never closed is
+    opened again in each paragraph, so that some hundreds of <font> would be some hundred thousand elements.
     """
-    depth = deeper = 0
+    ordinary, formatting, rubies = _Depth(_DEEPEST), _Depth(_MOST_FORMATTING), 0
 
     def rename(match: re.Match[str]) -> str:
-        nonlocal depth, deeper
-        if match["name"].lower() in _SHALLOW:
+        nonlocal rubies
+        name = match["name"].lower()
+        if name in _IN_RUBY or name == _IN_SELECT:
+            return match.group() if rubies and name != _IN_SELECT else "<wbr"
+        if name in _SHALLOW:
             return match.group()
-        if match["close"]:
-            if deeper:
-                deeper -= 1
-                return "<wbr"
-            depth = max(depth - 1, 0)
-        elif depth >= _DEEPEST:
-            deeper += 1
-            return "<wbr"
-        else:
-            depth += 1
-        return match.group()
+        if name == "ruby":
+            rubies = max(rubies + (-1 if match["close"] else 1), 0)
+        depth = formatting if name in _FORMATTING else ordinary
+        return match.group() if (depth.closes() if match["close"] else depth.opens()) else "<wbr"
 
     return _ANY_TAG.sub(rename, html) if html.count("<") > _DEEPEST else html
 
