@@ -156,6 +156,8 @@ def _of_slm(words: list[str], *, whole: bool) -> str:
         ]
         if not words or words[0] == "...":
             return "" if not whole else f"'{path}' needs a command"
+        if words[0] in ("-h", "--help"):
+            return ""
         child = command.get_command(click.Context(command), words[0])
         if child is None:
             return f"no command '{path} {words[0]}'"
