@@ -270,10 +270,10 @@ def bench() -> None:
 )
 @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress on stderr.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--json", "as_json", is_flag=True, help="Results as one JSON object.")
+@click.option("--json", is_flag=True, help="Results as one JSON object.")
 @click.version_option(__version__, prog_name="slm")
 @click.pass_context
-def cli(ctx: click.Context, quiet: bool, debug: bool, as_json: bool) -> None:
+def cli(ctx: click.Context, quiet: bool, debug: bool, json: bool) -> None:
     """Small language models on ordinary CPUs: train, convert, serve, retrieve.
 
     \b
@@ -290,13 +290,13 @@ def cli(ctx: click.Context, quiet: bool, debug: bool, as_json: bool) -> None:
     130 interrupted (Ctrl-C), 141 whoever reads stdout has gone.
     """
     set_verbosity(quiet=quiet, debug=debug)
-    asked = ctx.get_parameter_source("as_json") is click.core.ParameterSource.COMMANDLINE
+    asked = ctx.get_parameter_source("json") is click.core.ParameterSource.COMMANDLINE
     if ctx.default_map is None:
         ctx.default_map = _config_defaults(ctx)
         own = ctx.default_map
         set_verbosity(quiet=quiet or own.get("quiet", False), debug=debug or own.get("debug", False))
-        as_json = as_json or own.get("as_json", False)
-    if as_json:
+        json = json or own.get("json", False)
+    if json:
         json_before(ctx, asked=asked)
     if ctx.obj is None:
         ctx.obj = Roof()

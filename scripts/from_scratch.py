@@ -42,7 +42,9 @@ def slm(*args: str | Path) -> dict[str, Any]:
     words = [str(a) for a in args]
     print(f"\n$ slm {shlex.join(word for word in words if word != '--json')}", flush=True)
     started = time.monotonic()
-    run = subprocess.run([sys.executable, "-m", "slm_cli", *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    run = subprocess.run(
+        [sys.executable, "-m", "slm_cli", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     spent.append((" ".join(words[:2]), time.monotonic() - started))
     if run.returncode:
         sys.exit(run.returncode)

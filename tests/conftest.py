@@ -48,7 +48,7 @@ def slm() -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(*args: str, stdin: str | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "slm_cli", *args],
-            capture_output=True, text=True, input=stdin, timeout=timeout, cwd=ROOT,
+            capture_output=True, text=True, input=stdin or "", timeout=timeout, cwd=ROOT,
         )  # fmt: skip
 
     return call

@@ -117,6 +117,10 @@ def test_json_as_a_default_of_the_file_asks_only_where_there_is_json(
     assert slm("models", "--json").stdout.startswith("{")
     refused = slm("serve", "gone.gguf")
     assert "--json" not in refused.stderr and "gone.gguf" in refused.stderr
+    config.write_text("", encoding="utf-8")
+    monkeypatch.setenv("SLM_JSON", "1")
+    assert slm("route", "Hello").stdout.startswith("{") and "gone.gguf" in slm("serve", "gone.gguf").stderr
+    monkeypatch.delenv("SLM_JSON")
     config.write_text("[serve]\njson = true\n", encoding="utf-8")
     assert "[serve] json: no option of this command" in slm("models").stderr
 

@@ -30,7 +30,7 @@ def shell(
     """A line of sh in which `slm` is the command and $1, $2 ... the words."""
     program = f'slm() {{ "{sys.executable}" -m slm_cli "$@"; }}\n{line}'
     return subprocess.run(
-        ["bash", "-c", program, "sh", *words], input=stdin, capture_output=True, cwd=cwd, timeout=120,
+        ["bash", "-c", program, "sh", *words], input=stdin or b"", capture_output=True, cwd=cwd, timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
 

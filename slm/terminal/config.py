@@ -173,8 +173,10 @@ def _value(spelling: Spelling, value: Any, command: click.Command) -> tuple[str,
 def value_of_variable(parameter: click.Option, text: str, command: click.Command) -> tuple[str, Any]:
     """(fault or "", the value) of an environment variable; several are separated by white space, as click has them."""
     if parameter.is_flag and parameter.is_bool_flag:
-        flag = click.types.BoolParamType.str_to_bool(text)
-        return ("" if flag is not None else f"has to be true or false (found: {_shown(text)})"), flag
+        try:
+            return "", click.BOOL.convert(text, parameter, None)
+        except click.BadParameter:
+            return f"has to be true or false (found: {_shown(text)})", None
     if parameter.multiple or parameter.nargs != 1:
         return _value(Spelling(parameter), list(parameter.type.split_envvar_value(text)), command)
     fault = _fault(parameter, text, command)

@@ -227,9 +227,18 @@ def _keys_of(command: click.Command) -> Iterator[str]:
         value = _plain(parameter.get_default(context))
         line = f"#{_line(key_of(parameter), value).lstrip('#')}"
         about = " ".join((getattr(parameter, "help", "") or "").split())
-        kind = "" if value is not None else parameter.make_metavar(context)
+        kind = "" if value is not None else _form(parameter)
         told = " ".join(part for part in (kind, about) if part)
         yield f"{line}  # {told}" if told else line
+
+
+def _form(parameter: click.Parameter) -> str:
+    """What a value looks like, as the help has it."""
+    if parameter.metavar or isinstance(parameter, click.Argument):
+        return parameter.metavar or (parameter.name or "").upper()
+    if isinstance(parameter.type, click.Choice):
+        return "|".join(map(str, parameter.type.choices))
+    return parameter.type.name.upper()
 
 
 def _write(root: click.Group, as_json: bool) -> None:
