@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,8 @@ def _to_prompt(argv: Sequence[str], mark: bytes) -> float:
             except OSError:  # it has ended: a terminal without a process behind it
                 piece = b""
             if not piece:
+                with suppress(subprocess.TimeoutExpired):  # it has let go of the terminal, and is about to end
+                    process.wait(5.0)
                 break
             said += piece
             if re.search(mark, _ESCAPE.sub(b"", said).replace(b"\r", b"")):
