@@ -38,7 +38,7 @@ def requirement(lines: str, where: str) -> str:
     found = re.search(r"^llama[-_]cpp[-_]python==[^\s;]+", lines, re.MULTILINE)
     if not found:
         raise SystemExit(f"error: {where} names no version of llama-cpp-python")
-    return found[0]
+    return found[0].replace("-", "_")  # spelled one way, so that checkouts and installed packages share their wheels
 
 
 def wanted() -> str:
