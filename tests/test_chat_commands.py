@@ -154,8 +154,8 @@ import sys
 import slm_cli, serve.cli.chat, serve.chat.acts, serve.chat.terminal, serve.chat.sessions
 from serve.chat.editor import Editor
 Editor(lambda: [], lambda: "")
-print([m for m in ("numpy", "llama_cpp", "gguf", "jinja2", "pydantic", "fastapi", "httpx", "rich", "serve.engine.engine")
-       if m in sys.modules])
+heavy = ["numpy", "llama_cpp", "gguf", "jinja2", "pydantic", "fastapi", "httpx", "rich", "serve.engine.engine"]
+print([module for module in heavy if module in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[]\n"
