@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,3 +146,16 @@ def test_a_conversation_as_json_is_what_an_api_takes_and_what_was_measured() -> 
     ]  # fmt: skip
     assert len(body["messages"]) == 5
     assert body["exchanges"][0]["sources"] == [SOURCE] and body["exchanges"][2]["answer"] is None
+
+
+def test_the_prompt_is_there_before_anything_heavy_is_imported() -> None:
+    code = """
+import sys
+import slm_cli, serve.cli.chat, serve.chat.acts, serve.chat.terminal, serve.chat.sessions
+from serve.chat.editor import Editor
+Editor(lambda: [], lambda: "")
+heavy = ["numpy", "llama_cpp", "gguf", "jinja2", "pydantic", "fastapi", "httpx", "rich", "serve.engine.engine"]
+print([module for module in heavy if module in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
@@ -264,6 +263,8 @@ def _export(chat: Chat, name: str) -> None:
 
 
 def _stats(chat: Chat, _: str) -> None:
+    from statistics import median
+
     facts = [exchange.facts for exchange in chat.exchanges if exchange.answer is not None]
     context = chat.opening.desk().talker.context
     speeds = [fact["decode_tokens_per_s"] for fact in facts if fact.get("decode_tokens_per_s")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from serve.engine.engine import Engine
 from serve.engine.router import Route
 from slm.errors import InputError
 from slm.joints import Finish, Message, PieceScores, Reader, SamplingOptions
+
+if TYPE_CHECKING:
+    from serve.engine.engine import Engine
 
 
 class Talker(Protocol):
