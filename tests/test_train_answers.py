@@ -12,7 +12,7 @@ import pytest
 
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from train.measure.answers.ask import rows
-from train.measure.answers.counts import Answered, RightCount, counts_json
+from train.measure.answers.counts import JudgedAnswer, RightCount, counts_json
 from train.measure.answers.items import ChatItem, first_of_each, read_items
 from train.measure.answers.rules import RULES, rule_of
 
@@ -214,8 +214,8 @@ def test_an_item_is_right_when_all_its_rules_are_kept_and_never_when_empty() -> 
 
 def test_counts_are_by_language_and_kind_with_the_range_of_wilson() -> None:
     answers = [
-        Answered(item("a"), "4", ()), Answered(item("b"), "5", ("number",)), Answered(item("c", "ja", "x"), "4", ()),
-        Answered(item("d", "ja"), "", ("not asked",), "too long"),
+        JudgedAnswer(item("a"), "4", ()), JudgedAnswer(item("b"), "5", ("number",)), JudgedAnswer(item("c", "ja", "x"), "4", ()),
+        JudgedAnswer(item("d", "ja"), "", ("not asked",), "too long"),
     ]  # fmt: skip
     counts = counts_json(answers)
     assert counts["overall"] == {"right": 2, "items": 4, "share": 0.5, "share_low": 0.15, "share_high": 0.85}

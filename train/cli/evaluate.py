@@ -16,7 +16,7 @@ from train.cli.options import HELP, JSON
 from train.cli.process import prepare_process
 
 if TYPE_CHECKING:
-    from train.measure.answers.counts import Answered
+    from train.measure.answers.counts import JudgedAnswer
     from train.measure.answers.items import ChatItem
     from train.measure.evaluate import LanguageFigures
 
@@ -130,7 +130,7 @@ def evaluate_chat(
     from train.measure.answers.ask import ask, result_of
 
     results: list[dict[str, Any]] = []
-    asked: list[tuple[str, Sequence[Answered]]] = []
+    asked: list[tuple[str, Sequence[JudgedAnswer]]] = []
     for one in models:
         adapters = {_ADAPTER: one.adapter} if one.adapter is not None else {}
         with joints.open_engine(one.file, adapters, context=_CONTEXT) as engine:
@@ -149,7 +149,7 @@ def evaluate_chat(
 
 
 def _show_chat(
-    asked: Sequence[tuple[str, Sequence[Answered]]], results: Sequence[dict[str, Any]], settings: ChatSettings
+    asked: Sequence[tuple[str, Sequence[JudgedAnswer]]], results: Sequence[dict[str, Any]], settings: ChatSettings
 ) -> None:
     from rich.table import Table
 

@@ -13,7 +13,7 @@ from typing import Any
 from slm.errors import EngineError
 from slm.joints import ChatEngine, Finish, SamplingOptions
 from slm.terminal.console import note
-from train.measure.answers.counts import Answered, RightCount, count_of, counts_json, kinds_of
+from train.measure.answers.counts import JudgedAnswer, RightCount, count_of, counts_json, kinds_of
 from train.measure.answers.items import ChatItem
 
 Result = dict[str, Any]
@@ -21,22 +21,22 @@ Result = dict[str, Any]
 
 def ask(
     engine: ChatEngine, items: Sequence[ChatItem], adapter: str | None, max_tokens: int, show: Callable[[int], None]
-) -> list[Answered]:
+) -> list[JudgedAnswer]:
     """What a model says to each item. show: told how many are done.
 
     An item that cannot be asked (too long for the context, the process ended) is wrong and the others are asked; when
     none could be asked, the error of the last one is raised.
     """
-    answers: list[Answered] = []
+    answers: list[JudgedAnswer] = []
     failed: EngineError | None = None
     for item in items:
         try:
             answer = _said(engine, item, adapter, max_tokens)
-            answers.append(Answered(item, answer, item.broken(answer)))
+            answers.append(JudgedAnswer(item, answer, item.broken(answer)))
         except EngineError as error:
             failed = error
             note(f"'{item.id}' could not be asked: {error}")
-            answers.append(Answered(item, "", ("not asked",), str(error)))
+            answers.append(JudgedAnswer(item, "", ("not asked",), str(error)))
         show(len(answers))
     if failed is not None and all(answer.error for answer in answers):
         raise failed
@@ -48,7 +48,7 @@ def _said(engine: ChatEngine, item: ChatItem, adapter: str | None, max_tokens: i
     return "".join(str(piece) for piece in pieces if not isinstance(piece, Finish)).strip()
 
 
-def result_of(name: str, file: Path, adapter: Path | None, answers: Sequence[Answered], seconds: float) -> Result:
+def result_of(name: str, file: Path, adapter: Path | None, answers: Sequence[JudgedAnswer], seconds: float) -> Result:
     """A model's part of the JSON result."""
     return {
         "name": name, "file": file.name, "size_bytes": file.stat().st_size, "adapter": adapter and adapter.name,
@@ -56,7 +56,7 @@ def result_of(name: str, file: Path, adapter: Path | None, answers: Sequence[Ans
     }  # fmt: skip
 
 
-def rows(asked: Sequence[tuple[str, Sequence[Answered]]]) -> list[list[str]]:
+def rows(asked: Sequence[tuple[str, Sequence[JudgedAnswer]]]) -> list[list[str]]:
     """The rows of the table side by side: language, kind, then right/items of each (name, answers).
 
     A row `all` ends each language and the table; there the share stands with the range in which it really is.

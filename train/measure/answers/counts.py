@@ -13,7 +13,7 @@ _Z = 1.959964  # 95 % of a normal distribution lie within so many standard devia
 
 
 @dataclass(frozen=True)
-class Answered:
+class JudgedAnswer:
     """What a model said to an item, and the rules that it broke; `error` where it could not be asked."""
 
     item: ChatItem
@@ -59,13 +59,13 @@ class RightCount:
         }  # fmt: skip
 
 
-def count_of(answers: Iterable[Answered]) -> RightCount:
+def count_of(answers: Iterable[JudgedAnswer]) -> RightCount:
     """The count over some answers."""
     judged = [answer.is_right for answer in answers]
     return RightCount(sum(judged), len(judged))
 
 
-def kinds_of(answers: Sequence[Answered]) -> list[tuple[str, str]]:
+def kinds_of(answers: Sequence[JudgedAnswer]) -> list[tuple[str, str]]:
     """(language, kind) of the answers, languages and kinds in the order in which they come first."""
     langs = list(dict.fromkeys(answer.item.lang for answer in answers))
     kinds = list(dict.fromkeys(answer.item.kind for answer in answers))
@@ -73,7 +73,7 @@ def kinds_of(answers: Sequence[Answered]) -> list[tuple[str, str]]:
     return [(lang, kind) for lang in langs for kind in kinds if (lang, kind) in there]
 
 
-def counts_json(answers: Sequence[Answered]) -> dict[str, Any]:
+def counts_json(answers: Sequence[JudgedAnswer]) -> dict[str, Any]:
     """{by_language: {en: {right, items, share, ..., by_kind: {format: {...}}}}, overall: {...}}."""
     by_language: dict[str, dict[str, Any]] = {}
     for lang, kind in kinds_of(answers):
