@@ -214,9 +214,11 @@ def test_an_item_is_right_when_all_its_rules_are_kept_and_never_when_empty() -> 
 
 def test_counts_are_by_language_and_kind_with_the_range_of_wilson() -> None:
     answers = [
-        JudgedAnswer(item("a"), "4", ()), JudgedAnswer(item("b"), "5", ("number",)), JudgedAnswer(item("c", "ja", "x"), "4", ()),
+        JudgedAnswer(item("a"), "4", ()),
+        JudgedAnswer(item("b"), "5", ("number",)),
+        JudgedAnswer(item("c", "ja", "x"), "4", ()),
         JudgedAnswer(item("d", "ja"), "", ("not asked",), "too long"),
-    ]  # fmt: skip
+    ]
     counts = counts_json(answers)
     assert counts["overall"] == {"right": 2, "items": 4, "share": 0.5, "share_low": 0.15, "share_high": 0.85}
     assert counts["by_language"]["ja"]["by_kind"]["x"]["right"] == 1

@@ -82,9 +82,10 @@ def _refuse_alone(target: Path, upload: str | None) -> None:
     if upload is None or given:
         from slm.models.model_argument import is_model_folder
 
-        swapped = f" DIR is what is written: slm export OUT --model {target}" if is_model_folder(target) else ""
-        also = f"{given[0].opts[0]} goes with it. " if given else ""
-        raise click.UsageError(f"Missing option '--model'. {also}{swapped}".strip(), context)
+        said = ["Missing option '--model'."]
+        said += [f"{given[0].opts[0]} goes with it."] if given else []
+        said += [f"DIR is what is written: slm export OUT --model {target}"] if is_model_folder(target) else []
+        raise click.UsageError(" ".join(said), context)
 
 
 def _options(joints: Joints, target: Path, model: str, asked: dict[str, Any]) -> ExportOptions:

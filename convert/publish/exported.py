@@ -101,7 +101,7 @@ def _answers(file: Path | None) -> dict[str, Any] | None:
     found = read_json(file).get("chat")
     if not isinstance(found, dict) or not found.get("models"):
         raise DamagedFileError(
-            f"'{file}' holds no answers", hint="Make it with: slm evaluate MODEL --chat FILE --json > answers.json"
+            f"'{file}' holds no answers", hint="It is what this prints: slm evaluate MODEL --chat FILE --json"
         )
     return found
 

@@ -61,6 +61,6 @@ def upload_export(folder: Path, repository: str, *, private: bool = True) -> dic
         first = str(error).strip().splitlines()
         raise UploadError(
             f"'{repository}' was not uploaded to {endpoint()}: {first[0] if first else type(error).__name__}",
-            hint=f"Nothing is lost: slm export {folder} --upload {repository} sends it again.",
+            hint=f"Nothing is lost; send it again with: slm export {folder} --upload {repository}",
         ) from error
     return {"repository": repository, "url": f"{endpoint()}/{repository}", "commit": sent.oid}
