@@ -77,6 +77,8 @@ CASES: list[tuple[dict[str, Any], list[str], list[str]]] = [
             "わかりません",
             "本文には記載がありません。",
             "書かれていません。",
+            "I could not find this in the documents.",
+            "資料には見つかりませんでした。",
         ],
         [
             "It is 42.",

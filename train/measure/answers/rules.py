@@ -20,11 +20,13 @@ Check = Callable[[str], bool]
 
 # What says that a question is not answered, in both languages. An apology alone does not: an answer may follow it.
 _REFUSALS = re.compile(
-    r"\b(?:can(?:not| not|'t)|unable to|not able to|won't be able|will not be able|don't know|do not know"
+    r"\b(?:can(?:not| not|'t)|could(?: not|n't) find|unable to|not able to|won't be able|will not be able"
+    r"|don't know|do not know"
     r"|no way to know|no (?:information|access)|(?:don't|do not) have (?:any |enough |that |this |the |your )?"
     r"(?:access|information|data|details|ability|answer)"
     r"|(?:isn't|is not|not|doesn't|does not) (?:stated?|mention(?:ed)?|given|give|specif(?:y|ied)|say|said|known))\b"
     r"|できません|できかねます|いたしかねます|できない|分かりません|わかりません|わからない|分からない|知りません"
+    r"|見つかりません"
     r"|知ることは(?:でき|不可能)|不明です|お断り|控えさせて|(?:記載|情報)(?:が|は)(?:ない|なく|ありません|ございません)"
     r"|(?:記載|言及)されて(?:いない|いません|おりません)|書かれて(?:いない|いません)|書いてありません",
     re.IGNORECASE,
