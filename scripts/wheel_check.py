@@ -1,6 +1,6 @@
 """Installs a wheel of slm in an empty environment at the laptop size and uses it as its new owner would.
 
-Run: python scripts/wheel_check.py dist/slm_cpu-0.1.0-py3-none-any.whl --python python3.12
+Run: python scripts/wheel_check.py FILE --python python3.12
 
 Nothing of the checkout is in reach: the commands run in another folder. llama.cpp comes from the wheel that
 `python -m slm.native.build` keeps, so nothing is compiled twice.
@@ -24,7 +24,7 @@ import click  # noqa: E402
 from scripts.packing.asking import Asked, free_port, serving  # noqa: E402
 from scripts.packing.distribution import run  # noqa: E402
 from slm import __version__, paths  # noqa: E402
-from slm.errors import SlmError, VerificationError  # noqa: E402
+from slm.errors import MissingFileError, SlmError, VerificationError  # noqa: E402
 from slm.native import build  # noqa: E402
 from slm.terminal import console  # noqa: E402
 
@@ -99,7 +99,7 @@ def check(programs: Path, home: Path, model: str, folder: Path) -> None:
 
 
 @click.command()
-@click.argument("wheel", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("wheel", type=click.Path(path_type=Path))
 @click.option("--python", default=sys.executable, help="The Python to install for. [default: the one that runs this]")
 @click.option("--model", default="", metavar="MODEL", help="Also serve this model and ask it something.")
 def main(wheel: Path, python: str, model: str) -> None:
@@ -107,8 +107,10 @@ def main(wheel: Path, python: str, model: str) -> None:
 
     \b
     Example:
-      python scripts/wheel_check.py dist/slm_cpu-0.1.0-py3-none-any.whl --model smollm2-135m-instruct
+      python scripts/wheel_check.py FILE --model smollm2-135m-instruct
     """
+    if not wheel.is_file():
+        raise MissingFileError(f"there is no wheel '{wheel}'", hint="Make one with: make wheel")
     with tempfile.TemporaryDirectory(prefix="slm-wheel-") as name:
         folder = Path(name)
         programs = install(python, wheel, folder / "environment")

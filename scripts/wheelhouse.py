@@ -51,7 +51,7 @@ class Wanted:
 
     @property
     def requirement(self) -> str:
-        """slm of exactly this version."""
+        """Exactly this version of slm."""
         return f"slm-cpu{f'[{self.extras}]' if self.extras else ''}=={__version__}"
 
     @property
