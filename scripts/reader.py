@@ -123,7 +123,8 @@ def main() -> None:
         if args.output.exists() and (args.output / "reader.json").exists():
             shutil.rmtree(args.output)
         command = [*slm, "train", "reader", "--base", args.base, "--data", files["train"]]
-        command += ["--eval-data", files["development"], "-o", args.output, "--seed", str(args.seed), *_BOUNDED, *args.options]
+        command += ["--eval-data", files["development"], "-o", args.output]
+        command += ["--seed", str(args.seed), *_BOUNDED, *args.options]
         subprocess.run(command, check=True, cwd=ROOT)
     limits = fit_thresholds(args.base, args.output, work, args.price, args.questions)
     print(f"{args.output}: refuses at {limits} ({(time.monotonic() - started) / 60:.0f} minutes)")
