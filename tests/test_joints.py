@@ -20,6 +20,8 @@ DOORS: dict[str, tuple[Any, ...]] = {
     "checkpoint_of": ("model",),
     "gguf_of": ("model",),
     "adapter_gguf_of": (Path("adapter"), "model"),
+    "converter": (),
+    "index_states": (),
 }
 
 

@@ -148,11 +148,11 @@ def test_peers_that_are_not_there_or_fail_are_skipped_with_a_word(
     ]
 
 
-def test_a_command_of_ours_that_fails_ends_the_measurement_with_its_words(tmp_path: Path) -> None:
+def test_a_damaged_model_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     done = bench(str(tmp_path / "bad.gguf"), "--rounds", "1")
-    assert done.returncode == 1 and "showed no prompt" not in done.stdout
-    assert done.stderr.startswith("error: 'python") and "bad.gguf' ended with 1: error: " in done.stderr
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("error: ") and "bad.gguf' is not a GGUF file" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,11 @@ def bench_start(joints: Joints, model: str, rounds: int, as_json: bool) -> None:
       slm bench start smollm2-135m-instruct
     """
     from serve.bench import start
+    from slm.weights.gguf_reader import read_gguf
 
-    result = start.bench_start(joints.gguf_of(model), rounds)
+    file = joints.gguf_of(model)
+    read_gguf(file)  # a chat's prompt is there before its model is read
+    result = start.bench_start(file, rounds)
     if as_json:
         emit_json(result)
         return

@@ -114,9 +114,8 @@ class Supervisor:
 
     def spawn(self) -> None:
         """Start the first child's process ahead of `start`: it loads its libraries while files are still being read."""
-        child = ChildProcess("serve.child.worker", self._on_line, self._on_exit)
         with self._lock:
-            self._child = self._ahead = child
+            self._child = self._ahead = self._new_child()
 
     def start(self) -> None:
         """Start the first child. Raises what `prepare` raises, or EngineDiedError."""
@@ -205,12 +204,14 @@ class Supervisor:
             raise EngineError(f"{type(order).__name__} was answered by {type(answer).__name__}")
         return answer
 
+    def _new_child(self) -> ChildProcess:
+        """With the lock held: one that ends at once waits with that until it is known as the child."""
+        return ChildProcess("serve.child.worker", self._on_line, self._on_exit)
+
     def _begin(self) -> None:
         """Start a child and prepare it; the state is 'ready' afterwards."""
         with self._lock:
-            child, self._ahead = self._ahead, None
-        child = child or ChildProcess("serve.child.worker", self._on_line, self._on_exit)
-        with self._lock:
+            child, self._ahead = self._ahead or self._new_child(), None
             closed = self._state == "closed"
             self._child = child
         if closed:

@@ -37,6 +37,8 @@ def centres_of(
     parts: Iterable[tuple[Matrix, npt.NDArray[np.int32]]], by_language: Mapping[str, Mask], dimension: int
 ) -> Centres:
     """The centres of vectors in parts: (vectors of a part, the row of each or -1). by_language: masks over the rows."""
+    if not by_language:
+        return Centres((), np.empty((0, dimension), dtype=np.float32))
     masks = np.stack(list(by_language.values()))
     sums = np.zeros((len(masks), dimension))
     for vectors, rows in parts:
