@@ -43,7 +43,7 @@ class Weights:
     """
 
     lexical: float = 0.3
-    same_language: float = 1.05
+    same_language: float = 1.15
 
 
 @dataclass(frozen=True)
