@@ -5,13 +5,12 @@ Embedders that open in no time are opened; a checkpoint folder is known by its f
 
 from __future__ import annotations
 
-import shlex
 from functools import lru_cache
 from typing import Any
 
 from rag.index.embed import embedder_revision
 from rag.index.names import index_path, known_indexes
-from rag.index.store import open_inventory
+from rag.index.store import command_anew, open_inventory
 from slm.errors import MissingFileError, SlmError
 from slm.joints import IndexState
 
@@ -33,10 +32,10 @@ def index_states() -> list[IndexState]:
             here = revision(embedder)
             if here != made_with["revision"]:
                 problem = f"it was made with {embedder} [{made_with['revision']}], and [{here}] is here"
-                mend = _anew(name, inventory.sources)
+                mend = command_anew(name, inventory.sources)
         except MissingFileError as error:
             problem = f"its embedder is not here: {error.what}"
-            mend = _command(error.hint) if "slm pull" in error.hint else _anew(name, inventory.sources)
+            mend = _command(error.hint) if "slm pull" in error.hint else command_anew(name, inventory.sources)
         except SlmError as error:
             problem, mend = f"its embedder cannot be used: {error.what}", _command(error.hint)
         states.append(IndexState(name, embedder, len(inventory.documents), inventory.count, problem, mend))
@@ -46,16 +45,3 @@ def index_states() -> list[IndexState]:
 def _command(hint: str) -> str:
     """The command of a hint ("Make it anew with: slm ...")."""
     return hint.rpartition(": ")[2] if ": slm " in hint else hint
-
-
-def _anew(name: str, sources: dict[str, dict[str, Any]]) -> str:
-    """The commands that make an index again from where its documents came from."""
-    files = sorted(root for root, source in sources.items() if source.get("kind") == "files")
-    paths = " ".join(shlex.quote(root) for root in files) or "PATH..."
-    command = f"slm rag add {shlex.quote(name)} {paths} --fresh"
-    for root in sorted(set(sources) - set(files)):
-        url, _, space = root.rpartition("#")
-        command += (
-            f" && slm rag sync {shlex.quote(name)} --confluence-url {shlex.quote(url)} --space {shlex.quote(space)}"
-        )
-    return command

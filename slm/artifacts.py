@@ -21,6 +21,8 @@ from slm.errors import DamagedFileError, InputError, MissingFileError, ResourceE
 from slm.paths import elsewhere
 
 MANIFEST = "manifest.json"
+# What a killed process leaves of writing `of`: tempfile's names.
+HALF = re.compile(r"\.(?P<of>.+)\.[a-z0-9_]{8}\.(part|old)")
 _BLOCK = 1 << 20
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Before anything is written also: a file where a folder is needed, nowhere at all, a name that no file can have.
@@ -155,9 +157,9 @@ def require_replaceable(path: Path, kind: str) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what a killed process left of writing the artifact `path`; only while nobody else writes it."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(part|old)")  # tempfile's names
     for entry in path.parent.iterdir() if path.parent.is_dir() else ():
-        if name.fullmatch(entry.name):
+        half = HALF.fullmatch(entry.name)
+        if half and half["of"] == path.name:
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 

@@ -164,17 +164,8 @@ class PieceScores:
     prefill_s: float
 
 
-class ChatEngine(Protocol):
-    """A loaded model with adapters, seen from outside its room."""
-
-    def chat(
-        self, messages: Sequence[Message], *, adapter: str | None = None, sampling: SamplingOptions = ...
-    ) -> Iterator[str | Finish]:
-        """Yield the answer's text piece by piece, then one Finish.
-
-        adapter: a loaded adapter's name, None for the base, or "auto" to route by language.
-        """
-        ...
+class LineScorer(Protocol):
+    """Who judges the pieces of prompts."""
 
     def scores(
         self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
@@ -188,6 +179,19 @@ class ChatEngine(Protocol):
 
         Raises InputError for a text of `contrast` that is not one token or a piece without tokens,
         ContextOverflowError for a prompt longer than the context.
+        """
+        ...
+
+
+class ChatEngine(LineScorer, Protocol):
+    """A loaded model with adapters, seen from outside its room."""
+
+    def chat(
+        self, messages: Sequence[Message], *, adapter: str | None = None, sampling: SamplingOptions = ...
+    ) -> Iterator[str | Finish]:
+        """Yield the answer's text piece by piece, then one Finish.
+
+        adapter: a loaded adapter's name, None for the base, or "auto" to route by language.
         """
         ...
 

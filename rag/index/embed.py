@@ -82,7 +82,7 @@ def embedder_revision(name: str) -> str:
         if pulled is not None and (pulled.folder / "config.json").exists():
             return _revision_of(pulled)
     elif Path(name).is_dir():
-        return sha256_files(sorted(Path(name).glob("*.safetensors")))[:16]
+        return _revision_of_folder(Path(name))
     elif Path(name).is_file():
         return sha256_file(Path(name))[:16]
     return open_embedder(name).identity.revision
@@ -110,10 +110,15 @@ def _of_path(path: Path) -> Embedder:
     name = path.resolve().as_posix()
     if path.is_file():
         return _quantized(name, path)
-    weights = sorted(path.glob("*.safetensors"))
+    return _folder(name, path, _revision_of_folder(path))
+
+
+def _revision_of_folder(folder: Path) -> str:
+    """Of a sentence-transformers folder: its weights. Raises UnsupportedError where there are none."""
+    weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise UnsupportedError(f"'{path}' is no embedder", found="no *.safetensors in it")
-    return _folder(name, path, sha256_files(weights)[:16])
+        raise UnsupportedError(f"'{folder}' is no embedder", found="no *.safetensors in it")
+    return sha256_files(weights)[:16]
 
 
 def _quantized(name: str, file: Path) -> Embedder:

@@ -118,7 +118,8 @@ def open_generation(path: Path, before: Generation | None = None) -> Generation:
         generation = assembled(inventory, load_parts(inventory, inventory.parts, before))
         for part in generation.loaded:
             part.dense.load()
-        _ = generation.centres  # otherwise the first query pays for them
+        if len(generation.facets.by_language) > 1:
+            _ = generation.centres  # otherwise the first query pays for them
         return generation
 
     return _opened(path, load)
@@ -169,16 +170,23 @@ def current_folder(path: Path) -> Path | None:
 
 def damaged(path: Path, detail: str, roots: Iterable[str] = ()) -> DamagedFileError:
     """An error that names what is damaged, and the command that makes the index anew (from its roots where known)."""
+    return DamagedFileError(
+        f"the index '{index_name(path)}' is damaged: {detail}",
+        hint=f"Make it anew with: {command_anew(index_name(path), roots)}",
+    )
+
+
+def command_anew(name: str, roots: Iterable[str]) -> str:
+    """The commands that make an index again from its roots: files and folders, and spaces as URL#SPACE."""
     files = sorted({root for root in roots if not root.startswith(("http://", "https://"))})
     paths = " ".join(shlex.quote(root) for root in files) or "PATH..."
-    name = shlex.quote(index_name(path))
-    command = f"slm rag add {name} {paths} --fresh"
+    command = f"slm rag add {shlex.quote(name)} {paths} --fresh"
     for root in sorted(set(roots) - set(files)):
         url, _, space = root.rpartition("#")
-        command += f" && slm rag sync {name} --confluence-url {shlex.quote(url)} --space {shlex.quote(space)}"
-    return DamagedFileError(
-        f"the index '{index_name(path)}' is damaged: {detail}", hint=f"Make it anew with: {command}"
-    )
+        command += (
+            f" && slm rag sync {shlex.quote(name)} --confluence-url {shlex.quote(url)} --space {shlex.quote(space)}"
+        )
+    return command
 
 
 @contextmanager

@@ -123,23 +123,20 @@ def local_desk(joints: Joints) -> Callable[[Setup, ExitStack], Desk]:
 
     def opened(setup: Setup, stack: ExitStack) -> Desk:
         from serve.engine.engine import open_engine
+        from serve.engine.options import tell_of_context
 
         path = joints.gguf_of(setup.model)
         reader = reader_for(joints, setup.model, setup.reader, setup.refuse_at) if setup.index else None
         retriever = stack.enter_context(joints.open_retriever(setup.index)) if setup.index else None
 
-        def engine_with(adapters: Mapping[str, Path]) -> LocalTalker:
-            engine = stack.enter_context(
-                open_engine(
-                    path, beside(adapters, reader), context=setup.context, threads=setup.threads, parallel=1,
-                    by_name=frozenset(adapter_of(reader)),
-                )
-            )  # fmt: skip
-            if engine.context < setup.context:
-                note(f"the model was trained for {engine.context:,} tokens; the context is that long")
-            return LocalTalker(engine, reader)
-
-        return Desk(setup, engine_with(setup.adapters), retriever, reader)
+        engine = stack.enter_context(
+            open_engine(
+                path, beside(setup.adapters, reader), context=setup.context, threads=setup.threads, parallel=1,
+                by_name=frozenset(adapter_of(reader)),
+            )
+        )  # fmt: skip
+        tell_of_context(engine.context, setup.context)
+        return Desk(setup, LocalTalker(engine, reader), retriever, reader)
 
     return opened
 

@@ -29,6 +29,7 @@ from slm.terminal.answer import (
     show_sources,
     sources_of,
 )
+from slm.terminal.asking import judge_of
 from slm.terminal.console import note
 from slm.terminal.streams import says
 
@@ -198,15 +199,10 @@ class Chat:
     def _point(self, exchange: Exchange, desk: Desk, retriever: Retriever, reader: Reader) -> None:
         """The reader's answer to the question, with its lines."""
         read: list[PieceScores] = []
-
-        def judge(prompts: Sequence[Sequence[str]]) -> list[list[float]]:
-            read.append(desk.talker.scores(prompts, reader))
-            return read[-1].scores
-
         began = time.perf_counter()
         with self._stoppable() as stop:
             try:
-                pointed = retriever.pointed(exchange.question, reader, judge)
+                pointed = retriever.pointed(exchange.question, reader, judge_of(desk.talker, reader, read.append))
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise

@@ -6,15 +6,14 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from serve.engine.router import Route
-from slm.errors import InputError
-from slm.joints import Finish, Message, PieceScores, Reader, SamplingOptions
+from slm.joints import Finish, LineScorer, Message, PieceScores, Reader, SamplingOptions
 
 if TYPE_CHECKING:
     from serve.engine.engine import Engine
 
 
-class Talker(Protocol):
-    """A model to talk to."""
+class Talker(LineScorer, Protocol):
+    """A model to talk to; `scores` raises InputError where no reader can work."""
 
     @property
     def name(self) -> str:
@@ -37,9 +36,6 @@ class Talker(Protocol):
 
     def count(self, messages: Sequence[Message], adapter: str | None) -> int:
         """Tokens of a conversation."""
-
-    def scores(self, prompts: Sequence[Sequence[str]], reader: Reader) -> PieceScores:
-        """What a reader makes of lines. Raises InputError where no reader can work."""
 
 
 class LocalTalker:
@@ -71,7 +67,7 @@ class LocalTalker:
     def count(self, messages: Sequence[Message], adapter: str | None) -> int:
         return len(self.engine.tokens_of(messages, adapter=adapter))
 
-    def scores(self, prompts: Sequence[Sequence[str]], reader: Reader) -> PieceScores:
-        if self.reader is None or reader.name != self.reader.name:
-            raise InputError(f"the reader '{reader.name}' is not loaded")
-        return self.engine.scores(prompts, reader.contrast, adapter=reader.name)
+    def scores(
+        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
+    ) -> PieceScores:
+        return self.engine.scores(prompts, contrast, adapter=adapter)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from serve.cli.serve import _DEFAULT_MODEL, _HELP, _adapters, _context, _sampling, _sampling_of, _threads, _which
+from serve.cli.guard import key_of_env
+from serve.cli.options import HELP, sampling_of, with_adapters, with_context, with_sampling, with_threads, with_wanted
 from slm.errors import InputError, SlmError
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import TEXT, one_of_each
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from serve.chat.opening import Desk, Opening, Setup
     from serve.chat.sessions import Archive, SavedSession
 
+_DEFAULT_MODEL = "smollm2-135m-instruct"
 _HERE_ONLY = frozenset(["adapters", "threads", "context", "reader", "refuse_at"])  # what only a model of ours has
 
 
-@click.command(context_settings=_HELP)
+@click.command(context_settings=HELP)
 @click.argument("model", required=False)
-@_adapters
-@_which
+@with_adapters
+@with_wanted
 @click.option("--rag", "index", metavar="INDEX", help="Answer from this index, with citations.")
 @with_reader
 @click.option("--system", type=TEXT, help="A system message for the whole conversation.")
@@ -40,9 +41,9 @@ _HERE_ONLY = frozenset(["adapters", "threads", "context", "reader", "refuse_at"]
 @click.option("--plain", is_flag=True, help="Print answers as they are written: no Markdown, no toolbar.")
 @click.option("--url", metavar="URL", help="Talk to a server with OpenAI's API; MODEL is then its name for one.")
 @click.option("--api-key-env", metavar="VAR", help="With --url: environment variable with the server's key.")
-@_threads
-@_context
-@_sampling
+@with_threads
+@with_context
+@with_sampling
 @click.pass_context
 @pass_joints
 def chat(
@@ -82,12 +83,12 @@ def chat(
         saved = _saved(archive, goes_on, session)
         setup = Setup(
             (model or "") if url else _model_of(model, saved), named, index, reader, refuse_at, threads, context,
-            url or "", _key(api_key_env),
+            url or "", "" if api_key_env is None else key_of_env(api_key_env),
         )  # fmt: skip
         opening = stack.enter_context(closing(Opening(setup, _opener(joints, setup, wanted))))
         talk = Chat(
             opening, Keeper(archive if kept else None, note, "" if saved else session or ""),
-            wanted or ("auto" if named or url else "base"), _sampling_of(sampling, temperature=0.0 if index else 0.7),
+            wanted or ("auto" if named or url else "base"), sampling_of(sampling, temperature=0.0 if index else 0.7),
             system or "", interactive=is_terminal(), drawn=draws(plain),
         )  # fmt: skip
         _greet(opening, plain)
@@ -152,15 +153,6 @@ def _model_of(model: str | None, saved: SavedSession | None) -> str:
             f"session {saved.label} was held with {saved.model}", hint="Go there with --url URL, or name a MODEL."
         )
     return saved.model
-
-
-def _key(variable: str | None) -> str:
-    if variable is None:
-        return ""
-    key = os.environ.pop(variable, "").strip()  # no child process needs it
-    if not key:
-        raise InputError(f"the environment variable '{variable}' holds no API key")
-    return key
 
 
 def _opener(joints: Joints, first: Setup, wanted: str | None) -> Callable[[Setup, ExitStack], Desk]:

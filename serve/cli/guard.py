@@ -122,7 +122,7 @@ class GuardOptions:
 
 def policy_of(host: str, options: GuardOptions) -> Policy:
     """What the options say, for a server on `host`. Raises InputError: no key found, or none and not on loopback."""
-    keys = _key_of_env(options.api_key_env) if options.api_key_env else ()
+    keys: tuple[str, ...] = (key_of_env(options.api_key_env),) if options.api_key_env else ()
     keys += _keys_of_file(options.api_key_file) if options.api_key_file else ()
     loopback = is_loopback(host)
     if not loopback and not keys and not options.no_key_ok:
@@ -154,11 +154,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _key_of_env(name: str) -> tuple[str, ...]:
-    key = os.environ.pop(name, "")  # no child process needs it
-    if not key.strip():
+def key_of_env(name: str) -> str:
+    """The API key in an environment variable, which is taken out of it. Raises InputError where there is none."""
+    key = os.environ.pop(name, "").strip()  # no child process needs it
+    if not key:
         raise InputError(f"the environment variable '{name}' holds no API key")
-    return (key.strip(),)
+    return key
 
 
 def _keys_of_file(path: Path) -> tuple[str, ...]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from serve.child.schedule import LONGEST_DRAFT
 from serve.cli.guard import GuardOptions, guard_options, policy_of
 from serve.cli.oneshot import asked, grammar_of, whole_json
-from slm.joints import Joints, Message, SamplingOptions, pass_joints
+from serve.cli.options import HELP, sampling_of, with_adapters, with_context, with_sampling, with_threads, with_wanted
+from slm.joints import Joints, Message, pass_joints
 from slm.terminal.answer import ShownAnswer
-from slm.terminal.arguments import NAMED_FILE, TEXT, FiniteRange, Named, TextCommand, one_of_each
+from slm.terminal.arguments import TEXT, Named, TextCommand, one_of_each
 from slm.terminal.asking import adapter_of, beside, reader_of_index, with_reader
 from slm.terminal.console import emit_json, note
 from slm.terminal.streams import says
@@ -27,64 +27,27 @@ if TYPE_CHECKING:
     from serve.engine.engine import Engine
     from serve.server.guard import Policy
 
-_HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 # The parameters of `slm serve` that llama.cpp's own servers have a counterpart for.
 _ANY_ENGINE = frozenset(
     ["engine", "adapters", "context", "threads", "parallel", "host", "port", "api_key_env", "api_key_file", "no_key_ok"]
 )
-_DEFAULT_MODEL = "smollm2-135m-instruct"
 _PATH = click.Path(path_type=Path)
 _VARIABLE = Named("NAME=TEXT", "tone=polite", TEXT)
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    def apply(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return apply
-
-
-_adapters = click.option(
-    "--adapter", "adapters", type=NAMED_FILE, multiple=True,
-    help="A LoRA adapter (GGUF) and the name it answers to; may be given several times.",
-)  # fmt: skip
-_which = click.option("-m", "wanted", metavar="NAME", help="Adapter's name, 'base', or 'auto' (by language; default).")
-_threads = click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core.")
-_context = click.option(
-    "--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens of prompt and answer."
-)
-_sampling = _options(
-    click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
-    click.option("--temperature", type=FiniteRange(0, 5), help="0 is greedy."),
-    click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True),
-    click.option("--top-k", type=click.IntRange(0), default=40, show_default=True),
-    click.option("--min-p", type=FiniteRange(0, 1), default=0.05, show_default=True),
-    click.option("--repeat-penalty", type=FiniteRange(0.1, 10), default=1.0, show_default=True),
-    click.option("--seed", type=int, default=0, show_default=True),
-)
-
-
-def _sampling_of(values: dict[str, Any], *, temperature: float, stop: tuple[str, ...] = ()) -> SamplingOptions:
-    given = values.pop("temperature")
-    return SamplingOptions(temperature=temperature if given is None else given, stop=stop, **values)
 
 
 def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: int, **options: Any) -> Engine:
     from serve.engine.engine import open_engine
+    from serve.engine.options import tell_of_context
 
     engine = stack.enter_context(open_engine(model, adapters, context=context, **options))
-    if engine.context < context:
-        note(f"the model was trained for {engine.context:,} tokens; the context is that long")
+    tell_of_context(engine.context, context)
     return engine
 
 
-@click.command(context_settings=_HELP)
+@click.command(context_settings=HELP)
 @click.argument("model")
-@_adapters
-@_which
+@with_adapters
+@with_wanted
 @click.option("-p", "--prompt", type=TEXT, help="The question; what is piped in stands above it.")
 @click.option(
     "--template", type=_PATH, metavar="FILE", help="A prompt (Jinja) with {{ input }}, {{ prompt }} and more."
@@ -94,9 +57,9 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 @click.option("--system", type=TEXT, default="", help="A system message before the question.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without a chat template.")
 @click.option("--stop", type=TEXT, multiple=True, help="Text that ends the answer; may be given several times.")
-@_threads
-@_context
-@_sampling
+@with_threads
+@with_context
+@with_sampling
 @click.option("--json", "as_json", is_flag=True, help="Text and figures as one JSON object.")
 @pass_joints
 def generate(
@@ -127,7 +90,7 @@ def generate(
     with ExitStack() as stack:
         named = one_of_each(adapters)
         engine = _open(stack, joints.gguf_of(model), named, context=context, threads=threads, parallel=1)
-        options = replace(_sampling_of(sampling, temperature=0.0, stop=stop), grammar=grammar)
+        options = replace(sampling_of(sampling, temperature=0.0, stop=stop), grammar=grammar)
         way = engine.route(wanted or ("auto" if adapters else None), [Message(role="user", content=asked_for.question)])
         if raw:
             events = engine.complete(asked_for.text, adapter=way.adapter, sampling=options)
@@ -152,9 +115,9 @@ def generate(
         note(f"the answer was cut at --max-tokens {options.max_tokens}")
 
 
-@click.command(context_settings=_HELP)
+@click.command(context_settings=HELP)
 @click.argument("model")
-@_adapters
+@with_adapters
 @click.option(
     "--adapters-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder whose adapters (GGUF files, PEFT folders) are loaded, replaced and unloaded as they come and go.",
@@ -176,8 +139,8 @@ def generate(
 @click.option(
     "--hot", type=click.IntRange(1, 64), default=3, show_default=True, help="Adapters with a context kept open."
 )
-@_context
-@_threads
+@with_context
+@with_threads
 @click.option(
     "--draft-max", type=click.IntRange(0, LONGEST_DRAFT), default=LONGEST_DRAFT, show_default=True,
     help="Tokens tried at once where an answer repeats what was said before; 0: none.",
@@ -284,7 +247,7 @@ def _run(app: Any, listeners: list[socket.socket], policy: Policy) -> None:
     uvicorn.Server(server_config(app, policy.limits)).run(sockets=listeners)
 
 
-@click.command(cls=TextCommand, context_settings=_HELP)
+@click.command(cls=TextCommand, context_settings=HELP)
 @click.argument("texts", nargs=-1, required=True, type=TEXT, metavar="TEXT...")
 @click.option("--adapter", "names", multiple=True, metavar="NAME", help="Adapters to choose among. [default: en, ja]")
 @click.option("--default", metavar="NAME", help="Adapter for text that does not decide; else the base.")

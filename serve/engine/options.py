@@ -1,4 +1,4 @@
-"""How a model is run, as one value. It knows nothing of the engine that takes it."""
+"""How a model is run, as one value, and what is said of it. It knows nothing of the engine that takes it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.child.schedule import LONGEST_DRAFT
+from slm.terminal.console import note
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,9 @@ class EngineOptions:
     cache_bytes: int = 256 << 20
     cache_folder: Path | None = None
     by_name: frozenset[str] = frozenset()
+
+
+def tell_of_context(tokens: int, asked: int) -> None:
+    """A note where a model's context is shorter than what was asked for."""
+    if tokens < asked:
+        note(f"the model was trained for {tokens:,} tokens; the context is that long")

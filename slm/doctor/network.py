@@ -6,7 +6,6 @@ Both are asked at once, each with a few seconds. Nothing is downloaded; addresse
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 import threading
@@ -67,7 +66,7 @@ def registry_problem() -> str:
 def reach_checks(reach: Reach, *, any_pulled: bool) -> list[Check]:
     """Being without a network is no fault where the models are here; without both there is nothing to begin with."""
     host = urlsplit(hub.endpoint()).hostname or hub.endpoint()
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    offline = hub.is_offline()
     why = "not asked, HF_HUB_OFFLINE is set" if offline else f"not reached ({host})"
     mirror = "unset HF_HUB_OFFLINE" if offline else "HF_ENDPOINT=URL names a mirror, HTTPS_PROXY=URL a proxy"
     registry_answers = reach.registry == ""

@@ -10,7 +10,7 @@ from typing import Any
 from slm.artifacts import MANIFEST, read_manifest
 from slm.doctor.check import Check, amount, guarded
 from slm.errors import DamagedFileError
-from slm.models.catalog import CATALOG, KIND, Pulled, is_hub_id
+from slm.models.catalog import CATALOG, KIND, Pulled, is_hub_id, name_of_folder
 from slm.models.packages import is_installed
 from slm.native.process import memory_bytes
 from slm.paths import models_dir
@@ -30,7 +30,7 @@ def model_checks() -> list[Check]:
     if models_dir().is_dir():
         for folder in sorted(models_dir().iterdir()):
             if not folder.name.startswith(".") and folder.is_dir():
-                there[folder.name.replace("--", "/", 1)] = folder
+                there[name_of_folder(folder.name)] = folder
     for name in [*CATALOG, *(name for name in there if name not in CATALOG)]:
         if name not in there:
             checks.append(Check(f"model {name}", None, f"not pulled (slm pull {name})"))

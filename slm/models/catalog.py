@@ -196,6 +196,11 @@ def folder_name(name: str) -> str:
     return entry_of(name).name.replace("/", "--")
 
 
+def name_of_folder(folder: str) -> str:
+    """The catalog name or hub id that a model's folder is named after."""
+    return folder.replace("--", "/", 1)
+
+
 @dataclass(frozen=True)
 class Pulled:
     """A model in the models folder: its name, where it is, its manifest."""

@@ -37,9 +37,14 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def is_offline() -> bool:
+    """Whether the user has said that the hub is not to be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
 def is_reachable(timeout_s: float = _REACH_TIMEOUT_S) -> bool:
     """Whether the hub answers at all within the time; a slow name resolution counts as no."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if is_offline():
         return False
     answers: list[bool] = []
 

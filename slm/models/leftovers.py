@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm import paths
+from slm.artifacts import HALF
 from slm.models import caches
+from slm.models.catalog import name_of_folder
 
 _STAGE = re.compile(r"\.(?P<folder>.+)\.download")
 _SCRATCH = re.compile(r"\.download\.\w{8}")  # of slm.models.packages, by tempfile
-_HALF = re.compile(r"\.(?P<of>.+)\.[a-z0-9_]{8}\.(part|old)")  # of slm.artifacts, by tempfile
 _UNDER_WAY_S = 600.0
 
 
@@ -41,7 +42,7 @@ def leftovers(now: float | None = None) -> list[Leftover]:
     now = time.time() if now is None else now
     found = [_leftover(path, now) for path in _hidden(paths.models_dir())]
     for name in ("", caches.CHECKPOINTS, caches.EXPORTS, caches.STATES):
-        found += [_leftover(path, now) for path in _hidden(paths.home() / name) if _HALF.fullmatch(path.name)]
+        found += [_leftover(path, now) for path in _hidden(paths.home() / name) if HALF.fullmatch(path.name)]
     return [one for one in found if one is not None]
 
 
@@ -59,9 +60,9 @@ def _hidden(folder: Path) -> Iterator[Path]:
 
 
 def _leftover(path: Path, now: float) -> Leftover | None:
-    stage, half = _STAGE.fullmatch(path.name), _HALF.fullmatch(path.name)
+    stage, half = _STAGE.fullmatch(path.name), HALF.fullmatch(path.name)
     if stage:
-        what, model = "interrupted download", stage["folder"].replace("--", "/", 1)
+        what, model = "interrupted download", name_of_folder(stage["folder"])
     elif _SCRATCH.fullmatch(path.name):
         what, model = "interrupted download of packages", ""
     elif half:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from slm.errors import InputError
-from slm.joints import ChatEngine, Joints, Judge, PieceScores, Reader
+from slm.joints import Joints, Judge, LineScorer, PieceScores, Reader
 from slm.terminal.arguments import FLOAT
 
 _OPTIONS = (
@@ -71,11 +71,11 @@ def beside(adapters: Mapping[str, Path], reader: Reader | None) -> dict[str, Pat
     return {**adapters, **adapter_of(reader)}
 
 
-def judge_of(engine: ChatEngine, reader: Reader, on_read: Callable[[PieceScores], object] = lambda _: None) -> Judge:
-    """The reader at work in an engine that has its adapter. on_read: is given what each reading took."""
+def judge_of(scorer: LineScorer, reader: Reader, on_read: Callable[[PieceScores], object] = lambda _: None) -> Judge:
+    """The reader at work in a model that has its adapter. on_read: is given what each reading took."""
 
     def judge(prompts: Sequence[Sequence[str]]) -> list[list[float]]:
-        read = engine.scores(prompts, reader.contrast, adapter=reader.name)
+        read = scorer.scores(prompts, reader.contrast, adapter=reader.name)
         on_read(read)
         return read.scores
 

@@ -1,0 +1,51 @@
+"""The options that the commands of a model share: generate, chat, serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from slm.joints import SamplingOptions
+from slm.terminal.arguments import NAMED_FILE, FiniteRange
+
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def apply(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+with_adapters = click.option(
+    "--adapter", "adapters", type=NAMED_FILE, multiple=True,
+    help="A LoRA adapter (GGUF) and the name it answers to; may be given several times.",
+)  # fmt: skip
+with_wanted = click.option(
+    "-m", "wanted", metavar="NAME", help="Adapter's name, 'base', or 'auto' (by language; default)."
+)
+with_threads = click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core.")
+with_context = click.option(
+    "--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens of prompt and answer."
+)
+with_sampling = _options(
+    click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
+    click.option("--temperature", type=FiniteRange(0, 5), help="0 is greedy."),
+    click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True),
+    click.option("--top-k", type=click.IntRange(0), default=40, show_default=True),
+    click.option("--min-p", type=FiniteRange(0, 1), default=0.05, show_default=True),
+    click.option("--repeat-penalty", type=FiniteRange(0.1, 10), default=1.0, show_default=True),
+    click.option("--seed", type=int, default=0, show_default=True),
+)
+
+
+def sampling_of(values: dict[str, Any], *, temperature: float, stop: tuple[str, ...] = ()) -> SamplingOptions:
+    """What the options of `with_sampling` ask for; temperature: the command's own, where none was given."""
+    given = values.pop("temperature")
+    return SamplingOptions(temperature=temperature if given is None else given, stop=stop, **values)
