@@ -4,7 +4,6 @@
 
 PYTHON ?= python3
 DEMO_BASE ?= gemma-3-270m
-READER_BASE ?= gemma-3-270m
 export SLM_HOME ?= $(CURDIR)/.slm
 export HF_HUB_DISABLE_TELEMETRY = 1
 
@@ -40,9 +39,9 @@ release: .venv/installed
 	@[ -n "$(DRY_RUN)" ] || { [ -n "$(CORPUS)" ] && [ -n "$(LICENCE)" ]; } || { echo "error: name the corpus and the licence that its texts decide: make release CORPUS=DIR LICENCE=ID (docs/releasing.md); or try it with DRY_RUN=1" >&2; exit 1; }
 	@$(BIN)/python scripts/release.py $(if $(DRY_RUN),--dry-run,$(CORPUS) --licence $(LICENCE)) $(RELEASE_OPTIONS)
 
-# The reader of data/reading for a base: READER_BASE=smollm2-135m-instruct for another one. About 80 minutes on 2 cores.
+# The reader of data/reading, a LoRA of the packaged embedder: adapters/reader. About 80 minutes on 2 cores.
 reader: .venv/installed
-	@$(BIN)/python scripts/reader.py --base $(READER_BASE)
+	@$(BIN)/python scripts/reader.py
 
 # The road uses every core by itself; the other files run two at a time.
 test: .venv/installed

@@ -122,31 +122,21 @@ class Roof(Joints):
 
         return open_retriever(index)
 
-    def reader_of(self, model: str, wanted: str) -> Reader | None:
-        """The reader's adapter is converted once and kept; a released one fits by its base's fingerprint."""
+    def reader_of(self, wanted: str) -> Reader | None:
         if wanted == "model":
             return None
-        from rag.answer.card import read_card, released_readers
-        from slm.weights.gguf_reader import read_gguf
-        from slm.weights.identity import belong, names_of, tensors_hash
+        from rag.answer.reader.card import RELEASED
+        from rag.answer.reader.judge import open_reader
 
-        file = read_gguf(self.gguf_of(model))
-        named = wanted not in ("auto", "point")
-        for folder in [Path(wanted)] if named else released_readers():
-            card = read_card(folder)
-            if belong(card.base, names_of(file.metadata), lambda: tensors_hash(file)):
-                return Reader(_reader_name(folder), self.adapter_gguf_of(folder, model), card.contrast, card.refuse_at)
-            if named:
-                raise MismatchError(
-                    f"the reader '{folder}' was trained on other weights than those of '{model}'",
-                    hint="Make one for this model with slm train reader, or let the model answer: --reader model",
-                )
-        if wanted == "point":
-            raise MissingFileError(
-                f"there is no released reader for '{model}'",
-                hint="Make one with slm train reader and name its folder, or let the model answer: --reader model",
-            )
-        return None
+        if wanted not in ("auto", "point"):
+            return open_reader(Path(wanted))
+        try:
+            return open_reader(RELEASED)
+        except MissingFileError as error:
+            if wanted == "point":
+                raise
+            note(f"the model answers from the documents, no reader: {error}")
+            return None
 
     def checkpoint_of(self, model: str) -> Path:
         """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""
@@ -219,12 +209,6 @@ class Roof(Joints):
         from rag.health import index_states
 
         return index_states()
-
-
-def _reader_name(folder: Path) -> str:
-    """The folder's, and never its base's: a released reader's folder is called as the model it is for."""
-    name = folder.resolve().name
-    return name if "reader" in name else f"{name}-reader"
 
 
 def _content_of(checkpoint: Path) -> str:

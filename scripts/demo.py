@@ -20,10 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from slm.errors import EngineError  # noqa: E402
-from slm.joints import ChatEngine, Finish, Grounded, Message, PieceScores, Reader, Retriever, SamplingOptions  # noqa: E402
+from slm.joints import ChatEngine, Finish, Message, Reader, Retriever, SamplingOptions  # noqa: E402
 from slm.terminal import console  # noqa: E402
-from slm.terminal.answer import ShownAnswer, show_pointed, show_sources, sources_of  # noqa: E402
-from slm.terminal.asking import beside, judge_of  # noqa: E402
+from slm.terminal.answer import ShownAnswer, show_pointed  # noqa: E402
 
 LANGUAGES = {"en": "English", "ja": "Japanese"}
 QUESTIONS = {
@@ -36,8 +35,6 @@ HANDBOOK_QUESTIONS = {
 }
 # What the handbook says to them, in either language; an answer without it fails the demo.
 HANDBOOK_FACTS = {"en": ("13,000",), "ja": ("30分", "30 minutes")}
-# The base that a reader comes with (rag/readers). With another the model words the answers, and is not held to them.
-WITH_READER = "gemma-3-270m"
 
 
 def slm(*args: str | Path) -> dict[str, Any]:
@@ -56,10 +53,10 @@ def headline(text: str) -> None:
     console.out().rule(f"[bold]{text}", align="left")
 
 
-def answer(engine: ChatEngine, messages: list[Message], grounded: Grounded | None = None) -> Finish:
+def answer(engine: ChatEngine, messages: list[Message]) -> Finish:
     """Ask through `auto`, print the answer as it comes, and return its figures."""
     pieces = engine.chat(messages, adapter="auto", sampling=SamplingOptions(max_tokens=160))
-    finish = ShownAnswer().show(pieces, grounded).finish
+    finish = ShownAnswer().show(pieces).finish
     if finish is None:
         raise EngineError("the answer broke off before its end")
     return finish
@@ -99,34 +96,31 @@ def build(base: str, work: Path) -> dict[str, Any]:
     return losses
 
 
-def point(engine: ChatEngine, retriever: Retriever, reader: Reader, question: str) -> tuple[str, Finish]:
+def point(retriever: Retriever, reader: Reader, question: str) -> tuple[str, Finish]:
     """Show what the reader points at, with its sources; the text and its figures."""
-    read: list[PieceScores] = []
-    pointed = retriever.pointed(question, reader, judge_of(engine, reader, read.append))
+    began = time.perf_counter()
+    pointed = retriever.pointed(question, reader)
+    seconds = time.perf_counter() - began
     print(pointed.text)
     show_pointed(pointed, print)
-    (scores,) = read
     reason = "points at lines, generates nothing"
-    return pointed.text, Finish(
-        "stop", reader.name, reason, scores.prompt_tokens, 0, scores.prefill_s, 0.0, scores.cached_tokens
-    )
+    return pointed.text, Finish("stop", reader.name, reason, pointed.tokens, 0, seconds, 0.0)
 
 
 def missing_facts(said: dict[str, str]) -> list[str]:
-    """What the answers about the handbook say instead of the fact, by language; a refusal says nothing wrong."""
-    from rag.answer.cite import refuses
+    """What the answers about the handbook say instead of the fact, by language."""
     from rag.evaluate.answers import says
 
     return [
         f"the answer in {LANGUAGES[lang]} does not say '{facts[0]}': {said[lang]}"
-        for lang, facts in HANDBOOK_FACTS.items() if not says(said[lang], facts) and not refuses(said[lang])
+        for lang, facts in HANDBOOK_FACTS.items() if not says(said[lang], facts)
     ]  # fmt: skip
 
 
-def talk(work: Path, index: Path, wanted: str) -> tuple[list[tuple[str, str, Finish]], list[str]]:
-    """One engine, both adapters hot: a question in each language, then two about the handbook.
+def talk(work: Path, index: Path) -> tuple[list[tuple[str, str, Finish]], list[str]]:
+    """One engine, both adapters hot: a question in each language, then two about the handbook by the reader.
 
-    wanted: who reads it, as `slm rag ask --reader`. The figures of each answer, and what a reader failed to say.
+    The figures of each answer, and which facts the reader failed to say.
     """
     from rag.answer.retriever import open_retriever
     from serve.engine.engine import open_engine
@@ -135,11 +129,9 @@ def talk(work: Path, index: Path, wanted: str) -> tuple[list[tuple[str, str, Fin
     figures, said = [], {}
     base = work / "base.q4_k_m.gguf"
     adapters = {lang: work / f"{lang}.gguf" for lang in LANGUAGES}
-    reader = Roof().reader_of(str(base), wanted)
-    names = frozenset([reader.name] if reader else [])
     print(f"\n{base.name} with the adapters {', '.join(adapters)}; model: auto")
     with (
-        open_engine(base, beside(adapters, reader), by_name=names) as engine,
+        open_engine(base, adapters) as engine,
         open_retriever(str(index)) as retriever,
     ):
         headline("4. A question in each language: the adapter is chosen by language")
@@ -147,17 +139,14 @@ def talk(work: Path, index: Path, wanted: str) -> tuple[list[tuple[str, str, Fin
             print(f"\n> {question}")
             finish = answer(engine, [{"role": "user", "content": question}])
             figures.append((f"question in {LANGUAGES[lang]}", question, finish))
-        headline("5. A question about the handbook in each language, with citations")
+        headline("5. A question about the handbook in each language, answered with lines of it")
+        reader = Roof().reader_of("point")
+        assert reader is not None  # "point" is a reader or an error
         for lang, question in HANDBOOK_QUESTIONS.items():
             print(f"\n> {question}")
-            if reader:
-                said[lang], finish = point(engine, retriever, reader, question)
-            else:
-                grounded = retriever.grounded(question)
-                finish = answer(engine, grounded.messages, grounded)
-                show_sources(sources_of(grounded), print)
+            said[lang], finish = point(retriever, reader, question)
             figures.append((f"handbook in {LANGUAGES[lang]}", question, finish))
-    return figures, missing_facts(said) if reader else []
+    return figures, missing_facts(said)
 
 
 def report(losses: dict[str, Any], figures: list[tuple[str, str, Finish]], files: list[Path], seconds: float) -> None:
@@ -200,7 +189,7 @@ def main() -> None:
     headline("   The handbook, indexed")
     index = work / "handbook-index"
     slm("rag", "add", index, *(ROOT / "data/handbook" / lang for lang in LANGUAGES))
-    figures, missing = talk(work, index, "point" if base == WITH_READER else "auto")
+    figures, missing = talk(work, index)
     headline("What came out")
     report(losses, figures, sorted(work.glob("*.gguf")), time.monotonic() - started)
     model, adapters = (

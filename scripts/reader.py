@@ -19,8 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rag.answer.candidates import Depth, candidates  # noqa: E402
-from rag.answer.examples import example_of, require_places  # noqa: E402
+from rag.answer.reader.examples import example_of, require_places  # noqa: E402
+from rag.answer.reader.weights import base_file, base_fingerprint  # noqa: E402
 from rag.index.embed import DEFAULT_EMBEDDER, Embedder, open_embedder  # noqa: E402
+from rag.index.embedders.packed import PackedTokenizer, read_packed, write_checkpoint  # noqa: E402
 from rag.index.store import open_generation  # noqa: E402
 from rag.index.update import add_documents  # noqa: E402
 from rag.questions import read_questions  # noqa: E402
@@ -30,7 +32,7 @@ from slm.terminal.console import note, progress  # noqa: E402
 
 READING = ROOT / "data/reading"
 # All examples once take longer than this on slow processors; the schedule of the rate follows the time that is left.
-_BOUNDED = ("--time-limit-s", "5400")
+_BOUNDED = ("--epochs", "1", "--time-limit-s", "5400")
 # Deeper than what is read for an answer, so that not all neighbours of a right passage are the same in every example.
 _DEPTH = Depth(same=8, other=5, tokens=10_000)
 
@@ -43,9 +45,12 @@ def index_of(organisation: Path, work: Path, embedder: Embedder) -> Path:
     return path
 
 
-def write_examples(organisations: list[Path], work: Path, out: Path, seed: int, most: int | None = None) -> int:
-    """An example of each question (of at most so many an organisation), in a file; how many."""
+def write_examples(
+    organisations: list[Path], work: Path, out: Path, seed: int, draws: int = 1, most: int | None = None
+) -> int:
+    """Examples of each question (of at most so many an organisation), each with other passages, in a file; how many."""
     embedder, draw, rows = open_embedder(DEFAULT_EMBEDDER), random.Random(seed), []
+    tokenizer = PackedTokenizer(read_packed(base_file()))
     with progress(f"examples for {out.stem}", total=len(organisations), unit="organisations") as done:
         for number, organisation in enumerate(organisations, 1):
             generation = open_generation(index_of(organisation, work, embedder))
@@ -56,38 +61,33 @@ def write_examples(organisations: list[Path], work: Path, out: Path, seed: int, 
             )
             for asked in questions if most is None else draw.sample(questions, min(most, len(questions))):
                 passages = candidates(generation, embedder, asked.question, _DEPTH)
-                example = example_of(asked, passages, languages, draw)
-                rows += [example] if example else []
+                made = (example_of(asked, passages, languages, tokenizer, draw) for _ in range(draws))
+                rows += [example for example in made if example]
             done(number)
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return len(rows)
 
 
-def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int) -> dict[str, float]:
+def fit_thresholds(reader: Path, work: Path, price: float, most: int) -> dict[str, float]:
     """Answer development questions without ever refusing, fit when to refuse, and keep that in the reader's card."""
     from dataclasses import replace
 
-    from rag.answer.card import write_thresholds
+    from rag.answer.reader.card import write_thresholds
+    from rag.answer.reader.judge import open_reader
     from rag.answer.retriever import open_retriever
     from rag.evaluate.answers import Answered, answered, by_reader
     from rag.evaluate.thresholds import fitted
-    from slm.terminal.asking import adapter_of, judge_of
-    from slm_cli import Roof
 
-    roof = Roof()
-    found = roof.reader_of(base, str(reader))
-    assert found is not None  # a folder that is named is a reader, or an error
-    eager = replace(found, refuse_at={"": 2.0})
+    eager = replace(open_reader(reader), refuse_at={"": 2.0})
     rows: list[Answered] = []
-    with roof.open_engine(roof.gguf_of(base), adapter_of(eager)) as engine:
-        for organisation in sorted((READING / "development").iterdir()):
-            questions = read_questions(organisation / "questions.jsonl")
-            random.Random(0).shuffle(questions)
-            with (
-                open_retriever(str(work / f"index-{organisation.name}")) as retriever,
-                progress(f"answering for {organisation.name}", total=len(questions[:most]), unit="questions") as done,
-            ):
-                rows += answered(by_reader(retriever, eager, judge_of(engine, eager)), questions[:most], done)
+    for organisation in sorted((READING / "development").iterdir()):
+        questions = read_questions(organisation / "questions.jsonl")
+        random.Random(0).shuffle(questions)
+        with (
+            open_retriever(str(work / f"index-{organisation.name}")) as retriever,
+            progress(f"answering for {organisation.name}", total=len(questions[:most]), unit="questions") as done,
+        ):
+            rows += answered(by_reader(retriever, eager), questions[:most], done)
     limits = {language: round(limit, 3) for language, limit in fitted(rows, price).items()}
     write_thresholds(reader, limits)
     return limits
@@ -96,13 +96,13 @@ def fit_thresholds(base: str, reader: Path, work: Path, price: float, most: int)
 def main() -> None:
     """The recipe from beginning to end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="gemma-3-270m", help="catalog name, checkpoint folder or GGUF")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "adapters/reader", help="adapter folder")
     parser.add_argument("--price", type=float, default=2.0, help="what a wrong answer costs beside one not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--held-out", type=int, default=50, help="questions of each development organisation, for the loss"
     )
+    parser.add_argument("--draws", type=int, default=2, help="examples of each question, with other passages each time")
     parser.add_argument("--questions", type=int, default=200, help="of each development organisation, for thresholds")
     parser.add_argument("--only-thresholds", action="store_true", help="fit them anew for the reader that is there")
     parser.add_argument("options", nargs="*", help="after --: options of slm train reader")
@@ -111,22 +111,24 @@ def main() -> None:
     work = ROOT / "exports/reader"
     work.mkdir(parents=True, exist_ok=True)
     slm = [sys.executable, "-m", "slm_cli"]
-    for name in (*([args.base] if not Path(args.base).exists() else []), DEFAULT_EMBEDDER):
-        subprocess.run([*slm, "pull", name, "--accept-license"], check=True, cwd=ROOT)
+    subprocess.run([*slm, "pull", DEFAULT_EMBEDDER], check=True, cwd=ROOT)
     splits = ("development",) if args.only_thresholds else ("train", "development")
     files = {split: work / f"{split}.jsonl" for split in splits}
     for split, file in files.items():
-        most = args.held_out if split == "development" else None
-        count = write_examples(sorted((READING / split).iterdir()), work, file, args.seed, most)
+        draws, most = (1, args.held_out) if split == "development" else (args.draws, None)
+        count = write_examples(sorted((READING / split).iterdir()), work, file, args.seed, draws, most)
         note(f"{count} examples in {file}")
     if not args.only_thresholds:
         if args.output.exists() and (args.output / "reader.json").exists():
             shutil.rmtree(args.output)
-        command = [*slm, "train", "reader", "--base", args.base, "--data", files["train"]]
-        command += ["--eval-data", files["development"], "-o", args.output]
+        base = work / "base"
+        if not base.exists():
+            write_checkpoint(read_packed(base_file()), base, base_fingerprint(base_file()))
+        command = [*slm, "train", "reader", "--base", str(base), "--data", str(files["train"])]
+        command += ["--eval-data", str(files["development"]), "-o", str(args.output)]
         command += ["--seed", str(args.seed), *_BOUNDED, *args.options]
         subprocess.run(command, check=True, cwd=ROOT)
-    limits = fit_thresholds(args.base, args.output, work, args.price, args.questions)
+    limits = fit_thresholds(args.output, work, args.price, args.questions)
     print(f"{args.output}: refuses at {limits} ({(time.monotonic() - started) / 60:.0f} minutes)")
 
 

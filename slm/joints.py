@@ -150,40 +150,7 @@ class Finish:
         }
 
 
-@dataclass(frozen=True)
-class PieceScores:
-    """What `Engine.scores` found: for each prompt a score of each of its pieces after the first, in logits.
-
-    prompt_tokens: of all prompts together. cached_tokens: those of them that were read only once, as a beginning that
-    the prompts share. prefill_s: seconds of reading, with the waiting for others who compute.
-    """
-
-    scores: list[list[float]]
-    prompt_tokens: int
-    cached_tokens: int
-    prefill_s: float
-
-
-class LineScorer(Protocol):
-    """Who judges the pieces of prompts."""
-
-    def scores(
-        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
-    ) -> PieceScores:
-        """Judge the pieces of prompts by what would follow each: nothing is generated.
-
-        A prompt is a head (a question) and the pieces to judge (a passage's lines). Its tokens are BOS where the
-        vocabulary adds one, then those of each piece, tokenized on its own, names of control tokens being plain text.
-        The score of a piece is logit(contrast[0]) - logit(contrast[1]) after its last token. A beginning that all
-        heads have in common is read once. adapter: as of `chat`; "auto" goes by the first head.
-
-        Raises InputError for a text of `contrast` that is not one token or a piece without tokens,
-        ContextOverflowError for a prompt longer than the context.
-        """
-        ...
-
-
-class ChatEngine(LineScorer, Protocol):
+class ChatEngine(Protocol):
     """A loaded model with adapters, seen from outside its room."""
 
     def chat(
@@ -246,7 +213,7 @@ class PointedAnswer:
     """What a reader found: lines of passages word for word with their numbers, or that the documents do not hold it.
 
     said: the lines of the answer; none in a refusal. nearest: the likeliest lines, best first. doubt: how
-    likely it is that they do not answer.
+    likely it is that they do not answer. tokens: how many were read for it.
     """
 
     text: str
@@ -254,23 +221,33 @@ class PointedAnswer:
     said: tuple[Quotation, ...]
     nearest: tuple[Quotation, ...]
     doubt: float
+    tokens: int = 0
 
 
-Judge = Callable[[Sequence[Sequence[str]]], list[list[float]]]
-"""Prompts in pieces -> for each prompt a score at the end of every piece after the first."""
+@dataclass(frozen=True)
+class LineScores:
+    """What a reader makes of passages: for each a score of each of its lines, ln(p / p0), p that it answers the
+    question, p0 that nothing does. tokens: how many were read."""
+
+    scores: list[list[float]]
+    tokens: int
+
+
+class Judge(Protocol):
+    """A reader's model at work."""
+
+    def __call__(self, question: str, passages: Sequence[Sequence[str]]) -> LineScores:
+        """Judge the lines of passages, each given as its place and its lines. Raises InputError, EngineError."""
+        ...
 
 
 @dataclass(frozen=True)
 class Reader:
-    """An adapter that judges whether a line answers a question.
-
-    adapter: its GGUF. contrast: the two tokens whose logits are compared at a line's end (yes, no). refuse_at: the
-    doubt from which on it refuses, by language ("": any other).
-    """
+    """Who judges whether a line answers a question. refuse_at: the doubt from which on it refuses, by language ("": any
+    other)."""
 
     name: str
-    adapter: Path
-    contrast: tuple[str, str]
+    judge: Judge
     refuse_at: Mapping[str, float]
 
 
@@ -283,8 +260,8 @@ class Retriever(Protocol):
         """The conversation that asks a model to answer a question from the best k passages that are let through."""
         ...
 
-    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = ...) -> PointedAnswer:
-        """The answer that a reader points at, among what is let through. judge: what runs the reader's model."""
+    def pointed(self, question: str, reader: Reader, filters: Filters = ...) -> PointedAnswer:
+        """The answer that a reader points at, among what is let through."""
         ...
 
 
@@ -313,11 +290,11 @@ class Joints(Protocol):
         """An index, by its name or its path."""
         raise _no_roof()
 
-    def reader_of(self, model: str, wanted: str) -> Reader | None:
-        """Who reads for a model.
+    def reader_of(self, wanted: str) -> Reader | None:
+        """Who reads documents.
 
-        wanted: "auto" (the reader that comes with the program, None where there is none for it), "point" (the same, but
-        there has to be one), a reader's adapter folder, or "model" (None: the model itself answers).
+        wanted: "auto" (the reader that comes with the program, None where its weights are not here), "point" (the same,
+        but they have to be), a reader's adapter folder, or "model" (None: the model itself answers).
         """
         raise _no_roof()
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from rag.answer.cite import Citations
-from rag.answer.lines import lines_of
 from rag.answer.marks import without_marks
 from rag.answer.prompt import defused
+from rag.answer.reader.lines import lines_of
 from rag.document import Document, Section, is_table_rule, sections_of
 from rag.index.chunk import chunk_document
 from rag.index.lexical import terms_of

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.answer.cite import Citations
-from rag.answer.length import about_tokens
-from rag.answer.lines import lines_of
 from rag.answer.prompt import defused, fit_passages, grounded_messages
 from rag.answer.quote import quotes_of
+from rag.answer.reader.length import about_tokens
+from rag.answer.reader.lines import lines_of
 from slm.joints import Passage
 from tests.tiny_rag import PairEmbedder, passage
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rag.answer.candidates import DEPTH, Depth, candidates
-from rag.answer.reading import cost, pieces_of
+from rag.answer.reader.form import cost, pieces_of
 from rag.answer.retriever import IndexRetriever
 from rag.document import Document, Meta, Section
 from slm.errors import InputError, UnknownNameError

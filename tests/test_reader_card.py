@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rag.answer import card as module
-from rag.answer.card import CARD, ReaderCard, read_card, released_readers, write_thresholds
-from rag.answer.reading import FORM
+from rag.answer.reader.card import CARD, ReaderCard, read_card, released_readers, write_thresholds
+from rag.answer.reader.form import FORM
 from slm.artifacts import new_folder
 from slm.errors import DamagedFileError, MismatchError, MissingFileError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from rag.answer.examples import PASSAGES, example_of, require_places, right_lines
-from rag.answer.reading import FORM, pieces_of
+from rag.answer.reader.examples import PASSAGES, example_of, require_places, right_lines
+from rag.answer.reader.form import FORM, pieces_of
 from rag.questions import AnswerPlace, Question, read_questions
 from slm.errors import DamagedFileError
 from slm.joints import Passage

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rag.answer.lines import Line, lines_of
+from rag.answer.reader.lines import Line, lines_of
 from slm.text.visible import one_line, visible
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.answer.lines import lines_of
 from rag.answer.point import SECOND, Judged, point
+from rag.answer.reader.lines import lines_of
 from slm.joints import PointedAnswer
 from tests.tiny_rag import passage
 

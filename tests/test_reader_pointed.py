@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.answer.reading import MAX_QUESTION, pieces_of
+from rag.answer.reader.form import MAX_QUESTION, pieces_of
 from rag.answer.retriever import IndexRetriever
 from rag.index.update import remove_documents
 from slm.errors import InputError

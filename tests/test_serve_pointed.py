@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rag.answer.reading import pieces_of
+from rag.answer.reader.form import pieces_of
 from serve.engine.engine import Engine, open_engine
 from serve.engine.events import Ticket
 from slm.errors import DamagedFileError, EngineDiedError, InputError, UnknownNameError

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from convert.model import convert_checkpoint
-from rag.answer.card import CARD, read_card, write_thresholds
+from rag.answer.reader.card import CARD, read_card, write_thresholds
 from serve.engine.engine import open_engine
 from slm.artifacts import read_manifest
 from slm.errors import MismatchError, MissingFileError, SlmError
@@ -183,9 +183,9 @@ def test_a_released_reader_is_found_by_its_base(
     models: tuple[str, str], made: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     own, other = models
-    monkeypatch.setattr("rag.answer.card._RELEASED", tmp_path / "none")
+    monkeypatch.setattr("rag.answer.reader.card._RELEASED", tmp_path / "none")
     assert Roof().reader_of(own, "auto") is None
-    monkeypatch.setattr("rag.answer.card._RELEASED", made.folder.parent)
+    monkeypatch.setattr("rag.answer.reader.card._RELEASED", made.folder.parent)
     for wanted in ("auto", "point"):
         found = Roof().reader_of(own, wanted)
         assert found is not None and found.name == "reader" and found.adapter.is_file()

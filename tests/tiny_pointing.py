@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rag.answer.cite import Citations
 from rag.answer.point import Judged, point
-from rag.answer.reading import pieces_of
+from rag.answer.reader.form import pieces_of
 from slm.joints import EVERYTHING, Filters, Grounded, Judge, Message, Passage, PointedAnswer, Reader
 from tests.path_joints import PathJoints
 

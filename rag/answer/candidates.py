@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rag.answer.reading import cost, pieces_of
+from rag.answer.reader.form import cost
 from rag.index.embed import Embedder
 from rag.index.embedders.remembered import RememberedQuery
 from rag.index.generation.facets import UNKNOWN
@@ -43,7 +43,7 @@ def candidates(
     chosen: list[Passage] = []
     left = depth.tokens
     for passage in _ranked(generation, embedder, question, depth, filters):
-        left -= cost(pieces_of(question, passage)[0])
+        left -= cost(passage)
         if chosen and left < 0:
             break
         chosen.append(passage)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rag.answer.cite import NOT_FOUND
-from rag.answer.lines import Line
+from rag.answer.reader.lines import Line
 from rag.index.lexical import HAS_PAIRS
 from slm.joints import Passage, PointedAnswer, Quotation
 from slm.text.language import detect

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rag.answer.cite import NOT_FOUND
-from rag.answer.length import WIDE, about_tokens
+from rag.answer.reader.length import WIDE, about_tokens
 from slm.errors import InputError
 from slm.joints import Message, Passage
 from slm.text.language import detect

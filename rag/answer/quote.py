@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rag.answer.lines import lines_of
+from rag.answer.reader.lines import lines_of
 from rag.index.embed import Embedder
 from rag.index.variants import comparable
 from slm.joints import Passage

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rag.answer.candidates import candidates, passages_of
 from rag.answer.cite import Citations
 from rag.answer.point import Judged, point
 from rag.answer.prompt import DEFAULT_PASSAGES, fit_passages, grounded_messages
 from rag.answer.quote import quotes_of
-from rag.answer.reading import pieces_of
+from rag.answer.reader.form import question_text, texts_of
 from rag.index.embed import Embedder, open_embedder
 from rag.index.names import index_path
 from rag.index.retrieve import search
 from rag.index.store import Generation, current_folder, open_generation
 from rag.index.update import check_embedder
 from slm.errors import SlmError
-from slm.joints import EVERYTHING, Filters, Grounded, Judge, Passage, PointedAnswer, Reader
+from slm.joints import EVERYTHING, Filters, Grounded, Passage, PointedAnswer, Reader
 from slm.terminal.console import note
 
 
@@ -57,16 +58,16 @@ class IndexRetriever:
         messages = grounded_messages(question, passages)
         return Grounded(messages, passages, Citations(passages), lambda: quotes_of(question, passages, self.embedder))
 
-    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = EVERYTHING) -> PointedAnswer:
+    def pointed(self, question: str, reader: Reader, filters: Filters = EVERYTHING) -> PointedAnswer:
         """The lines of the best passages that answer a question, or a refusal (`rag.answer.point`)."""
+        question_text(question)  # an error before anything is searched
         passages = candidates(self._newest(), self.embedder, question, filters=filters)
-        read = [pieces_of(question, passage) for passage in passages]
-        scores = judge([pieces for pieces, _ in read])
-        # The first score is that of the place, which is no line.
+        read = [texts_of(passage) for passage in passages]
+        found = reader.judge(question, [texts for texts, _ in read])
         judged = [
-            Judged(passage, lines, row[1:]) for passage, (_, lines), row in zip(passages, read, scores, strict=True)
+            Judged(passage, lines, row) for passage, (_, lines), row in zip(passages, read, found.scores, strict=True)
         ]
-        return point(question, judged, reader.refuse_at)
+        return replace(point(question, judged, reader.refuse_at), tokens=found.tokens)
 
 
 @contextmanager

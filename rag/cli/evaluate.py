@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import NAMED_FILE, one_of_each
-from slm.terminal.asking import beside, judge_of, reader_for, with_reader
+from slm.terminal.asking import reader_for, with_reader
 
 if TYPE_CHECKING:
     from slm.joints import Message
@@ -49,7 +51,7 @@ def evaluate(
     threads: int,
     as_json: bool,
 ) -> None:
-    """Measure retrieval on questions with known right documents, by language; with --model the answers too.
+    """Measure retrieval on questions with known right documents, by language; with --model or --reader the answers too.
 
     A question is missed when no right document is among the first five.
 
@@ -57,6 +59,7 @@ def evaluate(
     Example:
       slm rag evaluate handbook --questions data/handbook/questions.jsonl
       slm rag evaluate handbook --questions data/handbook/questions.jsonl --plot recall.png
+      slm rag evaluate handbook --questions data/handbook/questions.jsonl --reader point
       slm rag evaluate handbook --questions data/handbook/questions.jsonl --model gemma-3-270m --adapter ja=ja.gguf
     """
     from rag.answer.retriever import open_retriever
@@ -74,27 +77,33 @@ def evaluate(
         require_picture(plot)
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model) if model else None
-    who = reader_for(joints, model, reader, refuse_at) if model else None
+    given = click.get_current_context().get_parameter_source("reader")
+    answers = bool(model) or given is ParameterSource.COMMANDLINE
+    who = reader_for(joints, reader, refuse_at) if answers else None
+    if answers and not (who or gguf):
+        raise click.UsageError("no reader answers, so a model has to: name one with --model")
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done:
             result = evaluate_retrieval(
                 retriever.generation, retriever.embedder, asked, leg or "fused", on_question=done,
                 beside=() if leg else LEGS,
             )  # fmt: skip
-        if gguf:
-            with (
-                joints.open_engine(gguf, beside(files, who), threads=threads, context=4096) as engine,
-                progress("answering", total=len(asked), unit="questions") as done,
-            ):
-
-                def ask(messages: list[Message]) -> str:
-                    sampling = SamplingOptions(max_tokens=_ANSWER_TOKENS)
-                    pieces = engine.chat(messages, adapter="auto" if files else None, sampling=sampling)
-                    return "".join(piece for piece in pieces if not isinstance(piece, Finish))
-
-                answer: AskOne = by_model(retriever, ask, k)
+        if answers:
+            with ExitStack() as stack:
+                answer: AskOne
                 if who:
-                    answer = by_reader(retriever, who, judge_of(engine, who))
+                    answer = by_reader(retriever, who)
+                else:
+                    assert gguf is not None
+                    engine = stack.enter_context(joints.open_engine(gguf, files, threads=threads, context=4096))
+
+                    def ask(messages: list[Message]) -> str:
+                        sampling = SamplingOptions(max_tokens=_ANSWER_TOKENS)
+                        pieces = engine.chat(messages, adapter="auto" if files else None, sampling=sampling)
+                        return "".join(piece for piece in pieces if not isinstance(piece, Finish))
+
+                    answer = by_model(retriever, ask, k)
+                done = stack.enter_context(progress("answering", total=len(asked), unit="questions"))
                 result["answering"] = evaluate_answers(answer, asked, on_question=done) | {"reader": who and who.name}
     if plot is not None:
         draw_recall(result, plot, f"{Path(index).name}, {questions.name}")

@@ -25,7 +25,7 @@ from slm.terminal.answer import (
     sources_of,
 )
 from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
-from slm.terminal.asking import adapter_of, judge_of, reader_for, with_reader
+from slm.terminal.asking import reader_for, with_reader
 
 if TYPE_CHECKING:
     from slm.joints import Passage, PointedAnswer, Reader
@@ -195,7 +195,7 @@ def search(index: str, query: str, k: int, filters: Filters, as_json: bool) -> N
 @rag.command(cls=TextCommand, context_settings=_HELP)
 @click.argument("index")
 @click.argument("question", type=TEXT)
-@click.option("--model", required=True, help="GGUF file, catalog name or checkpoint folder.")
+@click.option("--model", help="GGUF file, catalog name or checkpoint folder: who words answers where no reader does.")
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
 @filter_options
@@ -208,7 +208,7 @@ def ask(
     joints: Joints,
     index: str,
     question: str,
-    model: str,
+    model: str | None,
     adapters: tuple[tuple[str, Path], ...],
     k: int,
     filters: Filters,
@@ -222,7 +222,8 @@ def ask(
 
     \b
     Example:
-      slm rag ask handbook "有給休暇は何日ですか" --model gemma-3-270m --adapter ja=exports/ja.gguf
+      slm rag ask handbook "有給休暇は何日ですか"
+      slm rag ask handbook "有給休暇は何日ですか" --reader model --model gemma-3-270m --adapter ja=exports/ja.gguf
     """
     from rag.answer.retriever import open_retriever
     from slm.artifacts import require_file
@@ -230,21 +231,20 @@ def ask(
     from slm.terminal.console import emit_json, note
 
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
-    gguf = joints.gguf_of(model)
-    who = reader_for(joints, model, reader, refuse_at)
+    gguf = joints.gguf_of(model) if model else None
+    who = reader_for(joints, reader, refuse_at)
     if who:
         given = click.get_current_context().get_parameter_source
-        options = {"adapters": "--adapter", "max_tokens": "--max-tokens", "k": "-k"}
+        options = {"adapters": "--adapter", "max_tokens": "--max-tokens", "k": "-k", "threads": "--threads"}
         for name, option in options.items():
             if given(name) is ParameterSource.COMMANDLINE:
                 note(f"a reader answers: {option} is for --reader model and does nothing here")
-        with (
-            open_retriever(index) as retriever,
-            joints.open_engine(gguf, adapter_of(who), threads=threads, context=4096) as engine,
-        ):
-            pointed = retriever.pointed(question, who, judge_of(engine, who), filters)
+        with open_retriever(index) as retriever:
+            pointed = retriever.pointed(question, who, filters)
         _tell_pointed(question, pointed, who, as_json=as_json)
         return
+    if gguf is None:
+        raise click.UsageError("no reader answers, so a model has to: name one with --model")
     with open_retriever(index) as retriever:
         grounded = retriever.grounded(question, k, filters)
     chosen, sampling = "auto" if files else None, SamplingOptions(max_tokens=max_tokens)

@@ -17,7 +17,7 @@ from rag.answer.cite import refuses
 from rag.answer.marks import without_marks
 from rag.evaluate.retrieval import rank_of_first
 from rag.questions import Question
-from slm.joints import Judge, Message, Reader, Retriever
+from slm.joints import Message, Reader, Retriever
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def by_model(retriever: Retriever, ask: Callable[[list[Message]], str], k: int) 
     return answer
 
 
-def by_reader(retriever: Retriever, reader: Reader, judge: Judge) -> AskOne:
+def by_reader(retriever: Retriever, reader: Reader) -> AskOne:
     """Answers that a reader points at."""
 
     def answer(question: str) -> Said:
-        pointed = retriever.pointed(question, reader, judge)
+        pointed = retriever.pointed(question, reader)
         sources = [passage.source for passage in pointed.passages]
         cited = list(dict.fromkeys(sources[one.passage - 1] for one in pointed.said))
         return Said(pointed.text, sources, cited, not pointed.said, pointed.doubt)

@@ -15,7 +15,7 @@ from pathlib import Path
 from serve.chat.talker import LocalTalker, Talker
 from slm.errors import InputError, MismatchError
 from slm.joints import Joints, Reader, Retriever
-from slm.terminal.asking import adapter_of, beside, reader_for
+from slm.terminal.asking import reader_for
 from slm.terminal.console import note
 
 
@@ -126,17 +126,14 @@ def local_desk(joints: Joints) -> Callable[[Setup, ExitStack], Desk]:
         from serve.engine.options import tell_of_context
 
         path = joints.gguf_of(setup.model)
-        reader = reader_for(joints, setup.model, setup.reader, setup.refuse_at) if setup.index else None
+        reader = reader_for(joints, setup.reader, setup.refuse_at) if setup.index else None
         retriever = stack.enter_context(joints.open_retriever(setup.index)) if setup.index else None
 
         engine = stack.enter_context(
-            open_engine(
-                path, beside(setup.adapters, reader), context=setup.context, threads=setup.threads, parallel=1,
-                by_name=frozenset(adapter_of(reader)),
-            )
-        )  # fmt: skip
+            open_engine(path, setup.adapters, context=setup.context, threads=setup.threads, parallel=1)
+        )
         tell_of_context(engine.context, setup.context)
-        return Desk(setup, LocalTalker(engine, reader), retriever, reader)
+        return Desk(setup, LocalTalker(engine), retriever, reader)
 
     return opened
 
@@ -149,8 +146,9 @@ def remote_desk(joints: Joints) -> Callable[[Setup, ExitStack], Desk]:
 
         talker = RemoteTalker(setup.url, setup.key, setup.model)
         stack.callback(talker.close)
+        reader = reader_for(joints, setup.reader, setup.refuse_at) if setup.index else None
         retriever = stack.enter_context(joints.open_retriever(setup.index)) if setup.index else None
-        return Desk(replace(setup, model=talker.name), talker, retriever)
+        return Desk(replace(setup, model=talker.name), talker, retriever, reader)
 
     return opened
 

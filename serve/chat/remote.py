@@ -15,7 +15,7 @@ import httpx
 
 from serve.engine.router import Route
 from slm.errors import EngineError, InputError, SlmError, UnknownNameError
-from slm.joints import Finish, Message, PieceScores, SamplingOptions
+from slm.joints import Finish, Message, SamplingOptions
 
 _DEFAULTS = SamplingOptions()
 _TOKENS_AROUND_A_TURN = 8
@@ -117,11 +117,6 @@ class RemoteTalker:
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             tokens = len(text.encode()) // 3  # a byte-pair token has about four Latin letters, or a Japanese one
         return tokens + _TOKENS_AROUND_A_TURN * len(messages)
-
-    def scores(
-        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
-    ) -> PieceScores:
-        raise InputError("a reader works in this program, not on a server", hint="Start it with slm serve --rag INDEX.")
 
     def _base_of(self, model: str) -> str:
         names = [str(row["id"]) for row in self._rows]

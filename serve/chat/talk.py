@@ -19,7 +19,7 @@ from serve.chat.opening import Desk, Opening
 from serve.chat.sessions import Keeper, SavedSession
 from serve.engine.router import Route
 from slm.errors import InputError
-from slm.joints import Finish, Grounded, Message, PieceScores, Reader, Retriever, SamplingOptions
+from slm.joints import Finish, Grounded, Message, Reader, Retriever, SamplingOptions
 from slm.terminal.answer import (
     AnswerScreen,
     ShownAnswer,
@@ -29,7 +29,6 @@ from slm.terminal.answer import (
     show_sources,
     sources_of,
 )
-from slm.terminal.asking import judge_of
 from slm.terminal.console import note
 from slm.terminal.streams import says
 
@@ -198,11 +197,10 @@ class Chat:
 
     def _point(self, exchange: Exchange, desk: Desk, retriever: Retriever, reader: Reader) -> None:
         """The reader's answer to the question, with its lines."""
-        read: list[PieceScores] = []
         began = time.perf_counter()
         with self._stoppable() as stop:
             try:
-                pointed = retriever.pointed(exchange.question, reader, judge_of(desk.talker, reader, read.append))
+                pointed = retriever.pointed(exchange.question, reader)
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
@@ -215,8 +213,7 @@ class Chat:
             self.keeper.answered(exchange)
             click.echo(pointed.text)
             show_pointed(pointed, note)
-        tokens = sum(one.prompt_tokens for one in read)
-        dim(f"[{reader.name} · {tokens} tokens read · {time.perf_counter() - began:.2f} s]")
+        dim(f"[{reader.name} · {pointed.tokens} tokens read · {time.perf_counter() - began:.2f} s]")
 
     def _screen(self) -> AnswerScreen | None:
         if not self.drawn:

@@ -6,14 +6,14 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from serve.engine.router import Route
-from slm.joints import Finish, LineScorer, Message, PieceScores, Reader, SamplingOptions
+from slm.joints import Finish, Message, SamplingOptions
 
 if TYPE_CHECKING:
     from serve.engine.engine import Engine
 
 
-class Talker(LineScorer, Protocol):
-    """A model to talk to; `scores` raises InputError where no reader can work."""
+class Talker(Protocol):
+    """A model to talk to."""
 
     @property
     def name(self) -> str:
@@ -39,10 +39,10 @@ class Talker(LineScorer, Protocol):
 
 
 class LocalTalker:
-    """An engine of ours. reader: the adapter that is none to talk to."""
+    """An engine of ours."""
 
-    def __init__(self, engine: Engine, reader: Reader | None = None) -> None:
-        self.engine, self.reader = engine, reader
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
     @property
     def name(self) -> str:
@@ -53,8 +53,7 @@ class LocalTalker:
         return self.engine.context
 
     def adapters(self) -> list[tuple[str, str]]:
-        hidden = self.reader.name if self.reader else None
-        return [(a.name, a.language or "") for a in self.engine.adapters() if a.name != hidden]
+        return [(a.name, a.language or "") for a in self.engine.adapters()]
 
     def route(self, wanted: str, messages: Sequence[Message]) -> Route:
         return self.engine.route(wanted, messages)
@@ -66,8 +65,3 @@ class LocalTalker:
 
     def count(self, messages: Sequence[Message], adapter: str | None) -> int:
         return len(self.engine.tokens_of(messages, adapter=adapter))
-
-    def scores(
-        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
-    ) -> PieceScores:
-        return self.engine.scores(prompts, contrast, adapter=adapter)

@@ -1,8 +1,8 @@
 """What the engine and its child process say to each other; how it stands in a line is in `serve.child.spelling.lines`.
 
 An order is answered by what its `reply` says, or by `Failed`; with either the answer ends. `Generate` is answered by
-`Begun` before that, and by a `Piece` for each token that adds text or a score; `Score` by `Begun`. It knows nothing of
-processes, models or HTTP.
+`Begun` before that, and by a `Piece` for each token that adds text or a score. It knows nothing of processes,
+models or HTTP.
 """
 
 from __future__ import annotations
@@ -117,16 +117,6 @@ class Embeddings(Answer):
 
 
 @dataclass(frozen=True)
-class Scores(Answer):
-    """What a `Score` asked for; the fields are those of `slm.joints.PieceScores`."""
-
-    scores: tuple[tuple[float, ...], ...]
-    prompt_tokens: int
-    cached_tokens: int
-    prefill_s: float
-
-
-@dataclass(frozen=True)
 class RunningRow:
     """A request that runs. lora: (content hash, scale) of its adapters. cells: of the KV cache that it holds.
 
@@ -237,7 +227,7 @@ class Failed(Answer):
         return cls(_ERRORS[name](what, found=found, hint=hint))
 
 
-AnyAnswer = Done | Opened | Tokens | Text | Embeddings | Scores | Stats | Begun | Piece | Finished | Failed
+AnyAnswer = Done | Opened | Tokens | Text | Embeddings | Stats | Begun | Piece | Finished | Failed
 
 # --- orders ----------------------------------------------------------------------------------------------------------
 
@@ -323,16 +313,6 @@ class Embed(Order[Embeddings]):
 
 
 @dataclass(frozen=True)
-class Score(Order[Scores]):
-    """Judge pieces of prompts, as `slm.joints.Engine.scores`. lora: as of `Generate`; `Begun` is answered as well."""
-
-    reply = Scores
-    prompts: tuple[tuple[str, ...], ...]
-    contrast: tuple[str, str]
-    lora: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
 class Generate(Order[Finished]):
     """Continue a prompt. lora: (content hash, scale) of the adapters.
 
@@ -368,4 +348,4 @@ class Cancel(Order[Done]):
     request: int
 
 
-AnyOrder = Open | Load | Unload | AskStats | Tokenize | Detokenize | Embed | Score | Generate | Cancel
+AnyOrder = Open | Load | Unload | AskStats | Tokenize | Detokenize | Embed | Generate | Cancel

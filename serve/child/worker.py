@@ -22,7 +22,6 @@ from serve.child.cells.store import PrefixStore
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.contexts import HotContext
 from serve.child.guests.embedding import EmbeddingWorker
-from serve.child.guests.scoring import Scorer
 from serve.child.lanes import Lanes, Sink
 from serve.child.messages import (
     Answer,
@@ -37,7 +36,6 @@ from serve.child.messages import (
     Load,
     Open,
     Opened,
-    Score,
     Text,
     Tokenize,
     Tokens,
@@ -84,7 +82,6 @@ class Model:
     context: int
     lanes: Lanes
     embedder: EmbeddingWorker
-    scorer: Scorer
 
     def prompt(self, order: Generate) -> list[int]:
         """The token ids of a prompt. Raises InputError for one that is empty, or has ids of another vocabulary."""
@@ -138,10 +135,7 @@ def open_served(stack: ExitStack, order: Open, sink: Sink) -> tuple[Model, Opene
     lanes = Lanes(open_context, sink, store, lanes=order.hot, cores=cores, parallel=order.parallel)
     markers = vocabulary.markers
     embedder = EmbeddingWorker(model, sink, lanes.borrowed_cores, size=vocabulary.size, context=context)
-    scorer = Scorer(model, sink, lanes.borrowed_cores, lanes.held, context=context)
-    return Model(model, vocabulary, context, lanes, embedder, scorer), Opened(
-        context, trained, markers.control, markers.added
-    )
+    return Model(model, vocabulary, context, lanes, embedder), Opened(context, trained, markers.control, markers.added)
 
 
 class Worker:
@@ -195,9 +189,6 @@ class Worker:
             case Embed():
                 self._model.embedder.submit(id, order)
                 return None
-            case Score():
-                self._model.scorer.submit(id, order)
-                return None
             case Generate():
                 model = self._model
                 model.lanes.submit(model.request(id, order))
@@ -205,7 +196,6 @@ class Worker:
             case Cancel(request):
                 self._model.lanes.cancel(request)
                 self._model.embedder.cancel(request)
-                self._model.scorer.cancel(request)
                 return Done()
 
 

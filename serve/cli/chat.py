@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from serve.chat.sessions import Archive, SavedSession
 
 _DEFAULT_MODEL = "smollm2-135m-instruct"
-_HERE_ONLY = frozenset(["adapters", "threads", "context", "reader", "refuse_at"])  # what only a model of ours has
+_HERE_ONLY = frozenset(["adapters", "threads", "context"])  # what only a model of ours has
 
 
 @click.command(context_settings=HELP)
@@ -73,7 +73,7 @@ def chat(
     _refuse_contradictions(ctx)
     named = one_of_each(adapters)
     if index is None:
-        reader_of_index(joints, "", None, reader, refuse_at)  # what reads documents is refused without them
+        reader_of_index(joints, None, reader, refuse_at)  # what reads documents is refused without them
     with ExitStack() as stack:
         kept = is_terminal() or goes_on or session is not None
         archive = None if no_save else _archive(stack, needed=goes_on or bool(session) or find is not None)

@@ -17,7 +17,7 @@ from serve.cli.options import HELP, sampling_of, with_adapters, with_context, wi
 from slm.joints import Joints, Message, pass_joints
 from slm.terminal.answer import ShownAnswer
 from slm.terminal.arguments import TEXT, Named, TextCommand, one_of_each
-from slm.terminal.asking import adapter_of, beside, reader_of_index, with_reader
+from slm.terminal.asking import reader_of_index, with_reader
 from slm.terminal.console import emit_json, note
 from slm.terminal.streams import says
 
@@ -199,14 +199,12 @@ def serve(
         from serve.server.app import create_app
 
         path = joints.gguf_of(model)
-        who = reader_of_index(joints, model, index, reader, refuse_at)
+        who = reader_of_index(joints, index, reader, refuse_at)
         retriever = stack.enter_context(joints.open_retriever(index)) if index else None
         files = one_of_each(adapters)
-        loaded = beside(files, who)
         opened = _open(
-            stack, path, loaded, context=context, threads=threads, parallel=parallel, hot=hot, draft=draft_max,
+            stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot, draft=draft_max,
             default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
-            by_name=frozenset(adapter_of(who)),
         )  # fmt: skip
         if adapters_dir:
             from serve.adapters.watch import WatchedFolder, watching
@@ -214,7 +212,7 @@ def serve(
             def convert(folder: Path) -> Path:
                 return joints.adapter_gguf_of(folder, model)
 
-            stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(loaded))))
+            stack.enter_context(watching(WatchedFolder(adapters_dir, opened, convert, taken=frozenset(files))))
         folders = [file.resolve().parent for file in files.values()] + ([adapters_dir] if adapters_dir else [])
         app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever, viewer=viewer, reader=who)
         _announce(url_of(listeners[0]), opened, needs_key=bool(policy.keys))
@@ -231,7 +229,7 @@ def _given(ctx: click.Context, *, but: frozenset[str]) -> list[str]:
 
 
 def _announce(url: str, engine: Engine, *, needs_key: bool) -> None:
-    names = ", ".join(a.name for a in engine.adapters() if a.name not in engine.options.by_name) or "none"
+    names = ", ".join(a.name for a in engine.adapters()) or "none"
     key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
     note(f"{engine.base.name}, adapters: {names}; context {engine.context:,} tokens")
     note(f"listening on {url} (page: {url}/, API: {url}/v1, Ctrl-C stops)")

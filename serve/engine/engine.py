@@ -27,14 +27,12 @@ from serve.child.messages import (
     Load,
     Open,
     Opened,
-    Score,
-    Scores,
     Stats,
     Tokenize,
     Unload,
     is_segments,
 )
-from serve.engine.events import Sink, Ticket, awaited, event_of, iterated
+from serve.engine.events import Sink, Ticket, event_of, iterated
 from serve.engine.options import EngineOptions
 from serve.engine.prompting import Prompt, TemplateOptions, chat_prompt, plain_prompt
 from serve.engine.router import Route, route
@@ -42,7 +40,7 @@ from serve.engine.supervisor import Call, Supervisor
 from serve.engine.trial import Trials
 from slm.chat.segments import Markers
 from slm.errors import InputError, SlmError
-from slm.joints import Finish, Message, PieceScores, SamplingOptions
+from slm.joints import Finish, Message, SamplingOptions
 
 _GREEDY = SamplingOptions()
 _PLAIN = TemplateOptions()
@@ -76,7 +74,6 @@ class Engine:
                 self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
             if default_adapter is not None:
                 self._registry.get(default_adapter)
-                self._check_free(default_adapter)
             self._trials = Trials(self.base.path, {adapter.content for adapter in self._registry.all()})
             self._child.start()
         except BaseException:
@@ -153,8 +150,7 @@ class Engine:
     ) -> Route:
         """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
         if lora is None:
-            hidden = self.options.by_name if wanted == "auto" else ()
-            known = {adapter.name: adapter.language for adapter in self.adapters() if adapter.name not in hidden}
+            known = {adapter.name: adapter.language for adapter in self.adapters()}
             return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
         names = [name for name, scale in lora if scale]
         if len(set(names)) < len(names):
@@ -188,42 +184,6 @@ class Engine:
         id = self._child.begin(Embed(tuple(t if isinstance(t, str) else tuple(t) for t in texts), first), take)
         return Ticket(Route(None, "embeddings are of the base"), lambda: self._child.cancel(id))
 
-    def scores(
-        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
-    ) -> PieceScores:
-        """As `slm.joints.Engine.scores`. Raises what it does, UnknownNameError and EngineDiedError."""
-
-        def begin(sink: Callable[[PieceScores | SlmError], None]) -> Ticket:
-            return self.begin_scores(prompts, contrast, sink, adapter=adapter)
-
-        return awaited(begin)
-
-    def begin_scores(
-        self,
-        prompts: Sequence[Sequence[str]],
-        contrast: tuple[str, str],
-        sink: Callable[[PieceScores | SlmError], None],
-        *,
-        adapter: str | None = None,
-    ) -> Ticket:
-        """Start `scores`; `sink` gets them or one SlmError, on the reader's thread."""
-        texts = tuple(map(tuple, prompts))
-        head = texts[0][0] if texts and texts[0] else ""
-        way = self.route(adapter, [Message(role="user", content=head)])
-
-        def order() -> Score:
-            return Score(texts, contrast, self._pairs([way.adapter] if way.adapter else []))
-
-        def take(answer: Answer) -> None:
-            if isinstance(answer, Scores):
-                scores = [list(row) for row in answer.scores]
-                sink(PieceScores(scores, answer.prompt_tokens, answer.cached_tokens, answer.prefill_s))
-            elif isinstance(answer, Failed):
-                sink(answer.error)
-
-        id = self._child.compute(order, take, _fingerprint(texts, contrast, way.adapter))
-        return Ticket(way, lambda: self._child.cancel(id))
-
     def tokens_of(self, messages: Sequence[Message], *, adapter: str | None = None) -> list[int]:
         """The token ids the model would read for a conversation."""
         way = self.route(adapter, messages)
@@ -242,7 +202,6 @@ class Engine:
         The file is vetted first, and tried in a process of its own; on any error (InputError, MismatchError,
         EngineError) nothing has changed.
         """
-        self._check_free(name)
         with self._loading:
             adapter = vet_adapter(name, path, self.base, scale=scale, vault=self._vault)
             try:
@@ -259,7 +218,6 @@ class Engine:
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; requests under way end with it. Raises UnknownNameError, InputError for a reader's."""
-        self._check_free(name)
         with self._loading:
             with self._lock:
                 old = self._registry.remove(name)
@@ -292,10 +250,6 @@ class Engine:
         self._vault.close()
 
     # --- inside ---------------------------------------------------------------------------------------------------
-
-    def _check_free(self, name: str) -> None:
-        if name in self.options.by_name:
-            raise InputError(f"'{name}' is the adapter that reads documents, and nothing else", hint="Name another.")
 
     def _prepare(self, call: Call) -> None:
         """Make a fresh child ready: the model, then the adapters, from the copies that were checked."""

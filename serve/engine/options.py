@@ -16,8 +16,7 @@ class EngineOptions:
     threads: cores in all (0: physical ones). context: tokens of one prompt with its answer. parallel: requests at
     once for one adapter. hot: llama.cpp contexts at most; more adapters than that share them in turns. draft: tokens
     that are tried at once where an answer repeats what its prompt or itself said (0: none). cache_bytes: memory
-    for the cells of conversations that left their context; cache_folder: where they go beyond it. by_name: adapters
-    that no language leads to and that stay as they are, such as a reader's.
+    for the cells of conversations that left their context; cache_folder: where they go beyond it.
     """
 
     threads: int = 0
@@ -27,7 +26,6 @@ class EngineOptions:
     draft: int = LONGEST_DRAFT
     cache_bytes: int = 256 << 20
     cache_folder: Path | None = None
-    by_name: frozenset[str] = frozenset()
 
 
 def tell_of_context(tokens: int, asked: int) -> None:

@@ -1,29 +1,32 @@
-"""Pointed answers as runs of the engine: a retriever finds passages, a reader's adapter judges their lines.
+"""Pointed answers as runs of a server: a retriever finds passages, a reader judges their lines.
 
-A run can be cancelled at any moment, and computes nothing any more then. It knows nothing of HTTP, nor of how passages
-are found or an answer is made of scores.
+A run can be cancelled at any moment, and computes nothing any more after the passages it is at. It knows nothing of
+HTTP, nor of how passages are found or an answer is made of scores.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from serve.engine.engine import Engine
 from serve.engine.events import Sink, Ticket
 from serve.engine.router import Route
 from slm.errors import EngineError, SlmError
-from slm.joints import Filters, Finish, PieceScores, PointedAnswer, Reader, Retriever
+from slm.joints import Filters, Finish, LineScores, PointedAnswer, Reader, Retriever
 from slm.terminal.console import note
 
-# Questions that are searched for, or wait for their scores, at once. The engine reads for one after the other.
+# Passages between two looks at whether somebody still waits: as many as the cores read together.
+_AT_ONCE = 4
+# Questions that are searched for and read for at once.
 _TOGETHER = 4
 
 
 class Pointing:
-    """A reader over an index. engine: has the reader's adapter under the reader's name."""
+    """A reader over an index. engine: whose names a request may give."""
 
     def __init__(self, engine: Engine, retriever: Retriever, reader: Reader) -> None:
         self.engine, self.retriever, self.reader = engine, retriever, reader
@@ -41,11 +44,7 @@ class PointedRun:
     def __init__(self, pointing: Pointing, question: str, filters: Filters) -> None:
         self.answer: PointedAnswer | None = None
         self._pointing, self._question, self._filters = pointing, question, filters
-        self._lock = threading.Lock()
-        self._told: queue.SimpleQueue[PieceScores | SlmError | None] = queue.SimpleQueue()
-        self._scoring: Ticket | None = None
-        self._left = False
-        self._read, self._shared, self._seconds = 0, 0, 0.0
+        self._left = threading.Event()
 
     def begin(self, sink: Sink) -> Ticket:
         """Start; `sink` gets the answer's text and a Finish, or an SlmError, on a thread of the pointing's own.
@@ -56,14 +55,15 @@ class PointedRun:
 
         def cancel() -> None:
             work.cancel()
-            self._leave()
+            self._left.set()
 
         return Ticket(self._pointing.route, cancel)
 
     def _work(self, sink: Sink) -> None:
-        pointing = self._pointing
+        pointing, began = self._pointing, time.perf_counter()
+        reader = replace(pointing.reader, judge=self._judge)
         try:
-            self.answer = pointing.retriever.pointed(self._question, pointing.reader, self._judge, self._filters)
+            self.answer = pointing.retriever.pointed(self._question, reader, self._filters)
         except _Left:
             return
         except SlmError as error:
@@ -75,34 +75,17 @@ class PointedRun:
             return
         route = pointing.route
         sink(self.answer.text)
-        sink(Finish("stop", route.adapter, route.reason, self._read, 0, self._seconds, 0.0, self._shared))
+        seconds = time.perf_counter() - began
+        sink(Finish("stop", route.adapter, route.reason, self.answer.tokens, 0, seconds, 0.0))
 
-    def _judge(self, prompts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """A `slm.joints.Judge`. Raises _Left when the run is cancelled, SlmError as `Engine.scores`."""
-        if self._left:
-            raise _Left
-        reader = self._pointing.reader
-        scoring = self._pointing.engine.begin_scores(prompts, reader.contrast, self._told.put, adapter=reader.name)
-        with self._lock:
-            self._scoring = scoring
-            left = self._left
-        if left:
-            scoring.cancel()
-            raise _Left
-        found = self._told.get()
-        if found is None:
-            raise _Left
-        if isinstance(found, SlmError):
-            raise found
-        self._read += found.prompt_tokens
-        self._shared += found.cached_tokens
-        self._seconds += found.prefill_s
-        return found.scores
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._left = True
-            scoring = self._scoring
-        if scoring:
-            scoring.cancel()
-        self._told.put(None)
+    def _judge(self, question: str, passages: Sequence[Sequence[str]]) -> LineScores:
+        """A `slm.joints.Judge`. Raises _Left when the run is cancelled."""
+        scores: list[list[float]] = []
+        tokens = 0
+        for start in range(0, len(passages), _AT_ONCE):
+            if self._left.is_set():
+                raise _Left
+            found = self._pointing.reader.judge(question, passages[start : start + _AT_ONCE])
+            scores += found.scores
+            tokens += found.tokens
+        return LineScores(scores, tokens)

@@ -24,8 +24,6 @@ from serve.child.messages import (
     Generate,
     Order,
     R,
-    Score,
-    Scores,
 )
 from serve.child.spelling.lines import order_line, read_answer
 from serve.engine.process import ChildProcess
@@ -134,7 +132,7 @@ class Supervisor:
         if child:
             child.close(patience_s=3.0 if was_asked else 0.0)
 
-    def compute(self, order: Callable[[], Generate | Score], take: Callable[[Answer], None], fingerprint: str) -> int:
+    def compute(self, order: Callable[[], Generate], take: Callable[[Answer], None], fingerprint: str) -> int:
         """Send the order that `order` makes at this very moment; `take` gets every answer, on the reader's thread.
 
         Waits while the child is being restarted. Raises EngineError when it is down, or refuses this request.
@@ -234,7 +232,7 @@ class Supervisor:
             pending = get(id, None) if child is self._child else None
             if pending and isinstance(answer, Begun):
                 pending.begun = True
-            if pending and isinstance(answer, Finished | Scores):
+            if pending and isinstance(answer, Finished):
                 self._blame.succeeded(pending.fingerprint)
         if pending is not None:
             pending.take(answer)

@@ -1,4 +1,4 @@
-"""Which linear layers of a decoder an adapter changes, by preset, read from the family's own table of tensors.
+"""Which linear layers of a model an adapter changes, by preset, read from the family's own table of tensors.
 
 GGUF has one name for a layer of one purpose in every family, so the table that conversion goes by says it all.
 It knows nothing of PEFT.
@@ -21,6 +21,12 @@ def decoder_families() -> dict[str, Family]:
     """`model_type` of config.json -> its family, for every decoder."""
     decoders = (family for family in families() if not isinstance(family, Encoder))
     return {model_type: family for family in decoders for model_type in family.model_types}
+
+
+def encoder_families() -> dict[str, Family]:
+    """`model_type` of config.json -> its family, for every encoder."""
+    encoders = (family for family in families() if isinstance(family, Encoder))
+    return {model_type: family for family in encoders for model_type in family.model_types}
 
 
 def linear_layers(family: Family, config: Config, preset: str) -> list[str]:

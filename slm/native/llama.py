@@ -298,13 +298,33 @@ def embedding_of(model: Any, tokens: list[int], *, n_threads: int = 0) -> list[f
         return embeddings_in(model, context, [tokens])[0]
 
 
-def open_embedder(stack: ExitStack, model: Any, *, n_ctx: int, n_seq_max: int = 1, n_threads: int = 0) -> Any:
-    """A context for `embeddings_in`: up to `n_seq_max` texts of `n_ctx` tokens in all."""
+def open_embedder(
+    stack: ExitStack, model: Any, *, n_ctx: int, n_seq_max: int = 1, n_threads: int = 0, pooled: bool = True
+) -> Any:
+    """A context for `embeddings_in`, or `states_in` (not pooled): up to `n_seq_max` texts, `n_ctx` tokens in all."""
     lib = library()
+    if not pooled:
+        none = lib.LLAMA_POOLING_TYPE_NONE
+        return open_context(stack, model, ContextParams(n_ctx, n_ctx, n_seq_max, n_threads, pooling=none))
     # llama.cpp tells its own choice only of an open context, so the file is asked.
     named = model_meta(model, f"{model_meta(model, 'general.architecture')}.pooling_type")
     pooling = lib.LLAMA_POOLING_TYPE_MEAN if named in (None, "0") else lib.LLAMA_POOLING_TYPE_UNSPECIFIED
     return open_context(stack, model, ContextParams(n_ctx, n_ctx, n_seq_max, n_threads, pooling=pooling))
+
+
+def states_in(model: Any, context: Any, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+    """The last hidden states of each text's tokens, (tokens, width) float32, by a context that pools nothing.
+
+    All texts are one batch, a sequence each. Raises EngineError, also when the context is told to stop.
+    """
+    lib = library()
+    forget(context)
+    decode_rows(
+        context, [(token, at, number, True) for number, ids in enumerate(texts) for at, token in enumerate(ids)]
+    )
+    size, width = sum(map(len, texts)), lib.llama_model_n_embd_out(model)
+    states: npt.NDArray[np.float32] = np.ctypeslib.as_array(lib.llama_get_embeddings(context), shape=(size, width))
+    return [part.copy() for part in np.split(states, np.cumsum([len(ids) for ids in texts])[:-1])]
 
 
 def embeddings_in(model: Any, context: Any, texts: Sequence[list[int]]) -> list[list[float]]:

@@ -47,7 +47,7 @@ def add_adapter(model: Any, options: TrainOptions) -> Any:
         target_modules=target_modules(model.config, options.targets),
         layers_to_transform=layers,
         fan_in_fan_out=has_columns_first(model.config),
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else "FEATURE_EXTRACTION",
     )
     try:
         adapted = get_peft_model(model, config)

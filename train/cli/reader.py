@@ -16,7 +16,7 @@ from train.ranks import first_then_others, rank
 
 READER_DEFAULTS: dict[str, Any] = {
     **{name: field.default for name, field in TrainOptions.__dataclass_fields__.items()},
-    "epochs": 1.0, "learning_rate": 4e-4, "batch_size": 4, "max_length": 896, "checkpointing": "off",
+    "epochs": 3.0, "learning_rate": 1e-3, "rank": 32, "batch_size": 8, "checkpointing": "off",
 }  # fmt: skip
 _OPTIONS = [
     click.option("--eval-data", multiple=True, required=True, type=PATH, help="Held-out questions; repeatable."),
@@ -28,7 +28,6 @@ _OPTIONS = [
     click.option("--lr", "learning_rate", type=FLOAT, help="Peak learning rate."),
     click.option("--max-steps", type=int, help="Steps instead of --epochs; 0: by epochs."),
     click.option("--batch-size", type=int, help="Questions in one pass."),
-    click.option("--max-length", type=int, help="Longest prompt, in tokens; what is longer is cut."),
     click.option("--eval-every", type=int, help="Steps between held-out losses; 0: only before and after."),
     *RUN_OPTIONS,
 ]

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from slm import __version__
-from slm.artifacts import MANIFEST, new_file, read_manifest, remove_leftovers, sha256_file
+from slm.artifacts import MANIFEST, new_file, read_json, read_manifest, remove_leftovers, sha256_file
 from slm.errors import InputError, MismatchError, MissingFileError, ResourceError
 from slm.native.process import cpu_name
 from slm.terminal.console import note
 from slm.weights.identity import identity_of
 from train import ranks
 from train.adapter.opened import WEIGHTS, check_adapter
-from train.base import read_config
 from train.config import TrainOptions
 from train.run.history import CURVE, EVENTS, HISTORY
 from train.run.saved_states import SavedState, remove_all_but, whole_checkpoints
@@ -92,7 +91,7 @@ def asked_of(
             "path": str(options.base.resolve()),
             "fingerprint": base.fingerprint,
             "weights": base.weights,
-            "architecture": read_config(options.base)["model_type"],
+            "architecture": read_json(options.base / "config.json")["model_type"],
         },
         "template": template,
         "from_adapter": options.from_adapter and _known_adapter(options.from_adapter, options.base),

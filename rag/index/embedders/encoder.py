@@ -1,4 +1,4 @@
-"""Token ids to vectors by llama.cpp's encoder: a context of one thread for every core, each fed batch by batch.
+"""Token ids to vectors or states by llama.cpp's encoder: a context of one thread a core, each fed batch by batch.
 
 Batches of a few hundred tokens are too small to be shared out between cores: whole ones side by side are. It knows
 nothing of texts.
@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import queue
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rag.index.embedders.base import Vectors
 from slm.native.batches import batches
-from slm.native.llama import embeddings_in, open_embedder, open_model, physical_cores
+from slm.native.llama import embeddings_in, open_embedder, open_model, physical_cores, states_in
 
 # Tokens and texts of a batch; llama.cpp compares every token of a batch with every other, whichever text it is of.
 _TOKENS, _TEXTS = 256, 64
+_T = TypeVar("_T")
 
 
 class GgufEncoder:
-    """An embedding model in a GGUF file. `longest`: the most tokens that one text may have."""
+    """An embedding model in a GGUF file. `longest`: the most tokens that one text may have.
 
-    def __init__(self, file: Path, longest: int) -> None:
+    pooled: it gives vectors of texts (`embedded`), else the states of their tokens (`states`).
+    """
+
+    def __init__(self, file: Path, longest: int, *, pooled: bool = True) -> None:
         self._stack = ExitStack()
         weakref.finalize(self, self._stack.close)
         self.model: Any = open_model(self._stack, file)
@@ -35,21 +39,32 @@ class GgufEncoder:
         self._size = max(_TOKENS, longest)
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self._cores):
-            self._free.put(open_embedder(self._stack, self.model, n_ctx=self._size, n_seq_max=_TEXTS, n_threads=1))
+            self._free.put(
+                open_embedder(self._stack, self.model, n_ctx=self._size, n_seq_max=_TEXTS, n_threads=1, pooled=pooled)
+            )
 
     def embedded(self, texts: Sequence[Sequence[int]]) -> Vectors:
         """The vectors of texts given as token ids, (texts, dimension) float32 of length 1. Raises EngineError."""
+        return np.asarray(self._computed(texts, embeddings_in), dtype=np.float32)
+
+    def states(self, texts: Sequence[Sequence[int]]) -> list[Vectors]:
+        """The last hidden states of texts given as token ids, each (tokens, dimension) float32. Raises EngineError."""
+        return self._computed(texts, states_in)
+
+    def _computed(
+        self, texts: Sequence[Sequence[int]], compute: Callable[[Any, Any, list[list[int]]], list[_T]]
+    ) -> list[_T]:
+        """What `compute` makes of batches of the texts, in their order."""
         planned = list(batches([len(tokens) for tokens in texts], _TOKENS, _TEXTS, longest_first=True))
-        rows: list[list[float]] = [[]] * len(texts)
+        rows: dict[int, _T] = {}
 
         def run(batch: list[int]) -> None:
             context = self._free.get()
             try:
-                found = embeddings_in(self.model, context, [list(texts[number]) for number in batch])
+                found = compute(self.model, context, [list(texts[number]) for number in batch])
             finally:
                 self._free.put(context)
-            for number, vector in zip(batch, found, strict=True):
-                rows[number] = vector
+            rows.update(zip(batch, found, strict=True))
 
         with ThreadPoolExecutor(self._cores) as pool:
             try:
@@ -57,4 +72,4 @@ class GgufEncoder:
             except BaseException:  # Ctrl-C: what has not begun is not computed
                 pool.shutdown(cancel_futures=True)
                 raise
-        return np.asarray(rows, dtype=np.float32)
+        return [rows[number] for number in range(len(texts))]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slm.artifacts import new_file
+from slm.artifacts import new_file, new_folder, sha256_files
 from slm.errors import DamagedFileError
 
 _MAGIC, _BLOCK, _BLOCK_BYTES = b"E5S1", 32, 18
@@ -26,6 +26,12 @@ _SPACES = re.compile("  +")
 _LAYER = {
     "q": "attn_q", "k": "attn_k", "v": "attn_v", "ao": "attn_output", "aln": "attn_output_norm", "fi": "ffn_up",
     "fo": "ffn_down", "oln": "layer_output_norm",
+}  # fmt: skip
+# The same parts as transformers' BertModel names them.
+BERT_NAMES = {
+    "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
+    "ao": "attention.output.dense", "aln": "attention.output.LayerNorm", "fi": "intermediate.dense",
+    "fo": "output.dense", "oln": "output.LayerNorm",
 }  # fmt: skip
 
 
@@ -52,6 +58,22 @@ class Packed:
         """The bytes of a tensor, (bytes,) uint8."""
         offset, size = self.tensors[name]
         return np.fromfile(self.path, dtype=np.uint8, count=size, offset=offset)
+
+    @property
+    def words(self) -> int:
+        """Rows of the table of words, which may be more than the vocabulary has."""
+        return self.tensors["emb.word"][1] // (self.width // _BLOCK * _BLOCK_BYTES)
+
+    def rows(self, part: str) -> int:
+        """How many rows a layer's matrix has."""
+        return self.inner if part == "fi" else self.width
+
+    def whole(self, name: str, rows: int) -> Any:
+        """A 4-bit tensor in single precision, (rows, columns): a scale times the nibbles less 8, low ones first."""
+        blocks = self.raw(name).reshape(-1, _BLOCK_BYTES)
+        scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
+        nibbles = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.float32) - 8
+        return (nibbles * scales).reshape(rows, -1)
 
     def plain(self, name: str, *shape: int) -> Any:
         """A tensor of single precision."""
@@ -129,8 +151,11 @@ class PackedTokenizer:
         return (text if text.startswith(" ") else " " + text).replace(" ", _META)
 
 
-def write_gguf(packed: Packed, file: Path) -> None:
-    """Write the model for llama.cpp, without a vocabulary: it is fed token ids. Raises ResourceError."""
+def write_gguf(packed: Packed, file: Path, changed: Mapping[str, Any] | None = None) -> None:
+    """Write the model for llama.cpp, without a vocabulary: it is fed token ids. Raises ResourceError.
+
+    changed: other weights of some matrices by the package's names, (rows, columns) float32; they are kept in 8 bits.
+    """
     import gguf
 
     with new_file(file) as temporary:
@@ -145,12 +170,16 @@ def write_gguf(packed: Packed, file: Path) -> None:
         writer.add_causal_attention(False)
         writer.add_pooling_type(gguf.PoolingType.MEAN)
         writer.add_tokenizer_model("no_vocab")
-        words = packed.tensors["emb.word"][1] // (packed.width // _BLOCK * _BLOCK_BYTES)
+        words = packed.words
         writer.add_vocab_size(words)
         writer.add_token_type_count(1)
         four_bits = gguf.GGMLQuantizationType.Q4_0
 
         def quantized(name: str, given: str, rows: int) -> None:
+            if changed and given in changed:
+                eight_bits = gguf.GGMLQuantizationType.Q8_0
+                writer.add_tensor(name, gguf.quants.quantize(changed[given], eight_bits), raw_dtype=eight_bits)
+                return
             writer.add_tensor(name, packed.raw(given).reshape(rows, -1), raw_dtype=four_bits)
 
         quantized("token_embd.weight", "emb.word", words)
@@ -164,10 +193,46 @@ def write_gguf(packed: Packed, file: Path) -> None:
                 if given.endswith("ln"):
                     writer.add_tensor(f"blk.{layer}.{name}.weight", packed.plain(weight))
                 else:
-                    rows = packed.inner if given == "fi" else packed.width
-                    quantized(f"blk.{layer}.{name}.weight", weight, rows)
+                    quantized(f"blk.{layer}.{name}.weight", weight, packed.rows(given))
                 writer.add_tensor(f"blk.{layer}.{name}.bias", packed.plain(f"l{layer}.{given}.b"))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def write_checkpoint(packed: Packed, folder: Path, fingerprint: str) -> None:
+    """Write the model as a BertModel folder for transformers, without a tokenizer. Raises ResourceError.
+
+    fingerprint: what adapters that are trained on it shall know it by.
+    """
+    import json
+
+    from safetensors.numpy import save
+
+    config = {
+        "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "hidden_size": packed.width,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "intermediate_size": packed.inner, "layer_norm_eps": packed.epsilon,
+        "max_position_embeddings": packed.positions, "num_attention_heads": packed.heads,
+        "num_hidden_layers": packed.layers, "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": packed.words,
+    }  # fmt: skip
+    tensors = {
+        "embeddings.word_embeddings.weight": packed.whole("emb.word", packed.words),
+        "embeddings.position_embeddings.weight": packed.plain("emb.pos", -1, packed.width),
+        "embeddings.token_type_embeddings.weight": packed.plain("emb.type", -1, packed.width)[:1],
+        "embeddings.LayerNorm.weight": packed.plain("emb.ln.w"),
+        "embeddings.LayerNorm.bias": packed.plain("emb.ln.b"),
+    }
+    for layer in range(packed.layers):
+        for given, name in BERT_NAMES.items():
+            weight, there = f"l{layer}.{given}.w", f"encoder.layer.{layer}.{name}"
+            is_plain = given.endswith("ln")
+            tensors[f"{there}.weight"] = packed.plain(weight) if is_plain else packed.whole(weight, packed.rows(given))
+            tensors[f"{there}.bias"] = packed.plain(f"l{layer}.{given}.b")
+    with new_folder(folder, "checkpoint") as (made, manifest):
+        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (made / "model.safetensors").write_bytes(
+            save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata={"format": "pt"})
+        )
+        manifest.update(fingerprint=fingerprint, weights=sha256_files([made / "model.safetensors"]))

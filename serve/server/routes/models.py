@@ -31,7 +31,7 @@ _TOGETHER = 64
 def model_routes(engine: Engine, *, retrieval: bool, reader: str | None = None) -> APIRouter:
     """The paths that tell of the model and use it without generating text.
 
-    retrieval: there is an index. reader: who answers from it, whose adapter is none to chat with.
+    retrieval: there is an index. reader: who answers from it.
     """
     router = APIRouter(route_class=ParsedRoute)
 
@@ -40,8 +40,6 @@ def model_routes(engine: Engine, *, retrieval: bool, reader: str | None = None) 
         head = {"id": base, "object": "model", "created": 0, "owned_by": "slm-cpu", "parent": None}
         listed: list[dict[str, Any]] = [{**head, "context": engine.context, "retrieval": retrieval, "reader": reader}]
         for adapter in engine.adapters():
-            if adapter.name == reader:
-                continue
             listed.append({**head, "id": adapter.name, "parent": base, "language": adapter.language})
         return listed
 

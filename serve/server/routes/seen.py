@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from slm.errors import InputError, UnknownNameError
-from slm.joints import EVERYTHING, Filters, Grounded, Judge, Passage, PointedAnswer, Reader, Retriever
+from slm.joints import EVERYTHING, Filters, Grounded, Passage, PointedAnswer, Reader, Retriever
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class SeenBy:
         with _told_of_names():
             return self.retriever.grounded(question, k, self._narrowed(filters))
 
-    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = EVERYTHING) -> PointedAnswer:
+    def pointed(self, question: str, reader: Reader, filters: Filters = EVERYTHING) -> PointedAnswer:
         """The pointed answer, from passages that whoever asks may see."""
         with _told_of_names():
-            return self.retriever.pointed(question, reader, judge, self._narrowed(filters))
+            return self.retriever.pointed(question, reader, self._narrowed(filters))
 
     def _narrowed(self, filters: Filters) -> Filters:
         return replace(filters, viewer=self.viewer) if filters.viewer is None else filters

@@ -1,36 +1,40 @@
-"""Examples for a reader: prompts in pieces, and which pieces answer. It knows no model and no documents.
+"""Examples for a reader: rows of token ids, where the lines in them are, and which of these answer. It knows no model.
 
-A line of the data is {"form", "lang", "prompts": [[piece, ...], ...], "right": [[prompt, piece], ...], "ignored": ...,
-"every": bool}: what the prompts mean is known to whoever made them, and `form` is their number for it.
+A line of the data is {"form", "lang", "rows": [{"ids", "question", "lines": [[start, end], ...]}, ...], "right": [[row,
+line], ...], "ignored": ..., "every": bool}: what the rows mean is known to whoever made them, and `form` is their
+number for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slm.errors import DamagedFileError, InputError, MismatchError
-from slm.terminal.console import note
 from train.data.examples import Example
 from train.data.lines import json_objects
-from train.data.masks import IGNORE, Encoded
-from train.data.plain_text import special_texts_as_text
 
-# The pieces before a prompt's lines: the question, and where the passage stands.
-HEAD = 2
+
+@dataclass(frozen=True)
+class ReaderRow:
+    """What is read at once: ids[:question] are the question's, ids[start:end] a line's for each of `lines`."""
+
+    ids: tuple[int, ...]
+    question: int
+    lines: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class ReaderExample:
-    """A question with its passages, encoded.
+    """A question with its passages.
 
-    sequences: a prompt each, with a label behind the last token of every line. right, ignored: of all lines in order,
-    which answer, and which are neither right nor wrong. every: all right ones have to be found, else one is enough.
+    right, ignored: of all lines in order, which answer, and which are neither right nor wrong. every: all right ones
+    have to be found, else one is enough.
     """
 
-    sequences: tuple[Encoded, ...]
+    rows: tuple[ReaderRow, ...]
     right: tuple[bool, ...]
     ignored: tuple[bool, ...]
     every: bool
@@ -40,37 +44,32 @@ class ReaderExample:
 
     @property
     def tokens(self) -> int:
-        return sum(len(sequence.ids) for sequence in self.sequences)
+        return sum(len(row.ids) for row in self.rows)
 
 
 def read_examples(
-    paths: Sequence[Path], tokenizer: Any, max_length: int
+    paths: Sequence[Path], words: int, positions: int
 ) -> tuple[list[ReaderExample], int, dict[Path, int]]:
-    """(the examples, the form of their prompts, how many each file has). Prompts are cut at `max_length` tokens.
+    """(the examples, the form of their rows, how many each file has).
 
-    A question whose answer is cut off is left out, which is noted: it would teach that nothing answers. Raises
-    DamagedFileError naming the line, MismatchError for files of different forms.
+    words, positions: how many the base has. Raises DamagedFileError naming the line, MismatchError for files of
+    different forms or of another base's tokens.
     """
-    encode = piece_encoder(tokenizer)
     examples: list[ReaderExample] = []
     forms: dict[int, Path] = {}
     counts: dict[Path, int] = {}
-    left_out = 0
     for path in paths:
         for line, row in json_objects(path):
             where = f"'{path}', line {line}"
             try:
                 forms.setdefault(int(row["form"]), path)
-                example = _encoded(row, Example(path, line, str(row["lang"])), encode, max_length)
+                example = _example(row, Example(path, line, str(row["lang"])))
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise DamagedFileError(f"{where} is no example for a reader", found=repr(error)) from error
-            if example is None:
-                left_out += 1
-                continue
+            if max(max(one.ids) for one in example.rows) >= words or max(map(_length, example.rows)) > positions:
+                raise MismatchError(f"{where} was made for another base: its tokens are not this one's")
             examples.append(example)
             counts[path] = counts.get(path, 0) + 1
-    if left_out:
-        note(f"{left_out} questions are left out: their answer stands behind --max-length {max_length}")
     if not examples:
         raise InputError("the data hold no example", found=", ".join(map(str, paths)))
     if len(forms) > 1:
@@ -79,54 +78,27 @@ def read_examples(
     return examples, next(iter(forms)), counts
 
 
-def piece_encoder(tokenizer: Any) -> tuple[list[int], Callable[[list[str]], list[list[int]]]]:
-    """(BOS where one is due, what turns pieces into token ids, each by itself and special tokens' names as text)."""
-    core = tokenizer.backend_tokenizer
-    core.no_truncation()
-    core.no_padding()
-    bos = tokenizer.bos_token_id
-    first = tokenizer("a").input_ids[:1]
-
-    def encode(pieces: list[str]) -> list[list[int]]:
-        with special_texts_as_text(core):
-            return [encoding.ids for encoding in core.encode_batch_fast(pieces, add_special_tokens=False)]
-
-    return [bos] if bos is not None and first == [bos] else [], encode
+def _length(row: ReaderRow) -> int:
+    return len(row.ids)
 
 
-def _encoded(
-    row: dict[str, Any],
-    example: Example,
-    encoder: tuple[list[int], Callable[[list[str]], list[list[int]]]],
-    max_length: int,
-) -> ReaderExample | None:
-    """The example; None where what answers was cut off."""
-    bos, encode = encoder
-    marks = {name: {(int(p), int(n)) for p, n in row[name]} for name in ("right", "ignored")}
-    sequences: list[Encoded] = []
-    right: list[bool] = []
-    ignored: list[bool] = []
-    for prompt, pieces in enumerate(row["prompts"]):
-        ids, labels, before = list(bos), [IGNORE] * len(bos), len(right)
-        for number, piece in enumerate(encode(pieces)):
-            if len(ids) + len(piece) >= max_length:  # one place is left for the last label
-                break
-            ids += piece
-            # Of a line the label stands behind its last token, whose state is what is judged.
-            labels += [IGNORE] * (len(ids) - len(labels))
-            if number >= HEAD:
-                labels.append(1)
-                right.append((prompt, number) in marks["right"])
-                ignored.append((prompt, number) in marks["ignored"])
-        if len(right) > before:
-            sequences.append(Encoded((*ids, ids[-1]), tuple(labels), example))
-    known = {(p, n) for p, pieces in enumerate(row["prompts"]) for n in range(HEAD, len(pieces))}
-    if not marks["right"] | marks["ignored"] <= known:
-        raise ValueError("a piece that is marked is no line")
+def _example(row: dict[str, Any], example: Example) -> ReaderExample:
+    rows = tuple(_row(one) for one in row["rows"])
+    marks = {name: {(int(r), int(n)) for r, n in row[name]} for name in ("right", "ignored")}
+    known = [(number, line) for number, one in enumerate(rows) for line in range(len(one.lines))]
+    if not marks["right"] | marks["ignored"] <= set(known):
+        raise ValueError("a line that is marked is not there")
     if marks["right"] & marks["ignored"]:
-        raise ValueError("a piece is marked as right and as ignored")
+        raise ValueError("a line is marked as right and as ignored")
     if not known:
-        raise ValueError("its prompts have no lines")
-    if not right or sum(right) < (len(marks["right"]) if row["every"] else min(1, len(marks["right"]))):
-        return None
-    return ReaderExample(tuple(sequences), tuple(right), tuple(ignored), bool(row["every"]), example)
+        raise ValueError("its rows have no lines")
+    right, ignored = (tuple(place in marks[name] for place in known) for name in ("right", "ignored"))
+    return ReaderExample(rows, right, ignored, bool(row["every"]), example)
+
+
+def _row(row: dict[str, Any]) -> ReaderRow:
+    ids, question = tuple(map(int, row["ids"])), int(row["question"])
+    lines = tuple((int(start), int(end)) for start, end in row["lines"])
+    if min(ids) < 0 or not 0 < question <= len(ids) or not all(0 <= a < b <= len(ids) for a, b in lines):
+        raise ValueError("a stretch lies outside its row")
+    return ReaderRow(ids, question, lines)

@@ -1,68 +1,65 @@
 """The loss of a reader: of all lines before it and "none of them", the right ones have to be the likeliest.
 
-A line's score is logit(yes) - logit(no) at its last token, with "none" at 0, and the probabilities are the softmax over
-all lines of the question's passages: a right line is ranked against its neighbours, and a question that is not answered
-has to push them all below 0. It knows nothing of how examples are made.
+A line's score is how near its stretch of final states is to the question's (the cosine of their means, times SCALE,
+plus OFFSET), with "none" at 0, and the probabilities are the softmax over all lines of the question's passages: a right
+line is ranked against its neighbours, and a question that is not answered has to push them all below 0. An embedder
+was trained to bring what belongs together near to each other, so it begins with something to go by. It knows nothing
+of how examples are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from slm.errors import UnsupportedError
-from train.batch.batches import Batch, packed
-from train.batch.layers import causal_model
-from train.batch.loss import forward_states
-from train.run.reader.examples import ReaderExample
+from slm.native.batches import batches
+from train.batch.batches import Batch
+from train.run.reader.examples import ReaderExample, ReaderRow
 
-CONTRAST = ("yes", "no")
-
-
-@dataclass(frozen=True)
-class ContrastHead:
-    """The rows of the output head for yes and no, (2, size), and the cap of the logits; neither is trained."""
-
-    rows: torch.Tensor
-    softcap: float | None
-
-    def scores(self, states: torch.Tensor) -> torch.Tensor:
-        """logit(yes) - logit(no) of final states (lines, size), in float32: (lines)."""
-        logits = states.float() @ self.rows.T
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits[:, 0] - logits[:, 1]
-
-
-def contrast_head(model: Any, tokenizer: Any) -> ContrastHead:
-    """What judges a final state of the model. Raises UnsupportedError where one of the words is not a single token."""
-    rows = []
-    causal = causal_model(model)
-    head = causal.get_output_embeddings()
-    for word in CONTRAST:
-        ids = tokenizer(word, add_special_tokens=False).input_ids
-        if len(ids) != 1:
-            raise UnsupportedError(f"'{word}' is {len(ids)} tokens of this model, a reader needs it to be one")
-        rows.append(head.weight[ids[0]].detach().float())
-    return ContrastHead(torch.stack(rows), getattr(causal.config, "final_logit_softcapping", None))
+SCALE, OFFSET = 20.0, -18.0
+# Padded tokens of one pass through the model, and rows.
+_TOKENS, _ROWS = 2048, 64
 
 
 def reader_batch(examples: Sequence[ReaderExample]) -> Batch:
-    """A packed batch of all sequences, with the examples under "examples"."""
-    return packed([sequence for one in examples for sequence in one.sequences]) | {"examples": examples}
+    """The examples, with the number of their tokens."""
+    return {"examples": examples, "tokens": sum(one.tokens for one in examples)}
 
 
-def reader_loss(model: Any, batch: Batch, head: ContrastHead) -> tuple[torch.Tensor, int]:
+def reader_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
     """(summed nats, number of questions) of a batch of `reader_batch`."""
-    states = forward_states(model, batch)[0, batch["rows"]]
-    with torch.autocast("cpu", enabled=False):
-        scores = head.scores(states)
     examples: Sequence[ReaderExample] = batch["examples"]
-    parts = torch.split(scores, [len(one.right) for one in examples])
-    return torch.stack([question_loss(part, one) for part, one in zip(parts, examples, strict=True)]).sum(), len(parts)
+    scores = row_scores(model, [row for one in examples for row in one.rows])
+    parts = iter(scores)
+    losses = [question_loss(torch.cat([next(parts) for _ in one.rows]), one) for one in examples]
+    return torch.stack(losses).sum(), len(losses)
+
+
+def row_scores(model: Any, rows: Sequence[ReaderRow]) -> list[torch.Tensor]:
+    """The scores of each row's lines, float32. Rows of like length go through the model together."""
+    scores: dict[int, torch.Tensor] = {}
+    for numbers in batches([len(row.ids) for row in rows], _TOKENS, _ROWS, longest_first=True):
+        longest = len(rows[numbers[0]].ids)
+        ids = torch.zeros(len(numbers), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for place, number in enumerate(numbers):
+            length = len(rows[number].ids)
+            ids[place, :length] = torch.tensor(rows[number].ids)
+            mask[place, :length] = 1
+        states = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        for place, number in enumerate(numbers):
+            scores[number] = line_scores(states[place], rows[number])
+    return [scores[number] for number in range(len(rows))]
+
+
+def line_scores(states: torch.Tensor, row: ReaderRow) -> torch.Tensor:
+    """The score of each line of a row from its final states, (tokens, width): (lines)."""
+    sums = F.pad(states.cumsum(0), (0, 0, 1, 0))
+    starts, ends = torch.tensor(row.lines, dtype=torch.long).reshape(-1, 2).T
+    return SCALE * F.cosine_similarity(sums[ends] - sums[starts], sums[row.question][None], dim=-1) + OFFSET
 
 
 def question_loss(scores: torch.Tensor, example: ReaderExample) -> torch.Tensor:

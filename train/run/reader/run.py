@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ import torch
 
 from slm.artifacts import new_folder, require_replaceable
 from slm.errors import MismatchError
+from slm.families.parts.base import positive
 from slm.native.llama import physical_cores
 from slm.terminal.console import note, progress
 from train import ranks
 from train.adapter.fresh import add_adapter, save_adapter
-from train.base import load_model, load_tokenizer
-from train.batch.feed import computed_fast, use_gradient_checkpointing
+from train.base import load_encoder, read_config
+from train.batch.feed import use_gradient_checkpointing
 from train.batch.plan import BatchPlan
 from train.batch.precision import choose_dtype, in_float32, store_frozen, use_cores
 from train.config import TrainOptions
@@ -32,7 +32,7 @@ from train.run.folder import KEPT, RunFolder, asked_of, ended_figures, open_run
 from train.run.history import save_curve
 from train.run.job import RunState, Sums, Task, loss_of
 from train.run.reader.examples import ReaderExample, read_examples
-from train.run.reader.loss import CONTRAST, ContrastHead, contrast_head, reader_batch, reader_loss
+from train.run.reader.loss import OFFSET, SCALE, reader_batch, reader_loss
 
 # What a reader is, beside the adapter's own files.
 CARD = "reader.json"
@@ -67,9 +67,10 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     ranks.connect()
     threads = options.threads or max(1, physical_cores() // ranks.local_world())
     use_cores(threads)
-    tokenizer = load_tokenizer(options.base)
-    examples, form, counts = read_examples(options.data, tokenizer, options.max_length)
-    held_out, its_form, its_counts = read_examples(options.eval_data, tokenizer, options.max_length)
+    config = read_config(options.base, encoder=True)
+    limits = positive(config, "vocab_size"), positive(config, "max_position_embeddings")
+    examples, form, counts = read_examples(options.data, *limits)
+    held_out, its_form, its_counts = read_examples(options.eval_data, *limits)
     if its_form != form:
         raise MismatchError("the held-out examples were made for another form", found=f"{its_form} instead of {form}")
     asked = asked_of(options, _METHOD, None, (counts | its_counts).items(), threads)
@@ -81,23 +82,20 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     dtype, why = ranks.gathered(choose_dtype(options.dtype))[0]
     note(f"{str(dtype).removeprefix('torch.')}: {why}")
     with open_run(options.output, asked, resume=options.resume, fresh=options.fresh) as run:
-        model = add_adapter(load_model(options.base), options)
-        head = contrast_head(model, tokenizer)
+        model = add_adapter(load_encoder(options.base), options)
         store_frozen(model, dtype)
         if options.checkpointing == "on":
             use_gradient_checkpointing(model)
-        loss = partial(reader_loss, head=head)
-        with computed_fast(model, options, dtype):
 
-            def measure() -> Sums:
-                return _measured(model, held_out, head)
+        def measure() -> Sums:
+            return _measured(model, held_out)
 
-            lengths = np.zeros(len(examples))
-            plan = BatchPlan(lengths, options.batch_size, options.seed)
-            task = Task(examples, plan, reader_batch, measure, {}, loss)
-            went = run.checkpoint and RunState.from_json(run.checkpoint.counters)
-            state = went or RunState(before=measure())
-            figures = fit(model, task, options, dtype, run, state)
+        lengths = np.zeros(len(examples))
+        plan = BatchPlan(lengths, options.batch_size, options.seed)
+        task = Task(examples, plan, reader_batch, measure, {}, reader_loss)
+        went = run.checkpoint and RunState.from_json(run.checkpoint.counters)
+        state = went or RunState(before=measure())
+        figures = fit(model, task, options, dtype, run, state)
         result = ReaderResult(
             options.output, loss_of(state.before), loss_of(state.best), len(examples), figures,
             round(time.monotonic() - started, 2),
@@ -108,14 +106,14 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     return result
 
 
-def _measured(model: Any, held_out: Sequence[ReaderExample], head: ContrastHead) -> Sums:
+def _measured(model: Any, held_out: Sequence[ReaderExample]) -> Sums:
     """Summed nats and questions by language; every process measures its share."""
     mine: Sums = {}
     share = held_out[ranks.rank() :: ranks.world()]
     model.eval()
     with progress("held-out loss", total=len(share), unit="questions") as show, torch.no_grad(), in_float32(model):
         for done, one in enumerate(share, 1):
-            loss, _ = reader_loss(model, reader_batch([one]), head)
+            loss, _ = reader_loss(model, reader_batch([one]))
             before = mine.get(one.example.lang, (0.0, 0))
             mine[one.example.lang] = before[0] + float(loss), before[1] + 1
             show(done)
@@ -135,7 +133,7 @@ def _write(
         note(why_not)
     with new_folder(options.output, "adapter") as (folder, manifest):
         save_adapter(model, options.base, folder, {})
-        card = {"form": form, "contrast": list(CONTRAST), "refuse_at": {}}
+        card = {"form": form, "scale": SCALE, "offset": OFFSET, "refuse_at": {}}
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         run.keep(folder)
         (folder / KEPT / "figures.json").write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")

@@ -10,8 +10,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rag.answer.lines import lines_of
-from rag.answer.reading import FORM, pieces_of
+from rag.answer.reader.form import FORM, Tokenizer, rows_of, texts_of
+from rag.answer.reader.lines import lines_of
 from rag.index.names import source_matches
 from rag.questions import AnswerPlace, Question, bare
 from slm.errors import DamagedFileError
@@ -45,12 +45,17 @@ def require_places(asked: Sequence[Question], passages: Sequence[Passage]) -> No
 
 
 def example_of(
-    asked: Question, passages: Sequence[Passage], languages: Mapping[str, str], draw: random.Random
+    asked: Question,
+    passages: Sequence[Passage],
+    languages: Mapping[str, str],
+    tokenizer: Tokenizer,
+    draw: random.Random,
 ) -> dict[str, Any] | None:
     """One example; None where there is nothing to read. languages: of each source.
 
-    prompts: pieces of each passage. right: (prompt, piece) that answer; every: all of them have to be found, else one
-    is enough. ignored: (prompt, piece) that answer as well, in the other language, and are neither right nor wrong.
+    rows: of token ids, with the stretches of the lines in them (`form.Row`). right: (row, line) that answer; every: all
+    of them have to be found, else one is enough. ignored: (row, line) that answer as well, in the other language, and
+    are neither right nor wrong.
     """
     right = {n: lines for n, passage in enumerate(passages) if (lines := right_lines(asked, passage))}
     own = [n for n, passage in enumerate(passages) if languages.get(passage.source) == asked.lang]
@@ -67,13 +72,18 @@ def example_of(
     chosen += _drawn([n for n in wrong if n not in own], room - count, room - count + 1, draw)
     draw.shuffle(chosen)
     marks: dict[str, list[list[int]]] = {"right": [], "ignored": []}
-    for prompt, n in enumerate(chosen):
-        kind = "right" if n in preferred else "ignored"
-        marks[kind] += [[prompt, 2 + line] for line in right.get(n, ())]
-    prompts = [pieces_of(asked.question, passages[n])[0] for n in chosen]
-    if not any(len(pieces) > 2 for pieces in prompts):
+    rows: list[dict[str, Any]] = []
+    for n, made in zip(
+        chosen, rows_of(tokenizer, asked.question, [texts_of(passages[n])[0] for n in chosen]), strict=True
+    ):
+        kind, line = "right" if n in preferred else "ignored", 0
+        for row in made:
+            marks[kind] += [[len(rows), at - line] for at in right.get(n, ()) if line <= at < line + len(row.lines)]
+            line += len(row.lines)
+            rows.append({"ids": row.ids, "question": row.question, "lines": row.lines})
+    if not rows:
         return None
-    return {"form": FORM, "lang": asked.lang, "prompts": prompts, "every": asked.together, **marks}
+    return {"form": FORM, "lang": asked.lang, "rows": rows, "every": asked.together, **marks}
 
 
 def _drawn(numbers: Sequence[int], count: int, among: int, draw: random.Random) -> list[int]:

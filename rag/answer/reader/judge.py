@@ -1,0 +1,61 @@
+"""A reader at work: passages in, a score of every line out. It knows nothing of indexes or answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rag.answer.reader.card import ReaderCard, read_card
+from rag.answer.reader.form import MAX_ROW, Row, Tokenizer, rows_of
+from rag.answer.reader.weights import base_file, base_fingerprint, reader_gguf
+from rag.index.embedders.base import Vectors
+from rag.index.embedders.encoder import GgufEncoder
+from rag.index.embedders.packed import PackedTokenizer, read_packed
+from slm.errors import MismatchError
+from slm.joints import LineScores, Reader
+
+
+class LineJudge:
+    """An encoder with a reader's weights (implements slm.joints.Judge)."""
+
+    def __init__(self, tokenizer: Tokenizer, encoder: GgufEncoder, card: ReaderCard) -> None:
+        self._tokenizer, self._encoder, self._card = tokenizer, encoder, card
+
+    def __call__(self, question: str, passages: Sequence[Sequence[str]]) -> LineScores:
+        """Raises InputError for a question that is no question, EngineError."""
+        rows = rows_of(self._tokenizer, question, passages)
+        flat = [row for of_passage in rows for row in of_passage]
+        states = iter(self._encoder.states([row.ids for row in flat]) if flat else [])
+        scores = [[score for row in of_passage for score in self._scores(row, next(states))] for of_passage in rows]
+        return LineScores(scores, sum(len(row.ids) for row in flat))
+
+    def _scores(self, row: Row, states: Vectors) -> list[float]:
+        """The cosine of each line's mean state and the question's, scaled as it was in training (train.run.reader)."""
+        sums = np.concatenate([np.zeros((1, states.shape[1])), states.cumsum(axis=0, dtype=np.float64)])
+        asked = _unit(sums[row.question])
+        card = self._card
+        return [card.scale * float(_unit(sums[end] - sums[start]) @ asked) + card.offset for start, end in row.lines]
+
+
+def _unit(vector: Vectors) -> Vectors:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+
+def open_reader(folder: Path) -> Reader:
+    """The reader in a folder, its weights in memory.
+
+    Raises MissingFileError where it is none or its base is not pulled, DamagedFileError, MismatchError for a reader of
+    another form or another base.
+    """
+    card = read_card(folder)
+    base = base_file()
+    if base_fingerprint(base) not in card.base:
+        raise MismatchError(
+            f"the reader '{folder}' was trained on another base than the embedder that is here",
+            hint="Make one for it with: make reader",
+        )
+    judge = LineJudge(PackedTokenizer(read_packed(base)), GgufEncoder(reader_gguf(folder), MAX_ROW, pooled=False), card)
+    name = folder.resolve().name
+    return Reader(name if "reader" in name else f"{name}-reader", judge, card.refuse_at)

