@@ -76,9 +76,9 @@ def evaluate(
     gguf = joints.gguf_of(model) if model else None
     who = reader_for(joints, model, reader, refuse_at) if model else None
     with open_retriever(index) as retriever:
-        with progress("searching", total=len(asked), unit="questions") as done:
+        with progress("searching", total=len(asked), unit="questions") as done, retriever.opened.now() as held:
             result = evaluate_retrieval(
-                retriever.generation, retriever.embedder, asked, leg or "fused", on_question=done,
+                held, retriever.embedder, asked, leg or "fused", on_question=done,
                 beside=() if leg else LEGS,
             )  # fmt: skip
         if gguf:

@@ -1,0 +1,51 @@
+"""Addresses of PostgreSQL databases that people may see: without their passwords. It connects to nothing."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+_SCHEMES = ("postgresql://", "postgres://")
+# In any text: what stands between the user and the host, and a password among the parameters or words of a DSN. A
+# password may hold any character, also an @ that should have been written %40: the last one before the path counts.
+_INSIDE = re.compile(r"(?i)(postgres(?:ql)?://[^\s:/?#@'\"]*):[^\s'\"]*@")
+_PARAMETER = re.compile(r"(?i)\b((?:ssl)?password\s*=\s*)(?:'(?:\\.|[^'])*'|[^\s&'\"]+)")
+_HIDDEN = "***"
+_SECRET = ("password", "sslpassword")
+
+
+def is_postgres(name: str) -> bool:
+    """Whether a name is an address of PostgreSQL."""
+    return name.lower().startswith(_SCHEMES)
+
+
+def without_passwords(text: str) -> str:
+    """The text with *** for every password in an address or a connection string."""
+    return _PARAMETER.sub(rf"\1{_HIDDEN}", _INSIDE.sub(rf"\1:{_HIDDEN}@", text))
+
+
+def passwords_of(address: str) -> list[str]:
+    """The passwords that an address holds, as they are written in it and as they are meant."""
+    found: list[str] = []
+    try:
+        parts = urlsplit(address)
+        found += [parts.password or ""]
+        found += [value for key, value in parse_qsl(parts.query) if key.lower() in _SECRET]
+    except ValueError:
+        pass
+    inside = re.match(r"(?i)postgres(?:ql)?://[^:/?#@]*:(.*)@", address)
+    found += [inside[1]] if inside else []
+    return list(dict.fromkeys(word for one in found for word in (one, unquote(one)) if word))
+
+
+def shown_address(address: str) -> str:
+    """An address as it can be shown and given to a command again: without its password."""
+    try:
+        parts = urlsplit(address)
+        user, at, host = parts.netloc.rpartition("@")
+        query = [(key, value) for key, value in parse_qsl(parts.query) if key.lower() not in _SECRET]
+    except ValueError:
+        return without_passwords(address)
+    netloc = user.partition(":")[0] + at + host
+    shown = parts._replace(netloc=netloc, query=urlencode(query, safe="/:,"), fragment="").geturl()
+    return without_passwords(shown)
