@@ -23,15 +23,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from slm.text.address import without_passwords
+
 
 def _shown(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return without_passwords(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 class SlmError(Exception):
     """What was wrong, what was found, and the command that puts it right.
 
-    `what` is one sentence without a full stop; `found` and `hint` may be empty. Bytes of a damaged file that are not
+    `what` is one sentence without a full stop; `found` and `hint` may be empty. Passwords of database addresses are
+    left out. Bytes of a damaged file that are not
     UTF-8 (lone surrogates) are shown as escapes, so that every error can be printed and sent.
     """
 

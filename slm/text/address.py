@@ -39,7 +39,9 @@ def passwords_of(address: str) -> list[str]:
 
 
 def shown_address(address: str) -> str:
-    """An address as it can be shown and given to a command again: without its password."""
+    """An address as it can be shown and given to a command again: without its password. Other names stay."""
+    if not is_postgres(address):
+        return address
     try:
         parts = urlsplit(address)
         user, at, host = parts.netloc.rpartition("@")

@@ -24,12 +24,12 @@ class Numbers:
 
 
 def vector_bytes(vector: npt.NDArray[Any]) -> bytes:
-    """As pgvector receives one (vector_recv): dimension and an unused number of 16 bits, then float32, high bytes first."""
+    """As pgvector takes one (vector_recv): dimension and an unused number of 16 bits, float32; high bytes first."""
     return struct.pack(">HH", len(vector), 0) + vector.astype(">f4").tobytes()
 
 
 def array_bytes(numbers: Numbers) -> bytes:
-    """As PostgreSQL receives bigint[] (array_recv): dimensions, nulls, type; length and first place; then each number."""
+    """As PostgreSQL takes bigint[] (array_recv): dimensions, nulls, type; length, first place; then each number."""
     rows = np.empty(len(numbers.values), dtype=_ELEMENT)
     rows["size"], rows["value"] = 8, numbers.values
     dimensions = 1 if len(rows) else 0

@@ -1,7 +1,7 @@
 """Connections to the database, and its errors in our words. It knows nothing of tables.
 
-The driver (psycopg, LGPL) is imported when a connection is asked for. Statements are not prepared on the server, so that
-a pooler between us and it (PgBouncer) may hand each transaction to another connection.
+The driver (psycopg, LGPL) is imported when a connection is asked for. Statements are not prepared on the server, so
+that a pooler between us and it (PgBouncer) may hand each transaction to another connection.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class FollowedDatabase:
 
     @contextmanager
     def now(self) -> Iterator[Snapshot]:
-        """The newest state, in a transaction. Raises MismatchError for an index that was made anew by another embedder."""
+        """The newest state, in a transaction. Raises MismatchError when the index has another embedder now."""
         with self._pool.reading() as connection:
             state = newest(connection, self._store.address, self._state)
             check_identity(state.made_with, self._state.made_with)
@@ -210,8 +210,10 @@ class Database:
             _drop(connection, [index])
 
     def require_tables(self, connection: Connection) -> None:
-        """Raise UnknownNameError where the database has none of our tables. Those of an earlier version are read as they
-        are: whoever writes renews them."""
+        """Raise UnknownNameError where the database has none of our tables.
+
+        Those of an earlier version are read as they are: whoever writes renews them.
+        """
         if not version_of(connection):
             raise UnknownNameError(
                 "index", self.address.index, [],

@@ -1,7 +1,7 @@
 """The graph over an index's vectors (HNSW): from how many on there is one, how it is made, and how it is searched.
 
-HNSW: Malkov & Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
-graphs" (TPAMI 2020), as pgvector has it. Fewer vectors are compared one by one, which is exact.
+HNSW: Malkov & Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
+World graphs" (TPAMI 2020), as pgvector has it. Fewer vectors are compared one by one, which is exact.
 """
 
 from __future__ import annotations

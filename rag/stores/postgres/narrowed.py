@@ -25,7 +25,8 @@ _SEEN = (
 )
 _VALUES = {
     "space": "SELECT DISTINCT space FROM slm.documents WHERE index_id = %(index)s AND space <> ''",
-    "label": "SELECT DISTINCT label FROM slm.documents, unnest(labels) AS label WHERE index_id = %(index)s AND label <> ''",
+    "label": "SELECT DISTINCT label FROM slm.documents, unnest(labels) AS label "
+    "WHERE index_id = %(index)s AND label <> ''",
     "language": "SELECT DISTINCT lang FROM slm.documents WHERE index_id = %(index)s AND lang <> ''",
 }
 _KINDS = {

@@ -1,7 +1,7 @@
 """The tables, and the steps from each version of them to the next. It knows nothing of what is in them.
 
-All are in the schema `slm`. An index has a row in slm.indexes and a table of its own for its chunks (slm.chunks_ID): its
-vectors have one dimension, and one graph over all of them. A step that has been released is never changed.
+All are in the schema `slm`. An index has a row in slm.indexes and a table of its own for its chunks (slm.chunks_ID):
+its vectors have one dimension, and one graph over all of them. A step that has been released is never changed.
 """
 
 from __future__ import annotations

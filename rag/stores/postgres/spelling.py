@@ -1,7 +1,7 @@
 """Texts and documents as the tables have them. It knows nothing of connections.
 
-PostgreSQL's text holds neither NUL nor half a surrogate pair (a file name that is no UTF-8 has those in Python): they are
-written as escapes, and a backslash as two.
+PostgreSQL's text holds neither NUL nor half a surrogate pair (a file name that is no UTF-8 has those in Python): they
+are written as escapes, and a backslash as two.
 """
 
 from __future__ import annotations

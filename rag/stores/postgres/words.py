@@ -1,7 +1,7 @@
 """The words of documents in the database: pieces of an inverted index, merged as they become many.
 
-Each document brings a piece of its own in its transaction. A reader holds all pieces in memory, where BM25 is counted by
-the same code as for an index of files (rag.index.lexical); of a newer state it reads only pieces that are new to it.
+Each document brings a piece of its own in its transaction. A reader holds all pieces in memory, where BM25 is counted
+by the same code as for an index of files (rag.index.lexical); of a newer state it reads only pieces that are new to it.
 """
 
 from __future__ import annotations
