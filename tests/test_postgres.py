@@ -72,7 +72,7 @@ def found(index: Any, query: str, leg: Any = "fused", filters: Filters = EVERYTH
 
 
 FILTERS = [
-    EVERYTHING, Filters(spaces=("hr",)), Filters(labels=("draft",), languages=("ja",)), Filters(viewer=()),
+    EVERYTHING, Filters(spaces=("hr",)), Filters(labels=("draft",), languages=("en",)), Filters(viewer=()),
     Filters(viewer=("aoi",)), Filters(viewer=("group:staff",)), Filters(since="2024-03-11", until="2024-05-11"),
     Filters(spaces=("STRASSE", "IT"), viewer=("user:bo",)), Filters(languages=("und",)),
 ]  # fmt: skip

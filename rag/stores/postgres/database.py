@@ -66,9 +66,10 @@ class FollowedDatabase:
     @contextmanager
     def now(self) -> Iterator[Snapshot]:
         """The newest state, in a transaction. Raises MismatchError when the index has another embedder now."""
+        before = self._state  # taken before the transaction begins, which so sees at least as much
         with self._pool.reading() as connection:
-            state = newest(connection, self._store.address, self._state)
-            check_identity(state.made_with, self._state.made_with)
+            state = newest(connection, self._store.address, before)
+            check_identity(state.made_with, before.made_with)
             self._state = state
             yield Snapshot(connection, state)
 
@@ -335,7 +336,7 @@ class _Run:
         self._embed(on_chunks)
         for source, entry in plan.table.items():
             before = held.documents.get(source)
-            if before is not None and source not in plan.drop and before | entry != before:
+            if before is not None and source not in plan.drop and {**before, "chunks": 0} != {**entry, "chunks": 0}:
                 self._writer.rename(source, held.ids[source], source, entry)
         for source in plan.gone:
             self._writer.remove(source, held.ids[source])
