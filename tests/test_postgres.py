@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,9 @@ def test_a_fresh_index_takes_the_place_of_the_old_one_in_one_step(database: str)
     with pytest.raises(KeyboardInterrupt):
         store.add([page("d.md", "newer")], Dying(), fresh=True)
     assert sorted(store.held().documents) == ["c.md"]
+    with psycopg.connect(database, autocommit=True) as direct:  # until the server has seen that it is gone
+        while direct.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() != (0,):
+            time.sleep(0.01)
     store.add([page("e.md", "newest")], PairEmbedder(), fresh=True)
     with psycopg.connect(database) as direct:  # what was broken off is swept away
         assert direct.execute("SELECT count(*) FROM slm.indexes").fetchone() == (1,)
