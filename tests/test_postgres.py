@@ -23,6 +23,8 @@ from rag.index.change.planned import Told
 from rag.index.retrieve import LEGS, search
 from rag.index.store import open_generation
 from rag.index.update import add_documents
+from rag.questions import read_questions
+from rag.sources.files import read_files
 from rag.stores.files import FileStore
 from rag.stores.postgres import connection, graph, words
 from rag.stores.postgres.database import Database
@@ -34,6 +36,7 @@ from slm_cli import cli
 from tests.own_postgres import as_user, database, in_database, postgres, with_index
 from tests.tiny_rag import PairEmbedder, handbook, own_home, page
 
+ROOT = Path(__file__).parent.parent
 __all__ = ["database", "handbook", "own_home", "postgres"]
 
 
@@ -98,6 +101,18 @@ def test_both_stores_find_the_same_with_every_filter_and_leg(
             lang: pytest.approx(value, abs=1e-5) for lang, value in generation.centres.nearness(one_vector()).items()
         }
         assert index.centres.nearness(one_vector()) == near
+
+
+def test_both_stores_answer_the_development_questions_alike(tmp_path: Path, database: str) -> None:
+    organisation = ROOT / "data/reading/development/depot"
+    documents = read_files([organisation / "en", organisation / "ja"]).documents
+    generation, store = both(tmp_path, database, documents)
+    questions = read_questions(organisation / "questions.jsonl")[::12]
+    assert len(questions) >= 8
+    with store.opening() as opened, opened.now() as index:
+        for asked in questions:
+            ours = [(source, text) for source, text, _ in found(index, asked.question)]
+            assert ours == [(source, text) for source, text, _ in found(generation, asked.question)], asked.question
 
 
 def one_vector() -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from slm.terminal.console import emit_json, note
 
@@ -52,6 +53,7 @@ def bench_rag(
     if store is not None:
         _bench_store(paths, store, parts, (chunks, pages, queries, seconds), as_json=as_json)
         return
+    _refuse("is for --store URL", seconds="--seconds")
     if wrong := set(parts) - set(_PARTS):
         raise click.UsageError(f"--only {wrong.pop()} is measured with --store.")
     from rag.bench.run import BenchOptions
@@ -66,11 +68,20 @@ def bench_rag(
         click.echo(line)
 
 
+def _refuse(why: str, **options: str) -> None:
+    """Raise UsageError for an option on the command line that would do nothing."""
+    given = click.get_current_context().get_parameter_source
+    for name, option in options.items():
+        if given(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} {why}.")
+
+
 def _bench_store(
     paths: tuple[Path, ...], store: str, parts: tuple[str, ...], sizes: tuple[int, int, int, float], *, as_json: bool
 ) -> None:
     if wrong := set(parts) - set(_STORE_PARTS):
         raise click.UsageError(f"--only {wrong.pop()} is not measured with --store.")
+    _refuse("is nothing that --store measures by", embedder="--embedder", peer="--peer", rounds="--rounds")
     if paths:
         raise click.UsageError("--store takes no PATHS: its pages are made up.")
     from rag.bench.database import StoreOptions, bench_store

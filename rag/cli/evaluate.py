@@ -10,6 +10,7 @@ import click
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import NAMED_FILE, one_of_each
 from slm.terminal.asking import beside, judge_of, reader_for, with_reader
+from slm.text.address import shown_address
 
 if TYPE_CHECKING:
     from slm.joints import Message
@@ -97,7 +98,7 @@ def evaluate(
                     answer = by_reader(retriever, who, judge_of(engine, who))
                 result["answering"] = evaluate_answers(answer, asked, on_question=done) | {"reader": who and who.name}
     if plot is not None:
-        draw_recall(result, plot, f"{Path(index).name}, {questions.name}")
+        draw_recall(result, plot, f"{Path(shown_address(index)).name}, {questions.name}")
     if as_json:
         emit_json(result)
         return

@@ -25,7 +25,7 @@ def without_passwords(text: str) -> str:
 
 
 def passwords_of(address: str) -> list[str]:
-    """The passwords that an address holds, as they are written in it and as they are meant."""
+    """The passwords that an address holds, as they are written in it and as they are meant; longest first."""
     found: list[str] = []
     try:
         parts = urlsplit(address)
@@ -35,7 +35,8 @@ def passwords_of(address: str) -> list[str]:
         pass
     inside = re.match(r"(?i)postgres(?:ql)?://[^:/?#@]*:(.*)@", address)
     found += [inside[1]] if inside else []
-    return list(dict.fromkeys(word for one in found for word in (one, unquote(one)) if word))
+    words = {word for one in found for word in (one, unquote(one)) if word}
+    return sorted(words, key=lambda word: (-len(word), word))
 
 
 def shown_address(address: str) -> str:
@@ -47,6 +48,8 @@ def shown_address(address: str) -> str:
         user, at, host = parts.netloc.rpartition("@")
         query = [(key, value) for key, value in parse_qsl(parts.query) if key.lower() not in _SECRET]
     except ValueError:
+        return without_passwords(address)
+    if "@" in parts.path:  # of a password with a / in it
         return without_passwords(address)
     netloc = user.partition(":")[0] + at + host
     shown = parts._replace(netloc=netloc, query=urlencode(query, safe="/:,"), fragment="").geturl()
