@@ -52,5 +52,5 @@ def shown_address(address: str) -> str:
     if "@" in parts.path:  # of a password with a / in it
         return without_passwords(address)
     netloc = user.partition(":")[0] + at + host
-    shown = parts._replace(netloc=netloc, query=urlencode(query, safe="/:,"), fragment="").geturl()
-    return without_passwords(shown)
+    rest = f"?{urlencode(query, safe='/:,')}" if query else ""
+    return without_passwords(f"{parts.scheme}://{netloc}{parts.path}{rest}")

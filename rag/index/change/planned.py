@@ -116,7 +116,7 @@ def _digest(document: Document) -> str:
     fields = asdict(document)
     if document.meta == NO_META:
         del fields["meta"]
-    return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _meta(document: Document) -> dict[str, Any]:

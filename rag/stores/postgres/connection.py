@@ -42,7 +42,10 @@ def connect(address: Address) -> Connection:
     """A new connection; types of pgvector are known to it where the extension is. Raises SlmError."""
     psycopg = driver()
     with told(address):
-        given = psycopg.conninfo.conninfo_to_dict(address.conninfo)
+        try:
+            given = psycopg.conninfo.conninfo_to_dict(address.conninfo)
+        except UnicodeError:
+            raise InputError(f"the address {address.shown} cannot be read", hint=_ENCODED) from None
         timeout = 0 if "connect_timeout" in given or os.environ.get("PGCONNECT_TIMEOUT") else _TIMEOUT_S
         options = {"connect_timeout": timeout} if timeout else {}
         connection: Connection = psycopg.connect(
@@ -88,8 +91,6 @@ def told(address: Address) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         raise _ours(psycopg, error, address) from None
-    except UnicodeError:
-        raise InputError(f"the address {address.shown} cannot be read", hint=_ENCODED) from None
 
 
 def _ours(psycopg: Any, error: Any, address: Address) -> SlmError:
