@@ -21,9 +21,18 @@ SlmError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-from slm.text.address import without_passwords
+# What stands between the user and the host of a database's address, and a password among its parameters. A password may
+# hold any character, also an @ that should have been written %40: the last one counts.
+_INSIDE = re.compile(r"(?i)(postgres(?:ql)?://[^\s:/?#@'\"]*):[^\s'\"]*@")
+_PARAMETER = re.compile(r"(?i)\b((?:ssl)?password=)(?:'(?:\\.|[^'])*'|[^\s&'\"]+)")
+
+
+def without_passwords(text: str) -> str:
+    """The text with *** for every password in an address or a connection string of a database."""
+    return _PARAMETER.sub(r"\1***", _INSIDE.sub(r"\1:***@", text))
 
 
 def _shown(text: str) -> str:

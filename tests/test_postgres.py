@@ -322,4 +322,4 @@ def test_words_are_merged_as_they_become_many_and_say_the_same(
     with store.opening() as opened, opened.now() as index:
         query = "plan number 7 計画"
         assert found(index, query, "lexical") == found(open_generation(tmp_path / "rest"), query, "lexical")
-    assert [words.group_of(sizes) for sizes in ([], [5], [8, 1], [1, 1], [9, 4, 2, 1, 1])] == [0, 1, 1, 2, 4]
+    assert [words.group_of(sizes) for sizes in ([], [5], [8, 1], [1, 1], [20, 4, 2, 1, 1])] == [0, 1, 1, 2, 4]

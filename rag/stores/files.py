@@ -12,7 +12,8 @@ import numpy as np
 from rag.document import Document
 from rag.index.change.gone import Seen
 from rag.index.change.planned import Change, Told, check_identity
-from rag.index.embed import Embedder
+from rag.index.chunk import Chunk
+from rag.index.embed import Embedder, Vectors
 from rag.index.generation.current import exclusive, make_current, next_folder, require_free, told_of_memory
 from rag.index.generation.inventory import Inventory
 from rag.index.generation.write import Addition, Next, write_generation
@@ -112,7 +113,8 @@ class FileStore:
         require_free(self.path)
         with exclusive(self.path), told_of_memory(self.path):
             table: dict[str, dict[str, Any]] = {}
-            chunks, vectors = [], [np.empty((0, int(contents.made_with["dimension"])), dtype=np.float32)]
+            chunks: list[Chunk] = []
+            vectors: list[Vectors] = [np.empty((0, int(contents.made_with["dimension"])), dtype=np.float32)]
             for number, document in enumerate(contents.documents, start=1):
                 table[document.source] = dict(document.entry)
                 chunks += document.chunks

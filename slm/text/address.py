@@ -5,23 +5,17 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from slm.errors import without_passwords
+
+__all__ = ["is_postgres", "passwords_of", "shown_address", "without_passwords"]
+
 _SCHEMES = ("postgresql://", "postgres://")
-# In any text: what stands between the user and the host, and a password among the parameters or words of a DSN. A
-# password may hold any character, also an @ that should have been written %40: the last one before the path counts.
-_INSIDE = re.compile(r"(?i)(postgres(?:ql)?://[^\s:/?#@'\"]*):[^\s'\"]*@")
-_PARAMETER = re.compile(r"(?i)\b((?:ssl)?password\s*=\s*)(?:'(?:\\.|[^'])*'|[^\s&'\"]+)")
-_HIDDEN = "***"
 _SECRET = ("password", "sslpassword")
 
 
 def is_postgres(name: str) -> bool:
     """Whether a name is an address of PostgreSQL."""
     return name.lower().startswith(_SCHEMES)
-
-
-def without_passwords(text: str) -> str:
-    """The text with *** for every password in an address or a connection string."""
-    return _PARAMETER.sub(rf"\1{_HIDDEN}", _INSIDE.sub(rf"\1:{_HIDDEN}@", text))
 
 
 def passwords_of(address: str) -> list[str]:
