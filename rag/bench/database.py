@@ -35,8 +35,8 @@ _FILTERS = {
 }
 _URL = "SLM_BENCH_STORE"
 # Each process takes the address from its environment: an argument is seen by everybody on the machine.
-_WRITER = "import sys; from rag.bench.database import write_until; write_until(int(sys.argv[1]), float(sys.argv[2]))"
-_READER = "import sys; from rag.bench.database import read_until; read_until(int(sys.argv[1]), float(sys.argv[2]))"
+_WRITER = "import sys; from rag.bench.database import write_for; write_for(int(sys.argv[1]), float(sys.argv[2]))"
+_READER = "import sys; from rag.bench.database import read_for; read_for(int(sys.argv[1]), float(sys.argv[2]))"
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,11 @@ def measure_writers(store: Database, options: StoreOptions) -> dict[str, Any]:
     was not that of its document.
     """
     environment = child_environment() | {_URL: options.url}
-    until = time.time() + options.seconds
     commands = [(_WRITER, number) for number in range(options.writers)]
     commands += [(_READER, number) for number in range(options.readers)]
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(number), str(until)], env=environment, stdout=subprocess.PIPE,
+            [sys.executable, "-c", code, str(number), str(options.seconds)], env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )
         for code, number in commands
@@ -182,14 +181,15 @@ def measure_writers(store: Database, options: StoreOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_until(number: int, until: float) -> None:
-    """A writer: adds, changes and removes pages of its own until then; prints what they have to be as JSON."""
+def write_for(number: int, seconds: float) -> None:
+    """A writer: adds, changes and removes pages of its own so long; prints what they have to be as JSON."""
     from rag.document import Document, Section
 
     store, embedder = Database(os.environ[_URL]), SyntheticEmbedder()
     last: dict[str, str] = {}
     written = removed = turn = 0
-    while time.time() < until:
+    until = time.time() + seconds
+    while not turn or time.time() < until:
         source = f"writer-{number}-{turn % 50}.md"
         text = f"page {source} in turn {turn} of writer {number}."
         store.add([Document("Written", source, "en", (Section(("Now",), text),))], embedder)
@@ -201,8 +201,8 @@ def write_until(number: int, until: float) -> None:
     print(json.dumps({"last": last, "written": written, "removed": removed}))
 
 
-def read_until(number: int, until: float) -> None:
-    """A reader: searches until then; prints its times, and how many answers did not fit together, as JSON."""
+def read_for(number: int, seconds: float) -> None:
+    """A reader: searches so long; prints its times, and how many answers did not fit together, as JSON."""
     queries = made_up_queries(100)
     mixed = [
         text for pair in zip(queries, [f"page writer-{n % 2} turn" for n in range(100)], strict=True) for text in pair
@@ -210,7 +210,8 @@ def read_until(number: int, until: float) -> None:
     embedder = _Vectors(mixed)
     times, torn, turn = [], 0, number
     with Database(os.environ[_URL]).opening() as opened:
-        while time.time() < until:
+        until = time.time() + seconds
+        while not times or time.time() < until:
             begun = time.perf_counter()
             with opened.now() as index:
                 hits = search(index, embedder, mixed[turn % len(mixed)], _RESULTS)
