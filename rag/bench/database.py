@@ -208,7 +208,8 @@ def read_for(number: int, seconds: float) -> None:
         text for pair in zip(queries, [f"page writer-{n % 2} turn" for n in range(100)], strict=True) for text in pair
     ]
     embedder = _Vectors(mixed)
-    times, torn, turn = [], 0, number
+    times: list[float] = []
+    torn, turn = 0, number
     with Database(os.environ[_URL]).opening() as opened:
         until = time.time() + seconds
         while not times or time.time() < until:
