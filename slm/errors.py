@@ -21,17 +21,29 @@ SlmError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+# What stands between the user and the host of a database's address, and a password among its parameters. A password may
+# hold any character, also an @ that should have been written %40: the last one counts.
+_INSIDE = re.compile(r"(?i)(postgres(?:ql)?://[^\s:/?#@'\"]*):[^\s'\"]*@")
+_PARAMETER = re.compile(r"(?i)\b((?:ssl)?password=)(?:'(?:\\.|[^'])*'|[^\s&'\"]+)")
+
+
+def without_passwords(text: str) -> str:
+    """The text with *** for every password in an address or a connection string of a database."""
+    return _PARAMETER.sub(r"\1***", _INSIDE.sub(r"\1:***@", text))
 
 
 def _shown(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return without_passwords(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 class SlmError(Exception):
     """What was wrong, what was found, and the command that puts it right.
 
-    `what` is one sentence without a full stop; `found` and `hint` may be empty. Bytes of a damaged file that are not
+    `what` is one sentence without a full stop; `found` and `hint` may be empty. Passwords of database addresses are
+    left out. Bytes of a damaged file that are not
     UTF-8 (lone surrogates) are shown as escapes, so that every error can be printed and sent.
     """
 

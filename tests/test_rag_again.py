@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rag.cli.rag import rag
-from rag.index.gone import Seen, confirm_removal, departed
+from rag.index.change.gone import Seen, confirm_removal, departed
 from rag.index.names import index_path
 from rag.index.store import open_generation
 from rag.index.update import add_documents

@@ -94,7 +94,7 @@ def test_a_page_that_only_moves_is_not_written_again(tmp_path: Path) -> None:
     add_documents(path, [page(f"{n}.md", f"apples {n}") for n in range(9)], embedder)
     moved = Document("Page", "x/3.md", "en", (Section(("Heading",), "apples 3"),))
     embedder.embedded.clear()
-    from rag.index.gone import Seen
+    from rag.index.change.gone import Seen
 
     change = add_documents(path, [moved], embedder, seen=Seen(roots={"3.md": ["3.md"]}))
     generation = open_generation(path)

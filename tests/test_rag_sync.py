@@ -13,6 +13,7 @@ import pytest
 from rag.index.store import Generation, open_generation
 from rag.sources.confluence.rest.client import Client
 from rag.sources.confluence.rest.credentials import Credentials
+from rag.stores.files import FileStore
 from rag.sync.report import Report
 from rag.sync.run import Wanted, sync_index
 from rag.sync.space import How
@@ -37,7 +38,7 @@ class Runs:
 
         wanted = [Wanted(HOST + self.site.context, space) for space in spaces or ("DOCS",)]
         self.site.requests.clear()
-        return sync_index(self.path, wanted, client, lambda name: self.embedder, How(**how))
+        return sync_index(FileStore(self.path), wanted, client, lambda name: self.embedder, How(**how))
 
     def __call__(self, **how: Any) -> Report:
         (report,) = self.all(**how)

@@ -22,6 +22,7 @@ from rag.index.names import index_path
 from rag.index.store import open_generation
 from rag.sources.confluence.rest.client import Client
 from rag.sources.confluence.rest.credentials import Credentials
+from rag.stores.files import FileStore
 from rag.sync.run import Wanted, sync_index
 from rag.sync.space import How
 from slm.errors import InputError, UnknownNameError
@@ -212,7 +213,7 @@ def test_a_sync_killed_at_any_step_leaves_the_old_or_the_new_generation(tmp_path
             return Client(base, Credentials(TOKEN), transport=transport(fake))
 
         (report,) = sync_index(
-            path, [Wanted("http://wiki.example", "DOCS")], client, lambda name: PairEmbedder(), How()
+            FileStore(path), [Wanted("http://wiki.example", "DOCS")], client, lambda name: PairEmbedder(), How()
         )
         assert not report.error
 

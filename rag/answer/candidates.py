@@ -13,8 +13,7 @@ from rag.answer.reader.form import cost
 from rag.index.embed import Embedder
 from rag.index.embedders.remembered import RememberedQuery
 from rag.index.generation.facets import UNKNOWN
-from rag.index.retrieve import Hit, other_sources, search
-from rag.index.store import Generation
+from rag.index.retrieve import Hit, Searched, other_sources, search
 from slm.joints import EVERYTHING, Filters, Passage
 from slm.text.language import detect
 from slm.text.visible import one_line
@@ -37,7 +36,7 @@ DEPTH = Depth()
 
 
 def candidates(
-    generation: Generation, embedder: Embedder, question: str, depth: Depth = DEPTH, filters: Filters = EVERYTHING
+    generation: Searched, embedder: Embedder, question: str, depth: Depth = DEPTH, filters: Filters = EVERYTHING
 ) -> list[Passage]:
     """The passages to be read, those of the question's language first. Raises what `search` raises."""
     chosen: list[Passage] = []
@@ -51,7 +50,7 @@ def candidates(
 
 
 def _ranked(
-    generation: Generation, embedder: Embedder, question: str, depth: Depth, filters: Filters
+    generation: Searched, embedder: Embedder, question: str, depth: Depth, filters: Filters
 ) -> Iterator[Passage]:
     known = generation.facets.languages_of(filters)
     once = RememberedQuery(embedder)
@@ -65,10 +64,10 @@ def _ranked(
         yield from passages_of(generation, search(generation, once, question, count, filters=chosen))
 
 
-def passages_of(generation: Generation, hits: Sequence[Hit]) -> list[Passage]:
+def passages_of(generation: Searched, hits: Sequence[Hit]) -> list[Passage]:
     """What was found, as it is shown and read."""
-    chunks = [generation.chunks[hit.row] for hit in hits]
+    chunks = generation.chunks.at(hit.row for hit in hits)
     return [
         Passage(one_line(c.title), one_line(c.heading), c.text, c.source, hit.score, other_sources(generation, hit))
-        for hit, c in zip(hits, chunks, strict=True)
+        for hit, c in ((hit, chunks[hit.row]) for hit in hits)
     ]

@@ -15,42 +15,27 @@ from rag.answer.point import Judged, point
 from rag.answer.prompt import DEFAULT_PASSAGES, fit_passages, grounded_messages
 from rag.answer.quote import quotes_of
 from rag.answer.reader.form import question_text, texts_of
+from rag.index.change.planned import check_identity
 from rag.index.embed import Embedder, open_embedder
-from rag.index.names import index_path
 from rag.index.retrieve import search
-from rag.index.store import Generation, current_folder, open_generation
-from rag.index.update import check_embedder
-from slm.errors import SlmError
+from rag.index.store import Generation
+from rag.stores.files import FollowedFiles
+from rag.stores.interface import OpenIndex
+from rag.stores.named import open_store
 from slm.joints import EVERYTHING, Filters, Grounded, Passage, PointedAnswer, Reader
-from slm.terminal.console import note
 
 
-class IndexRetriever:
-    """An open index with its embedder (implements slm.joints.Retriever)."""
+class AskedIndex:
+    """An open index of any store with its embedder (implements slm.joints.Retriever)."""
 
-    def __init__(self, generation: Generation, embedder: Embedder) -> None:
-        check_embedder(generation, embedder)
-        self.generation, self.embedder = generation, embedder
-        self._looked_at = generation.folder
-
-    def _newest(self) -> Generation:
-        """The generation that is in use now; the one in memory while a newer one cannot be read, which is noted."""
-        path = self.generation.folder.parent
-        try:
-            folder = current_folder(path)
-            if folder is not None and folder != self._looked_at:
-                self._looked_at = folder
-                newer = open_generation(path, self.generation)
-                check_embedder(newer, self.embedder)
-                self.generation = newer
-        except SlmError as error:
-            note(f"the index '{path}' is answered from as it was: {error}")
-        return self.generation
+    def __init__(self, opened: OpenIndex, embedder: Embedder) -> None:
+        check_identity(opened.made_with, embedder.identity.as_dict())
+        self.opened, self.embedder = opened, embedder
 
     def search(self, query: str, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]:
         """The best k passages for a query, best first. Raises InputError, as `rag.index.retrieve.search`."""
-        generation = self._newest()
-        return passages_of(generation, search(generation, self.embedder, query, k, filters=filters))
+        with self.opened.now() as index:
+            return passages_of(index, search(index, self.embedder, query, k, filters=filters))
 
     def grounded(self, question: str, k: int = DEFAULT_PASSAGES, filters: Filters = EVERYTHING) -> Grounded:
         """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""
@@ -61,7 +46,8 @@ class IndexRetriever:
     def pointed(self, question: str, reader: Reader, filters: Filters = EVERYTHING) -> PointedAnswer:
         """The lines of the best passages that answer a question, or a refusal (`rag.answer.point`)."""
         question_text(question)  # an error before anything is searched
-        passages = candidates(self._newest(), self.embedder, question, filters=filters)
+        with self.opened.now() as index:
+            passages = candidates(index, self.embedder, question, filters=filters)
         read = [texts_of(passage) for passage in passages]
         found = reader.judge(question, [texts for texts, _ in read])
         judged = [
@@ -70,11 +56,25 @@ class IndexRetriever:
         return replace(point(question, judged, reader.refuse_at), tokens=found.tokens)
 
 
-@contextmanager
-def open_retriever(index: str) -> Iterator[IndexRetriever]:
-    """Open an index by name or path with the embedder it was made with.
+class IndexRetriever(AskedIndex):
+    """A generation in memory, and those that follow it on disk."""
 
-    Raises UnknownNameError, DamagedFileError, MismatchError, MissingFileError (embedder not pulled).
+    def __init__(self, generation: Generation, embedder: Embedder) -> None:
+        self._followed = FollowedFiles(generation)
+        super().__init__(self._followed, embedder)
+
+    @property
+    def generation(self) -> Generation:
+        """The generation that was asked last."""
+        return self._followed.generation
+
+
+@contextmanager
+def open_retriever(index: str) -> Iterator[AskedIndex]:
+    """Open an index by name, path or address with the embedder it was made with.
+
+    Raises UnknownNameError, DamagedFileError, MismatchError, MissingFileError (embedder not pulled), and what a
+    database that cannot be used raises.
     """
-    generation = open_generation(index_path(index))
-    yield IndexRetriever(generation, open_embedder(str(generation.manifest["embedder"]["name"])))
+    with open_store(index).opening() as opened:
+        yield AskedIndex(opened, open_embedder(str(opened.made_with["name"])))

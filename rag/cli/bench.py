@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from slm.terminal.console import emit_json, note
 
 _PARTS = ("embedding", "queries", "memory", "edit")
+_STORE_PARTS = ("queries", "recall", "writers")
 _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 
 
@@ -18,17 +20,25 @@ _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 @click.option("--embedder", default="multilingual-e5-small", show_default=True, help="Of which the speed is measured.")
 @click.option("--peer", type=click.Path(path_type=Path), help="Its checkpoint for sentence-transformers [default: the "
               "pulled one].")  # fmt: skip
-@click.option("--only", "parts", multiple=True, type=click.Choice(_PARTS), help="Repeatable [default: all].")
+@click.option(
+    "--only", "parts", multiple=True, type=click.Choice([*_PARTS, *_STORE_PARTS[1:]]), help="Repeatable [default: all]."
+)
 @click.option("--chunks", default=100_000, show_default=True, type=click.IntRange(1), help="Of the made-up index.")
 @click.option("--pages", default=10_000, show_default=True, type=click.IntRange(10), help="Of the made-up index.")
 @click.option("--queries", default=200, show_default=True, type=click.IntRange(1), help="With each kind of filters.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Medians over so many.")
+@click.option("--store", metavar="URL", help="Measure an index in PostgreSQL instead: an address of one not there yet.")
+@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(1),
+              help="Of writers and readers at once, with --store.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_rag(
     paths: tuple[Path, ...], embedder: str, peer: Path | None, parts: tuple[str, ...], chunks: int, pages: int,
-    queries: int, rounds: int, as_json: bool,
+    queries: int, rounds: int, store: str | None, seconds: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Chunks embedded a second beside sentence-transformers; time of a query, memory, and one edited page.
+
+    With --store queries, recall beside exact search, and two writers with four readers are measured in a database; the
+    index is removed afterwards.
 
     PATHS are the documents that are embedded [default: data/handbook]. Queries, memory and the edited page are
     measured on an index of made-up pages, with vectors that need no model, so that the search alone is timed.
@@ -36,9 +46,16 @@ def bench_rag(
     \b
     Example:
       slm bench rag --only queries --only edit --chunks 100000 --pages 10000
+      slm bench rag --store "postgresql://slm@localhost/search?index=bench"
     """
     if chunks < pages:
         raise click.UsageError(f"--chunks {chunks} is less than one for each of --pages {pages}.")
+    if store is not None:
+        _bench_store(paths, store, parts, (chunks, pages, queries, seconds), as_json=as_json)
+        return
+    _refuse("is for --store URL", seconds="--seconds")
+    if wrong := set(parts) - set(_PARTS):
+        raise click.UsageError(f"--only {wrong.pop()} is measured with --store.")
     from rag.bench.run import BenchOptions
     from rag.bench.run import bench_rag as measure
 
@@ -49,6 +66,50 @@ def bench_rag(
         return
     for line in shown(result):
         click.echo(line)
+
+
+def _refuse(why: str, **options: str) -> None:
+    """Raise UsageError for an option on the command line that would do nothing."""
+    given = click.get_current_context().get_parameter_source
+    for name, option in options.items():
+        if given(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} {why}.")
+
+
+def _bench_store(
+    paths: tuple[Path, ...], store: str, parts: tuple[str, ...], sizes: tuple[int, int, int, float], *, as_json: bool
+) -> None:
+    if wrong := set(parts) - set(_STORE_PARTS):
+        raise click.UsageError(f"--only {wrong.pop()} is not measured with --store.")
+    _refuse("is nothing that --store measures by", embedder="--embedder", peer="--peer", rounds="--rounds")
+    if paths:
+        raise click.UsageError("--store takes no PATHS: its pages are made up.")
+    from rag.bench.database import StoreOptions, bench_store
+
+    chunks, pages, queries, seconds = sizes
+    result = bench_store(StoreOptions(store, parts or _STORE_PARTS, chunks, pages, queries, seconds), note)
+    if as_json:
+        emit_json(result)
+        return
+    for line in (*shown(result), *_shown_of_store(result)):
+        click.echo(line)
+
+
+def _shown_of_store(result: dict[str, Any]) -> list[str]:
+    """The figures that a database alone has."""
+    lines = [
+        f"recall      filters: {name}: {one['recall_at_10']:.4f} of the ten nearest of {one['compared']:,}, "
+        + ("by a graph" if one["by_graph"] else "compared one by one")
+        for name, one in result.get("recall", {}).items()
+    ]
+    if "writers" in result:
+        one = result["writers"]
+        lines.append(
+            f"writers     {one['seconds']:.0f} s: {one['written']:,} written, {one['removed']:,} removed, beside "
+            f"{one['searches']:,} searches (p95 {one['p95_ms']:.0f} ms); {one['lost']} lost, {one['doubled']} doubled, "
+            f"{one['torn']} torn"
+        )
+    return lines
 
 
 def shown(result: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import NAMED_FILE, one_of_each
 from slm.terminal.asking import reader_for, with_reader
+from slm.text.address import shown_address
 
 if TYPE_CHECKING:
     from slm.joints import Message
@@ -83,9 +84,9 @@ def evaluate(
     if answers and not (who or gguf):
         raise click.UsageError("no reader answers, so a model has to: name one with --model")
     with open_retriever(index) as retriever:
-        with progress("searching", total=len(asked), unit="questions") as done:
+        with progress("searching", total=len(asked), unit="questions") as done, retriever.opened.now() as held:
             result = evaluate_retrieval(
-                retriever.generation, retriever.embedder, asked, leg or "fused", on_question=done,
+                held, retriever.embedder, asked, leg or "fused", on_question=done,
                 beside=() if leg else LEGS,
             )  # fmt: skip
         if answers:
@@ -106,7 +107,7 @@ def evaluate(
                 done = stack.enter_context(progress("answering", total=len(asked), unit="questions"))
                 result["answering"] = evaluate_answers(answer, asked, on_question=done) | {"reader": who and who.name}
     if plot is not None:
-        draw_recall(result, plot, f"{Path(index).name}, {questions.name}")
+        draw_recall(result, plot, f"{Path(shown_address(index)).name}, {questions.name}")
     if as_json:
         emit_json(result)
         return

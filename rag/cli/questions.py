@@ -29,20 +29,20 @@ def questions(index: str, out: Path | None, most: int, as_json: bool) -> None:
     import json
 
     from rag.evaluate.headings import questions_of
-    from rag.index.names import index_path
-    from rag.index.store import open_generation
+    from rag.stores.named import open_store
     from slm.artifacts import new_file
     from slm.errors import InputError
     from slm.terminal.console import emit_json, note
 
     if out is not None and out.exists():
         raise InputError(f"'{out}' is there already, perhaps with questions of yours", hint="Name another file.")
-    generation = open_generation(index_path(index))
-    asked = questions_of(generation.chunks, most)
+    with open_store(index).opening() as opened, opened.now() as held:
+        asked = questions_of(held.chunks, most)
+        found = f"{len(held.documents)} documents in {len(held.chunks)} chunks"
     if not asked:
         raise InputError(
             f"the index '{index}' has no title or heading of its own with text under it",
-            found=f"{len(generation.documents)} documents in {len(generation.chunks)} chunks",
+            found=found,
             hint="Write questions by hand; docs/evaluation.md shows a line.",
         )
     lines = "".join(json.dumps(one.as_row(), ensure_ascii=False) + "\n" for one in asked)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from rag.cli.copy import copy
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
 from rag.cli.evaluate import evaluate
@@ -26,6 +27,7 @@ from slm.terminal.answer import (
 )
 from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
 from slm.terminal.asking import reader_for, with_reader
+from slm.text.address import shown_address
 
 if TYPE_CHECKING:
     from slm.joints import Passage, PointedAnswer, Reader
@@ -37,7 +39,7 @@ _NAMED_FILES = 10
 def rag() -> None:
     """Index documents, search them, and ask a model about them with citations.
 
-    INDEX is a name, kept in the data folder, or a path.
+    INDEX is a name, kept in the data folder, a path, or an index in PostgreSQL: postgresql://user@host/db?index=NAME.
 
     \b
     Example:
@@ -46,6 +48,7 @@ def rag() -> None:
     """
 
 
+rag.add_command(copy)
 rag.add_command(evaluate)
 rag.add_command(questions)
 rag.add_command(read)
@@ -79,23 +82,22 @@ def add(
       slm rag add handbook data/handbook --fresh
       slm rag add wiki Confluence-space-export.zip --base-url https://wiki.example.com
     """
+    from rag.index.change.gone import departed, left_behind
+    from rag.index.change.planned import require_made_with
     from rag.index.embed import DEFAULT_EMBEDDER, embedder_name, open_embedder
-    from rag.index.gone import departed, left_behind
-    from rag.index.names import index_path, is_index
-    from rag.index.store import open_inventory
-    from rag.index.update import add_documents
     from rag.sources.files import find_files, nothing_read, read_files
     from rag.sources.reader import ReadOptions
+    from rag.stores.named import open_store
     from rag.sync.look import require_paths, seen
-    from slm.errors import MismatchError
     from slm.terminal.console import emit_json, progress
 
     embedder = embedder_name(embedder) if embedder else None
-    where = index_path(index)
-    held = open_inventory(where) if is_index(where) and not fresh else None
-    made_with = str(held.manifest["embedder"]["name"]) if held else None
-    if made_with and embedder not in (None, made_with):
-        raise MismatchError(f"the index '{index}' was made with the embedder '{made_with}', not '{embedder}'")
+    store = open_store(index)
+    index = shown_address(index)
+    held = store.held() if not fresh and store.exists() else None
+    made_with = str(held.made_with["name"]) if held else None
+    if made_with:
+        require_made_with(made_with, embedder, index)
     known = held.documents if held else {}
     require_paths(paths, known, index)
     with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
@@ -107,17 +109,17 @@ def add(
     _note_some([f"{shown_path(noted.source)}: {noted.text}" for noted in reading.notes])
     embed = open_embedder(embedder or made_with or DEFAULT_EMBEDDER)
     with progress("embedding", total=100, unit="%") as done:
-        change = add_documents(
-            where, reading.documents, embed, lambda n, total: done(100 * n / total),
+        change = store.add(
+            reading.documents, embed, lambda n, total: done(100 * n / total),
             seen=looked, fresh=fresh, sure=yes,
         )  # fmt: skip
     _note_some([f"removed {shown_path(source)}: {reason}" for source, reason in change.gone.items()])
     _note_some([f"kept the old text of {shown_path(source)}: {reason}" for source, reason in change.kept.items()])
-    missing = left_behind(open_inventory(where).documents, looked, lambda source: Path(source).exists())
+    missing = left_behind(store.held().documents, looked, lambda source: Path(source).exists())
     if missing:
         _note_some([_told_of_missing(missing, index)])
     result = {
-        "index": str(where), "embedder": embed.identity.name, "added": change.added, "replaced": change.replaced,
+        "index": store.name, "embedder": embed.identity.name, "added": change.added, "replaced": change.replaced,
         "unchanged": change.unchanged, "moved": change.moved, "chunks": change.chunks,
         "removed": [{"source": source, "reason": reason} for source, reason in change.gone.items()],
         "kept": [{"source": source, "reason": reason} for source, reason in change.kept.items()],
@@ -286,11 +288,10 @@ def remove(index: str, documents: tuple[str, ...], every: bool, as_json: bool) -
       slm rag remove handbook ja/03-overtime.md
       slm rag remove handbook data/handbook/ja
     """
-    from rag.index.names import index_path
-    from rag.index.update import remove_documents
+    from rag.stores.named import open_store
     from slm.terminal.console import emit_json
 
-    removed = remove_documents(index_path(index), documents, every=every)
+    removed = open_store(index).remove(documents, every=every)
     if as_json:
         emit_json({"removed": removed})
         return
@@ -309,26 +310,18 @@ def status(index: str, as_json: bool) -> None:
     Example:
       slm rag status handbook --json
     """
-    from rag.index.names import index_path
-    from rag.index.store import open_generation, size_of
+    from rag.stores.named import open_store
     from slm.terminal.console import emit_json
     from slm.text.visible import one_line
 
-    generation = open_generation(index_path(index))
-    size = size_of(generation.folder)
-    result: dict[str, Any] = {
-        "index": str(generation.folder.parent), "generation": generation.folder.name,
-        "embedder": generation.manifest["embedder"], "chunks": len(generation.chunks), "size_bytes": size,
-        "parts": [{"chunks": len(part), "search": part.dense.kind} for part in generation.loaded],
-        "documents": [{"source": s, **entry} for s, entry in sorted(generation.documents.items())],
-    }  # fmt: skip
+    result = open_store(index).status()
     if as_json:
         emit_json(result)
         return
     embedder = result["embedder"]
-    click.echo(f"index     {result['index']} ({result['generation']}, {size / 1e6:.1f} MB)")
+    click.echo(f"index     {result['index']} ({result['generation']}, {result['size_bytes'] / 1e6:.1f} MB)")
     click.echo(f"embedder  {embedder['name']} [{embedder['revision']}], {embedder['dimension']} dimensions")
-    click.echo(f"holds     {len(generation.documents)} documents in {len(generation.chunks)} chunks")
+    click.echo(f"holds     {len(result['documents'])} documents in {result['chunks']} chunks")
     click.echo(f"search    {_searched(result['parts'])}")
     for document in result["documents"]:
         title = one_line(document["title"])
@@ -336,10 +329,13 @@ def status(index: str, as_json: bool) -> None:
 
 
 def _searched(parts: list[dict[str, Any]]) -> str:
-    """How vectors are searched: which chunks are compared one by one, and which through inverted lists."""
+    """How vectors are searched: which chunks are compared one by one, and which through lists or a graph."""
     exact = sum(part["chunks"] for part in parts if part["search"] == "flat")
     lists = [(part["chunks"], part["search"].removeprefix("ivf ")) for part in parts if part["search"] != "flat"]
-    shown = [f"{chunks} chunks through {count} inverted lists (IVF)" for chunks, count in lists]
+    shown = [
+        f"{chunks} chunks through " + ("a graph (HNSW)" if how == "hnsw" else f"{how} inverted lists (IVF)")
+        for chunks, how in lists
+    ]
     return ", ".join([f"{exact} chunks compared one by one"] * (exact > 0 or not lists) + shown)
 
 

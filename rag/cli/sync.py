@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from rag.cli.evaluate import HELP, JSON
+from slm.text.address import shown_address
 
 if TYPE_CHECKING:
     from rag.index.embed import Embedder
     from rag.sources.confluence.rest.client import Client
+    from rag.stores.interface import IndexStore
     from rag.sync.report import Report
     from rag.sync.run import Wanted
 
@@ -80,20 +82,20 @@ def sync(
       slm rag sync handbook --confluence-url https://example.atlassian.net/wiki --space DOCS
       slm rag sync handbook --every 15m
     """
-    from rag.index.names import index_path
+    from rag.stores.named import open_store
     from rag.sync.run import sync_index
     from rag.sync.space import How
     from slm.errors import SlmError
     from slm.terminal.console import emit_json, note
 
-    path = index_path(index)
+    store = open_store(index)
     wanted = _pairs(urls, spaces)
     first = True
     while True:
         show, ended = _bars()
         try:
             reports = sync_index(
-                path, wanted, _client_of(token_file), _embedder_of(index, embedder),
+                store, wanted, _client_of(token_file), _embedder_of(shown_address(index), embedder),
                 How(full=full, mass_delete=allow_mass_delete, show=show),
             )  # fmt: skip
         except SlmError as error:
@@ -104,13 +106,13 @@ def sync(
             reports = []
         ended()
         if as_json:
-            emit_json({"index": str(path), "sources": [report.as_dict() for report in reports]})
+            emit_json({"index": store.name, "sources": [report.as_dict() for report in reports]})
         else:
             _tell(reports)
         if every is None and not watch:
             break
         first = False
-        _wait(path, every if every is not None else _WATCHED_S, watch=watch)
+        _wait(store, every if every is not None else _WATCHED_S, watch=watch)
     failed = any(report.error for report in reports)
     if failed or (strict and not all(report.complete for report in reports)):
         raise click.exceptions.Exit(1)
@@ -143,14 +145,14 @@ def _client_of(token_file: Path | None) -> Callable[[str], Client]:
 
 
 def _embedder_of(index: str, given: str | None) -> Callable[[str | None], Embedder]:
+    from rag.index.change.planned import require_made_with
     from rag.index.embed import DEFAULT_EMBEDDER, embedder_name, open_embedder
-    from slm.errors import MismatchError
 
     given = embedder_name(given) if given else None
 
     def opened(made_with: str | None) -> Embedder:
-        if made_with and given not in (None, made_with):
-            raise MismatchError(f"the index '{index}' was made with the embedder '{made_with}', not '{given}'")
+        if made_with:
+            require_made_with(made_with, given, index)
         return open_embedder(given or made_with or DEFAULT_EMBEDDER)
 
     return opened
@@ -192,16 +194,14 @@ def _tell(reports: list[Report]) -> None:
         click.echo(one_line(report.line))
 
 
-def _wait(path: Path, seconds: float, *, watch: bool) -> None:
+def _wait(store: IndexStore, seconds: float, *, watch: bool) -> None:
     """Wait so long, or until a file of the index's folders changes."""
     if not watch:
         time.sleep(seconds)
         return
     import watchfiles
 
-    from rag.index.store import open_inventory
-
-    sources = open_inventory(path).sources
+    sources = store.held().sources
     roots = [root for root, source in sources.items() if source.get("kind") == "files" and Path(root).exists()]
     if not roots:
         time.sleep(seconds)

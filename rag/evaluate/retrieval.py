@@ -17,8 +17,7 @@ from rag.index.chunk import context_line
 from rag.index.embed import Embedder
 from rag.index.embedders.remembered import RememberedQuery
 from rag.index.names import source_matches
-from rag.index.retrieve import Hit, Leg, Weights, other_sources, search
-from rag.index.store import Generation
+from rag.index.retrieve import Hit, Leg, Searched, Weights, other_sources, search
 from rag.questions import Question
 from slm.errors import InputError
 
@@ -72,7 +71,7 @@ class _Ranked:
 
 
 def evaluate(
-    generation: Generation,
+    generation: Searched,
     embedder: Embedder,
     questions: Sequence[Question],
     leg: Leg = "fused",
@@ -119,8 +118,9 @@ def evaluate(
     }  # fmt: skip
 
 
-def _judged(generation: Generation, question: Question, hits: Sequence[Hit]) -> _Ranked:
-    chunks = [generation.chunks[hit.row] for hit in hits]
+def _judged(generation: Searched, question: Question, hits: Sequence[Hit]) -> _Ranked:
+    held = generation.chunks.at(hit.row for hit in hits)
+    chunks = [held[hit.row] for hit in hits]
     results = [(c.source, *other_sources(generation, hit)) for c, hit in zip(chunks, hits, strict=True)]
     first = {c.source: c for c in reversed(chunks)}
     instead = tuple(

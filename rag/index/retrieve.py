@@ -8,22 +8,25 @@ comes first.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
+from rag.index.chunk import Chunk
 from rag.index.embed import Embedder, Vectors
-from rag.index.lexical import HAS_PAIRS
+from rag.index.generation.centres import Centres
+from rag.index.lexical import HAS_PAIRS, Bm25
 from rag.index.same.codes import names_in
 from rag.index.same.once import once_each
-from rag.index.store import Generation, Mask
 from rag.index.variants import comparable, searchable
 from slm.errors import InputError
 from slm.joints import EVERYTHING, Filters
 from slm.text.language import detect
 
+Mask = npt.NDArray[np.bool_]
 Leg = Literal["dense", "lexical", "fused"]
 LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
 _DEPTH = 50
@@ -32,6 +35,68 @@ _SENTENCE_WORDS = 4
 _A_PAGE = 2
 # More than a chunk's whole score can be: what is called by its number is what is meant.
 _NAMED = 20.0
+
+
+class ChunkRows(Protocol):
+    """The chunks of an index, by row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Chunk: ...
+
+    def __iter__(self) -> Iterator[Chunk]: ...
+
+    def at(self, rows: Iterable[int]) -> dict[int, Chunk]:
+        """Several chunks by their rows: one way to a store that is on another machine."""
+        ...
+
+    def source(self, row: int) -> str:
+        """The source of a chunk, without reading the chunk."""
+        ...
+
+
+class Narrowing(Protocol):
+    """What a query can be narrowed down to, as `rag.index.generation.facets.Facets` says it."""
+
+    @property
+    def languages(self) -> list[str]: ...
+
+    @property
+    def by_language(self) -> Mapping[str, Mask]: ...
+
+    def in_language(self, rows: npt.NDArray[np.int64], language: str | None) -> Mask: ...
+
+    def allowed(self, filters: Filters) -> Mask | None: ...
+
+    def languages_of(self, filters: Filters) -> list[str]: ...
+
+
+class Searched(Protocol):
+    """One state of an index, whatever store keeps it: what a search needs of it. Rows number its chunks from 0.
+
+    `rag.index.store.Generation` is one, and `rag.stores.postgres.snapshot.Snapshot`.
+    """
+
+    @property
+    def documents(self) -> Collection[str]:
+        """The sources of its documents."""
+        ...
+
+    @property
+    def chunks(self) -> ChunkRows: ...
+
+    @property
+    def facets(self) -> Narrowing: ...
+
+    @property
+    def lexical(self) -> Bm25: ...
+
+    @property
+    def centres(self) -> Centres: ...
+
+    def dense_top(self, vector: Vectors, count: int, allowed: Mask | None = None) -> list[tuple[int, float]]:
+        """The nearest (row, inner product) pairs of one query vector (dimension,), of the allowed rows only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +149,7 @@ def _best_first(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def search(
-    generation: Generation,
+    generation: Searched,
     embedder: Embedder,
     query: str,
     k: int = 5,
@@ -98,7 +163,7 @@ def search(
     """
     if not query.strip():
         raise InputError("the query is empty")
-    if not generation.chunks:
+    if not len(generation.chunks):
         raise InputError("the index holds no documents", hint="Add some with: slm rag add INDEX PATH...")
     weights = weights or Weights()
     depth = max(_DEPTH, k)
@@ -113,7 +178,7 @@ def search(
     return _shown(generation, _named_first(generation, query, fused), k)
 
 
-def nearest(generation: Generation, vector: Vectors, count: int, allowed: Mask | None) -> list[tuple[int, float]]:
+def nearest(generation: Searched, vector: Vectors, count: int, allowed: Mask | None) -> list[tuple[int, float]]:
     """The (row, score) pairs nearest to a query vector (dimension,) beside what is near it in each language anyway.
 
     The score is the inner product, as if all languages were as near to the query as the nearest one. allowed: (rows,)
@@ -132,32 +197,33 @@ def nearest(generation: Generation, vector: Vectors, count: int, allowed: Mask |
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
-def other_sources(generation: Generation, hit: Hit) -> tuple[str, ...]:
+def other_sources(generation: Searched, hit: Hit) -> tuple[str, ...]:
     """The documents besides its own that say what a hit says, each once."""
-    own = generation.chunks[hit.row].source
-    return tuple(dict.fromkeys(source for row in hit.also if (source := generation.chunks[row].source) != own))
+    own = generation.chunks.source(hit.row)
+    return tuple(dict.fromkeys(source for row in hit.also if (source := generation.chunks.source(row)) != own))
 
 
-def _named_first(generation: Generation, query: str, hits: list[Hit]) -> list[Hit]:
+def _named_first(generation: Searched, query: str, hits: list[Hit]) -> list[Hit]:
     """The hits, before all others those that hold the part numbers, versions or numbered rooms that the query names."""
     names = names_in(searchable(query))
     if not names:
         return hits
-    texts = [searchable(generation.chunks[hit.row].indexed_text).lower() for hit in hits]
+    chunks = generation.chunks.at(hit.row for hit in hits)
+    texts = [searchable(chunks[hit.row].indexed_text).lower() for hit in hits]
     held = [sum(name.search(text) is not None for name in names) / len(names) for text in texts]
     return _best_first([Hit(hit.row, hit.score + _NAMED * share) for hit, share in zip(hits, held, strict=True)])
 
 
-def _shown(generation: Generation, hits: Sequence[Hit], k: int) -> list[Hit]:
+def _shown(generation: Searched, hits: Sequence[Hit], k: int) -> list[Hit]:
     """The first k hits that say different things, at most `_A_PAGE` of one page as long as others are left."""
-    chunks = {hit.row: generation.chunks[hit.row] for hit in hits}
+    chunks = generation.chunks.at(hit.row for hit in hits)
     shown = once_each(
         list(chunks), lambda row: (chunks[row].context, chunks[row].text), lambda row: chunks[row].source, k, _A_PAGE
     )
     return [Hit(one.row, hits[one.place].score, one.also) for one in shown]
 
 
-def _language_factors(generation: Generation, query: str, rows: Sequence[int], bonus: float) -> dict[int, float]:
+def _language_factors(generation: Searched, query: str, rows: Sequence[int], bonus: float) -> dict[int, float]:
     """The bonus of those of the rows that are in the language of the query."""
     languages = generation.facets.languages
     if len(languages) < 2:

@@ -62,6 +62,10 @@ class Chunks(Sequence[Chunk]):
             raise IndexError(row)
         return self._parts[int(self._part_of[row])].chunk(int(self._local_of[row]), self.source(row))
 
+    def at(self, rows: Iterable[int]) -> dict[int, Chunk]:
+        """Several chunks by their rows."""
+        return {row: self[row] for row in rows}
+
     def source(self, row: int) -> str:
         """The source of a chunk, without reading the chunk."""
         return self._sources[int(self._document_of[row])]

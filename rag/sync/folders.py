@@ -11,10 +11,9 @@ from typing import Any
 
 from rag.index.embed import Embedder
 from rag.index.names import composed, is_below
-from rag.index.store import open_inventory
-from rag.index.update import add_documents, remove_documents
 from rag.sources.files import find_files, read_files
 from rag.sources.reader import ReadOptions
+from rag.stores.interface import IndexStore
 from rag.sync.look import BLANK, seen
 from rag.sync.report import Report
 
@@ -22,7 +21,7 @@ Show = Callable[[str, float, float], None]
 
 
 def sync_files(
-    path: Path,
+    store: IndexStore,
     roots: Mapping[str, Mapping[str, Any]],
     embedder: Callable[[], Embedder],
     report: Report,
@@ -35,24 +34,24 @@ def sync_files(
     A folder that is not there is an error of the report, and its documents stay: it is more often a disk that is not
     there than a decision. Raises InputError when most of a folder would go (unless sure).
     """
-    known = open_inventory(path).documents
+    known = store.held().documents
     there = [Path(root) for root in roots if Path(root).exists()]  # absolute, as they were kept
     deleted = [root for root in roots if not Path(root).exists() and root in known]
     missing = [root for root in roots if not Path(root).exists() and root not in known]
     if missing:
         report.error = _missing(missing, known)
     for root in deleted:
-        report.gone += [(source, "it is no longer there") for source in remove_documents(path, [root])]
+        report.gone += [(source, "it is no longer there") for source in store.remove([root])]
     asked = {
         root: ReadOptions(bool(roots[root].get("comments")), str(roots[root].get("base_url", ""))) for root in roots
     }
     for wanted in dict.fromkeys(asked[str(path)] for path in there):
         alike = [path for path in there if asked[str(path)] == wanted]
-        _sync_alike(path, alike, wanted, embedder, report, sure=sure, show=show)
+        _sync_alike(store, alike, wanted, embedder, report, sure=sure, show=show)
 
 
 def _sync_alike(
-    path: Path,
+    store: IndexStore,
     there: Sequence[Path],
     wanted: ReadOptions,
     embedder: Callable[[], Embedder],
@@ -63,8 +62,8 @@ def _sync_alike(
 ) -> None:
     total = len(find_files(there))
     reading = read_files(there, lambda done: show("reading files", done, total), none_ok=True, wanted=wanted)
-    change = add_documents(
-        path, reading.documents, embedder(), lambda n, total: show("embedding", n, total),
+    change = store.add(
+        reading.documents, embedder(), lambda n, total: show("embedding", n, total),
         seen=seen(there, reading, wanted), sure=sure,
     )  # fmt: skip
     report.added += change.added + change.moved

@@ -1,6 +1,6 @@
 """Looks through files and folders for an index: what is there now, what was read, what is gone since the last time.
 
-It is the thin shell of rag.index.gone, which decides, and of rag.sources, which reads.
+It is the thin shell of rag.index.change.gone, which decides, and of rag.sources, which reads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rag.index.gone import Seen
+from rag.index.change.gone import Seen
 from rag.index.names import composed, is_below
 from rag.sources.files import Reading, find_files
 from rag.sources.reader import ReadOptions

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rag.index.update import PAGE
+from rag.index.change.planned import PAGE
 from rag.sources.confluence.rest.content import Page
 from slm.errors import InputError
 

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from rag.index.embed import Embedder
-from rag.index.names import is_index
-from rag.index.store import open_inventory
 from rag.sources.confluence.rest.client import Client
 from rag.sources.confluence.rest.site import open_site, site_address
+from rag.stores.interface import IndexStore
 from rag.sync.folders import sync_files
 from rag.sync.report import Report
 from rag.sync.space import How, SpaceSync
@@ -29,7 +27,7 @@ class Wanted:
 
 
 def sync_index(
-    path: Path,
+    store: IndexStore,
     wanted: Sequence[Wanted],
     make_client: Callable[[str], Client],
     make_embedder: Callable[[str | None], Embedder],
@@ -38,11 +36,11 @@ def sync_index(
     """Sync all that the index knows and the spaces that are wanted besides; a report for each source.
 
     make_embedder gets the name of the one that the index was made with. Raises InputError when there is nothing to
-    sync, and what `open_inventory` raises.
+    sync, and what `held` of the store raises.
     """
-    generation = open_inventory(path) if is_index(path) or not wanted else None
+    generation = store.held() if store.exists() or not wanted else None
     sources: dict[str, Mapping[str, Any]] = dict(generation.sources) if generation else {}
-    made_with = str(generation.manifest["embedder"]["name"]) if generation else None
+    made_with = str(generation.made_with["name"]) if generation else None
     del generation
     for each in wanted:
         url = site_address(each.url)
@@ -57,13 +55,13 @@ def sync_index(
     if files:
         report = Report("files" if len(files) > 1 else next(iter(files)))
         with _guarded(report):
-            sync_files(path, files, embedder, report, sure=how.mass_delete, show=how.show)
+            sync_files(store, files, embedder, report, sure=how.mass_delete, show=how.show)
         reports.append(report)
     for root, source in sources.items():
         if source.get("kind") == "confluence":
             report = Report(root)
             with _guarded(report):
-                _space(path, source, make_client, embedder, how, report)
+                _space(store, source, make_client, embedder, how, report)
             reports.append(report)
     return reports
 
@@ -77,7 +75,7 @@ def _guarded(report: Report) -> Iterator[None]:
 
 
 def _space(
-    path: Path,
+    store: IndexStore,
     source: Mapping[str, Any],
     make_client: Callable[[str], Client],
     embedder: Callable[[], Embedder],
@@ -86,4 +84,4 @@ def _space(
 ) -> None:
     site, client, space = open_site(make_client, str(source["url"]), str(source["space"]))
     with client:
-        SpaceSync(path, site, str(source["url"]), space, embedder(), how, report, client.now).run()
+        SpaceSync(store, site, str(source["url"]), space, embedder(), how, report, client.now).run()

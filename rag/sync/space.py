@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rag.document import Document
+from rag.index.change.planned import Told
 from rag.index.embed import Embedder
-from rag.index.names import is_index
-from rag.index.store import open_inventory
-from rag.index.update import Told, add_documents
 from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.rest.attached import read_attached
 from rag.sources.confluence.rest.client import AbsentError, DeniedError, OverloadError, TokenError
@@ -26,6 +23,7 @@ from rag.sources.confluence.rest.content import UNKNOWN, Page, instant, placed
 from rag.sources.confluence.rest.convert import nodes_of, read_page
 from rag.sources.confluence.rest.site import OVERLAP, Site, Space
 from rag.sources.files import is_document
+from rag.stores.interface import IndexStore
 from rag.sync.plan import Plan, confirm_removal, held_by, page_of, plan, remembered
 from rag.sync.report import Report
 from slm.errors import DownloadError, InputError, SlmError
@@ -51,9 +49,9 @@ class How:
 
 @dataclass
 class SpaceSync:
-    """One run over one space, into the index at `path`."""
+    """One run over one space, into the index of a store."""
 
-    path: Path
+    store: IndexStore
     site: Site
     url: str
     space: Space
@@ -104,9 +102,9 @@ class SpaceSync:
         return f"{self.url}#{self.space.key}"
 
     def _known(self) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, str]]:
-        if not is_index(self.path):
+        if not self.store.exists():
             return {}, {}
-        generation = open_inventory(self.path)
+        generation = self.store.held()
         self._roots = frozenset(generation.sources)
         return generation.documents, dict(generation.sources.get(self.root, {}).get("blank", {}))
 
@@ -269,13 +267,11 @@ class SpaceSync:
     def _commit(self, gone: Mapping[str, str]) -> None:
         """Put the batch into the index, and remove what is gone."""
         gone = {**gone, **self._emptied}
-        if not self._documents and not is_index(self.path):
+        if not self._documents and not self.store.exists():
             return
         source = {"kind": "confluence", "url": self.url, "space": self.space.key, "blank": self._blank}
         told = Told(self.root, source, self._entries, gone)
-        add_documents(
-            self.path, self._documents, self.embedder, lambda n, total: self.how.show("embedding", n, total), seen=told
-        )
+        self.store.add(self._documents, self.embedder, lambda n, total: self.how.show("embedding", n, total), seen=told)
         self.report.gone += list(self._emptied.items())
         self._documents, self._entries, self._emptied, self._characters = [], {}, {}, 0
 

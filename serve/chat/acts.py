@@ -20,6 +20,7 @@ from serve.chat.talker import LocalTalker
 from slm.artifacts import new_file
 from slm.errors import InputError, UnknownNameError
 from slm.terminal.answer import shown_path
+from slm.text.address import shown_address
 from slm.text.visible import one_line, visible
 
 # name: (kind, least, most), as the options of the command line have them.
@@ -115,7 +116,11 @@ def _rag(chat: Chat, index: str) -> None:
         another_index(chat.opening, None if index in _OFF else index)
     now = chat.opening.desk()
     who = f"the reader {now.reader.name}" if now.reader and chat.points else "the model"
-    say(f"documents: {now.setup.index}, answered by {who}" if now.setup.index else "no documents; /rag INDEX")
+    say(
+        f"documents: {shown_address(now.setup.index)}, answered by {who}"
+        if now.setup.index
+        else "no documents; /rag INDEX"
+    )
 
 
 def _reader(chat: Chat, who: str) -> None:

@@ -17,6 +17,7 @@ from slm.errors import SlmError
 from slm.terminal.console import complain, note
 from slm.terminal.piped import is_terminal
 from slm.terminal.streams import coloured
+from slm.text.address import shown_address
 
 
 def is_bare(plain: bool) -> bool:
@@ -102,7 +103,7 @@ def toolbar(chat: Chat) -> str:
         parts.append(f"context {chat.used / desk.talker.context:.0%} of {desk.talker.context:,}")
     if desk.setup.index:
         reads = desk.reader.name if desk.reader and chat.points else "the model"
-        parts.append(f"{desk.setup.index} by {reads}")
+        parts.append(f"{shown_address(desk.setup.index)} by {reads}")
     if chat.keeper.archive is None:
         parts.append("not saved")
     elif chat.keeper.name or chat.keeper.session:

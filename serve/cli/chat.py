@@ -16,6 +16,7 @@ from slm.terminal.arguments import TEXT, one_of_each
 from slm.terminal.asking import reader_of_index, with_reader
 from slm.terminal.console import note
 from slm.terminal.piped import is_terminal
+from slm.text.address import shown_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,4 +181,7 @@ def _greet(opening: Opening, plain: bool) -> None:
     note(f"{name}{where}; /help shows the commands, Ctrl-D leaves")
     if desk and desk.reader:
         reader = desk.reader.name
-        note(f"the reader {reader} answers from {setup.index}: lines of it, word for word; /reader model: the model")
+        note(
+            f"the reader {reader} answers from {shown_address(setup.index or '')}: lines of it, word for word; "
+            "/reader model: the model"
+        )

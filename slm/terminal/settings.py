@@ -20,6 +20,7 @@ from slm.errors import InputError
 from slm.paths import config_file, home
 from slm.terminal.config import checked, tables_of_user, value_of_variable
 from slm.terminal.console import complain, emit_json, note
+from slm.text.address import without_passwords
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,12 @@ def _variable(parameter: click.Parameter, path: tuple[str, ...], environment: Ma
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON and TOML have it; None where there is none."""
+    """The value as JSON and TOML have it, without a database's password; None where there is none."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    return value if isinstance(value, (bool, int, float, str)) else str(value) if isinstance(value, Path) else None
+    if isinstance(value, str):
+        return without_passwords(value)
+    return value if isinstance(value, (bool, int, float)) else str(value) if isinstance(value, Path) else None
 
 
 def _known(ctx: click.Context, group: click.Group, words: Iterable[str]) -> str:

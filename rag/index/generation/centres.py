@@ -46,6 +46,11 @@ def centres_of(
             there = np.flatnonzero(rows[start : start + _BLOCK] >= 0)
             chosen = masks[:, rows[start + there]].astype(np.float32)
             sums += chosen @ vectors[start + there]
-    counts = masks.sum(axis=1, keepdims=True)
+    return centres_from(tuple(by_language), sums, masks.sum(axis=1))
+
+
+def centres_from(languages: tuple[str, ...], sums: npt.NDArray[np.float64], chunks: npt.NDArray[np.generic]) -> Centres:
+    """The centres of languages by the sums of their vectors, (languages, dimension), and their numbers of chunks."""
+    counts = np.asarray(chunks, dtype=np.float64).reshape(-1, 1)
     overall = sums.sum(axis=0) / max(1, counts.sum())
-    return Centres(tuple(by_language), ((sums + _SHARED * overall) / (counts + _SHARED)).astype(np.float32))
+    return Centres(languages, ((sums + _SHARED * overall) / (counts + _SHARED)).astype(np.float32))

@@ -18,6 +18,7 @@ from slm.joints import EVERYTHING, Filters
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
+Names = Sequence[str]
 _NONE: Numbers = np.empty(0, dtype=np.int64)
 _LISTED = 20
 UNKNOWN = "und"
@@ -34,7 +35,7 @@ class Facets:
         self._languages = _numbered([(str(entry["lang"]),) for entry in documents])
         self._spaces = _numbered([(str(meta.get("space", "")),) for meta in metas])
         self._labels = _numbered([tuple(map(str, meta.get("labels", ()))) for meta in metas])
-        dates = [_instant(str(meta.get("modified") or meta.get("created") or "")) for meta in metas]
+        dates = [instant(str(meta.get("modified") or meta.get("created") or "")) for meta in metas]
         self._dates = np.asarray([np.nan if date is None else date.timestamp() for date in dates], dtype=np.float64)
         rules = [tuple(frozenset(map(str, rule)) for rule in meta.get("restrictions", ())) for meta in metas]
         self._rules: dict[tuple[frozenset[str], ...], list[int]] = {}
@@ -95,30 +96,26 @@ class Facets:
         if filters.since or filters.until:
             through &= self._between(filters.since, filters.until)
         if not through.any():
-            raise InputError(
-                "the index holds nothing that these filters let through",
-                hint="Leave some out; see what there is with: slm rag status INDEX --json",
-            )
+            raise nothing_through()
         return through
 
     def _seen_by(self, viewer: tuple[str, ...] | None) -> Mask:
         """Which documents somebody with these names may see; None: whoever asks may see all."""
         seen = np.ones(self._size, dtype=np.bool_)
         if viewer is not None:
-            names = {spelled for name in viewer for spelled in _spelled(name)}
+            names = {one for name in viewer for one in spelled(name)}
             for rules, numbers in self._rules.items():
                 seen[numbers] = not any(rule.isdisjoint(names) for rule in rules)
         return seen
 
     def _between(self, since: str, until: str) -> Mask:
         """Documents changed in that time; one whose source does not say when is not among them."""
+        first, end = bounds(Filters(since=since, until=until))
         within = ~np.isnan(self._dates)
-        if since:
-            within &= self._dates >= _bound("since", since).timestamp()
-        if until:
-            end = _bound("until", until)
-            # A day is meant whole, from its beginning to its end.
-            within &= self._dates < (end + timedelta(days=1) if len(until.strip()) == 10 else end).timestamp()
+        if first is not None:
+            within &= self._dates >= first.timestamp()
+        if end is not None:
+            within &= self._dates < end.timestamp()
         return within
 
 
@@ -134,29 +131,54 @@ def _numbered(values: Iterable[tuple[str, ...]]) -> dict[str, Numbers]:
 
 def _any_of(kind: str, wanted: Sequence[str], numbers: Mapping[str, Numbers], visible: Mask) -> Mask:
     chosen = np.zeros(len(visible), dtype=np.bool_)
-    for name in wanted:
-        meant = [value for value in numbers if value.casefold() == name.casefold() and visible[numbers[value]].any()]
-        if not meant:
-            known = sorted(value for value, held in numbers.items() if visible[held].any())
-            raise UnknownNameError(kind, name, known[:_LISTED] + ["..."] * (len(known) > _LISTED))
-        for value in meant:
-            chosen[numbers[value]] = True
+    for value in chosen_names(kind, wanted, [value for value, held in numbers.items() if visible[held].any()]):
+        chosen[numbers[value]] = True
     return chosen
 
 
-def _spelled(name: str) -> tuple[str, ...]:
+def chosen_names(kind: str, wanted: Names, known: Names) -> list[str]:
+    """Those of the known names that are wanted, in whatever case. Raises UnknownNameError for one that is not there."""
+    chosen = []
+    for name in wanted:
+        meant = [value for value in known if value.casefold() == name.casefold()]
+        if not meant:
+            listed = sorted(known)
+            raise UnknownNameError(kind, name, listed[:_LISTED] + ["..."] * (len(listed) > _LISTED))
+        chosen += meant
+    return chosen
+
+
+def nothing_through() -> InputError:
+    """What is said where filters leave no document."""
+    return InputError(
+        "the index holds nothing that these filters let through",
+        hint="Leave some out; see what there is with: slm rag status INDEX --json",
+    )
+
+
+def bounds(filters: Filters) -> tuple[datetime | None, datetime | None]:
+    """From when on, and until before when a document was changed. Raises InputError for a date that is none."""
+    first = _bound("since", filters.since) if filters.since else None
+    end = _bound("until", filters.until) if filters.until else None
+    # A day is meant whole, from its beginning to its end.
+    if end is not None and len(filters.until.strip()) == 10:
+        end += timedelta(days=1)
+    return first, end
+
+
+def spelled(name: str) -> tuple[str, ...]:
     """What a name stands for in a page's restrictions: user:NAME, group:NAME, or both when it does not say."""
     return (name,) if name.startswith(("user:", "group:")) else (f"user:{name}", f"group:{name}")
 
 
 def _bound(option: str, text: str) -> datetime:
-    found = _instant(text)
+    found = instant(text)
     if found is None:
         raise InputError(f"{option}: '{text}' is no date", hint="A date looks like 2026-04-01 or 2026-04-01T09:00Z.")
     return found
 
 
-def _instant(text: str) -> datetime | None:
+def instant(text: str) -> datetime | None:
     """A date of ISO 8601, in UTC where it does not say; None for what is none."""
     try:
         found = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))

@@ -58,6 +58,12 @@ class Inventory:
         return kept
 
     @property
+    def made_with(self) -> dict[str, Any]:
+        """The identity of the embedder that made it."""
+        made_with: dict[str, Any] = self.manifest["embedder"]
+        return made_with
+
+    @property
     def parts(self) -> dict[str, dict[str, Any]]:
         """By name: rows, how it is searched ("kind"), and the bytes and sha256 of its files."""
         parts: dict[str, dict[str, Any]] = self.manifest.get("parts", {})
