@@ -34,8 +34,10 @@ def test_a_line_of_another_table_is_read_or_named_as_uncertain(text: str, encodi
 
 @pytest.mark.parametrize(
     "text",
-    ["Wait… what?", "one … two … three", "Tea – or coffee", "He said “no”—twice.", "a deposit… perhaps", "Le café est fermé",
-     "El Niño", "crème brûlée", "São Paulo", "naïve", "Hôtel du Nord", "Straße", "på kontoret", "København", "Año nuevo"],
+    ["Wait… what?", "one … two … three", "Tea – or coffee", "He said “no”—twice.", "a deposit… perhaps",
+     "Le café est fermé",
+     "El Niño", "crème brûlée", "São Paulo", "naïve", "Hôtel du Nord", "Straße", "på kontoret",
+     "København", "Año nuevo"],
 )  # fmt: skip
 def test_plain_lines_of_windows_1252_stay_certain(text: str) -> None:
     decoded = decode(text.encode("cp1252"))
@@ -50,4 +52,6 @@ def test_dots_between_blanks_are_dots_but_in_a_language_that_writes_a_word_there
 
 def test_a_letter_in_a_usual_place_or_among_western_words_is_no_reason_for_doubt() -> None:
     assert is_doubtful("Plzeò") and is_doubtful("tak, ¿e")
-    assert not is_doubtful("¿Qué?") and not is_doubtful("mañana") and not is_doubtful("cafe") and not is_doubtful("og bæk")
+    assert (
+        not is_doubtful("¿Qué?") and not is_doubtful("mañana") and not is_doubtful("cafe") and not is_doubtful("og bæk")
+    )

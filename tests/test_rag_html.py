@@ -240,7 +240,8 @@ def test_a_tag_with_very_many_attributes_is_read_in_time_and_nothing_behind_it_i
 
 @pytest.mark.parametrize(
     "unit",
-    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<q>x", "<del>x", "<p><code>x", "<main><h1>x",
+    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<q>x", "<del>x", "<p><code>x",
+     "<main><h1>x",
      "<span class=linenos>1", "<span class=linenos>1</span>", "<div class=gutter>1", "<article>x", "<main>x</main>",
      "<article>x</article>", "<h1></h1>", "<aside></aside>", "<nav>x</nav><main>x</main>", "<dl><dt>x<dd>y"],
 )  # fmt: skip

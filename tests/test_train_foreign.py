@@ -27,7 +27,8 @@ def test_a_turn_that_is_not_to_be_learned_is_not(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "mark", [{"masked": True}, {"is_trained": False}, {"supervised": 0}, {"noLoss": True}, {"label": 0}, {"turn-weight": 0.5}]
+    "mark",
+    [{"masked": True}, {"is_trained": False}, {"supervised": 0}, {"noLoss": True}, {"label": 0}, {"turn-weight": 0.5}],
 )
 def test_a_mark_on_a_turn_whose_name_speaks_of_learning_is_refused_and_not_counted(mark: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=f'turn 2: "{next(iter(mark))}".*whether it is learned'):
@@ -83,7 +84,9 @@ def test_a_thought_in_a_channel_of_its_own_is_not_learned_as_an_answer() -> None
 def test_turns_in_columns_and_in_the_words_of_other_services_are_read() -> None:
     plain = contents(record(messages=[ASKED, ANSWERED]))
     assert contents(record(messages={"role": ["user", "assistant"], "content": ["Hi", "Hello"]})) == plain
-    assert contents(record(messages=[{"role": "USER", "message": "Hi"}, {"role": "Chatbot", "message": "Hello"}])) == plain
+    assert (
+        contents(record(messages=[{"role": "USER", "message": "Hi"}, {"role": "Chatbot", "message": "Hello"}])) == plain
+    )
     with pytest.raises(DamagedFileError, match="must be a list of turns"):
         record(messages={"role": ["user", "assistant"], "content": ["Hi"]})
 

@@ -65,7 +65,9 @@ def of_dos(windows: str, dos: str) -> Dos:
     places = {match.start() for match in _HIGH.finditer(dos)}
     words = [word for word in _WORD.finditer(dos) if not word.group().isascii()]
     for word in words:
-        if not _is_dos_word(word.group()) or windows[word.start() : word.end()].isalpha() and word.group()[0] not in "Üü":
+        if not _is_dos_word(word.group()) or (
+            windows[word.start() : word.end()].isalpha() and word.group()[0] not in "Üü"
+        ):
             return Dos.NO
         places.difference_update(range(word.start(), word.end()))
     if places or not words:

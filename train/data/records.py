@@ -120,7 +120,7 @@ class _Turns:
             self.unused += [f"{name}[].{field}" for field in one.unused()]
 
     def begin_with(self, *names: str) -> None:
-        """Put the row's own system text, which is in one of these fields, first, unless the turns begin with the same."""
+        """Put the row's own system text, in one of these fields, first, unless the turns begin with the same."""
         given = {name: self._row.values[name] for name in names if self._row.has(name)}
         self._row.take(*names)
         texts = {text_of(self._row, name, value, "system"): name for name, value in given.items()}
@@ -166,7 +166,7 @@ def _refuse_second(row: Row, question: str, asked: str) -> None:
         if asked.strip() not in other and other.strip() not in asked:
             raise row.refusal(
                 f'both "{question}" and "{name}" ask something, and one would be lost',
-                hint="Write both into one, or what always holds as \"system\".",
+                hint='Write both into one, or what always holds as "system".',
             )
         row.take(name)
 
@@ -201,7 +201,7 @@ def _tools(row: Row) -> list[dict[str, Any]]:
 
 
 def _rejected(row: Row) -> list[str]:
-    """The fields with an answer that is not wanted, as preference data calls them: rejected, non_preferred_output, ..."""
+    """The fields with an answer that is not wanted, as preference data calls them: rejected, non_preferred, ..."""
     paired = "chosen" in row.values
     return [
         name for name, value in row.values.items()
@@ -282,7 +282,7 @@ def _refuse(row: Row) -> None:
     if doubtful := about_learning(row):
         raise row.refusal(
             f'"{doubtful}" seems to say whether the example is learned, and is not known',
-            hint='Take out the rows that are not to be learned; files have weights (--weight), and turns ("weight" 0 or 1).',
+            hint='Leave out rows not to be learned; files have weights (--weight), and turns ("weight" 0 or 1).',
         )
     for name, hint in _REFUSED.items():
         if row.values.get(name):

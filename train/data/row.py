@@ -67,7 +67,7 @@ class Row:
 
 
 def _is_columns(value: dict[str, Any]) -> bool:
-    """Whether an object is a list of objects as the datasets library stores it: a list of equal length for each field."""
+    """Whether an object is a list of objects as the datasets library stores it: one of equal length for each field."""
     columns = list(value.values())
     return all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
 

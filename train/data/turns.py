@@ -28,10 +28,10 @@ _CALLS = ("function_call", "tool_call")  # roles whose text is a call in JSON
 _LEARNED = ("weight", "train", "training", "trainable", "learn", "train_on_turn", "loss", "loss_weight", "loss_scale",
             "loss_mask")  # fmt: skip
 # Parts of a name that say so in a way of its own, which is not guessed at.
-_ABOUT_LEARNING = frozenset(
-    "train trains trained training trainable learn learns learned learnable mask masked weight weights weighting "
-    "supervise supervised".split()
-)
+_ABOUT_LEARNING = frozenset((
+    "train", "trained", "training", "trainable", "learn", "learned", "learnable", "mask", "masked", "weight", "weights",
+    "weighting", "supervise", "supervised",
+))  # fmt: skip
 _ABOUT_LOSS = frozenset(("loss", "grad", "label", "labels"))  # of a turn; a row may tell what its loss was
 # gpt-oss writes thoughts and calls as turns of their own, told apart by their channel.
 _ANSWERS_CHANNEL = "final"
@@ -62,7 +62,7 @@ def turn_of(row: Row) -> tuple[Message, bool]:
         raise row.refusal('"mask" of a turn may mean either', hint='Say "weight": 1 (learned) or 0 (not) instead.')
     if row.has("channel") and row.take("channel") != _ANSWERS_CHANNEL:
         raise row.refusal(
-            f'the turn is of the channel {row.values["channel"]!r}, which would be learned as an answer',
+            f"the turn is of the channel {row.values['channel']!r}, which would be learned as an answer",
             hint='Write a thought as "thinking" of the turn that answers, and a call as "tool_calls".',
         )
     text_key = row.first("content", "value", "text", "message") or "content"

@@ -131,7 +131,7 @@ def is_hiding(style: str) -> bool:
 
 
 def regions(tree: Any, chrome_too: bool = False) -> list[Any]:
-    """The parts of a page that hold its text: its <main> and its articles, or the whole of it; without the site's frame.
+    """The parts of a page that hold its text: its <main> and articles, or the whole of it; without the site's frame.
 
     With `chrome_too` the frame stays.
     """

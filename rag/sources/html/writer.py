@@ -124,7 +124,7 @@ class _Writer:
     def _marks(self, tag: str) -> str:
         """The mark of an element that wraps: code in code is that code, and nobody raises a letter a dozen times."""
         open_marks = [mark for _, mark in self._wraps if mark]
-        if len(open_marks) >= _DEEPEST or _MARK[tag] in open_marks and tag not in _REPEATED:
+        if len(open_marks) >= _DEEPEST or (_MARK[tag] in open_marks and tag not in _REPEATED):
             return ""
         return _MARK[tag]
 
