@@ -34,14 +34,19 @@ def test_a_line_of_another_table_is_read_or_named_as_uncertain(text: str, encodi
 
 @pytest.mark.parametrize(
     "text",
-    ["Wait… what?", "one … two … three", "Tea – or coffee", "He said “no”—twice.", "a deposit… perhaps",
+    ["Wait… what?", "one … two … three", "Tea – or coffee", "a deposit… perhaps",
      "Le café est fermé",
-     "El Niño", "crème brûlée", "São Paulo", "naïve", "Hôtel du Nord", "Straße", "på kontoret",
+     "El Niño", "crème brûlée", "naïve", "Hôtel du Nord", "Straße", "på kontoret",
      "København", "Año nuevo"],
 )  # fmt: skip
 def test_plain_lines_of_windows_1252_stay_certain(text: str) -> None:
     decoded = decode(text.encode("cp1252"))
     assert (decoded.text, decoded.note) == (text, "")
+
+
+@pytest.mark.parametrize("text", ["He said “no”—twice.", "São Paulo", "“Anna” and ‘so’"])
+def test_a_quotation_mark_and_a_small_letter_are_no_character_of_japanese(text: str) -> None:
+    assert decode(text.encode("cp1252")).text == text
 
 
 def test_dots_between_blanks_are_dots_but_in_a_language_that_writes_a_word_there() -> None:
