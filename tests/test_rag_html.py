@@ -76,6 +76,23 @@ def test_every_article_is_read_and_the_site_around_them_is_not() -> None:
     assert text_of("<nav><a href=x>Only this</a></nav>") == "Only this"
 
 
+def test_articles_beside_the_main_part_are_read_in_the_order_of_the_page() -> None:
+    html = (
+        "<article>before<article>inner</article></article><main><p>main</p><article>inside</article></main>"
+        "<div role=article>after</div><aside><article>advert</article></aside><article hidden>unseen</article>"
+    )
+    assert text_of(html) == "before\n\ninner\n\nmain\n\ninside\n\nafter"
+
+
+def test_a_main_part_that_a_script_would_fill_is_no_reason_to_leave_out_what_is_beside_it() -> None:
+    assert text_of("<main> <script>fill()</script></main><div>The text.</div><nav>Menu</nav>") == "The text."
+
+
+def test_a_mark_inside_the_same_mark_says_nothing_more_but_exponents_do() -> None:
+    assert text_of("<code>a <code>b</code> <tt>c</tt></code> <s>x<del>y</del></s>") == "`a b c` ~~xy~~"
+    assert text_of("<p>2<sup>3<sup>4</sup></sup> <q>a <q>b</q></q>") == "2^(3^4) “a “b””"
+
+
 def test_text_inside_a_form_is_read_and_its_controls_are_not() -> None:
     html = "<form><h1>Leave</h1><p>Needs form L-9.<input value=secret><button>Send</button><select><option>a</select>"
     assert text_of(html) == "Needs form L-9."
@@ -216,3 +233,23 @@ def test_a_tag_with_very_many_attributes_is_read_in_time_and_nothing_behind_it_i
     assert plain_markdown(f"<pre {many}>first</pre>\n\nsecond").split()[1::2] == ["first", "second"]
     assert text_of("<a " * 40_000 + ">end</a>") == "end"
     assert time.process_time() - begun < 4
+
+
+# Time
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<q>x", "<del>x", "<p><code>x",
+     "<main><h1>x",
+     "<span class=linenos>1", "<span class=linenos>1</span>", "<div class=gutter>1", "<article>x", "<main>x</main>",
+     "<article>x</article>", "<h1></h1>", "<aside></aside>", "<nav>x</nav><main>x</main>", "<dl><dt>x<dd>y"],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["", "<div>" * 900])
+def test_elements_that_are_never_closed_take_time_in_proportion_to_their_number(unit: str, around: str) -> None:
+    taken = []
+    for count in (240, 960):  # below the number of tags from which on a page is made shallow
+        begun = time.process_time()
+        html_document(around[: 5 * (980 - count)] + unit * count, "file")
+        taken.append(time.process_time() - begun)
+    assert taken[1] < 10 * taken[0] + 0.2, taken

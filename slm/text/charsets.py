@@ -155,7 +155,9 @@ def _kanji(char: str, codec: str, level_1_to: int, frequent: frozenset[str]) -> 
 
 def _beside_latin(before: str, char: str, after: str, frequent: frozenset[str]) -> float:
     """Rare characters between small Latin letters are more often one accented letter and its neighbour."""
-    return 0.0 if char in frequent else 5.0 * (bool(_SMALL.match(before)) + bool(_SMALL.match(after)))
+    if char in frequent:  # “no is 渡o, where Japanese has a word of its own before a small letter
+        return 0.0 if before > "\u2fff" or not _SMALL.match(after) else 4.0
+    return 5.0 * (bool(_LETTER.match(before)) + bool(_LETTER.match(after)))
 
 
 def _punctuation(char: str) -> float:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from slm.errors import DamagedFileError
-from slm.text import charsets
+from slm.text import charsets, doubt
 
 _BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
     (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
@@ -60,6 +60,7 @@ _IN_WORDS = re.compile(
 _RARE = frozenset("ýÝþÞðÐõÕ")
 _HIGH = re.compile(rb"[\x80-\xff]")
 _LAST_BOUNDARY = re.compile(rb"(?s:.*)[\t -/:-?]")  # characters that are the second byte of no other
+_DOS = next(charset for charset in charsets.CANDIDATES if charset.codec == "cp850")
 _CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 
 
@@ -231,18 +232,26 @@ def _legacy(raw: bytes, codec: str, declared: str) -> Decoded:
     # A byte here and there that makes sense in no encoding is damage, not a language.
     if best_cost - best.prior - charsets.ascii_cost(text) > _DAMAGE * _characters(text):
         return _replaced(raw.decode("utf-8", "replace"), "UTF-8")
+    dos = doubt.of_dos(text, _DOS.decode(sample)) if best.codec == "cp1252" else doubt.Dos.NO
+    if dos is doubt.Dos.LIKELY:
+        note = f"its encoding is not certain: it is read as {_DOS.name}, {best.name} fits nearly as well"
+        return _replaced(_DOS.decode(raw), _DOS.name, note)
     note = ""
     rival = next(((bits, charset) for bits, charset in order[1:] if charset.decode(sample) != text), None)
     if codec and codec != best.codec:
         note = f"it declares the encoding {declared.strip()}, but is read as {best.name}"
     elif rival is not None and rival[0] - best_cost < _SURE and best.codec != "cp1252":
         note = f"its encoding is not certain: it is read as {best.name}, {rival[1].name} fits nearly as well"
+    elif dos is doubt.Dos.PERHAPS:
+        note = f"its encoding is not certain: it is read as {best.name}, {_DOS.name} fits nearly as well"
     elif rival is not None and rival[0] - best_cost < _SURE / 5:
         note = f"its encoding is not certain: it is read as {best.name}"
     elif best.codec == "cp1252" and _IN_WORDS.search(text):
         note = f"its encoding is not certain: read as {best.name} it has symbols inside words"
     elif best.codec == "cp1252" and _RARE.issuperset(char for char in text if char > "\x7f" and char.isalpha()):
         note = f"its encoding is not certain: it is read as {best.name}" if _RARE & set(text) else ""
+    if best.codec == "cp1252" and not note and doubt.is_doubtful(text):
+        note = f"its encoding is not certain: it is read as {best.name}"
     return _replaced(best.decode(raw), best.name, note)
 
 

@@ -6,13 +6,14 @@ completion, question and answer, "text". What is honoured and what is refused: `
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from slm.errors import SlmError
 from slm.joints import Message
 from train.data.row import Row, kind, parsed
-from train.data.turns import ROLES, name_results, turn_of
+from train.data.turns import ROLES, about_learning, name_results, text_of, turn_of, with_thought
 
 _KNOWN = "messages, conversations (ShareGPT), instruction/output (alpaca), prompt/completion, question/answer, text"
 _CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -25,6 +26,8 @@ _REFUSED = {
     "chat_template_kwargs": "Write the turns so that the template needs no options.",
     **dict.fromkeys(("train_on_inputs", "ignore"), 'Mark the turns instead: "weight" 0 or 1.'),
 }
+_REJECTED = re.compile(r"(?:^|_)(?:rejected|non_?preferred|dispreferred|unpreferred)(?:_|$)")
+_SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "developer", "instructions")
 # What says how much the whole example counts: once is what is done.
 _WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss_mask", "mask")
 
@@ -80,7 +83,7 @@ def conversation_record(values: dict[str, Any], where: str) -> Record:
     else:
         raise row.fault("it is in no known format", found=_names(values), hint=_way_out(values))
     row.take("text")
-    turns.begin_with(row.take("system", "system_prompt"))
+    turns.begin_with(*_SYSTEMS)
     messages = turns.messages
     if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in messages):
         raise row.fault("there is no answer of the assistant to learn from")
@@ -116,12 +119,16 @@ class _Turns:
             self.learned.append(learned)
             self.unused += [f"{name}[].{field}" for field in one.unused()]
 
-    def begin_with(self, system: Any) -> None:
-        """Put the row's own system text first, unless the turns begin with the same."""
-        if system is None:
+    def begin_with(self, *names: str) -> None:
+        """Put the row's own system text, in one of these fields, first, unless the turns begin with the same."""
+        given = {name: self._row.values[name] for name in names if self._row.has(name)}
+        self._row.take(*names)
+        texts = {text_of(self._row, name, value, "system"): name for name, value in given.items()}
+        if len(texts) > 1:
+            raise self._row.refusal(f"there are several system texts: {', '.join(given)}", hint="Join them in one.")
+        if not texts:
             return
-        if not isinstance(system, str):
-            raise self._row.fault(f'"system" must be text (is {kind(system)})')
+        system = next(iter(texts))
         if not self.messages or self.messages[0] != Message(role="system", content=system):
             self.messages.insert(0, Message(role="system", content=system))
             self.learned.insert(0, False)
@@ -138,6 +145,7 @@ def _pair(row: Row, turns: _Turns, question: str, answer: str) -> None:
         turns.add_all("prompt")
     else:
         asked = row.take_text(question)
+        _refuse_second(row, question, asked)
         for name in ("input", "context"):  # what the question is about, as alpaca and Dolly call it
             if name != question and row.has(name):
                 asked += "\n\n" + row.take_text(name)
@@ -146,7 +154,21 @@ def _pair(row: Row, turns: _Turns, question: str, answer: str) -> None:
     if isinstance(row.values[answer], list):
         turns.add_all(answer)
     else:
-        turns.add("assistant", row.take_text(answer))
+        turns.add("assistant", with_thought(row, row.take_text(answer)))
+
+
+def _refuse_second(row: Row, question: str, asked: str) -> None:
+    """Raise UnsupportedError where another field asks something else, which would be lost."""
+    for name in _QUESTIONS:
+        other = row.values.get(name)
+        if name in (question, "input") or not isinstance(other, str) or not other.strip():
+            continue
+        if asked.strip() not in other and other.strip() not in asked:
+            raise row.refusal(
+                f'both "{question}" and "{name}" ask something, and one would be lost',
+                hint='Write both into one, or what always holds as "system".',
+            )
+        row.take(name)
 
 
 def _history(row: Row, turns: _Turns) -> None:
@@ -179,11 +201,11 @@ def _tools(row: Row) -> list[dict[str, Any]]:
 
 
 def _rejected(row: Row) -> list[str]:
-    """The fields with an answer that is not wanted, as preference data calls them: rejected, rejected_response, ..."""
+    """The fields with an answer that is not wanted, as preference data calls them: rejected, non_preferred, ..."""
     paired = "chosen" in row.values
     return [
         name for name, value in row.values.items()
-        if "rejected" in name.lower().split("_") and (value is True or isinstance(value, str | list | dict))
+        if _REJECTED.search(name.lower()) and (value is True or isinstance(value, str | list | dict))
         and (paired or row.has(name))
     ]  # fmt: skip
 
@@ -221,6 +243,8 @@ def _refuse_preferences(row: Row) -> None:
 
 def _of_chosen(row: Row, rejected: list[str]) -> str:
     """The jq program that makes an example of the chosen answer."""
+    if "preferred_output" in row.values and isinstance(row.values.get("input"), dict):  # OpenAI's form
+        return "{messages: (.input.messages + .preferred_output)}"
     if "chosen" not in row.values:
         return f"del({', '.join(f'.{name}' for name in rejected)})"
     chosen = row.values["chosen"]
@@ -255,6 +279,11 @@ def _refuse(row: Row) -> None:
                 hint='Files have weights (--weight), and turns ("weight" 0 or 1).',
             )
     row.take(*_WEIGHTS)
+    if doubtful := about_learning(row):
+        raise row.refusal(
+            f'"{doubtful}" seems to say whether the example is learned, and is not known',
+            hint='Leave out rows not to be learned; files have weights (--weight), and turns ("weight" 0 or 1).',
+        )
     for name, hint in _REFUSED.items():
         if row.values.get(name):
             raise row.refusal(f'"{name}" is not learned from', hint=hint)

@@ -47,6 +47,8 @@ class Row:
         value = self.values.get(name)
         if isinstance(value, str):
             value = parsed(value)
+        if isinstance(value, dict) and value and _is_columns(value):
+            value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
         if not isinstance(value, list) or not value:
             raise self.fault(f'"{name}" must be a list of turns')
         return value
@@ -62,6 +64,12 @@ class Row:
     def refusal(self, what: str, *, found: str = "", hint: str = "") -> UnsupportedError:
         """An error for what is sound, but means something that is not done."""
         return UnsupportedError(f"{self.where}: {what}", found=found, hint=hint)
+
+
+def _is_columns(value: dict[str, Any]) -> bool:
+    """Whether an object is a list of objects as the datasets library stores it: one of equal length for each field."""
+    columns = list(value.values())
+    return all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
 
 
 def kind(value: Any) -> str:

@@ -7,6 +7,7 @@ change the meaning and is not done is refused by name. It knows nothing of files
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +17,24 @@ from train.data.row import Row, kind, parsed
 # The names of roles -> ours. OpenAI's "developer" is its newer name for the system's role.
 ROLES = {
     "system": "system", "developer": "system",
-    "human": "user", "user": "user",
+    "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
-    "ai": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "ai": "assistant", "chatbot": "assistant", "function_call": "assistant", "tool_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "tool_response": "tool",
     "function_response": "tool", "tool_result": "tool",
 }  # fmt: skip
 _CALLS = ("function_call", "tool_call")  # roles whose text is a call in JSON
 # OpenAI's, axolotl's, ms-swift's and others' names for whether a turn is learned; factors of its loss, 0 or 1.
-_LEARNED = ("weight", "train", "training", "train_on_turn", "loss", "loss_weight", "loss_scale", "loss_mask")
+_LEARNED = ("weight", "train", "training", "trainable", "learn", "train_on_turn", "loss", "loss_weight", "loss_scale",
+            "loss_mask")  # fmt: skip
+# Parts of a name that say so in a way of its own, which is not guessed at.
+_ABOUT_LEARNING = frozenset((
+    "train", "trained", "training", "trainable", "learn", "learned", "learnable", "mask", "masked", "weight", "weights",
+    "weighting", "supervise", "supervised",
+))  # fmt: skip
+_ABOUT_LOSS = frozenset(("loss", "grad", "label", "labels"))  # of a turn; a row may tell what its loss was
+# gpt-oss writes thoughts and calls as turns of their own, told apart by their channel.
+_ANSWERS_CHANNEL = "final"
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "think")
 _REFUSED = {
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "only text is learned"),
@@ -50,7 +60,12 @@ def turn_of(row: Row) -> tuple[Message, bool]:
             raise row.refusal(f'"{field}" of a turn is not learned from', hint=f"Take it out; {why}.")
     if row.has("mask"):  # some mask what is learned, others what is not
         raise row.refusal('"mask" of a turn may mean either', hint='Say "weight": 1 (learned) or 0 (not) instead.')
-    text_key = row.first("content", "value", "text") or "content"
+    if row.has("channel") and row.take("channel") != _ANSWERS_CHANNEL:
+        raise row.refusal(
+            f"the turn is of the channel {row.values['channel']!r}, which would be learned as an answer",
+            hint='Write a thought as "thinking" of the turn that answers, and a call as "tool_calls".',
+        )
+    text_key = row.first("content", "value", "text", "message") or "content"
     raw = row.take(text_key)
     calls = _calls(row)
     if str(name).lower() in _CALLS:
@@ -58,11 +73,11 @@ def turn_of(row: Row) -> tuple[Message, bool]:
         raw = None
     if raw is None and row.values.get(text_key) is None and not calls and role in ("system", "user"):
         raise row.fault(f'there is no text in "{text_key}"', hint='Write "" for a turn that says nothing.')
-    content = _content(row, text_key, raw, role)
+    content = text_of(row, text_key, raw, role)
     if calls and role != "assistant":
         raise row.fault(f"a turn of the {role} calls a function; only the assistant's do")
     if role == "assistant":
-        content = _with_thought(row, content)
+        content = with_thought(row, content)
     message = Message(role=role, content=content)
     if calls:
         message["tool_calls"] = calls
@@ -70,7 +85,22 @@ def turn_of(row: Row) -> tuple[Message, bool]:
         message["tool_call_id"] = str(row.take("tool_call_id") or "")
         if isinstance(called := row.take("name"), str):
             message["name"] = called
-    return message, _is_learned(row, role)
+    learned = _is_learned(row, role)
+    if doubtful := about_learning(row, _ABOUT_LEARNING | _ABOUT_LOSS):
+        raise row.refusal(
+            f'"{doubtful}" of a turn seems to say whether it is learned, and is not known',
+            hint='Say "weight": 1 (learned) or 0 (not) instead.',
+        )
+    return message, learned
+
+
+def about_learning(row: Row, words: frozenset[str] = _ABOUT_LEARNING) -> str:
+    """The first field that nobody took, whose name speaks of learning and whose value says how much; "" for none."""
+    for name in row.unused():
+        parts = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_").split("_")
+        if isinstance(row.values[name], bool | int | float) and not words.isdisjoint(parts):
+            return name
+    return ""
 
 
 def name_results(messages: Sequence[Message]) -> None:
@@ -85,7 +115,8 @@ def name_results(messages: Sequence[Message]) -> None:
             message["name"] = names.get(message.get("tool_call_id", ""), last)
 
 
-def _content(row: Row, key: str, value: Any, role: str) -> str:
+def text_of(row: Row, key: str, value: Any, role: str) -> str:
+    """The text of a content that may be in parts. Raises DamagedFileError or UnsupportedError with the place."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -109,7 +140,7 @@ def _part(row: Row, part: str | dict[str, Any], number: int) -> str:
     return str(part["text"])
 
 
-def _with_thought(row: Row, content: str) -> str:
+def with_thought(row: Row, content: str) -> str:
     """The answer with its thought before it, in the form that Qwen3's and DeepSeek's templates know."""
     thought = row.take(*_THOUGHTS)
     if thought is None:

@@ -7,12 +7,13 @@ Scripts, controls, navigation and what attributes hide are dropped; links and im
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Any
 
 from rag.document import Document, sections_of
 from rag.sources.clean import clean, without_data_uris
 from rag.sources.html.inherited import MAY_HIDE, strike_unseen
-from rag.sources.html.tree import is_seen, regions
+from rag.sources.html.tree import MAY_NUMBER, is_seen, mark_line_numbers, regions
 from rag.sources.html.writer import write
 from rag.sources.reader import Read, titled
 from slm.text.decode import decode
@@ -39,6 +40,7 @@ _ANY_TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*)")
 _OPENING = re.compile(r"<[A-Za-z][^\s/>]*")
 _ATTRIBUTE = re.compile(r"[\s/]*[^\s/>][^\s/>=]*(?:\s*=\s*(?:(?P<quote>[\"'])|[^\s>\"'][^\s>]*))?")
 _DEEPEST, _MOST_FORMATTING, _MOST_ATTRIBUTES = 1000, 12, 256
+_MOST_TITLES = 20  # top headings that are looked at until one has words
 
 
 def read_html(raw: bytes, name: str) -> Read:
@@ -61,9 +63,9 @@ def html_document(html: str, name: str) -> Document:
         markdown = _finish(regions(tree, chrome_too))
         if markdown.strip():
             break
-    headings = (one_line(_finish([node]).lstrip("# ")) for node in tree.css("h1") if is_seen(node))
+    headings = (one_line(_finish([node]).lstrip("# ")) for node in tree.css("h1")[:_MOST_TITLES] if is_seen(node))
     titles = (one_line(clean(node.text())) for node in tree.css("head > title"))
-    return titled(sections_of(markdown), next(filter(None, (*headings, *titles)), ""), name)
+    return titled(sections_of(markdown), next(filter(None, chain(headings, titles)), ""), name)
 
 
 def html_to_markdown(html: str) -> str:
@@ -82,6 +84,8 @@ def parse_html(html: str) -> Any:
     tree = LexborHTMLParser(_shallow(_few_attributes(_html_of_xml(html) if _XML.match(html) else html)))
     if tree.body is not None and MAY_HIDE.search(html):
         strike_unseen(tree.body)
+    if tree.body is not None and MAY_NUMBER.search(html):
+        mark_line_numbers(tree.body)
     return tree
 
 

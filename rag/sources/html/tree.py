@@ -6,7 +6,7 @@ It knows nothing of Markdown.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -23,12 +23,12 @@ _DROPPED = _names(
 _CHROME_ROLES = frozenset(("navigation", "contentinfo", "search", "complementary"))
 # Names of columns of line numbers, where numbers are all they hold and code stands beside them.
 _LINE_NUMBERS = re.compile(r"(?:^|\s)(?:linenos?|lineno|gutter|line-numbers-rows)(?:\s|$)")
+MAY_NUMBER = re.compile(r"linenos?|lineno|gutter|line-numbers-rows")
 _ZERO = re.compile(r"0+(?:\.0*)?(?:[a-z]{1,4}|%)?")
 _NUMBERS = re.compile(r"[\d\s.:]*")
-_MOST_NUMBERS = 50_000  # parts of a column of numbers
 _CODE = ("pre", "code")
 _BESIDE = 5  # a column is a cell in a row in a body of a table, at most
-_DEPTH = 100_000
+_COLUMN = "data-slm-numbers"  # marks a column of line numbers
 _FRAME = "data-slm-frame"  # marks what is_dropped takes for the site's frame
 
 
@@ -63,34 +63,56 @@ def is_dropped(node: Any) -> bool:
     attributes = node.attributes
     if not attributes:
         return False
-    if _FRAME in attributes:
+    if _FRAME in attributes or _COLUMN in attributes:
         return True
     if "hidden" in attributes and attributes["hidden"] != "until-found" and attributes.get("role") != "tabpanel":
         return True
     if attributes.get("aria-hidden") == "true" and attributes.get("role") != "tabpanel":
         return True
-    if _LINE_NUMBERS.search(attributes.get("class") or "") and _numbers_code(node):
-        return True
     return is_hiding(attributes.get("style") or "")
 
 
-def _numbers_code(node: Any) -> bool:
-    """Whether an element holds nothing but numbers and stands in or beside code."""
-    read = 0
+def mark_line_numbers(root: Any) -> None:
+    """Mark the elements that number lines of code: they hold numbers alone and stand in or beside code.
 
-    def only_numbers(part: Any) -> bool:
-        nonlocal read
-        read += 1
-        if part.tag == "-text" and not _NUMBERS.fullmatch(part.text_content or ""):
-            read = _MOST_NUMBERS
-        return read < _MOST_NUMBERS
+    Each part of the page is looked at once, however many of them are nested or stand in a row.
+    """
+    only_numbers, holds_code = [True], [False]  # of each open element
+    columns: list[Any] = []
+    with_code: set[int] = set()
 
-    traverse(node, only_numbers, lambda _: None)
-    around = node
-    for _ in range(_BESIDE):
-        if read >= _MOST_NUMBERS or around is None or around.tag in ("body", "main", "article", "-document"):
+    def enter(node: Any) -> bool:
+        if node.tag == "-text":
+            only_numbers[-1] = only_numbers[-1] and _NUMBERS.fullmatch(node.text_content or "") is not None
             return False
-        if around.tag in _CODE or around.css_first("pre, code") is not None:
+        if node.tag[0] in "-!_":
+            return False
+        only_numbers.append(True)
+        holds_code.append(node.tag in _CODE)
+        return True
+
+    def leave(node: Any) -> None:
+        numbers, code = only_numbers.pop(), holds_code.pop()
+        only_numbers[-1] = only_numbers[-1] and numbers
+        holds_code[-1] = holds_code[-1] or code
+        if code:
+            with_code.add(node.mem_id)
+        if numbers and _LINE_NUMBERS.search(node.attributes.get("class") or ""):
+            columns.append(node)
+
+    traverse(root, enter, leave)
+    for column in columns:
+        if _numbers_code(column, with_code):
+            column.attrs[_COLUMN] = ""
+
+
+def _numbers_code(column: Any, with_code: set[int]) -> bool:
+    """Whether one of the elements around a column, which may end at an article, is code or holds it."""
+    around = column
+    for _ in range(_BESIDE):
+        if around is None or around.tag in ("body", "main", "article", "-document"):
+            return False
+        if around.mem_id in with_code:
             return True
         around = around.parent
     return False
@@ -109,7 +131,7 @@ def is_hiding(style: str) -> bool:
 
 
 def regions(tree: Any, chrome_too: bool = False) -> list[Any]:
-    """The parts of a page that hold its text: its <main>, or the whole of it; without the site's frame.
+    """The parts of a page that hold its text: its <main> and articles, or the whole of it; without the site's frame.
 
     With `chrome_too` the frame stays.
     """
@@ -120,45 +142,89 @@ def regions(tree: Any, chrome_too: bool = False) -> list[Any]:
         for node in tree.css(f"[{_FRAME}]"):
             del node.attrs[_FRAME]
         return [body]
-    mains = [node for node in tree.css("main, [role=main], #main-content") if is_seen(node)]
-    for node in [node for node in tree.css("nav, aside, footer, [role]") if _is_chrome(node)]:
+    mains = _seen(body, {node.mem_id for node in tree.css("main, [role=main], #main-content")})
+    _mark_frame(body)
+    if not any(map(_holds_text, mains)):
+        return [body]  # what a script would fill is no reason to leave out what is there
+    articles = _seen(body, {node.mem_id for node in tree.css("article, [role=article]")})
+    return _outermost(body, {node.mem_id for node in (*mains, *articles)})
+
+
+def _holds_text(root: Any) -> bool:
+    """Whether there is anything to read in an element."""
+    found = False
+
+    def enter(node: Any) -> bool:
+        nonlocal found
+        found = found or (node.tag == "-text" and bool((node.text_content or "").strip()))
+        return not found and node.tag != "-text" and not is_dropped(node)
+
+    traverse(root, enter, lambda _: None)
+    return found
+
+
+def _outermost(root: Any, wanted: set[int]) -> list[Any]:
+    """Those of the wanted nodes that are in no other, in the order of the page."""
+    found: list[Any] = []
+
+    def enter(node: Any) -> bool:
+        if node.mem_id in wanted:
+            found.append(node)
+            return False
+        return True
+
+    traverse(root, enter, lambda _: None)
+    return found
+
+
+def _mark_frame(root: Any) -> None:
+    """Mark the site's frame. Each element is visited once, however deep it is."""
+    open_tags = dict.fromkeys(("article", "main", "blockquote", "figure"), 0)
+    frame: list[Any] = []
+
+    def enter(node: Any) -> bool:
+        if node.tag[0] in "-!_":
+            return False
+        if _is_chrome(node, open_tags):
+            frame.append(node)
+        if node.tag in open_tags:
+            open_tags[node.tag] += 1
+        return True
+
+    def leave(node: Any) -> None:
+        if node.tag in open_tags:
+            open_tags[node.tag] -= 1
+
+    traverse(root, enter, leave)
+    for node in frame:
         node.attrs[_FRAME] = ""
-    outer: list[Any] = []
-    for node in mains:  # in the order of the page, so that an outer one comes before those in it
-        if not any(_is_within(node, other) for other in outer[-1:]):
-            outer.append(node)
-    return outer or [body]
 
 
-def _is_chrome(node: Any) -> bool:
-    role = (node.attributes.get("role") or "").lower()
+def _is_chrome(node: Any, open_tags: Mapping[str, int]) -> bool:
+    role = (node.attributes.get("role") or "").lower() if node.attributes else ""
     if node.tag == "nav" or role in ("navigation", "search"):
         return True
     if node.tag == "footer":
-        return not _has_above(node, ("blockquote", "figure"))
+        return not (open_tags["blockquote"] or open_tags["figure"])
     if node.tag == "aside" or role in _CHROME_ROLES:
-        return not _has_above(node, ("article", "main"))
+        return not (open_tags["article"] or open_tags["main"])
     return False
 
 
-def _has_above(node: Any, tags: tuple[str, ...]) -> bool:
-    above = node.parent
-    for _ in range(_DEPTH):
-        if above is None:
+def _seen(root: Any, wanted: set[int]) -> list[Any]:
+    """Those of the wanted nodes that neither they themselves nor what is around them drops."""
+    found: list[Any] = []
+
+    def enter(node: Any) -> bool:
+        if node.tag == "-text" or is_dropped(node):
             return False
-        if above.tag in tags:
-            return True
-        above = above.parent
-    return False
+        if node.mem_id in wanted:
+            found.append(node)
+        return True
 
-
-def _is_within(node: Any, other: Any) -> bool:
-    above = node.parent
-    while above is not None:
-        if above.mem_id == other.mem_id:
-            return True
-        above = above.parent
-    return False
+    if wanted:
+        traverse(root, enter, lambda _: None)
+    return found
 
 
 def is_seen(node: Any) -> bool:

@@ -25,7 +25,10 @@ _BLOCKS = _names(
 )
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _PREFORMATTED = ("pre", "xmp", "listing", "plaintext")
-_WRAPPED = frozenset(("code", "tt", "samp", "sup", "sub", "del", "s", "strike", "q"))
+# What an element's text is marked as; a mark inside itself says nothing more, but for exponents and quotations.
+_MARK = {**dict.fromkeys(("code", "tt", "samp"), "code"), **dict.fromkeys(("del", "s", "strike"), "del"),
+         "sup": "sup", "sub": "sub", "q": "q"}  # fmt: skip
+_WRAPPED, _REPEATED = frozenset(_MARK), ("sup", "sub", "q")
 _LANGUAGE = re.compile(r"(?:^|\s)(?:language-|lang-|highlight-source-|highlight-|brush:\s*)([\w+#.-]+)")
 _NO_LANGUAGES = ("text", "none", "default", "plain", "source", "plaintext", "notranslate")
 _ORDINAL = re.compile(r"st|nd|rd|th|er|re|e|o|os|a|as|ème|è|ª|º|tm|sm|®|™|℠|©|©", re.IGNORECASE)
@@ -88,7 +91,8 @@ class _Writer:
         self._inline: list[str] = []
         self._containers: list[_Container] = []
         self._lists: list[list[Any]] = []  # [tag, number of the next item, items so far]
-        self._wraps: list[int] = []  # where the text of each open wrapping element begins
+        # Where the text of each open wrapping element begins, and what it is marked as; "" where another has done it.
+        self._wraps: list[tuple[int, str]] = []
         self._heading = 0
         self._tight = False
 
@@ -110,19 +114,27 @@ class _Writer:
             self._code(node)
             return False
         elif tag in _WRAPPED:
-            self._wraps.append(len(self._inline))
+            self._wraps.append((len(self._inline), self._marks(tag)))
         elif tag in _BLOCKS:
             return self._enter_block(node, tag)
         else:
             self._inline.append(_between_parts(node))
         return True
 
+    def _marks(self, tag: str) -> str:
+        """The mark of an element that wraps: code in code is that code, and nobody raises a letter a dozen times."""
+        open_marks = [mark for _, mark in self._wraps if mark]
+        if len(open_marks) >= _DEEPEST or (_MARK[tag] in open_marks and tag not in _REPEATED):
+            return ""
+        return _MARK[tag]
+
     def leave(self, node: Any) -> None:
         tag = node.tag
         if tag in _WRAPPED:
-            begin = min(self._wraps.pop(), len(self._inline))
-            text = "".join(self._inline[begin:])
-            self._inline[begin:] = [wrapped(tag, text)]
+            begin, mark = self._wraps.pop()
+            if mark:
+                begin = min(begin, len(self._inline))
+                self._inline[begin:] = [wrapped(mark, "".join(self._inline[begin:]))]
         elif tag in _BLOCKS:
             self.flush()
             self._heading = 0
@@ -135,7 +147,7 @@ class _Writer:
     def flush(self) -> None:
         """End the block in work."""
         text, self._inline = "".join(self._inline), []
-        self._wraps = [0] * len(self._wraps)
+        self._wraps = [(0, mark) for _, mark in self._wraps]
         if self._in_cell:
             joined = _collapsed(text).replace(_BREAK, " ").strip()
             if joined:

@@ -1,0 +1,97 @@
+"""Rows that other trainers, exporters and services write: their meaning is kept, or they are refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slm.errors import DamagedFileError, UnsupportedError
+from train.data.records import Record, conversation_record
+
+ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+
+
+def record(**values: Any) -> Record:
+    return conversation_record(values, "f.jsonl:1")
+
+
+def contents(found: Record) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in found.messages]
+
+
+@pytest.mark.parametrize("name", ["weight", "train", "trainable", "learn", "loss"])
+def test_a_turn_that_is_not_to_be_learned_is_not(name: str) -> None:
+    found = record(messages=[ASKED, {**ANSWERED, name: False}, ASKED, {**ANSWERED, name: True}])
+    assert found.skipped == {1} and found.unused == ()
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [{"masked": True}, {"is_trained": False}, {"supervised": 0}, {"noLoss": True}, {"label": 0}, {"turn-weight": 0.5}],
+)
+def test_a_mark_on_a_turn_whose_name_speaks_of_learning_is_refused_and_not_counted(mark: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match=f'turn 2: "{next(iter(mark))}".*whether it is learned'):
+        record(messages=[ASKED, {**ANSWERED, **mark}])
+
+
+@pytest.mark.parametrize("mark", [{"sample_weight": 0.2}, {"is_train": False}, {"trainable": 0}])
+def test_a_mark_on_a_row_whose_name_speaks_of_learning_is_refused(mark: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match=f'"{next(iter(mark))}".*whether the example is learned'):
+        record(messages=[ASKED, ANSWERED], **mark)
+
+
+def test_names_that_speak_of_something_else_are_only_counted() -> None:
+    found = record(messages=[ASKED, {**ANSWERED, "label": "greeting"}], loss=2.3, training_set="a", restraint=1)
+    assert found.unused == ("loss", "training_set", "restraint", "messages[].label")
+
+
+@pytest.mark.parametrize(
+    "name", ["system", "system_prompt", "system_message", "system_instruction", "developer", "instructions"]
+)
+@pytest.mark.parametrize("value", ["Be brief.", [{"type": "text", "text": "Be brief."}], [{"text": "Be brief."}]])
+def test_the_systems_text_reaches_the_model_by_every_name_and_in_parts(name: str, value: Any) -> None:
+    assert contents(record(**{name: value, "prompt": "Hi", "response": "Hello"}))[0] == ("system", "Be brief.")
+    assert contents(record(**{name: value, "messages": [ASKED, ANSWERED]}))[0] == ("system", "Be brief.")
+
+
+def test_two_system_texts_are_refused_and_the_same_one_twice_is_one() -> None:
+    with pytest.raises(UnsupportedError, match="several system texts: system, instructions"):
+        record(system="A", instructions="B", messages=[ASKED, ANSWERED])
+    assert len(record(system="A", system_prompt="A", messages=[ASKED, ANSWERED]).messages) == 3
+
+
+@pytest.mark.parametrize("name", ["reasoning", "thinking", "reasoning_content"])
+def test_a_thought_beside_an_answer_is_learned_as_one_in_a_turn_is(name: str) -> None:
+    paired = record(question="2+2?", answer="4", **{name: "Add."})
+    turned = record(messages=[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", name: "Add."}])
+    assert contents(paired) == contents(turned) and "<think>\nAdd.\n</think>" in contents(paired)[1][1]
+
+
+def test_a_second_question_is_refused_unless_one_holds_the_other() -> None:
+    with pytest.raises(UnsupportedError, match='both "instruction" and "prompt" ask'):
+        record(instruction="Be brief.", prompt="Where is the key?", response="Drawer 6.")
+    whole = record(instruction="Where is it?", prompt="### Instruction:\nWhere is it?\n", response="There.")
+    assert contents(whole)[0] == ("user", "Where is it?") and whole.unused == ()
+
+
+def test_a_thought_in_a_channel_of_its_own_is_not_learned_as_an_answer() -> None:
+    with pytest.raises(UnsupportedError, match="turn 2: the turn is of the channel 'analysis'"):
+        record(messages=[ASKED, {**ANSWERED, "channel": "analysis"}, {**ANSWERED, "channel": "final"}])
+    assert record(messages=[ASKED, {**ANSWERED, "channel": "final"}]).unused == ()
+
+
+def test_turns_in_columns_and_in_the_words_of_other_services_are_read() -> None:
+    plain = contents(record(messages=[ASKED, ANSWERED]))
+    assert contents(record(messages={"role": ["user", "assistant"], "content": ["Hi", "Hello"]})) == plain
+    assert (
+        contents(record(messages=[{"role": "USER", "message": "Hi"}, {"role": "Chatbot", "message": "Hello"}])) == plain
+    )
+    with pytest.raises(DamagedFileError, match="must be a list of turns"):
+        record(messages={"role": ["user", "assistant"], "content": ["Hi"]})
+
+
+def test_the_preferences_of_openai_are_named_and_the_hint_keeps_the_question() -> None:
+    with pytest.raises(UnsupportedError, match="preference data") as raised:
+        record(input={"messages": [ASKED]}, preferred_output=[ANSWERED], non_preferred_output=[ANSWERED])
+    assert "{messages: (.input.messages + .preferred_output)}" in str(raised.value.hint)
