@@ -93,6 +93,28 @@ def fit_thresholds(reader: Path, work: Path, price: float, most: int) -> dict[st
     return limits
 
 
+def release(reader: Path) -> None:
+    """Put a reader where it comes with the program: float16, without its run's history. Its README stays what it was."""
+    import torch
+    from safetensors.torch import load_file, save
+
+    from rag.answer.reader.card import CARD, RELEASED
+    from rag.answer.reader.weights import ADAPTER, SETTINGS
+    from slm.artifacts import read_manifest
+
+    RELEASED.mkdir(parents=True, exist_ok=True)
+    halves = {name: tensor.to(torch.float16) for name, tensor in load_file(reader / ADAPTER).items()}
+    (RELEASED / ADAPTER).write_bytes(save(halves, metadata={"format": "pt"}))
+    settings = json.loads((reader / SETTINGS).read_text()) | {"base_model_name_or_path": DEFAULT_EMBEDDER}
+    (RELEASED / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    shutil.copyfile(reader / CARD, RELEASED / CARD)
+    manifest = read_manifest(reader)
+    base = manifest["base"] | {"path": DEFAULT_EMBEDDER}
+    kept = {"kind": manifest["kind"], "base": base, "method": manifest["method"]}
+    (RELEASED / "manifest.json").write_text(json.dumps(kept, indent=2) + "\n")
+    note(f"released: {RELEASED.relative_to(ROOT)}")
+
+
 def main() -> None:
     """The recipe from beginning to end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,8 +127,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2, help="examples of each question, with other passages each time")
     parser.add_argument("--questions", type=int, default=200, help="of each development organisation, for thresholds")
     parser.add_argument("--only-thresholds", action="store_true", help="fit them anew for the reader that is there")
+    parser.add_argument("--release", action="store_true", help="only put the reader that is there into rag/readers")
     parser.add_argument("options", nargs="*", help="after --: options of slm train reader")
     args = parser.parse_args()
+    if args.release:
+        release(args.output)
+        return
     started = time.monotonic()
     work = ROOT / "exports/reader"
     work.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import click
 import pytest
 
 import slm_cli
+from slm.families import supported
 from tests.documented import PAGES, ROOT, SCRIPTS, SOURCES, of_page, words_of
 
 DOCS = ROOT / "docs"
@@ -110,6 +111,12 @@ def test_the_messages_that_troubleshooting_goes_by_are_those_of_the_program() ->
     said = "\n".join(path.read_text(encoding="utf-8") for path in [*SOURCES, ROOT / "Makefile"])
     pieces = [piece.strip(" :'") for message in seen for piece in message.split("...")]
     assert len(seen) >= 5 and [piece for piece in pieces if piece not in said and not OF_THE_SYSTEM.match(piece)] == []
+
+
+def test_the_guide_for_a_laptop_lists_the_families_that_are_converted() -> None:
+    text = (DOCS / "guides/laptop.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"`model_type`.*?\. \[", text, re.DOTALL)
+    assert sorted(re.findall(r"`(\w[\w-]*)`", listed)) == sorted(["model_type", *supported().split(", ")])
 
 
 # --- translations -----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ _HERE_ONLY = frozenset(["adapters", "threads", "context"])  # what only a model 
 @click.option("--api-key-env", metavar="VAR", help="With --url: environment variable with the server's key.")
 @with_threads
 @with_context
-@with_sampling
+@with_sampling("0.7, with --rag 0")
 @click.pass_context
 @pass_joints
 def chat(

@@ -34,15 +34,19 @@ with_threads = click.option("--threads", type=click.IntRange(0, 512), default=0,
 with_context = click.option(
     "--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens of prompt and answer."
 )
-with_sampling = _options(
-    click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
-    click.option("--temperature", type=FiniteRange(0, 5), help="0 is greedy."),
-    click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True),
-    click.option("--top-k", type=click.IntRange(0), default=40, show_default=True),
-    click.option("--min-p", type=FiniteRange(0, 1), default=0.05, show_default=True),
-    click.option("--repeat-penalty", type=FiniteRange(0.1, 10), default=1.0, show_default=True),
-    click.option("--seed", type=int, default=0, show_default=True),
-)
+
+
+def with_sampling(temperature: str) -> Callable[[_F], _F]:
+    """Options of how tokens are chosen, for `sampling_of`. temperature: the command's default in the help's words."""
+    return _options(
+        click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
+        click.option("--temperature", type=FiniteRange(0, 5), help=f"0 is greedy [default: {temperature}]."),
+        click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True),
+        click.option("--top-k", type=click.IntRange(0), default=40, show_default=True),
+        click.option("--min-p", type=FiniteRange(0, 1), default=0.05, show_default=True),
+        click.option("--repeat-penalty", type=FiniteRange(0.1, 10), default=1.0, show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True),
+    )
 
 
 def sampling_of(values: dict[str, Any], *, temperature: float, stop: tuple[str, ...] = ()) -> SamplingOptions:

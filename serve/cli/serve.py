@@ -60,7 +60,7 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 @click.option("--stop", type=TEXT, multiple=True, help="Text that ends the answer; may be given several times.")
 @with_threads
 @with_context
-@with_sampling
+@with_sampling("0")
 @click.option("--json", "as_json", is_flag=True, help="Text and figures as one JSON object.")
 @pass_joints
 def generate(

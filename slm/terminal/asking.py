@@ -18,7 +18,7 @@ _OPTIONS = (
     ),
     click.option(
         "--refuse-at", type=FLOAT, metavar="P",
-        help="Refuse where the reader takes no answer for this likely, 0 to 1 [default: as fitted, by language].",
+        help="Doubt from which on the reader refuses: 0 always, 1 almost never [default: as fitted, by language].",
     ),
 )  # fmt: skip
 
