@@ -119,17 +119,10 @@ def nearest(generation: Generation, vector: Vectors, count: int, allowed: Mask |
     The score is the inner product, as if all languages were as near to the query as the nearest one. allowed: (rows,)
     bool; None: all.
     """
-    masks = generation.facets.by_language
-    if len(masks) < 2:
+    if len(generation.facets.every_language) < 2:
         return generation.dense_top(vector, count, allowed)
     near = generation.centres.nearness(vector)
-    highest = max(near.values())
-    found = [
-        (row, score + highest - near[language])
-        for language, mask in masks.items()
-        for row, score in generation.dense_top(vector, count, mask if allowed is None else mask & allowed)
-    ]
-    return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:count]
+    return generation.dense_top(vector, count, allowed, max(near) - near)
 
 
 def other_sources(generation: Generation, hit: Hit) -> tuple[str, ...]:
