@@ -1,4 +1,4 @@
-"""sentence-transformers as it comes, beside our embedder: with a checkpoint that is there, or the package's own weights.
+"""sentence-transformers as it comes, beside our embedder: with a checkpoint, or with the package's own weights.
 
 It knows nothing of what is measured.
 """

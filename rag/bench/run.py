@@ -21,6 +21,7 @@ import numpy as np
 
 from rag.bench.peer import open_peer
 from rag.bench.synthetic import SyntheticEmbedder, made_up_pages, made_up_queries
+from rag.bench.titles import measure_titles
 from rag.document import Document, Section
 from rag.index.chunk import chunk_document
 from rag.index.embed import Vectors, open_embedder
@@ -34,7 +35,7 @@ from slm.errors import EngineError
 from slm.joints import EVERYTHING, Filters
 from slm.native.process import child_environment
 
-PARTS = ("embedding", "queries", "memory", "edit")
+PARTS = ("embedding", "titles", "queries", "memory", "edit")
 _WARM_UP, _RESULTS = 20, 5
 # Enough for an embedder to open what it opens for many.
 _WARM_UP_TEXTS = 32
@@ -82,11 +83,14 @@ class BenchOptions:
 
 
 def bench_rag(paths: Sequence[Path], options: BenchOptions, on_step: Callable[[str], None] = lambda _: None) -> Any:
-    """The figures of the chosen parts: {embedding, queries, memory, edit}, each as its function here says."""
+    """The figures of the chosen parts: {embedding, titles, queries, memory, edit}, each as its function says."""
     result: dict[str, Any] = {}
     if "embedding" in options.parts:
         on_step("embedding")
         result["embedding"] = measure_embedding(paths, options)
+    if "titles" in options.parts:
+        on_step("titles")
+        result["titles"] = measure_titles(read_files(paths).documents, open_embedder(options.embedder))
     if set(options.parts) & {"queries", "memory", "edit"}:
         with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
             index = Path(scratch) / "index"

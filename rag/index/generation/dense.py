@@ -83,9 +83,7 @@ class Dense:
         best = _best(scores, count)
         return rows[best], scores[best]
 
-    def _flat(
-        self, vector: Matrix, count: int, allowed: Allowed | None, lead: Lead | None
-    ) -> tuple[Numbers, Matrix]:
+    def _flat(self, vector: Matrix, count: int, allowed: Allowed | None, lead: Lead | None) -> tuple[Numbers, Matrix]:
         scores = self.vectors @ vector
         if lead is not None:
             scores += lead.table[lead.group_of]
