@@ -105,11 +105,11 @@ class Generation(Inventory):
         found: list[tuple[int, float]] = []
         table = None if ahead is None else np.asarray(ahead, dtype=np.float32)
         for part, rows, sums in zip(self.loaded, self.rows_of, self.sums, strict=True):
-            counts: Mask | None = rows >= 0
+            counts: Mask | None = None
             if allowed is not None:
-                counts &= allowed[rows]
-            elif len(part) == int(sums.counts.sum()):
-                counts = None
+                counts = (rows >= 0) & allowed[rows]
+            elif len(part) > int(sums.counts.sum()):
+                counts = rows >= 0
             lead = None if table is None else Lead(sums.language_of, table)
             local, scores = part.dense.search(vector, count, counts, lead)
             found += zip(rows[local].tolist(), scores.tolist(), strict=True)
