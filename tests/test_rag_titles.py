@@ -12,7 +12,7 @@ from tests.tiny_rag import PairEmbedder, own_home
 __all__ = ["own_home"]  # a fixture
 
 EN = Document("Manual", "m/guide.en.html", "en", (
-    Section(("Manual",), ""), Section(("Manual", "Parking"), "The garage is open all day."),
+    Section(("Manual",), ""), Section(("Manual", "1.2. `Parking`"), "The garage is open all day."),
     Section(("Manual", "Lunch"), "The canteen serves soup."), Section(("Manual", "zzz"), "Guests wear a badge."),
 ))  # fmt: skip
 JA = Document("手引き", "m/guide.ja.html", "ja", (
@@ -27,6 +27,7 @@ def test_sections_without_heading_or_text_are_left_out_and_languages_meet_by_fil
     assert [(s.source, s.title) for s in sections if s.lang == "ja"] == [
         ("m/guide.*.html#0", "駐車場"), ("m/guide.*.html#1", "昼食"), ("m/guide.*.html#2", "来客"),
     ]  # fmt: skip
+    assert [s.title for s in sections if s.lang == "en"] == ["Parking", "Lunch", "zzz", "Soup"]
     assert [s.source for s in sections if s.lang == "en"][1:] == [
         "m/guide.*.html#1", "m/guide.*.html#2", "m/extra.*.html#0",
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.document import Document, Section
+from rag.evaluate.headings import unnumbered
 from rag.index.embed import Embedder
 from rag.index.embedders.remembered import RememberedQuery
 from rag.index.retrieve import LEGS, other_sources, search
@@ -28,7 +29,7 @@ _DEPTH = 5
 
 @dataclass(frozen=True)
 class Titled:
-    """A section: the file that it is of, without its language; its number there; its own heading; its text."""
+    """A section: the file that it is of, without its language; its number there; its heading's words; its text."""
 
     file: str
     number: int
@@ -48,7 +49,7 @@ def titled_sections(documents: Sequence[Document]) -> list[Titled]:
         file = _without_language(document.source, document.lang)
         sections = [section for section in document.sections if section.headings and section.text.strip()]
         for number, section in enumerate(sections):
-            found.append(Titled(file, number, document.lang, section.headings[-1], section.text))
+            found.append(Titled(file, number, document.lang, unnumbered(section.headings[-1]), section.text))
     return found
 
 

@@ -1,4 +1,4 @@
-"""One generation of an index in memory: chunks, their vectors (FAISS) and their words (BM25), all parts as one whole.
+"""One generation of an index in memory: chunks, their vectors and their words (BM25), all parts as one whole.
 
 The manifest has the SHA-256 of every file, so that damage is found before anything is made of it; every error about
 damage names the command that makes the index anew. It knows nothing of ranking or of where documents come from.
