@@ -94,7 +94,7 @@ def fit_thresholds(reader: Path, work: Path, price: float, most: int) -> dict[st
 
 
 def release(reader: Path) -> None:
-    """Put a reader where it comes with the program: float16, without its run's history. Its README stays what it was."""
+    """Put a reader where it comes with the program: float16, without its run's history. Its README stays as it is."""
     import torch
     from safetensors.torch import load_file, save
 

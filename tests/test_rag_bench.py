@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from rag.bench.run import PARTS, BenchOptions, bench_rag, measure_edit, measure_queries
+from rag.bench.run import PARTS, BenchOptions, bench_rag, measure_edit, measure_embedding, measure_queries
 from rag.bench.synthetic import STAFF, SyntheticEmbedder, made_up_pages, made_up_queries
 from rag.cli import bench as command
 from rag.index.chunk import chunk_document
@@ -63,7 +63,7 @@ def test_a_query_is_timed_with_and_without_filters(index: Path) -> None:
     figures = measure_queries(index, 6)
     assert list(figures) == ["none", "space, language and date", "who asks"]
     for one in figures.values():
-        assert one["n"] == 6 and 0 < one["p50_ms"] <= one["p95_ms"] <= one["max_ms"]
+        assert one["n"] == 6 and 0 < one["p50_ms"] <= one["p95_ms"] <= one["max_ms"] and one["cpu_p95_ms"] > 0
     assert len(set(made_up_queries(40))) == 40
 
 
@@ -89,8 +89,17 @@ def test_only_the_chosen_parts_are_measured(parts: tuple[str, ...], tmp_path: Pa
         assert result["memory"]["process_mb"] >= result["memory"]["opened_mb"] and result["memory"]["opened_s"] > 0
     if "embedding" in parts:
         one = result["embedding"]
-        assert one["chunks"] == 2 and one["ours"]["chunks_per_s"] > 0
-        assert (one["peer"] is None) == bool(one["no_peer"]) == (one["ratio"] is None)
+        assert one["chunks"] == 2 and all(one[way]["chunks_per_s"] > 0 for way in ("ours", "package", "peer"))
+        assert one["ratio"] > 0 and one["times_package"] > 0 and not one["no_peer"]
+        # The peer has the same weights and tokens, or its speed would say nothing.
+        assert one["cosine"] > 0.995
+
+
+def test_without_a_peer_the_figures_say_so(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("# Leave\n\nTwenty days.\n")
+    one = measure_embedding([tmp_path], BenchOptions("multilingual-e5-small", rounds=1, with_peer=False))
+    assert (one["peer"], one["ratio"], one["cosine"]) == (None, None, None) and one["no_peer"] == "it was left out"
+    assert one["package"]["seconds"] > 0
 
 
 def test_a_peer_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -121,13 +130,18 @@ def test_the_command_prints_lines_or_json_and_refuses_fewer_chunks_than_pages() 
     assert "10 pages, 30 chunks" in lines[0] and "one page of 10:" in lines[-1] and "follows in 0." in lines[-1]
     result = json.loads(CliRunner().invoke(command.bench_rag, [*small, "--json"]).stdout)
     assert set(result) == {"index", "queries", "edit"} and set(PARTS) == set(command._PARTS)
+    both = CliRunner().invoke(command.bench_rag, ["--peer", "x", "--no-peer"])
+    assert both.exit_code == 2 and "--no-peer leaves out" in both.output
     refused = CliRunner().invoke(command.bench_rag, ["--chunks", "15", "--pages", "16"])
     assert refused.exit_code == 2 and "less than one for each" in refused.output
 
 
 def test_lines_for_people_name_the_peer_or_say_why_there_is_none() -> None:
-    one = {"embedder": "e5 [1]", "chunks": 10, "ours": {"chunks_per_s": 20.0}, "peer": {"chunks_per_s": 8.0},
-           "ratio": 2.5, "cosine": 0.9991, "no_peer": ""}  # fmt: skip
-    assert "8.0 a second: 2.50 times, mean cosine 0.9991" in command.shown({"embedding": one})[1]
-    none = {**one, "peer": None, "no_peer": "not pulled"}
-    assert command.shown({"embedding": none})[1].strip() == "no peer: not pulled"
+    one = {"embedder": "e5 [1]", "chunks": 10, "ours": {"chunks_per_s": 20.0}, "package": {"chunks_per_s": 5.0},
+           "times_package": 4.0, "peer": {"chunks_per_s": 8.0}, "ratio": 2.5, "cosine": 0.9991,
+           "no_peer": ""}  # fmt: skip
+    lines = command.shown({"embedding": one})
+    assert "own engine 5.0 a second: 4.00 times" in lines[1]
+    assert "8.0 a second: 2.50 times, mean cosine 0.9991" in lines[2]
+    none = {**one, "package": None, "peer": None, "no_peer": "not pulled"}
+    assert [line.strip() for line in command.shown({"embedding": none})[1:]] == ["no peer: not pulled"]

@@ -9,7 +9,7 @@ import pytest
 
 from rag.index.generation import dense as dense_module
 from rag.index.generation import part as part_module
-from rag.index.generation.dense import Dense, learn_lists
+from rag.index.generation.dense import Dense, Lead, learn_lists
 from rag.index.store import open_generation
 from rag.index.update import add_documents
 from tests.tiny_rag import PairEmbedder, own_home, page
@@ -52,6 +52,37 @@ def test_a_flat_part_finds_exactly_the_nearest_and_only_allowed_ones(
     few[[3, 77]] = True
     assert sorted(dense.search(queries[0], 10, few)[0]) == [3, 77]
     assert not len(dense.search(queries[0], 10, np.zeros(COUNT, dtype=bool))[0])
+
+
+@pytest.mark.parametrize(("most_flat", "least"), [(COUNT, 1.0), (COUNT - 1, 0.95)])
+def test_what_a_group_has_ahead_counts_before_the_best_are_chosen(
+    clustered: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch, most_flat: int, least: float
+) -> None:
+    monkeypatch.setattr(dense_module, "_FEW", 10)
+    vectors, queries = clustered
+    dense = Dense(vectors, learn_lists(vectors, most_flat=most_flat))
+    chance = np.random.default_rng(6)
+    lead = Lead(chance.integers(0, 3, COUNT).astype(np.int16), np.asarray([0.0, 0.05, 0.2], dtype=np.float32))
+    few, most = chance.random(COUNT) < 0.05, chance.random(COUNT) < 0.9
+    hits = 0
+    for query in queries[:30]:
+        for allowed in (None, few, most):
+            right = vectors @ query + lead.table[lead.group_of]
+            right[~allowed if allowed is not None else []] = -np.inf
+            rows, scores = dense.search(query, 10, allowed, lead)
+            assert np.allclose(scores, right[rows], atol=1e-5) and (np.diff(scores) <= 0).all()
+            hits += len(set(rows) & set(np.argsort(-right)[:10]))
+    assert hits >= least * 30 * 3 * 10
+
+
+def test_a_flat_part_is_searched_where_it_lies_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense_module, "_faiss", lambda: pytest.fail("a copy of the vectors was made"))
+    path, embedder = tmp_path / "i", PairEmbedder()
+    add_documents(path, [page(f"{n}.md", f"subject {n} of the handbook") for n in range(30)], embedder)
+    generation = open_generation(path)
+    vectors = generation.loaded[0].dense.vectors
+    assert isinstance(vectors.base, np.memmap) or isinstance(vectors, np.memmap)
+    assert generation.dense_top(generation.vector(7), 1)[0][0] == 7
 
 
 def test_inverted_lists_find_nearly_what_a_flat_search_finds(clustered: tuple[np.ndarray, np.ndarray]) -> None:

@@ -122,14 +122,15 @@ def measure_recall(opened: FollowedDatabase, count: int) -> dict[str, Any]:
         for name, filters in _FILTERS.items():
             allowed = index.facets.allowed(filters)
             mask = np.ones(len(every), dtype=np.bool_) if allowed is None else allowed
-            masks = [own & mask for own in index.facets.by_language.values()]
+            languages, rows_all = index.facets.every_language, np.arange(len(every))
+            owns = [index.facets.in_language(rows_all, language) for language in languages]
+            masks = [own & mask for own in owns]
             found = wanted = 0
             for vector in vectors:
                 near = index.centres.nearness(vector)
                 scores = every @ vector
-                best = max(near.values())
-                for language, own in index.facets.by_language.items():
-                    scores[own] += best - near[language]
+                for own, one in zip(owns, near, strict=True):
+                    scores[own] += max(near) - one
                 exact = np.argsort(-np.where(mask, scores, -np.inf), kind="stable")[:_K]
                 rows = {row for row, _ in nearest(index, vector, 50, allowed)[:_K]}
                 found += len(rows & set(exact.tolist()))

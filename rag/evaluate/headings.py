@@ -65,13 +65,14 @@ def questions_of(chunks: Iterable[Chunk], most: int) -> list[AskedHeading]:
 
 def _question(title: str, headings: Sequence[str]) -> str:
     """The words of the last heading, after the title's where they are few; the title's where there is no heading."""
-    title, own = _unnumbered(title), _unnumbered(headings[-1]) if headings else ""
+    title, own = unnumbered(title), unnumbered(headings[-1]) if headings else ""
     if not own or plain(own) == plain(title):
         return title
     return own if _says_enough(own) else f"{title} {own}".strip()
 
 
-def _unnumbered(heading: str) -> str:
+def unnumbered(heading: str) -> str:
+    """The words of a heading, without its number and without marks of code and emphasis."""
     text = " ".join(re.sub(r"[*_`]+", "", heading).split())
     return _NUMBERING.sub("", text)
 

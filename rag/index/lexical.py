@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -63,18 +64,31 @@ class Bm25:
         """BM25 of every text for the query, (size,) float32; 0 where no term is shared."""
         scores = np.zeros(self.size, dtype=np.float32)
         for term in dict.fromkeys(self._expanded(terms_of(query))):
-            found = [
-                (rows[postings.rows[span]], postings.counts[span])
-                for postings, rows in self.parts
-                if (span := postings.span(term)) is not None
-            ]
-            there = [(rows[rows >= 0], counts[rows >= 0].astype(np.float32)) for rows, counts in found]
+            there = []
+            for (postings, rows), first in zip(self.parts, self._firsts, strict=True):
+                span = postings.span(term)
+                if span is None:
+                    continue
+                held, counts = postings.rows[span], postings.counts[span].astype(np.float32)
+                if first is not None:  # nothing of this part was edited: its rows need not be looked up
+                    there.append((held + first, counts))
+                else:
+                    own = rows[held]
+                    there.append((own[own >= 0], counts[own >= 0]))
             frequency = sum(len(rows) for rows, _ in there)
             idf = np.float32(np.log1p((self.size - frequency + 0.5) / (frequency + 0.5)))
             for rows, counts in there:
                 # A term has at most one posting a text, so that plain indexed addition is right.
                 scores[rows] += idf * (_K1 + 1) * counts / (counts + self.norms[rows])
         return scores
+
+    @cached_property
+    def _firsts(self) -> list[np.int32 | None]:
+        """Of each part the row of its first text where all its texts stand one after another, else None."""
+        return [
+            rows[0] if len(rows) and rows[0] >= 0 and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+            else None for _, rows in self.parts
+        ]  # fmt: skip
 
     def _expanded(self, terms: Sequence[str]) -> list[str]:
         """A single Japanese character also stands for the pairs that hold it."""

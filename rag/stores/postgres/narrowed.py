@@ -45,8 +45,8 @@ class NarrowedState:
         return [language for language in self._state.by_language if language != UNKNOWN]
 
     @property
-    def by_language(self) -> Mapping[str, Mask]:
-        return self._state.by_language
+    def every_language(self) -> tuple[str, ...]:
+        return tuple(self._state.by_language)
 
     def in_language(self, rows: npt.NDArray[np.int64], language: str | None) -> Mask:
         mask = self._state.by_language.get(language or "")

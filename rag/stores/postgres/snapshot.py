@@ -6,7 +6,7 @@ It lives inside one transaction: what it says fits together, whatever is written
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,8 +88,23 @@ class Snapshot:
     def centres(self) -> Centres:
         return self.state.centres
 
-    def dense_top(self, vector: Vectors, count: int, allowed: Mask | None = None) -> list[tuple[int, float]]:
-        """The nearest (row, inner product) pairs, by the graph where there is one and the filter leaves many."""
+    def dense_top(
+        self, vector: Vectors, count: int, allowed: Mask | None = None, ahead: Sequence[float] | None = None
+    ) -> list[tuple[int, float]]:
+        """The nearest (row, inner product) pairs, by the graph where there is one and the filter leaves many.
+
+        With `ahead` each language is asked by itself: a graph walks by distance alone.
+        """
+        if ahead is None:
+            return self._nearest(vector, count, allowed)
+        found = [
+            (row, score + more)
+            for mask, more in zip(self.state.by_language.values(), ahead, strict=True)
+            for row, score in self._nearest(vector, count, mask if allowed is None else mask & allowed)
+        ]
+        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:count]
+
+    def _nearest(self, vector: Vectors, count: int, allowed: Mask | None) -> list[tuple[int, float]]:
         left = len(self.chunks) if allowed is None else int(allowed.sum())
         if not left:
             return []
