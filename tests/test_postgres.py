@@ -60,10 +60,18 @@ def both(tmp_path: Path, database: str, pages: list[Document]) -> tuple[Any, Dat
 
 def found(index: Any, query: str, leg: Any = "fused", filters: Filters = EVERYTHING) -> list[tuple[str, str, float]]:
     hits = search(index, PairEmbedder(dimension=256), query, 8, leg, filters=filters)
-    return sorted(
-        ((index.chunks[hit.row].source, index.chunks[hit.row].text, round(hit.score, 4)) for hit in hits),
-        key=lambda row: (-row[2], row[0]),
-    )
+    return [(index.chunks[hit.row].source, index.chunks[hit.row].text, float(hit.score)) for hit in hits]
+
+
+def assert_same(left: list[tuple[str, str, float]], right: list[tuple[str, str, float]], why: object) -> None:
+    """The same hits but for those about as good as the last one, whose equals might stand there as well.
+
+    A fused score is a place between the farthest and the nearest vector, which widens what rounding does to a cosine.
+    """
+    assert [score for *_, score in left] == pytest.approx([score for *_, score in right], abs=0.02), why
+    last = min((score for *_, score in left), default=0.0) + 0.02 if len(left) == 8 else -1.0
+    sure = [{row[:2] for row in rows if row[2] > last} for rows in (left, right)]
+    assert sure[0] <= {row[:2] for row in right} and sure[1] <= {row[:2] for row in left}, why
 
 
 FILTERS = [
@@ -86,12 +94,13 @@ def test_both_stores_find_the_same_with_every_filter_and_leg(
         for filters in FILTERS:
             for leg in LEGS:
                 for query in ("plan number 7 open", "計画は5月", "May 3"):
-                    assert found(index, query, leg, filters) == found(generation, query, leg, filters), (filters, leg)
+                    ours, theirs = found(index, query, leg, filters), found(generation, query, leg, filters)
+                    assert_same(ours, theirs, (filters, leg, query))
             assert index.facets.languages_of(filters) == generation.facets.languages_of(filters)
-        near = {
-            lang: pytest.approx(value, abs=1e-5) for lang, value in generation.centres.nearness(one_vector()).items()
-        }
-        assert index.centres.nearness(one_vector()) == near
+        assert index.facets.every_language == generation.facets.every_language
+        assert index.centres.nearness(one_vector()) == pytest.approx(
+            generation.centres.nearness(one_vector()), abs=1e-5
+        )
 
 
 def test_both_stores_answer_the_development_questions_alike(tmp_path: Path, database: str) -> None:
@@ -228,9 +237,8 @@ def test_an_index_goes_to_the_other_store_and_back_without_embedding(tmp_path: P
     with there.opening() as opened, opened.now() as index:
         for filters in FILTERS:
             same = found(generation, "plan 7 計画", filters=filters)
-            assert (
-                found(index, "plan 7 計画", filters=filters) == same == found(returned, "plan 7 計画", filters=filters)
-            )
+            assert found(returned, "plan 7 計画", filters=filters) == same
+            assert_same(found(index, "plan 7 計画", filters=filters), same, filters)
     for target in (there, back):
         with FileStore(tmp_path / "files").contents() as contents, pytest.raises(InputError, match="already"):
             target.fill(contents)

@@ -129,13 +129,20 @@ class Hit:
 Scored = Sequence[tuple[int, float]]
 
 
+# Cosines no further apart say nothing about which is better.
+_AS_GOOD_AS_EQUAL = 1e-3
+
+
 def fuse(dense: Scored, lexical: Scored, weight: float, factors: Mapping[int, float] | None = None) -> list[Hit]:
     """(row, score) of both legs as one ranking: dense + weight * lexical, each from 0 to 1, times a row's factor.
 
-    Cosines lie close together wherever they lie, so they are measured from the lowest of those found; BM25 has a zero
-    of its own.
+    Cosines lie close together wherever they lie, so they are measured from the lowest of those found, or from a
+    thousandth below the highest where all are as good as equal: what rounding made of them is no order. BM25 has a
+    zero of its own.
     """
     lowest = min((score for _, score in dense), default=0.0)
+    highest = max((score for _, score in dense), default=0.0)
+    lowest = min(lowest, highest - _AS_GOOD_AS_EQUAL)
     scores = dict(_shares([(row, score - lowest) for row, score in dense]))
     for row, share in _shares(lexical):
         scores[row] = scores.get(row, 0.0) + weight * share

@@ -98,7 +98,7 @@ class Snapshot:
         if ahead is None:
             return self._nearest(vector, count, allowed)
         found = [
-            (row, score + more)
+            (row, score + float(more))
             for mask, more in zip(self.state.by_language.values(), ahead, strict=True)
             for row, score in self._nearest(vector, count, mask if allowed is None else mask & allowed)
         ]
