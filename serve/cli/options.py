@@ -14,7 +14,9 @@ HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+def group_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Several options as one decorator; the help lists them in this order."""
+
     def apply(function: _F) -> _F:
         for option in reversed(options):
             function = option(function)
@@ -34,7 +36,7 @@ with_threads = click.option("--threads", type=click.IntRange(0, 512), default=0,
 with_context = click.option(
     "--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens of prompt and answer."
 )
-with_sampling = _options(
+with_sampling = group_of(
     click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
     click.option("--temperature", type=FiniteRange(0, 5), help="0 is greedy."),
     click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True),
