@@ -39,8 +39,8 @@ COMMANDS = {
 # The same for `slm bench ...`.
 BENCHES = {
     "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
-    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve", "start": "serve.cli.bench:bench_start",
-    "train": "train.cli.bench:bench_train",
+    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve", "batch": "serve.cli.bench:bench_batch",
+    "start": "serve.cli.bench:bench_start", "train": "train.cli.bench:bench_train",
 }  # fmt: skip
 
 

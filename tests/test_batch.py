@@ -79,7 +79,7 @@ def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
     path = batch(tmp_path / "b.jsonl", line("a"), line("b"))
     entries = entries_of(path)
     batch(path, line("c"), line("b"))
-    with path.open("rb") as file, pytest.raises(DamagedFileError, match="line 1 of .* was changed"):
+    with path.open("rb") as file, pytest.raises(DamagedFileError, match=r"line 1 of .* was changed"):
         entries[0].body_in(file)
 
 
@@ -90,7 +90,7 @@ def test_a_file_without_lines_is_an_error(content: bytes, said: str, tmp_path: P
         entries_of(tmp_path / "b.jsonl")
 
 
-# --- who answers, played -----------------------------------------------------------------------------------------------
+# --- who answers, played ---------------------------------------------------------------------------------------------
 
 
 class Played:
@@ -213,7 +213,7 @@ def test_a_broken_off_batch_is_neither_gone_on_with_nor_lost_without_a_word(tmp_
 def test_answers_of_another_model_are_not_taken_for_this_ones(tmp_path: Path) -> None:
     output = broken_off(tmp_path / "b.jsonl")
     with (
-        pytest.raises(MismatchError, match="are of another adapters.*--fresh"),
+        pytest.raises(MismatchError, match=r"are of another adapters.*--fresh"),
         opened_journal(output, resume=True, fresh=False) as journal,
     ):
         journal.begin({**MADE_WITH, "adapters": {"ja": "1"}})
@@ -269,9 +269,12 @@ def test_a_full_disk_keeps_what_was_answered(tmp_path: Path) -> None:
     path, output = prompts(tmp_path / "b.jsonl", 1), tmp_path / "out.jsonl"
     with opened_journal(output, resume=False, fresh=False) as journal:
         journal.begin(MADE_WITH)
-        full = open("/dev/full", "r+b", buffering=0)
-        journal._file, kept = full, journal._file
-        with full, pytest.raises(ResourceError, match="No space left.*--resume"):
+        kept = journal._file
+        with (
+            Path("/dev/full").open("r+b", buffering=0) as full,
+            pytest.raises(ResourceError, match=r"No space left.*--resume"),
+        ):
+            journal._file = full
             journal.put(entries_of(path)[0].key, {"id": 1})
         journal._file = kept
 
@@ -280,7 +283,7 @@ def test_a_time_is_told_in_the_unit_it_is_thought_of() -> None:
     assert [duration(s) for s in (4, 89, 600, 11_100)] == ["4 s", "89 s", "10 min", "3 h 05 min"]
 
 
-# --- the server's application, without a socket ------------------------------------------------------------------------
+# --- the server's application, without a socket ----------------------------------------------------------------------
 
 REQUESTS = [
     (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6, "temperature": 0, "seed": 1}),

@@ -6,13 +6,15 @@ knows nothing of how an answer comes about.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from serve.batch.entries import BatchEntry
 from slm.artifacts import new_file
@@ -32,7 +34,8 @@ def partial_of(output: Path) -> Path:
 class BatchJournal:
     """The answers that are there, by the keys of their lines. Open it with `opened_journal`; one thread uses it."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
+        """file: of that path, to read and write, without a buffer: what is written is with the system at once."""
         self.path = path
         self._file = file
         self._places: dict[str, tuple[int, int]] = {}
@@ -72,8 +75,7 @@ class BatchJournal:
 
     def clear(self) -> None:
         """Throw everything away that is kept."""
-        self._file.seek(0)
-        self._file.truncate()
+        self._file.truncate(0)
         self._places, self._made_with = {}, None
 
     def write(self, output: Path, entries: Iterable[BatchEntry]) -> None:
@@ -91,8 +93,8 @@ class BatchJournal:
         """Write a line at the end; where it begins."""
         try:
             place = self._file.seek(0, os.SEEK_END)
-            self._file.write(line + b"\n")
-            self._file.flush()
+            if self._file.write(line + b"\n") <= len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise ResourceError(
                 f"no further answer can be written to '{self.path}': {error.strerror}",
@@ -105,26 +107,24 @@ class BatchJournal:
 
         What the machine was at fault for is asked again: a line of the last run may have met an engine that ended.
         """
-        self._file.seek(0)
-        head = self._file.readline()
-        if not head.endswith(b"\n"):
-            if head and not head.startswith(_HEAD[: len(head)]):
+        with self.path.open("rb") as file:
+            head = file.readline()
+            if not head.endswith(b"\n"):
+                if head and not head.startswith(_HEAD[: len(head)]):
+                    raise _foreign(self.path)
+                self._file.truncate(0)
+                return None
+            made_with = _object(head.removeprefix(_HEAD)) if head.startswith(_HEAD) else None
+            if made_with is None:
                 raise _foreign(self.path)
-            self._file.seek(0)
-            self._file.truncate()
-            return None
-        made_with = _object(head.removeprefix(_HEAD)) if head.startswith(_HEAD) else None
-        if made_with is None:
-            raise _foreign(self.path)
-        end = self._file.tell()
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            key, _, row = line[:-1].partition(b" ")
-            found = _object(row)
-            if found and int((found.get("response") or {}).get("status_code", _SERVER_FAULT)) < _SERVER_FAULT:
-                self._places[key.decode("ascii", "replace")] = (end + len(key) + 1, len(row))
-            end += len(line)
+            end = len(head)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                key, _, row = line[:-1].partition(b" ")
+                if _status_of(_object(row)) < _SERVER_FAULT:
+                    self._places[key.decode("ascii", "replace")] = (end + len(key) + 1, len(row))
+                end += len(line)
         self._file.truncate(end)
         return made_with
 
@@ -158,19 +158,19 @@ def opened_journal(output: Path, *, resume: bool, fresh: bool) -> Iterator[Batch
         path.unlink(missing_ok=True)
 
 
-def _opened(path: Path, output: Path) -> BinaryIO:
+def _opened(path: Path, output: Path) -> FileIO:
     if output.is_dir():
         raise InputError(f"'{output}' is a folder where a file is needed", hint="Name a file with -o.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("r+b" if path.exists() else "w+b")
+        return path.open("r+b" if path.exists() else "w+b", buffering=0)
     except OSError as error:
         raise ResourceError(
             f"cannot write '{path}': {error.strerror}", hint="Choose another output with -o."
         ) from error
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def _lock(file: FileIO, path: Path) -> None:
     """Hold the file's lock; the system gives it back when the process ends, however it ends."""
     try:
         import fcntl
@@ -193,6 +193,12 @@ def _foreign(path: Path) -> InputError:
 
 def _dumped(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _status_of(row: dict[str, Any] | None) -> int:
+    """The status of a kept answer; what cannot be read counts as the machine's fault."""
+    response = row.get("response") if row else None
+    return int(response.get("status_code", _SERVER_FAULT)) if isinstance(response, dict) else _SERVER_FAULT
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

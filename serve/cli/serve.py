@@ -67,9 +67,9 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 @click.pass_context
 @pass_joints
 def generate(
-    joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, prompt: str | None,
-    template: Path | None, variables: tuple[tuple[str, str], ...], schema: Path | None, system: str, raw: bool,
-    stop: tuple[str, ...], batch: Path | None, output: Path | None, resume: bool, fresh: bool, parallel: int, hot: int,
+    joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None,
+    prompt: str | None, template: Path | None, variables: tuple[tuple[str, str], ...], schema: Path | None,
+    system: str, raw: bool, stop: tuple[str, ...], batch: Path | None, output: Path | None, resume: bool, fresh: bool, parallel: int, hot: int,
     threads: int, context: int, as_json: bool, **sampling: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt and end, or a file of requests. Greedy unless a temperature is given.
@@ -90,8 +90,8 @@ def generate(
       slm generate gemma-3-270m --adapter ja=ja.gguf --batch requests.jsonl -o answers.jsonl
 
     \b
-    Exit codes: 0 answered (a batch: all lines, errors among them counted on stderr), 1 failed (with --schema also: cut before the JSON was whole), 2 wrong usage,
-    130 interrupted (Ctrl-C), 141 whoever reads the answer has gone.
+    Exit codes: 0 answered (a batch: every line, with an answer or its error), 1 failed (with --schema also: cut before
+    the JSON was whole), 2 wrong usage, 130 interrupted (Ctrl-C), 141 whoever reads the answer has gone.
     """
     options_of_batch = BatchOptions(batch, output, resume, fresh, parallel, hot)
     check_options(ctx, options_of_batch)
