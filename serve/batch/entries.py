@@ -111,9 +111,8 @@ def _judged(lines: Iterator[tuple[int, int, bytes]]) -> Iterator[BatchEntry]:
     for number, offset, line in lines:
         place = (number, offset, len(line), key_of(line))
         custom_id, url, fault = _read(line)
-        if fault is None and custom_id is not None:
-            if (first := taken.setdefault(custom_id, number)) != number:
-                fault = LineFault("duplicate_custom_id", f"custom_id: '{custom_id}' is that of line {first} already")
+        if fault is None and custom_id is not None and (first := taken.setdefault(custom_id, number)) != number:
+            fault = LineFault("duplicate_custom_id", f"custom_id: '{custom_id}' is that of line {first} already")
         if fault:
             fault = LineFault(fault.code, f"line {number}: {fault.message}")
         yield BatchEntry(*place, custom_id, url, fault)

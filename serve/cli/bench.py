@@ -93,7 +93,7 @@ def _show(result: dict[str, Any]) -> None:
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True,
               help="LoRA adapters (GGUF). Default: two random ones of rank 16.")  # fmt: skip
 @click.option("--clients", type=click.IntRange(1, 64), default=8, show_default=True,
-              help="Requests at once for an adapter; the server is asked by so many, twice and four times as many.")  # fmt: skip
+              help="Requests at once for an adapter; also twice and four times as many ask the server.")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer.")
 @click.option("--seconds", type=FiniteRange(0, min_open=True), default=15.0, show_default=True,
               help="How long each loop of the server lasts; a batch is about twice as long.")  # fmt: skip

@@ -69,8 +69,8 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 def generate(
     joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None,
     prompt: str | None, template: Path | None, variables: tuple[tuple[str, str], ...], schema: Path | None,
-    system: str, raw: bool, stop: tuple[str, ...], batch: Path | None, output: Path | None, resume: bool, fresh: bool, parallel: int, hot: int,
-    threads: int, context: int, as_json: bool, **sampling: Any,
+    system: str, raw: bool, stop: tuple[str, ...], batch: Path | None, output: Path | None, resume: bool, fresh: bool,
+    parallel: int, hot: int, threads: int, context: int, as_json: bool, **sampling: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt and end, or a file of requests. Greedy unless a temperature is given.
 
