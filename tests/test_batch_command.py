@@ -64,7 +64,7 @@ def asked(*words: str) -> Result:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("m -o x", "-o goes with --batch"), ("m --parallel 2 -p x", "--parallel goes with --batch"),
+        ("m -o x", "--output goes with --batch"), ("m --parallel 2 -p x", "--parallel goes with --batch"),
         ("m --batch b -p x -o x", "--prompt is for one prompt"), ("m --batch b --seed 3 -o x", "--seed is for"),
         ("m --batch b -m en -o x", "-m is for one prompt"), ("m --batch b", "needs -o FILE"),
         ("m --batch b -o x --resume --fresh", "exclude each other"), ("m --batch b -o ./b", "names the batch itself"),
