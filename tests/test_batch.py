@@ -237,7 +237,8 @@ def test_an_answer_that_the_machine_was_at_fault_for_is_asked_again(tmp_path: Pa
 
     with pytest.raises(EngineError):
         answered(path, Played(does), window=1)
-    _, rows = answered(path, who := Played(), resume=True)
+    figures, rows = answered(path, who := Played(), resume=True)
+    assert (figures.kept, figures.answered, figures.failed) == (0, 2, 1)
     assert sorted(who.asked) == ["p0", "p2"] and [r["response"]["status_code"] for r in rows] == [200, 400, 200]
 
 

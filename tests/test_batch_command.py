@@ -100,7 +100,8 @@ def test_a_batch_is_answered_by_the_command_and_is_not_answered_twice(tmp_path: 
     assert [row["response"]["body"]["slm"]["adapter"] for row in rows[:5]] == ["en", None, "en", None, "en"]
     assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
     before = output.read_bytes()
-    again = ran(model, batch, output, "--adapter", f"en={en}", "--resume")
+    again = ran(model, batch, output, "--adapter", f"en={en}", "--resume", "--json")
+    assert (json.loads(again.stdout)["kept"], json.loads(again.stdout)["failed"]) == (5, 1)
     assert again.returncode == 0 and "had already been answered" in again.stderr and output.read_bytes() == before
     write_batch(batch, 4, ["en"], 3)
     other = ran(model, batch, output, "--resume")

@@ -23,7 +23,7 @@ from slm.terminal.console import note
 
 _HEAD = b"slm-batch "
 _SYNC_S = 5.0  # what a power failure may lose; the end of the process alone loses nothing
-_SERVER_FAULT = 500
+_DONE, _SERVER_FAULT = 200, 500
 
 
 def partial_of(output: Path) -> Path:
@@ -39,6 +39,7 @@ class BatchJournal:
         self.path = path
         self._file = file
         self._places: dict[str, tuple[int, int]] = {}
+        self._failed: set[str] = set()
         self._synced = time.monotonic()
         self._made_with = self._read()
 
@@ -47,6 +48,10 @@ class BatchJournal:
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
+
+    def failed(self, key: str) -> bool:
+        """Whether the answer that is there is an error."""
+        return key in self._failed
 
     def begin(self, made_with: Mapping[str, Any]) -> None:
         """Say what answers from here on. Raises MismatchError where the kept answers are of something else."""
@@ -76,7 +81,7 @@ class BatchJournal:
     def clear(self) -> None:
         """Throw everything away that is kept."""
         self._file.truncate(0)
-        self._places, self._made_with = {}, None
+        self._places, self._failed, self._made_with = {}, set(), None
 
     def write(self, output: Path, entries: Iterable[BatchEntry]) -> None:
         """Write the output, a line for each entry in their order; it is whole or absent."""
@@ -122,8 +127,10 @@ class BatchJournal:
                 if not line.endswith(b"\n"):
                     break
                 key, _, row = line[:-1].partition(b" ")
-                if _status_of(_object(row)) < _SERVER_FAULT:
-                    self._places[key.decode("ascii", "replace")] = (end + len(key) + 1, len(row))
+                status, name = status_of(_object(row)), key.decode("ascii", "replace")
+                if status < _SERVER_FAULT:
+                    self._places[name] = (end + len(key) + 1, len(row))
+                    self._failed |= {name} if status != _DONE else set()
                 end += len(line)
         self._file.truncate(end)
         return made_with
@@ -195,8 +202,8 @@ def _dumped(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _status_of(row: dict[str, Any] | None) -> int:
-    """The status of a kept answer; what cannot be read counts as the machine's fault."""
+def status_of(row: dict[str, Any] | None) -> int:
+    """The status of a row's answer; what has none, or cannot be read, counts as the machine's fault."""
     response = row.get("response") if row else None
     return int(response.get("status_code", _SERVER_FAULT)) if isinstance(response, dict) else _SERVER_FAULT
 

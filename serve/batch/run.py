@@ -74,9 +74,11 @@ class BatchFigures:
 
 
 def figures_of(entries: Sequence[BatchEntry], journal: BatchJournal) -> BatchFigures:
-    """The figures before the first request."""
-    kept = sum(entry.key in journal for entry in entries if entry.fault is None)
-    return BatchFigures(lines=len(entries), failed=sum(entry.fault is not None for entry in entries), kept=kept)
+    """The figures before the first request: what was answered before, and what is an error already."""
+    there = [entry for entry in entries if entry.fault is None and entry.key in journal]
+    failed = sum(journal.failed(entry.key) for entry in there)
+    faults = sum(entry.fault is not None for entry in entries)
+    return BatchFigures(lines=len(entries), failed=faults + failed, kept=len(there) - failed)
 
 
 async def answer_all(

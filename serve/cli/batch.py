@@ -95,8 +95,10 @@ def answer_batch(options: BatchOptions, opened: Callable[[], AbstractContextMana
     _tell_faults(entries)
     if options.resume and not partial_of(options.output).exists():
         if options.output.exists():
-            _check_answered(options.output, options.batch, entries)
+            figures = _answered_before(options.output, options.batch, entries)
             note(f"the batch of '{options.output}' had already been answered")
+            if as_json:
+                emit_json({"output": str(options.output), **figures.as_json()})
             return
         note("nothing to go on from: starting at the beginning")
     with opened_journal(options.output, resume=options.resume, fresh=options.fresh) as journal:
@@ -122,7 +124,7 @@ def _answer(
     assert options.batch is not None
     contexts = min(options.hot, len(engine.adapters()) + 1)
     window = 2 * options.parallel * contexts  # the next request is there when an answer ends
-    left = sum(entry.fault is None for entry in entries) - figures.kept
+    left = figures.lines - figures.kept - figures.failed
     with _told(left, figures) as shown:
         asyncio.run(answer_all(entries, options.batch, InsideServer(engine), journal, window, figures, shown))
 
@@ -179,18 +181,26 @@ def _summary(output: Path, figures: BatchFigures) -> str:
     return f"{figures.answered + figures.kept:,} of {figures.lines:,} lines answered into '{output}'{failed}"
 
 
-def _check_answered(output: Path, batch: Path, entries: Sequence[BatchEntry]) -> None:
-    """Raise InputError unless the output has these lines' answers. Its ids name the content of what was asked."""
+def _answered_before(output: Path, batch: Path, entries: Sequence[BatchEntry]) -> BatchFigures:
+    """The figures of an output that has these lines' answers: its ids name the content of what was asked.
+
+    Raises InputError where it has others.
+    """
+    from serve.batch.journal import status_of
+    from serve.batch.run import BatchFigures
+
     try:
         with output.open("rb") as file:
-            found = [str(_id_of(json.loads(line))) for line in file]
-    except ValueError:
+            found = [(_id_of(row), status_of(row) == 200) for row in map(json.loads, file)]
+    except (ValueError, AttributeError):
         found = []
-    if found != [entry.id for entry in entries]:
+    if [id for id, _ in found] != [entry.id for entry in entries]:
         raise InputError(
             f"'{output}' does not hold the answers of '{batch}', and no broken-off batch is there to go on with",
             hint="Leave out --resume to answer all of it.",
         )
+    kept = sum(good for _, good in found)
+    return BatchFigures(lines=len(entries), failed=len(entries) - kept, kept=kept)
 
 
 def _id_of(row: Any) -> Any:
