@@ -201,7 +201,7 @@ def test_ctrl_r_searches_what_was_asked_before(start: Start, server: FakeServer)
     child.send("fir")
     child.expect("st lease")  # what is searched for is drawn in another way
     child.send("\r")  # takes what was found to the prompt, where it may be edited
-    child.send("?\r")
+    child.send("\x05?\r")  # at the end of the line; the cursor is at what was searched for
     child.expect(r"D\..*first after")
     child.send(CTRL_D)
     assert left(child) == 0
