@@ -286,7 +286,7 @@ def test_a_time_is_told_in_the_unit_it_is_thought_of() -> None:
 
 # --- the server's application, without a socket ----------------------------------------------------------------------
 
-REQUESTS = [
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6, "temperature": 0, "seed": 1}),
     (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6, "temperature": 0, "model": "en"}),
     (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "max_tokens": 3, "temperature": 0}),
