@@ -11,15 +11,17 @@ import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from slm import __version__
 from slm.errors import MismatchError, MissingFileError
-from slm.joints import ChatEngine, IndexState, Joints, Reader, Retriever
 from slm.terminal.console import note, run, set_verbosity
 from slm.terminal.flags import complain_later, json_before, with_flags
+
+if TYPE_CHECKING:
+    from slm.joints import ChatEngine, IndexState, Joints, Reader, Retriever
 
 # Command -> module of its room; the command object there has the command's name, or the one after the colon.
 COMMANDS = {
@@ -39,8 +41,8 @@ COMMANDS = {
 # The same for `slm bench ...`.
 BENCHES = {
     "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
-    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve", "start": "serve.cli.bench:bench_start",
-    "train": "train.cli.bench:bench_train",
+    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve", "batch": "serve.cli.bench:bench_batch",
+    "start": "serve.cli.bench:bench_start", "train": "train.cli.bench:bench_train",
 }  # fmt: skip
 
 
@@ -83,9 +85,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        import difflib
-
         if args and args[0] not in self.modules and not args[0].startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(args[0], self.modules, n=1)
             ask = f" Did you mean '{near[0]}'?" if near else ""
             raise click.UsageError(f"no command '{args[0]}'.{ask} Commands: {', '.join(self.modules)}", ctx=ctx)
@@ -107,8 +109,11 @@ def first_paragraph(module: str, function: str) -> str:
     return " ".join(found["text"].split()) if found else ""
 
 
-class Roof(Joints):
-    """The rooms as they find each other. What is made on the way is kept in the caches, under its content's hash."""
+class Roof:
+    """The rooms as they find each other: `slm.joints.Joints`, which a help or a list of models need not load.
+
+    What is made on the way is kept in the caches, under its content's hash.
+    """
 
     def open_engine(
         self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
@@ -209,6 +214,10 @@ class Roof(Joints):
         from rag.health import index_states
 
         return index_states()
+
+
+if TYPE_CHECKING:
+    _fits: type[Joints] = Roof
 
 
 def _content_of(checkpoint: Path) -> str:

@@ -6,12 +6,10 @@ It knows nothing of what an artifact means; `kind` and the other fields of a man
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +63,8 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
+    import hashlib
+
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -74,6 +74,8 @@ def sha256_file(path: Path) -> str:
 
 def sha256_files(paths: list[Path]) -> str:
     """One SHA-256 over the names and contents of several files, independent of their order."""
+    import hashlib
+
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda p: p.name):
         digest.update(path.name.encode() + b"\0" + sha256_file(path).encode())
@@ -91,6 +93,8 @@ def _fsync(path: Path) -> None:
 @contextmanager
 def new_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; it takes the final name only when the block ends well."""
+    import tempfile
+
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +123,8 @@ def new_folder(path: Path | str, kind: str) -> Iterator[tuple[Path, dict[str, An
     The manifest is written last. An existing folder is replaced only if it is empty or is an
     artifact of ours (has a manifest of the same kind); anything else is an InputError.
     """
+    import tempfile
+
     path = Path(path)
     require_replaceable(path, kind)
     try:
@@ -164,6 +170,8 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _swap(temporary: Path, path: Path) -> None:
+    import tempfile
+
     if not path.exists():
         os.replace(temporary, path)
         return

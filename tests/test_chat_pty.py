@@ -19,7 +19,7 @@ from tests.tiny_gguf import write_model
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "slm_cli", "chat"]
-ESCAPE, ALT_ENTER, CTRL_C, CTRL_D, CTRL_Z = "\x1b", "\x1b\r", "\x03", "\x04", "\x1a"
+ESCAPE, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, CTRL_Z = "\x1b", "\x1b\r", "\x03", "\x04", "\x12", "\x1a"
 UP = "\x1b[A"
 Start = Callable[..., Any]
 
@@ -188,12 +188,59 @@ def test_what_was_asked_before_comes_back_with_the_up_key(start: Start, server: 
     assert server.bodies[1]["messages"] == [{"role": "user", "content": "何を？"}]
 
 
-def test_ctrl_z_suspends_at_the_prompt(start: Start, server: FakeServer) -> None:
-    server.answers = [["Back."]]
+def test_ctrl_r_searches_what_was_asked_before(start: Start, server: FakeServer) -> None:
+    server.answers = [["A."], ["B."], ["C."], ["D."]]
+    child = start("--url", server.url)
+    for question in ("the first lease", "another thing", "a last one"):
+        child.expect("auto>")
+        child.send(f"{question}\r")
+        child.expect(r"[ABC]\..*first after")
+    child.expect("auto>")
+    child.send(CTRL_R)
+    child.expect("I-search backward")
+    child.send("fir")
+    child.expect("st lease")  # what is searched for is drawn in another way
+    child.send("\r")  # takes what was found to the prompt, where it may be edited
+    child.send("\x05?\r")  # at the end of the line; the cursor is at what was searched for
+    child.expect(r"D\..*first after")
+    child.send(CTRL_D)
+    assert left(child) == 0
+    assert server.bodies[3]["messages"][-1] == {"role": "user", "content": "the first lease?"}
+
+
+def in_a_shell(start: Start, server: FakeServer) -> Any:
+    """The chat at its prompt, run by a shell that controls its jobs."""
     shell = start(program=["bash", "--norc", "-i"], PS1="shell: ")
     shell.expect("shell: ")
     shell.send(f"{' '.join(COMMAND)} --url {server.url}\r")
     shell.expect("auto>")
+    return shell
+
+
+def test_ctrl_z_suspends_in_the_middle_of_an_answer_which_goes_on(start: Start, server: FakeServer) -> None:
+    server.answers, server.pause_s = [["One ", *["more "] * 40, "at last."], ["Fine."]], 0.05
+    shell = in_a_shell(start, server)
+    shell.send("Talk\r")
+    shell.expect("One more more")
+    shell.send(CTRL_Z)
+    shell.expect("Stopped")
+    shell.expect("shell: ")
+    shell.send("echo $((6 * 7))\r")
+    shell.expect(r"echo \$\(\(6 \* 7\)\)")  # the shell's own line is seen
+    shell.expect("42")
+    shell.send("fg\r")
+    shell.expect(r"at last\.")
+    shell.expect("auto>")
+    shell.send("And?\r")
+    shell.expect(r"Fine\.")
+    shell.expect("auto>")
+    shell.send(CTRL_D)
+    shell.expect("shell: ")
+
+
+def test_ctrl_z_suspends_at_the_prompt(start: Start, server: FakeServer) -> None:
+    server.answers = [["Back."]]
+    shell = in_a_shell(start, server)
     shell.send(CTRL_Z)
     shell.expect("Stopped")
     shell.send("fg\r")

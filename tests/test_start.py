@@ -48,6 +48,7 @@ def test_the_help_imports_nothing_heavy_and_no_room() -> None:
 def test_the_list_of_models_imports_nothing_heavy_and_no_room() -> None:
     found = imported("-m", "slm_cli", "models")
     assert "click" in found and found & (HEAVY | {"convert", "train", "serve", "rag"}) == set()
+    assert found & {"hashlib", "difflib", "unicodedata"} == set()
 
 
 def test_a_model_file_is_read_without_the_package_of_all_its_tools(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.path_joints import PathJoints
 from tests.tiny_reader_training import FAMILIES, asked, question, reader_bases, reader_data
 from tests.tiny_runs import Broken, learned, same
 from tests.tiny_training import write_jsonl
+from train.adapter.opened import check_adapter
 from train.base import load_tokenizer
 from train.cli.train import train
 from train.run.reader import run as module
@@ -76,10 +77,19 @@ def test_the_held_out_loss_falls_and_the_card_says_what_the_reader_is(made: Run)
 
 
 def test_a_run_goes_on_from_an_adapter_and_refuses_one_of_another_form(
-    made: Run, reader_data: tuple[Path, Path], tmp_path: Path
+    made: Run, reader_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checked: list[Path] = []
+
+    def check(adapter: Path, base: Path) -> None:
+        checked.append(adapter)
+        check_adapter(adapter, base)
+
+    for place in ("train.run.folder", "train.adapter.opened"):
+        monkeypatch.setattr(f"{place}.check_adapter", check)
     more = asked(made.base, reader_data, tmp_path / "more", max_steps=8, from_adapter=made.folder)
     result = train_reader(more)
+    assert checked == [made.folder]  # once, before the base is loaded
     assert result.held_out_loss_before == pytest.approx(made.result.held_out_loss_after, abs=1e-4)
     with pytest.raises(MismatchError, match=r"r is 4 in the adapter and 8 in this run\).*--rank"):
         train_reader(asked(made.base, reader_data, tmp_path / "other", max_steps=8, from_adapter=made.folder, rank=8))

@@ -16,6 +16,14 @@ from slm.weights.gguf_reader import read_gguf
 RANK = 16
 
 
+def random_adapters(model: Path, folder: Path) -> dict[str, Path]:
+    """Two adapters, one for each language of the prompts, written into a folder."""
+    files = {name: folder / f"{name}.gguf" for name in ("en", "ja")}
+    for seed, path in enumerate(files.values()):
+        write_random_adapter(model, path, seed=seed)
+    return files
+
+
 def write_random_adapter(model: Path, out: Path, *, seed: int, rank: int = RANK) -> int:
     """Write a LoRA on every linear layer of the model's blocks as an adapter GGUF (float32); how many layers.
 

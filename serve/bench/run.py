@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.bench.adapters import write_random_adapter
+from serve.bench.adapters import random_adapters
 from serve.bench.overhead import loop_overhead
 from serve.bench.peers import Contender, contenders
 from serve.bench.process import free_port, peak_rss_mb, running
@@ -46,7 +46,7 @@ def bench_serving(
     ratios: {peer: {figure: times}}, overhead, missing}. Raises EngineError when a server does not start.
     """
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
-        files = {name: path.resolve() for name, path in adapters.items()} or _random(model, Path(scratch))
+        files = {name: path.resolve() for name, path in adapters.items()} or random_adapters(model, Path(scratch))
         who, missing = contenders(model, list(files), peers, setup.binary)
         for line in missing:
             note(line)
@@ -78,13 +78,6 @@ def bench_serving(
         "overhead": overhead,
         "missing": missing,
     }
-
-
-def _random(model: Path, folder: Path) -> dict[str, Path]:
-    files = {name: folder / f"{name}.gguf" for name in ("en", "ja")}
-    for seed, path in enumerate(files.values()):
-        write_random_adapter(model, path, seed=seed)
-    return files
 
 
 def _measured(contender: Contender, options: UpstreamOptions, plan: LoadPlan, number: int) -> dict[str, Any]:

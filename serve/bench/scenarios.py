@@ -22,7 +22,7 @@ from serve.bench.prompts import conversation, long_conversation, next_turn
 from slm.joints import Message
 
 LONG_TOKENS, SHORT_TOKENS, TURN_TOKENS = 400, 16, 32
-_LANGUAGES = ("en", "ja")
+LANGUAGES = ("en", "ja")
 _RECORDS = 18  # about 1,500 tokens
 _HEAD_START_S = 0.5
 
@@ -64,7 +64,7 @@ async def run_scenarios(server: Server, contender: Contender, plan: LoadPlan, nu
     Returns {scenario: {figures}}. Raises nothing for failed requests: they are counted.
     """
     async with new_client(server.url, plan.clients + 4) as client:
-        session = Session(client, contender, plan, await _full_length(client, contender))
+        session = Session(client, contender, plan, await full_length_of(client, contender))
         await asyncio.gather(*(session.ask(conversation("en", 0), n, 8) for n in range(plan.adapters)))
         first = 1 + number * 100_000
         return {
@@ -75,8 +75,8 @@ async def run_scenarios(server: Server, contender: Contender, plan: LoadPlan, nu
         }
 
 
-async def _full_length(client: httpx.AsyncClient, contender: Contender) -> dict[str, Any]:
-    """The fields against an early end, if the server takes them."""
+async def full_length_of(client: httpx.AsyncClient, contender: Contender) -> dict[str, Any]:
+    """The fields against an early end of an answer, if the server takes them."""
     body = {"messages": list(conversation("en", 0)), "max_tokens": 1, **contender.fields(0)}
     first = await ask(client, {**body, **contender.full_length})
     return {} if first.error.startswith("HTTP 400") else contender.full_length
@@ -87,7 +87,7 @@ async def loop(session: Session, first: int, adapters: int) -> dict[str, Any]:
     plan = session.plan
 
     async def send(client: int, n: int) -> Outcome:
-        turns = conversation(_LANGUAGES[client % len(_LANGUAGES)], first + n * plan.clients + client)
+        turns = conversation(LANGUAGES[client % len(LANGUAGES)], first + n * plan.clients + client)
         return await session.ask(turns, client % adapters, plan.tokens)
 
     outcomes, begin, end = await closed_loop(send, clients=plan.clients, seconds=plan.seconds)

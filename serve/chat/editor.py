@@ -101,7 +101,8 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
     from prompt_toolkit.application import get_app
     from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
     from prompt_toolkit.completion import Completer, Completion
-    from prompt_toolkit.filters import Condition
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import Condition, has_focus
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.output import ColorDepth
@@ -132,8 +133,9 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
                     yield Completion(word, -len(argument.lstrip()))
 
     keys = KeyBindings()
+    typing = has_focus(DEFAULT_BUFFER)  # in a search Enter takes what was found, as prompt_toolkit does it
 
-    @keys.add("enter")
+    @keys.add("enter", filter=typing)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.document.current_line_before_cursor.endswith("\\") and buffer.document.is_cursor_at_the_end:
@@ -142,7 +144,7 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
         else:
             buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
+    @keys.add("escape", "enter", filter=typing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 

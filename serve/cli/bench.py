@@ -1,4 +1,4 @@
-"""The commands `slm bench serve` and `start`: how the measured figures are shown, not how they are taken."""
+"""The commands `slm bench serve`, `batch` and `start`: how the measured figures are shown, not how they are taken."""
 
 from __future__ import annotations
 
@@ -86,6 +86,58 @@ def _show(result: dict[str, Any]) -> None:
             f"our loop beside llama_decode: {overhead['overhead']:.1%} of {overhead['steps']:,} steps' "
             f"{overhead['step_s']:.2f} s"
         )
+
+
+@click.command("batch", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", default="smollm2-135m-instruct")
+@click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True,
+              help="LoRA adapters (GGUF). Default: two random ones of rank 16.")  # fmt: skip
+@click.option("--clients", type=click.IntRange(1, 64), default=8, show_default=True,
+              help="Requests at once for an adapter; also twice and four times as many ask the server.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer.")
+@click.option("--seconds", type=FiniteRange(0, min_open=True), default=15.0, show_default=True,
+              help="How long each loop of the server lasts; a batch is about twice as long.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians over so many.")
+@click.option("--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens a request.")
+@click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@pass_joints
+def bench_batch(
+    joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], clients: int, tokens: int, seconds: float,
+    rounds: int, context: int, threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Throughput of `slm generate --batch` beside the best of `slm serve`.
+
+    The same questions go to the same adapters in turns. A batch is measured from its first request to its last answer,
+    the server in the middle of its load.
+
+    \b
+    Example:
+      slm bench batch smollm2-135m-instruct --seconds 30
+    """
+    from serve.bench.batch import bench_batch as measured
+    from serve.bench.run import ServeBenchOptions
+    from serve.bench.scenarios import LoadPlan
+
+    named = one_of_each(adapters)
+    plan = LoadPlan(clients, tokens, seconds, len(named) or 2)
+    result = measured(joints.gguf_of(model), named, plan, ServeBenchOptions(rounds, context, threads))
+    if as_json:
+        emit_json(result)
+        return
+    from rich.table import Table
+
+    table = Table("", "tokens/s")
+    for row in result["server"]:
+        table.add_row(f"slm serve, {row['clients']} clients", f"{row['tokens_per_s']:.1f}")
+    table.add_row("slm generate --batch", f"{result['batch']['tokens_per_s']:.1f}")
+    out().print(table)
+    failed = result["batch"]["failed"]
+    click.echo(
+        f"a batch has {result['ratio']} of the server's best; the goal is {result['goal']}"
+        + (f"; {failed} of {result['batch']['lines']} lines failed" if failed else "")
+    )
+    click.echo(f"{result['model']}, adapters: {', '.join(result['adapters'])}; medians of {rounds} rounds")
 
 
 @click.command("start", context_settings={"help_option_names": ["-h", "--help"]})

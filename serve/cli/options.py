@@ -14,7 +14,9 @@ HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+def group_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Several options as one decorator; the help lists them in this order."""
+
     def apply(function: _F) -> _F:
         for option in reversed(options):
             function = option(function)
@@ -38,7 +40,7 @@ with_context = click.option(
 
 def with_sampling(temperature: str) -> Callable[[_F], _F]:
     """Options of how tokens are chosen, for `sampling_of`. temperature: the command's default in the help's words."""
-    return _options(
+    return group_of(
         click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."),
         click.option("--temperature", type=FiniteRange(0, 5), help=f"0 is greedy [default: {temperature}]."),
         click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=0.95, show_default=True),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serve.child.schedule import LONGEST_DRAFT
+from serve.cli.batch import BatchOptions, answer_batch, check_options, with_batch
 from serve.cli.guard import GuardOptions, guard_options, policy_of
 from serve.cli.oneshot import asked, grammar_of, whole_json
 from serve.cli.options import HELP, sampling_of, with_adapters, with_context, with_sampling, with_threads, with_wanted
@@ -58,20 +60,27 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 @click.option("--system", type=TEXT, default="", help="A system message before the question.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without a chat template.")
 @click.option("--stop", type=TEXT, multiple=True, help="Text that ends the answer; may be given several times.")
+@with_batch
 @with_threads
 @with_context
 @with_sampling("0")
 @click.option("--json", "as_json", is_flag=True, help="Text and figures as one JSON object.")
+@click.pass_context
 @pass_joints
 def generate(
-    joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None, prompt: str | None,
-    template: Path | None, variables: tuple[tuple[str, str], ...], schema: Path | None, system: str, raw: bool,
-    stop: tuple[str, ...], threads: int, context: int, as_json: bool, **sampling: Any,
+    joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None,
+    prompt: str | None, template: Path | None, variables: tuple[tuple[str, str], ...], schema: Path | None,
+    system: str, raw: bool, stop: tuple[str, ...], batch: Path | None, output: Path | None, resume: bool, fresh: bool,
+    parallel: int, hot: int, threads: int, context: int, as_json: bool, **sampling: Any,
 ) -> None:  # fmt: skip
-    """Answer one prompt and end. Greedy unless a temperature is given.
+    """Answer one prompt and end, or a file of requests. Greedy unless a temperature is given.
 
     The prompt is -p, or what is piped in; with both, the piped text stands above the prompt. A template puts them
     where it says {{ input }} and {{ prompt }}. An answer held to a schema is printed when it is whole.
+
+    With --batch each line of a file is a request as OpenAI's batches have it, with the server's fields and defaults,
+    and the output has a line for each in the same order. Many are computed together; a killed batch goes on with
+    --resume.
 
     \b
     Example:
@@ -79,11 +88,26 @@ def generate(
       slm generate gemma-3-270m --adapter en=en.gguf --adapter ja=ja.gguf -p "有給休暇は何日ですか。"
       slm generate gemma-3-270m -p "Summarize this in one sentence." < minutes.txt
       slm generate gemma-3-270m --template mail.txt --var tone=polite --schema mail.json < notes.txt
+      slm generate gemma-3-270m --adapter ja=ja.gguf --batch requests.jsonl -o answers.jsonl
 
     \b
-    Exit codes: 0 answered, 1 failed (with --schema also: cut before the JSON was whole), 2 wrong usage,
-    130 interrupted (Ctrl-C), 141 whoever reads the answer has gone.
+    Exit codes: 0 answered (a batch: every line, with an answer or its error), 1 failed (with --schema also: cut before
+    the JSON was whole), 2 wrong usage, 130 interrupted (Ctrl-C), 141 whoever reads the answer has gone.
     """
+    options_of_batch = BatchOptions(batch, output, resume, fresh, parallel, hot)
+    check_options(ctx, options_of_batch)
+    if batch:
+
+        @contextmanager
+        def opened() -> Iterator[Engine]:
+            with ExitStack() as stack:
+                yield _open(
+                    stack, joints.gguf_of(model), one_of_each(adapters), context=context, threads=threads,
+                    parallel=parallel, hot=hot,
+                )  # fmt: skip
+
+        answer_batch(options_of_batch, opened, as_json=as_json)
+        return
     if schema and stop:
         raise click.UsageError("--stop would cut the JSON of --schema; give one of them.")
     asked_for = asked(prompt, template, one_of_each(variables), raw=raw)

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from slm.chat.prompt import TEMPLATES, render
-from slm.errors import InputError
+from slm.errors import EngineError, InputError
 from slm.joints import Message
 from slm.native.process import ROOT, child_environment
 
@@ -63,7 +63,7 @@ class Renderer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def render(self, order: dict[str, Any]) -> str:
-        """The rendered text. Raises InputError."""
+        """The rendered text. Raises InputError, and EngineError where the process cannot be started."""
         with self._lock:
             process = self._running()
             answer = self._ask(process, json.dumps(order).encode() + b"\n", self.time_limit_s)
@@ -85,17 +85,20 @@ class Renderer:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             [sys.executable, "-m", "serve.engine.templates"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT,
             env=child_environment(), start_new_session=True,
         )  # fmt: skip
         # The time that Python itself needs to start is not the template's.
         order = {"template": "", "messages": [Message(role="user", content="")], "tools": []}
-        self._ask(
-            self._process, json.dumps({**order, "bos_token": "", "eos_token": ""}).encode() + b"\n", _START_LIMIT_S
-        )
-        return self._process
+        line = json.dumps({**order, "bos_token": "", "eos_token": ""}).encode() + b"\n"
+        if self._ask(process, line, _START_LIMIT_S) is None:  # the machine is at fault, and no template
+            raise EngineError(
+                "the process that renders chat templates did not start", found=f"nothing within {_START_LIMIT_S:g} s",
+                hint="This machine is very busy or out of memory; ask again.",
+            )  # fmt: skip
+        return process
 
     def _ask(self, process: subprocess.Popen[bytes], line: bytes, limit_s: float) -> dict[str, Any] | None:
         """The answer to one line; None when there is none in time, and then the process is gone."""

@@ -7,7 +7,6 @@ once.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -20,7 +19,6 @@ import click
 from slm.errors import DamagedFileError
 from slm.paths import config_file
 from slm.terminal.arguments import TEXT
-from slm.text.decode import decode
 
 _OURS = frozenset(["SLM_HOME", "SLM_CONFIG", "SLM_LLAMA_LOG", "SLM_CHROMIUM"])  # read elsewhere, by their own names
 _PREFIX = "SLM_"
@@ -49,6 +47,8 @@ def read_config(path: Path, *, named: bool) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
+    from slm.text.decode import decode
+
     try:
         tables: dict[str, Any] = tomllib.loads(decode(raw).text)
         return tables
@@ -149,6 +149,8 @@ def _key(spelling: str) -> str:
 def _unknown(key: str, known: Iterable[str], commands: Iterable[str]) -> str:
     what = "no command" if commands else "no option of this command"
     names = sorted({*commands, *(known if not commands else ())})
+    import difflib
+
     near = difflib.get_close_matches(key.replace("-", "_"), names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
     if commands and not near:
@@ -235,6 +237,8 @@ def settle_environment(root: click.Group, environment: dict[str, str] | os._Envi
             key.upper(): s for key, s in known.items() if isinstance(s.parameter, click.Option) and not s.negates
         }
         if rest not in options:
+            import difflib
+
             near = difflib.get_close_matches(rest, options, n=1)
             hint = f"; did you mean {'_'.join([_PREFIX[:-1], *(p.upper() for p in path), near[0]])}?" if near else ""
             of = " ".join(["slm", *path])

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -210,6 +209,8 @@ def _failed(error: Exception) -> int:
     if code is not None:
         return code
     if _State.debug:
+        import traceback
+
         traceback.print_exception(error)
     else:
         complain(_sentence(error))

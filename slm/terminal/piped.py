@@ -6,11 +6,13 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.console import note
-from slm.terminal.text_file import unix_lines
-from slm.text.decode import Decoded, decode
+
+if TYPE_CHECKING:
+    from slm.text.decode import Decoded
 
 _JUDGED_BYTES = 1 << 13  # of earlier lines, which help to tell the encoding of a short one
 
@@ -35,6 +37,8 @@ def read_stdin() -> str:
         raw = sys.stdin.buffer.read()
     except OSError as error:
         raise _closed(error) from error
+    from slm.terminal.text_file import unix_lines
+
     return unix_lines(_text(raw).text)
 
 
@@ -59,6 +63,8 @@ def stdin_lines() -> Iterator[str]:
 
 def _text(raw: bytes, said: set[str] | None = None) -> Decoded:
     """Decoded, with a note on stderr of what is not certain; of `said` each once."""
+    from slm.text.decode import decode
+
     try:
         found = decode(raw)
     except DamagedFileError as error:

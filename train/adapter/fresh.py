@@ -27,7 +27,8 @@ _INITIAL = "initial/"
 def add_adapter(model: Any, options: TrainOptions) -> Any:
     """The model with a fresh LoRA adapter (it changes nothing yet), seeded, or with `options.from_adapter`'s weights.
 
-    Raises InputError for unknown targets, and what `begin_with` raises.
+    That folder has been checked (`train.adapter.opened.check_adapter`). Raises InputError for unknown targets, and what
+    `begin_with` raises.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -57,7 +58,7 @@ def add_adapter(model: Any, options: TrainOptions) -> Any:
             f"--targets '{options.targets}' fits no layer of this model",
             hint=f"Presets: qv, attention, all. Layers: {', '.join(sorted(linear))}.",
         ) from error
-    return begin_with(adapted, options.from_adapter, options.base) if options.from_adapter else adapted
+    return begin_with(adapted, options.from_adapter) if options.from_adapter else adapted
 
 
 def initial_factors(model: Any) -> dict[str, torch.Tensor]:

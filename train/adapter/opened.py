@@ -94,15 +94,15 @@ def load_with_adapter(base: Path, adapter: Path | None) -> Any:
     return wrapped.eval()
 
 
-def begin_with(adapted: Any, adapter: Path, base: Path) -> Any:
+def begin_with(adapted: Any, adapter: Path) -> Any:
     """The model with a fresh adapter, its weights those of an adapter folder of the same form.
 
-    Raises what `check_adapter` raises, and MismatchError where the two differ in rank, scale, layers or anything else
-    that gives the same weights another meaning.
+    The folder is one that `check_adapter` took for this base: a run asks that before the base is loaded. Raises
+    MismatchError where the two differ in rank, scale, layers or anything else that gives the same weights another
+    meaning.
     """
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    check_adapter(adapter, base)
     kept, asked = _settings(adapter), adapted.peft_config["default"].to_dict()
     for name, flag in _MEANING.items():
         was, now = _sorted(kept.get(name)), _sorted(asked.get(name))

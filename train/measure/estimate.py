@@ -19,6 +19,7 @@ import torch
 from slm.native.heap import give_back
 from slm.terminal.console import note, progress
 from train.adapter.fresh import add_adapter
+from train.adapter.opened import check_adapter
 from train.base import load_model
 from train.batch.batches import Batch, Collate, packed
 from train.batch.feed import computed_fast, feed, largest, plan_of, total_steps, use_gradient_checkpointing
@@ -122,6 +123,8 @@ def estimate(options: TrainOptions, prepared: Prepared) -> Estimate:
     started = time.monotonic()
     dtype, why = choose_dtype(options.dtype)
     note(f"{str(dtype).removeprefix('torch.')}: {why}")
+    if options.from_adapter:
+        check_adapter(options.from_adapter, options.base)
     model = add_adapter(load_model(options.base), options)
     store_frozen(model, dtype)
     loaded_s = time.monotonic() - started

@@ -1,0 +1,1 @@
+"""Many requests of a file, answered into a file: OpenAI's batches on this machine."""

@@ -1,0 +1,207 @@
+"""What `slm generate --batch` does: its options, and a file of requests answered into a file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serve.cli.options import group_of
+from slm.errors import InputError
+from slm.terminal.console import emit_json, note, progress
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from serve.batch.entries import BatchEntry
+    from serve.batch.run import BatchFigures
+    from serve.engine.engine import Engine
+
+# Of the command's options, those that mean the same for one prompt and for many.
+_SHARED = frozenset(["model", "adapters", "threads", "context", "as_json", "batch"])
+_OWN = frozenset(["output", "resume", "fresh", "parallel", "hot"])
+_TELL_S = 60.0
+_PATH = click.Path(path_type=Path)
+
+with_batch = group_of(
+    click.option(
+        "--batch", type=_PATH, metavar="FILE", help="Answer a file of requests (JSONL, as OpenAI's batches) into -o."
+    ),
+    click.option("-o", "--output", type=_PATH, metavar="FILE", help="Where the answers of --batch go, in order."),
+    click.option("--resume", is_flag=True, help="Go on with a batch that was broken off."),
+    click.option("--fresh", is_flag=True, help="Throw the answers of a broken-off batch away."),
+    click.option(
+        "--parallel", type=click.IntRange(1, 64), default=8, show_default=True,
+        help="Requests of a batch at once, each adapter.",
+    ),
+    click.option(
+        "--hot", type=click.IntRange(1, 64), default=3, show_default=True,
+        help="Adapters of a batch with a context kept open.",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What the options of `with_batch` say. parallel: requests at once for one adapter; hot: contexts at most."""
+
+    batch: Path | None
+    output: Path | None
+    resume: bool
+    fresh: bool
+    parallel: int
+    hot: int
+
+
+def check_options(ctx: click.Context, options: BatchOptions) -> None:
+    """Raise click.UsageError for what was typed and would have no effect."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    given = {p.name: p.opts[-1] for p in ctx.command.params if p.name and ctx.get_parameter_source(p.name) is typed}
+    if options.batch is None:
+        if useless := [spelled for name, spelled in given.items() if name in _OWN]:
+            raise click.UsageError(f"{useless[0]} goes with --batch FILE.")
+        return
+    if useless := [spelled for name, spelled in given.items() if name not in _SHARED | _OWN]:
+        raise click.UsageError(
+            f"{useless[0]} is for one prompt; in a batch each line's body says what it asks (max_tokens, model, ...)."
+        )
+    if options.output is None:
+        raise click.UsageError("--batch needs -o FILE, where the answers go.")
+    if options.resume and options.fresh:
+        raise click.UsageError("--resume and --fresh exclude each other.")
+    if options.output.resolve() == options.batch.resolve():
+        raise click.UsageError("-o names the batch itself; the answers need a file of their own.")
+
+
+def answer_batch(options: BatchOptions, opened: Callable[[], AbstractContextManager[Engine]], *, as_json: bool) -> None:
+    """Answer a batch. opened: the engine, which is started when the batch is known to be one.
+
+    Raises DamagedFileError and MissingFileError for the batch, InputError, MismatchError and ResourceError for what is
+    there of its output, EngineError when the engine cannot be kept alive.
+    """
+    from serve.batch.entries import entries_of
+    from serve.batch.journal import opened_journal, partial_of
+    from serve.batch.run import figures_of
+
+    assert options.batch is not None and options.output is not None
+    entries = entries_of(options.batch)
+    _tell_faults(entries)
+    if options.resume and not partial_of(options.output).exists():
+        if options.output.exists():
+            figures = _answered_before(options.output, options.batch, entries)
+            note(f"the batch of '{options.output}' had already been answered")
+            if as_json:
+                emit_json({"output": str(options.output), **figures.as_json()})
+            return
+        note("nothing to go on from: starting at the beginning")
+    with opened_journal(options.output, resume=options.resume, fresh=options.fresh) as journal:
+        with opened() as engine:
+            journal.begin(_made_with(engine))
+            figures = figures_of(entries, journal)
+            if figures.kept:
+                note(f"{figures.kept:,} of {len(entries):,} lines were answered before")
+            _answer(options, entries, engine, journal, figures)
+        journal.write(options.output, entries)
+    if as_json:
+        emit_json({"output": str(options.output), **figures.as_json()})
+    else:
+        note(_summary(options.output, figures))
+
+
+def _answer(
+    options: BatchOptions, entries: Sequence[BatchEntry], engine: Engine, journal: Any, figures: BatchFigures
+) -> None:
+    from serve.batch.inside import InsideServer
+    from serve.batch.run import answer_all
+
+    assert options.batch is not None
+    contexts = min(options.hot, len(engine.adapters()) + 1)
+    window = 2 * options.parallel * contexts  # the next request is there when an answer ends
+    left = figures.lines - figures.kept - figures.failed
+    with _told(left, figures) as shown:
+        asyncio.run(answer_all(entries, options.batch, InsideServer(engine), journal, window, figures, shown))
+
+
+def _made_with(engine: Engine) -> dict[str, Any]:
+    """What shapes the answers beside the requests."""
+    return {
+        "model": {"name": engine.base.name, "sha256": engine.base.content},
+        "adapters": {adapter.name: adapter.content for adapter in engine.adapters()},
+        "context": engine.context,
+    }
+
+
+@contextmanager
+def _told(lines: int, figures: BatchFigures) -> Iterator[Callable[[int], None]]:
+    """Progress: a bar on a terminal, elsewhere a line a minute with the time that is left."""
+    from slm.terminal.console import err
+
+    started = last = time.monotonic()
+    live = err().is_terminal
+    with progress("answering", lines, "requests") as show:
+
+        def shown(done: int) -> None:
+            nonlocal last
+            show(done, f"{figures.tokens_per_s:.0f} tokens/s")
+            now = time.monotonic()
+            if not live and now - last >= _TELL_S:
+                last = now
+                left_s = (now - started) / done * (lines - done)
+                note(f"{done:,} of {lines:,} requests, {figures.tokens_per_s:.0f} tokens/s, {duration(left_s)} left")
+
+        yield shown
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _tell_faults(entries: Sequence[BatchEntry]) -> None:
+    """Name the first lines that are wrong, before a model is loaded for the others."""
+    wrong = [entry.fault.message for entry in entries if entry.fault]
+    for message in wrong[:5]:
+        note(f"warning: {message}")
+    if len(wrong) > 5:
+        note(f"warning: and {len(wrong) - 5:,} more lines; each has its error in the output")
+
+
+def _summary(output: Path, figures: BatchFigures) -> str:
+    failed = f"; {figures.failed:,} lines are errors" if figures.failed else ""
+    return f"{figures.answered + figures.kept:,} of {figures.lines:,} lines answered into '{output}'{failed}"
+
+
+def _answered_before(output: Path, batch: Path, entries: Sequence[BatchEntry]) -> BatchFigures:
+    """The figures of an output that has these lines' answers: its ids name the content of what was asked.
+
+    Raises InputError where it has others.
+    """
+    from serve.batch.journal import status_of
+    from serve.batch.run import BatchFigures
+
+    try:
+        with output.open("rb") as file:
+            found = [(_id_of(row), status_of(row) == 200) for row in map(json.loads, file)]
+    except (ValueError, AttributeError):
+        found = []
+    if [id for id, _ in found] != [entry.id for entry in entries]:
+        raise InputError(
+            f"'{output}' does not hold the answers of '{batch}', and no broken-off batch is there to go on with",
+            hint="Leave out --resume to answer all of it.",
+        )
+    kept = sum(good for _, good in found)
+    return BatchFigures(lines=len(entries), failed=len(entries) - kept, kept=kept)
+
+
+def _id_of(row: Any) -> Any:
+    return row.get("id") if isinstance(row, Mapping) else None
