@@ -32,7 +32,7 @@ COMMANDS = {
     "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.evaluate",
     "generate": "serve.cli.serve", "chat": "serve.cli.chat", "serve": "serve.cli.serve", "route": "serve.cli.serve",
     "rag": "rag.cli.rag", "bench": "slm_cli:bench",
-    "config": "slm.terminal.settings",
+    "cluster": "serve.cli.cluster", "config": "slm.terminal.settings",
 }  # fmt: skip
 
 
@@ -219,6 +219,13 @@ class Roof(Joints):
         from rag.health import index_states
 
         return index_states()
+
+
+def cluster_application(args: dict[str, Any]) -> Any:
+    """What Ray's `serve deploy` builds from the file that `slm cluster config` writes (its `import_path`)."""
+    from serve.cluster.application import application
+
+    return application(args, Roof())
 
 
 def _reader_name(folder: Path) -> str:

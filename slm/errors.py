@@ -22,6 +22,7 @@ SlmError
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def _shown(text: str) -> str:
@@ -39,6 +40,10 @@ class SlmError(Exception):
         self.what, self.found, self.hint = map(_shown, (what, found, hint))
         super().__init__(self.what)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process as what it is, whatever its kind was made of."""
+        return _again, (type(self), self.what, self.found, self.hint)
+
     def __str__(self) -> str:
         text = self.what
         if self.found:
@@ -46,6 +51,12 @@ class SlmError(Exception):
         if self.hint:
             text += f". {self.hint}"
         return text
+
+
+def _again(kind: type[SlmError], what: str, found: str, hint: str) -> SlmError:
+    error = kind.__new__(kind)
+    SlmError.__init__(error, what, found=found, hint=hint)
+    return error
 
 
 class InputError(SlmError):
