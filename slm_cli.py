@@ -38,6 +38,7 @@ COMMANDS = {
 
 # The same for `slm bench ...`.
 BENCHES = {
+    "cluster": "serve.cli.fleet:bench_cluster",
     "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
     "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve", "start": "serve.cli.bench:bench_start",
     "train": "train.cli.bench:bench_train",

@@ -18,6 +18,7 @@ import numpy as np
 from rag.document import NO_META, Document
 from rag.index.chunk import chunk_document
 from rag.index.embed import Embedder, Vectors
+from rag.index.embedders.base import passages_of
 from rag.index.embedders.cache import VectorCache
 from rag.index.generation.current import drop_others, exclusive, make_current, next_folder, require_free, told_of_memory
 from rag.index.generation.inventory import Inventory, Place
@@ -254,12 +255,12 @@ def _embedded(
     vectors = dict(known)
     vectors.update({text: kept for text in texts if text not in known and (kept := cache.get(text)) is not None})
     new = [text for text in dict.fromkeys(texts) if text not in vectors]
-    for start in range(0, len(new), _BATCH):
-        batch = new[start : start + _BATCH]
-        found = embedder.passages(batch)
+    done = 0
+    for batch, found in passages_of(embedder, [new[start : start + _BATCH] for start in range(0, len(new), _BATCH)]):
         cache.add(batch, found)
         vectors.update(zip(batch, found, strict=True))
-        on_chunks(start + len(batch), len(new))
+        done += len(batch)
+        on_chunks(done, len(new))
     whole = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
     for row, text in enumerate(texts):
         whole[row] = vectors[text]

@@ -1,0 +1,75 @@
+"""Work on many items by actors of Ray Data, each of which is opened once. It knows nothing of what they do."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slm.errors import EngineError, SlmError
+
+
+@dataclass(frozen=True)
+class ActorPlan:
+    """How many actors there may be, and the cores of each."""
+
+    actors: int
+    cores: int
+
+    @classmethod
+    def of_cluster(cls) -> ActorPlan:
+        """One for each machine with all its cores, by the smallest of the machines that this process is connected to."""
+        import ray
+
+        sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        cores = min([size for size in sizes if size > 0], default=1)
+        return cls(max(1, sum(size // cores for size in sizes)), cores)
+
+
+def mapped(
+    kind: Callable[..., Callable[[Any], Any]], opening: tuple[Any, ...], items: Sequence[Any], plan: ActorPlan
+) -> Iterator[tuple[int, Any]]:
+    """(number of an item, kind(*opening)(item)) for each item, in the order they are ready.
+
+    What an actor raises of our own errors is raised as it is, once; an actor that is lost is replaced, and its item
+    done again. Raises EngineError for what nobody foresaw.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
+    if not rows:
+        return
+    blocks = min(len(rows), 1000)
+    done = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+        _Actor, fn_constructor_args=(kind, opening), batch_size=1, batch_format="numpy", num_cpus=plan.cores,
+        concurrency=(1, min(plan.actors, len(rows))),
+    )  # fmt: skip
+    try:
+        for row in done.iter_rows():
+            result = pickle.loads(row["result"])
+            if isinstance(result, SlmError):
+                raise result
+            yield int(row["number"]), result
+    except RayError as error:
+        raise EngineError("the work on Ray broke off", found=" ".join(str(error).split())[-400:]) from error
+
+
+class _Actor:
+    """Opens what does the work when the first item comes: an error of it is then a result, and not tried again."""
+
+    def __init__(self, kind: Callable[..., Callable[[Any], Any]], opening: tuple[Any, ...]) -> None:
+        self._open: Callable[[], Callable[[Any], Any]] = lambda: kind(*opening)
+        self._work: Callable[[Any], Any] | None = None
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        try:
+            self._work = self._work or self._open()
+            results = [self._work(pickle.loads(item)) for item in batch["item"]]
+        except SlmError as error:
+            results = [error for _ in batch["item"]]
+        return {"number": batch["number"], "result": [pickle.dumps(result) for result in results]}
