@@ -1,4 +1,4 @@
-"""Files read by the machines of a Ray cluster, which see them at the same paths. It knows nothing of the kinds of files."""
+"""Files read by the machines of a Ray cluster, which see them at the same paths. It knows nothing of their kinds."""
 
 from __future__ import annotations
 

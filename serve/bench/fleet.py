@@ -10,6 +10,7 @@ Ray, and measures nothing.
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def load_of(times: ServiceTimes, clients: float) -> EngineLoad:
         # Fewer than were measured: each is served as fast as those were.
         one = rows[0]
         return EngineLoad(int(clients), one.answers_per_s * clients / one.clients, one.first_share)
-    for low, high in zip(rows, rows[1:], strict=False):
+    for low, high in itertools.pairwise(rows):
         if clients <= high.clients:
             part = (clients - low.clients) / (high.clients - low.clients)
             return EngineLoad(

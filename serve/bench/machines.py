@@ -1,6 +1,6 @@
 """The server on Ray beside `slm serve` on the same cores, and the service times that the simulation is built on.
 
-Every run is a process of its own with a Ray of its own. It knows the servers as an HTTP client, not how figures are shown.
+Every run is a process with a Ray of its own. It knows the servers as an HTTP client, not how figures are shown.
 """
 
 from __future__ import annotations
@@ -187,7 +187,12 @@ class _Load:
 
             async def send(who: int, n: int) -> Outcome:
                 turns = conversation(_LANGUAGES[who % 2], first + n * clients + who)
-                body = {"messages": turns, "max_tokens": plan.tokens, "temperature": 0, "model": names[who % len(names)]}
+                body = {
+                    "messages": turns,
+                    "max_tokens": plan.tokens,
+                    "temperature": 0,
+                    "model": names[who % len(names)],
+                }
                 return await ask(client, {**body, **self.fixed})
 
             warm = [send(who, 10_000) for who in range(2 * len(names))]
@@ -223,5 +228,3 @@ def _entrance_seconds() -> float:
         except OSError:
             continue  # it has ended
     return total / os.sysconf("SC_CLK_TCK")
-
-

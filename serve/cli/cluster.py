@@ -25,7 +25,7 @@ from slm.errors import InputError
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import one_of_each
 from slm.terminal.asking import with_reader
-from slm.terminal.console import note
+from slm.terminal.console import emit_json, note
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -178,7 +178,8 @@ def cluster_serve(joints: Joints, /, model: str, address: str, detach: bool, **g
 @click.argument("model")
 @_all_options
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file.")
-def cluster_config(model: str, output: Path, **given: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the settings in it as JSON.")
+def cluster_config(model: str, output: Path, as_json: bool, **given: Any) -> None:
     """Write the file by which Ray's own `serve deploy` starts the server, and changes one that runs.
 
     It holds no API key, only their SHA-256. KubeRay takes its content as `serveConfigV2`.
@@ -191,5 +192,8 @@ def cluster_config(model: str, output: Path, **given: Any) -> None:
     from serve.cluster.deploy_file import write_deploy_file
 
     place = ListeningPlace(given["host"], given["port"], given["keep_alive"])
-    write_deploy_file(output, _settings(model, given), place)
+    settings = _settings(model, given)
+    write_deploy_file(output, settings, place)
+    if as_json:
+        emit_json({"file": str(output), **settings.plain()})
     note(f"{output} is written; on a machine of the cluster: serve deploy {output}")

@@ -16,7 +16,9 @@ from slm.terminal.console import emit_json, out
 @click.argument("model", default="smollm2-135m-instruct")
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True,
               help="LoRA adapters (GGUF). Default: two random ones of rank 16.")  # fmt: skip
-@click.option("--clients", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once, each machine.")
+@click.option(
+    "--clients", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once, each machine."
+)
 @click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer.")
 @click.option("--seconds", type=FiniteRange(0, min_open=True), default=20.0, show_default=True,
               help="How long each run lasts.")  # fmt: skip
@@ -77,8 +79,9 @@ def _show_runs(result: dict[str, Any]) -> None:
     ]  # fmt: skip
     _table(rows, "server", "clients", "tokens/s", "TTFT p50 ms", "p95 ms", "entrance ms/answer", "failed")
     checks = [
-        [str(c["machines"]), str(c["clients"]), f"{c['measured_tokens_per_s']:.0f}", f"{c['simulated_tokens_per_s']:.0f}",
-         f"{c['measured_answer_p95_s']:.2f}", f"{c['simulated_answer_p95_s']:.2f}"]
+        [str(c["machines"]), str(c["clients"]), f"{c['measured_tokens_per_s']:.0f}",
+         f"{c['simulated_tokens_per_s']:.0f}", f"{c['measured_answer_p95_s']:.2f}",
+         f"{c['simulated_answer_p95_s']:.2f}"]
         for c in result["checks"]
     ]  # fmt: skip
     _table(checks, "replicas", "clients", "tokens/s", "simulated", "answer p95 s", "simulated")

@@ -11,7 +11,7 @@ Deed = Literal["chat", "complete", "embed", "scores", "tokenize", "detokenize"]
 
 @dataclass(frozen=True)
 class NeededAdapter:
-    """An adapter of a request: the hash of its content, and where it is (a GGUF file, a PEFT folder; "": the reader's)."""
+    """An adapter of a request: the hash of its content, and where its file or PEFT folder is ("": the reader's)."""
 
     content: str
     source: str

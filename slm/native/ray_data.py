@@ -19,7 +19,7 @@ class ActorPlan:
 
     @classmethod
     def of_cluster(cls) -> ActorPlan:
-        """One for each machine with all its cores, by the smallest of the machines that this process is connected to."""
+        """One for each machine with all its cores, by the smallest machine of the Ray that is connected."""
         import ray
 
         sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]

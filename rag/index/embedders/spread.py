@@ -1,6 +1,6 @@
 """An embedder whose many passages are embedded by the machines of a Ray cluster, an actor each.
 
-Batches are those of one machine, and each is embedded as a whole by one actor: so the vectors are the same to the bit. It
+Batches are those of one machine, and one actor embeds the whole of each: so the vectors are the same to the bit. It
 knows nothing of chunks or indexes.
 """
 
@@ -19,7 +19,7 @@ Opener = Callable[[], Embedder]
 
 
 class SpreadEmbedder:
-    """An embedder (rag.index.embedders.base.Embedder). opener: opens the same embedder on any machine; it is pickled."""
+    """An embedder (rag.index.embedders.base.Embedder). opener: opens the same one on any machine; it is pickled."""
 
     def __init__(self, local: Embedder, opener: Opener, plan: ActorPlan) -> None:
         self._local, self._opener, self._plan = local, opener, plan
