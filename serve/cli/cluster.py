@@ -144,12 +144,12 @@ def cluster() -> None:
 def cluster_serve(joints: Joints, /, model: str, address: str, detach: bool, **given: Any) -> None:
     """Serve a model and its adapters on the machines of a Ray cluster, as `slm serve` does on one.
 
-    Started again with other settings while it runs, it is changed replica by replica, and no request is refused.
-    Paths are those of every machine.
+    With --detach it stays; the same command with other settings then changes it replica by replica, and no request is
+    refused. Paths are those of every machine.
 
     \b
     Example:
-      ray start --head && slm cluster serve gemma-3-270m --adapters-dir /srv/adapters --replicas 1:8 --cores 4
+      slm cluster serve gemma-3-270m --adapters-dir /srv/adapters --replicas 1:8 --cores 4 --on ray://node1 --detach
     """
     from slm.native.ray_address import connected
 
@@ -161,17 +161,22 @@ def cluster_serve(joints: Joints, /, model: str, address: str, detach: bool, **g
             raise InputError("no Ray runs here that the server could stay on", hint="Start one first: ray start --head")
         from serve.cluster import application
 
+        if not detach and application.is_there():
+            raise InputError(
+                "a server runs on this cluster already", hint="Change it with --detach, or end it: serve shutdown -y"
+            )
         note(f"starting {size.replicas} x {size.cores} cores on Ray ...")
+        application.start(settings, joints, place)
+        note(f"listening on {place.url} of every machine (page: {place.url}/, API: {place.url}/v1)")
+        if detach:
+            note("it stays; change it by the same command, end it by: serve shutdown -y")
+            return
+        note("Ctrl-C stops")
         try:
-            application.start(settings, joints, place)
-            note(f"listening on {place.url} of every machine (page: {place.url}/, API: {place.url}/v1)")
-            if not detach:
-                note("Ctrl-C stops")
-                while True:
-                    time.sleep(3600)
+            while True:
+                time.sleep(3600)
         finally:
-            if not detach:
-                application.end()
+            application.end()
 
 
 @cluster.command("config", context_settings=HELP)

@@ -24,7 +24,7 @@ from slm.terminal.console import emit_json, out
               help="How long each run lasts.")  # fmt: skip
 @click.option("--cores", type=click.IntRange(1, 512), default=2, show_default=True, help="Of this machine.")
 @click.option("--simulate", "times", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Measure nothing: 1 to 1,000 machines by the service times in what `--json` printed before.")  # fmt: skip
+              help="Measure nothing: 1 to 1,000 machines by the times in what --json printed before.")  # fmt: skip
 @click.option("--ingresses", type=click.IntRange(1, 1000), multiple=True, default=(1, 10), show_default=True,
               help="Of the simulation: processes that take requests; may be given several times.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -63,13 +63,21 @@ def start(settings: ClusterSettings, joints: Joints, place: ListeningPlace) -> N
             hint="Give fewer with --replicas or --cores. On a cluster that grows by itself: slm cluster config",
         )  # fmt: skip
     _listen(place)
+    new = not is_there()
     try:
         ray_serve.run(application(settings.plain(), joints), name=NAME, route_prefix="/", logging_config=QUIET)
     except RuntimeError as error:
+        if new:
+            end()
         raise EngineError(
             "a replica cannot be started", found=_cause_of(str(error)),
             hint="The model and the program have to be on every machine: slm doctor",
         ) from error  # fmt: skip
+
+
+def is_there() -> bool:
+    """Whether the application runs on the Ray that this process is connected to."""
+    return NAME in ray_serve.status().applications
 
 
 def end() -> None:

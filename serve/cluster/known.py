@@ -20,6 +20,7 @@ class KnownAdapters:
     """Implements `serve.adapters.watch.Loader`. convert(folder): the GGUF of a PEFT adapter folder. Thread-safe."""
 
     def __init__(self, base: Base, convert: Callable[[Path], Path]) -> None:
+        self.base = base
         self._convert = convert
         self._vault = Vault()
         self._lock = threading.Lock()
@@ -31,9 +32,8 @@ class KnownAdapters:
 
         source: how the replicas find it, instead of by its path.
         """
-        base = self._registry.base
         file = self._convert(path) if path.is_dir() else path
-        adapter = vet_adapter(name, file, base, vault=self._vault)
+        adapter = vet_adapter(name, file, self.base, vault=self._vault)
         adapter.file.unlink()  # each replica checks and keeps a copy of its own
         adapter = replace(adapter, path=path.resolve())
         with self._lock:

@@ -1,4 +1,4 @@
-"""A replica: an engine with its model's process, which loads adapters as they are asked for. It knows nothing of HTTP.
+"""A replica: an engine in a process of Ray Serve, which loads adapters as they are asked for. It knows nothing of HTTP.
 
 Ray's batching of calls is not used: it would part requests by adapter, and the engine computes several at once.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,25 +15,18 @@ from typing import Any, TypeVar
 import ray
 from ray import serve as ray_serve
 
+from serve.cluster.answering import Answering
 from serve.cluster.board import REPORT_S, ReplicaReport
 from serve.cluster.settings import ClusterSettings
-from serve.cluster.warm import WarmAdapters
 from serve.cluster.wire import Ask, NeededAdapter, Told
 from serve.engine.engine import Engine
-from serve.engine.events import Ticket
-from serve.server.respond import begun
 from slm.errors import EngineError, SlmError
-from slm.joints import Joints, Scored
-from slm.terminal.console import note
+from slm.joints import Joints
 
 # Adapters that a replica keeps: 15 MB each for rank 16 on a model of 270 million parameters.
 _MOST_WARM = 16
 _F = TypeVar("_F", bound=Callable[..., Any])
 _multiplexed: Callable[[_F], _F] = ray_serve.multiplexed(max_num_models_per_replica=_MOST_WARM)
-
-
-class _StaleError(Exception):
-    """The file is another by now."""
 
 
 class _Kept:
@@ -54,10 +47,10 @@ class EngineReplica:
     def __init__(self, plain: Mapping[str, Any], joints: Joints, board: Any) -> None:
         self._settings = ClusterSettings.of(plain)
         self._joints, self._board = joints, board
-        self._sources: dict[str, NeededAdapter] = {}
+        self._asked: dict[str, NeededAdapter] = {}
         model = joints.gguf_of(self._settings.model.model)
         self._engine = Engine(model, {}, options=self._settings.engine_options())
-        self._warm = WarmAdapters(self._load, self._engine.unload_adapter)
+        self._answering = Answering(self._engine, self._file_of)
         self._reporting: asyncio.Task[None] | None = None
 
     async def check_health(self) -> None:
@@ -69,83 +62,18 @@ class EngineReplica:
 
     async def ask(self, ask: Ask) -> AsyncIterator[Told]:
         """Do what is asked; a caller that leaves ends it, in the middle of a step if need be."""
-        with ExitStack() as stack:
-            try:
-                for adapter in ask.adapters:
-                    await self._ready(adapter)
-                    await asyncio.to_thread(stack.enter_context, self._warm.using(adapter))
-            except _StaleError:
-                yield Told((), True, stale=adapter.content)
-                return
-            except SlmError as error:
-                yield Told((error,), True)
-                return
-            if ask.deed in ("tokenize", "detokenize"):
-                yield await asyncio.to_thread(self._told_at_once, ask)
-                return
-            async for told in self._computed(ask):
-                yield told
-
-    def _told_at_once(self, ask: Ask) -> Told:
-        does: Callable[..., Any] = self._engine.tokenize if ask.deed == "tokenize" else self._engine.detokenize
-        try:
-            return Told((does(**ask.arguments),), True)
-        except SlmError as error:
-            return Told((error,), True)
-
-    async def _computed(self, ask: Ask) -> AsyncIterator[Told]:
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Any] = asyncio.Queue()
-
-        def sink(event: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed when the replica is being stopped
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-        engine = self._engine
-        begins: dict[str, Callable[..., Ticket]] = {
-            "chat": engine.begin_chat, "complete": engine.begin_complete, "embed": engine.begin_embed,
-            "scores": engine.begin_scores,
-        }  # fmt: skip
-        try:
-            ticket = await begun(partial(begins[ask.deed], sink=sink, **ask.arguments))
-        except SlmError as error:
-            yield Told((error,), True)
-            return
-        try:
-            last = False
-            while not last:
-                ready = [await events.get()]
-                while not events.empty():
-                    ready.append(events.get_nowait())
-                last = not isinstance(ready[-1], str | Scored)
-                yield Told(tuple(ready), last)
-        finally:
-            ticket.cancel()
-
-    # --- adapters -------------------------------------------------------------------------------------------------
+        for adapter in ask.adapters:
+            self._asked[adapter.content] = adapter
+            with suppress(Exception):  # what is wrong with it is told below, by its own name
+                await self._keep(adapter.content)
+        async for told in self._answering.told(ask):
+            yield told
 
     @_multiplexed
     async def _keep(self, content: str) -> _Kept:
-        """What Ray calls for an adapter that is not warm here."""
-        await asyncio.to_thread(self._warm.keep, self._sources[content])
-        return _Kept(partial(self._warm.drop, content))
-
-    async def _ready(self, adapter: NeededAdapter) -> None:
-        """Let Ray know that it is asked for here, so that others who ask for it come here too."""
-        self._sources[adapter.content] = adapter
-        await self._keep(adapter.content)
-
-    def _load(self, adapter: NeededAdapter) -> None:
-        """Raises _StaleError when the file has other content than was asked for, EngineError when it cannot be had."""
-        where = ray_serve.get_replica_context().replica_id.unique_id
-        try:
-            loaded = self._engine.load_adapter(adapter.content, self._file_of(adapter.source))
-        except SlmError as error:  # for whoever asks it is no fault of theirs
-            note(f"an adapter cannot be loaded: {error}")
-            raise EngineError(f"the adapter cannot be loaded on the replica {where}", found=str(error)) from error
-        if loaded.content != adapter.content:
-            self._engine.unload_adapter(adapter.content)
-            raise _StaleError
+        """What Ray calls for an adapter that is not warm here; from then on it sends here who asks for it."""
+        await asyncio.to_thread(self._answering.warm.keep, self._asked[content])
+        return _Kept(partial(self._answering.warm.drop, content))
 
     def _file_of(self, source: str) -> Path:
         model = self._settings.model.model
@@ -156,8 +84,6 @@ class EngineReplica:
             return reader.adapter
         path = Path(source)
         return self._joints.adapter_gguf_of(path, model) if path.is_dir() else path
-
-    # --- state ----------------------------------------------------------------------------------------------------
 
     async def _report(self) -> None:
         """Tell the board what this replica is doing, for as long as it lives."""
@@ -173,4 +99,5 @@ class EngineReplica:
             await asyncio.sleep(REPORT_S)
 
     def __del__(self) -> None:
-        self._engine.close()
+        if engine := getattr(self, "_engine", None):
+            engine.close()
