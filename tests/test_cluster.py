@@ -287,9 +287,8 @@ def test_an_index_made_on_ray_has_the_vectors_of_one_machine(on_ray: OnRay, pull
     on_ray.slm("rag", "add", str(there), documents, "--on", "ray")
     one, two = open_inventory(here), open_inventory(there)
     assert one.documents == two.documents and one.count == two.count > 100
-    files = sorted(
-        p.relative_to(one.folder) for p in one.folder.rglob("*") if p.is_file() and p.name != "manifest.json"
-    )
+    written = [path for path in one.folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    files = sorted(path.relative_to(one.folder) for path in written)
     assert any("vector" in str(file) for file in files)
     for file in files:
         assert (one.folder / file).read_bytes() == (two.folder / file).read_bytes(), file

@@ -1,4 +1,4 @@
-"""The server's parts for a cluster, without Ray: what crosses, who is asked again, which adapters are held, settings."""
+"""The server's parts for a cluster, without Ray: what crosses, who is asked again, which adapters are held."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from slm.native.ray_address import check_address, connected
 from tests.remote_engine import Fleet, fleet
 from tests.tiny_gguf import write_adapter, write_model
 
+ROOT = Path(__file__).parent.parent
 HELLO = [Message(role="user", content="Hello")]
 
 
@@ -244,8 +245,30 @@ def test_a_slip_in_the_file_is_named(change: dict[str, Any], said: str) -> None:
         ClusterSettings.of({**SETTINGS.plain(), **change})
 
 
+def test_a_key_in_the_file_is_refused_and_not_shown() -> None:
+    with pytest.raises(InputError, match="no SHA-256") as caught:
+        DoorSettings(keys=("sesame",)).policy(1)
+    assert "sesame" not in str(caught.value)
+
+
+def test_the_file_for_kuberay_is_one_that_this_version_takes() -> None:
+    service: Any = yaml.safe_load((ROOT / "docs/production/kuberay.yaml").read_text(encoding="utf-8"))
+    deployed: Any = yaml.safe_load(service["spec"]["serveConfigV2"])
+    settings = ClusterSettings.of(deployed["applications"][0]["args"])
+    ours = deploy_config(settings, ListeningPlace("0.0.0.0", 8000, 75))
+    assert {**deployed, "applications": []} == {**ours, "applications": []}
+    assert {**deployed["applications"][0], "args": {}} == {**ours["applications"][0], "args": {}}
+    assert not settings.door.policy(settings.size.ingresses).keys.admit(b"Bearer ")
+    workers = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    assert workers["minReplicas"] == settings.size.replicas and workers["maxReplicas"] == settings.size.most_replicas
+    container = workers["template"]["spec"]["containers"][0]
+    assert container["resources"]["requests"]["cpu"] == str(settings.size.cores)
+    version = service["spec"]["rayClusterConfig"]["rayVersion"]
+    assert f"\nray=={version}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+
 def test_another_version_of_the_program_is_refused() -> None:
-    with pytest.raises(MismatchError, match="the cluster is set up for 0.0.1"):
+    with pytest.raises(MismatchError, match=r"the cluster is set up for 0\.0\.1"):
         ClusterSettings.of({**SETTINGS.plain(), "version": "0.0.1"})
 
 
@@ -262,7 +285,7 @@ def test_what_is_no_address_of_ray_is_refused(address: str) -> None:
 
 def test_an_address_that_nobody_answers_is_an_error_within_seconds() -> None:
     began = time.monotonic()
-    with pytest.raises(ResourceError, match="no Ray answers at ray://127.0.0.1:9"), connected("ray://127.0.0.1:9"):
+    with pytest.raises(ResourceError, match=r"no Ray answers at ray://127\.0\.0\.1:9"), connected("ray://127.0.0.1:9"):
         raise AssertionError
     assert time.monotonic() - began < 60
 

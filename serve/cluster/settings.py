@@ -5,6 +5,7 @@ Paths are those of every machine. It knows nothing of Ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -62,12 +63,18 @@ class DoorSettings:
     request_s: float = Limits.request_s
 
     def policy(self, ingresses: int) -> Policy:
-        """What one of so many entrances lets in: each has its share of the queue."""
+        """What one of so many entrances lets in: each has its share of the queue. Raises InputError."""
         limits = Limits(
             body_bytes=self.body_bytes, prompt_characters=self.prompt_characters, choices=self.choices,
             queue=max(1, self.queue // ingresses), request_s=self.request_s,
         )  # fmt: skip
         hosts = None if self.hosts is None else frozenset(self.hosts)
+        for key in self.keys:
+            if not re.fullmatch("[0-9a-f]{64}", str(key)):
+                raise InputError(
+                    "'keys' of the cluster's settings has something that is no SHA-256 in hexadecimal digits",
+                    hint="It takes no keys: write the file with slm cluster config MODEL --api-key-file FILE -o FILE",
+                )
         return Policy(Keys(digests=self.keys), limits, hosts, tuple(self.origins), access_log=self.access_log)
 
 
