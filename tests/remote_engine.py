@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ def fleet(model: Path, adapters: Mapping[str, Path], *, replicas: int = 2, paral
         def rows() -> list[ReplicaReport]:
             return [ReplicaReport(str(n), "here", e.state, e.restarts, e.stats()) for n, e in enumerate(engines)]
 
-        async def ask(asked: Ask) -> AsyncIterator[Told]:
+        async def ask(asked: Ask) -> AsyncGenerator[Told, None]:
             number = len(here.asked)
             here.asked.append(asked)
             left = here.lose.pop() if here.lose else None
@@ -63,7 +63,7 @@ def fleet(model: Path, adapters: Mapping[str, Path], *, replicas: int = 2, paral
                     yield pickle.loads(pickle.dumps(told))
                     left = None if left is None else left - 1
             finally:
-                await parts.aclose()  # type: ignore[attr-defined]
+                await parts.aclose()
 
         options = EngineOptions(parallel=parallel)
         remote = RemoteEngine(known.base, known, Replicas(ask, rows, loop), options=options)

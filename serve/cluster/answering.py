@@ -6,8 +6,8 @@ Events that are there at the same moment are told together. It knows nothing of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack, aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ class Answering:
         self._engine, self._file_of = engine, file_of
         self.warm = WarmAdapters(self._load, engine.unload_adapter)
 
-    async def told(self, ask: Ask) -> AsyncIterator[Told]:
-        """Do what is asked; closing the iterator ends it, in the middle of a step if need be."""
+    async def told(self, ask: Ask) -> AsyncGenerator[Told, None]:
+        """Do what is asked; closing the generator ends it, in the middle of a step if need be."""
         with ExitStack() as stack:
             for adapter in ask.adapters:
                 try:
@@ -48,8 +48,9 @@ class Answering:
             if ask.deed in ("tokenize", "detokenize"):
                 yield await asyncio.to_thread(self._told_at_once, ask)
                 return
-            async for told in self._computed(ask):
-                yield told
+            async with aclosing(self._computed(ask)) as parts:
+                async for told in parts:
+                    yield told
 
     def _told_at_once(self, ask: Ask) -> Told:
         does: Callable[..., Any] = self._engine.tokenize if ask.deed == "tokenize" else self._engine.detokenize
@@ -58,7 +59,7 @@ class Answering:
         except SlmError as error:
             return Told((error,), True)
 
-    async def _computed(self, ask: Ask) -> AsyncIterator[Told]:
+    async def _computed(self, ask: Ask) -> AsyncGenerator[Told, None]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Any] = asyncio.Queue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -90,7 +91,8 @@ def _listen(place: ListeningPlace) -> None:
     from ray.serve.context import _get_global_client
 
     options = {"host": place.host, "port": place.port, "keep_alive_timeout_s": place.keep_alive_s}
-    ray_serve.start(proxy_location="EveryNode", http_options=options, logging_config=QUIET)
+    with suppress(TimeoutError):  # after a minute Ray gives up waiting for its proxies; they come all the same
+        ray_serve.start(proxy_location="EveryNode", http_options=options, logging_config=QUIET)
     there = _get_global_client().http_config
     if (there.host, there.port) != (place.host, place.port):
         raise MismatchError(

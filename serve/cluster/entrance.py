@@ -6,14 +6,14 @@ It knows nothing of how a replica computes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from serve.adapters.registry import vet_base
 from serve.adapters.watch import WatchedFolder, watching
@@ -23,6 +23,7 @@ from serve.cluster.remote import RemoteEngine, ReplicaLostError, Replicas
 from serve.cluster.settings import ClusterSettings
 from serve.cluster.wire import Ask, Told
 from serve.server.app import create_app
+from slm.errors import EngineError
 from slm.joints import Joints
 from slm.terminal.asking import adapter_of, reader_of_index
 
@@ -51,11 +52,11 @@ class Entrance:
         self._rows: list[ReplicaReport] = []
         self._stack = ExitStack()
         loop = asyncio.get_running_loop()
-        self.app = await asyncio.to_thread(self._opened, settings, joints, loop)
+        self._application = await asyncio.to_thread(self._opened, settings, joints, loop)
         self._listening = asyncio.create_task(self._listen())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return self.app
+        return self._application
 
     def _opened(self, settings: ClusterSettings, joints: Joints, loop: asyncio.AbstractEventLoop) -> FastAPI:
         model, documents = settings.model, settings.documents
@@ -85,13 +86,15 @@ class Entrance:
         policy = settings.door.policy(settings.size.ingresses)
         return create_app(engine, policy=policy, retriever=retriever, viewer=documents.viewer, reader=reader)
 
-    async def _ask(self, ask: Ask) -> AsyncIterator[Told]:
+    async def _ask(self, ask: Ask) -> AsyncGenerator[Told, None]:
         """As `serve.cluster.remote.Asker`: adapters go where they are warm."""
         told = self._engines.options(stream=True, multiplexed_model_id=ask.warm).ask.remote(ask)
         try:
             async for part in told:
                 yield part
-        except (RayActorError, RayTaskError) as error:
+        except RayTaskError as error:  # what nobody foresaw, in the replica
+            raise EngineError("a replica failed at this request", found=str(error.cause)[:200]) from error
+        except RayError as error:
             raise ReplicaLostError from error
         finally:
             told.cancel()

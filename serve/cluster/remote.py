@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,8 +37,8 @@ class ReplicaLostError(Exception):
     """The replica that was asked is gone."""
 
 
-Asker = Callable[[Ask], AsyncIterator[Told]]
-"""Asks a replica; closing the iterator ends what it computes. Raises ReplicaLostError."""
+Asker = Callable[[Ask], AsyncGenerator[Told, None]]
+"""Asks a replica; closing the generator ends what it computes. Raises ReplicaLostError."""
 
 
 @dataclass(frozen=True)
@@ -224,18 +225,20 @@ class RemoteEngine:
     async def _asked(self, ask: Callable[[], Ask], take: Callable[[Any], None]) -> None:
         heard = False
         for _ in range(_TRIES):
-            stale = ""
+            ended, stale = False, ""
             try:
-                async for told in self._replicas.ask(ask()):
-                    stale = told.stale
-                    for event in told.events:
-                        heard = True
-                        take(event)
-                    if told.last and not stale:
-                        return
+                async with aclosing(self._replicas.ask(ask())) as parts:
+                    async for told in parts:
+                        stale = told.stale
+                        for event in told.events:
+                            heard = True
+                            take(event)
+                        ended = told.last and not stale
             except ReplicaLostError:
-                if heard:
+                if heard and not ended:
                     break
+            if ended:
+                return
             if stale:
                 await asyncio.to_thread(self._known.look_again, stale)
         raise EngineDiedError(

@@ -6,8 +6,8 @@ Ray's batching of calls is not used: it would part requests by adapter, and the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,14 +60,15 @@ class EngineReplica:
         if self._engine.state in ("down", "closed"):
             raise EngineError(f"the engine is {self._engine.state}")
 
-    async def ask(self, ask: Ask) -> AsyncIterator[Told]:
+    async def ask(self, ask: Ask) -> AsyncGenerator[Told, None]:
         """Do what is asked; a caller that leaves ends it, in the middle of a step if need be."""
         for adapter in ask.adapters:
             self._asked[adapter.content] = adapter
             with suppress(Exception):  # what is wrong with it is told below, by its own name
                 await self._keep(adapter.content)
-        async for told in self._answering.told(ask):
-            yield told
+        async with aclosing(self._answering.told(ask)) as parts:
+            async for told in parts:
+                yield told
 
     @_multiplexed
     async def _keep(self, content: str) -> _Kept:
