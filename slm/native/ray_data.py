@@ -9,6 +9,9 @@ from typing import Any
 
 from slm.errors import EngineError, SlmError
 
+# Ray Data keeps a few hundred bytes for each block, and starts a task for it.
+_MOST_BLOCKS = 1000
+
 
 @dataclass(frozen=True)
 class ActorPlan:
@@ -35,19 +38,17 @@ def mapped(
     What an actor raises of our own errors is raised as it is, once; an actor that is lost is replaced, and its item
     done again. Raises EngineError for what nobody foresaw.
     """
-    import ray
+    import ray.data
     from ray.exceptions import RayError
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.print_on_execution_start = False
     rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
     if not rows:
         return
-    blocks = min(len(rows), 1000)
-    done = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
-        _Actor, fn_constructor_args=(kind, opening), batch_size=1, batch_format="numpy", num_cpus=plan.cores,
-        concurrency=(1, min(plan.actors, len(rows))),
+    done = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map_batches(
+        _Actor, fn_constructor_args=(kind, opening), batch_size=1, batch_format="pyarrow", num_cpus=plan.cores,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(plan.actors, len(rows))),
     )  # fmt: skip
     try:
         for row in done.iter_rows():
@@ -66,10 +67,14 @@ class _Actor:
         self._open: Callable[[], Callable[[Any], Any]] = lambda: kind(*opening)
         self._work: Callable[[Any], Any] | None = None
 
-    def __call__(self, batch: Any) -> dict[str, Any]:
+    def __call__(self, batch: Any) -> Any:
+        import pyarrow as pa
+
+        items = batch["item"].to_pylist()
         try:
             self._work = self._work or self._open()
-            results = [self._work(pickle.loads(item)) for item in batch["item"]]
+            results = [self._work(pickle.loads(item)) for item in items]
         except SlmError as error:
-            results = [error for _ in batch["item"]]
-        return {"number": batch["number"], "result": [pickle.dumps(result) for result in results]}
+            results = [error for _ in items]
+        told = pa.array([pickle.dumps(result) for result in results], pa.large_binary())
+        return pa.table({"number": batch["number"], "result": told})
