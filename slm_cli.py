@@ -111,6 +111,10 @@ def first_paragraph(module: str, function: str) -> str:
 class Roof(Joints):
     """The rooms as they find each other. What is made on the way is kept in the caches, under its content's hash."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process it is the roof there, also from a process that was started as `python -m slm_cli`."""
+        return importlib.import_module("slm_cli").Roof, ()
+
     def open_engine(
         self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
     ) -> AbstractContextManager[ChatEngine]:

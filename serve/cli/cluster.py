@@ -151,7 +151,7 @@ def cluster_serve(joints: Joints, /, model: str, address: str, detach: bool, **g
     Example:
       slm cluster serve gemma-3-270m --adapters-dir /srv/adapters --replicas 1:8 --cores 4 --on ray://node1 --detach
     """
-    from slm.native.ray_address import connected
+    from slm.native.ray_address import connected, on_cluster
 
     place = ListeningPlace(given["host"], given["port"], given["keep_alive"])
     settings = _settings(model, given)
@@ -161,12 +161,12 @@ def cluster_serve(joints: Joints, /, model: str, address: str, detach: bool, **g
             raise InputError("no Ray runs here that the server could stay on", hint="Start one first: ray start --head")
         from serve.cluster import application
 
-        if not detach and application.is_there():
+        if not detach and on_cluster(application.is_there):
             raise InputError(
                 "a server runs on this cluster already", hint="Change it with --detach, or end it: serve shutdown -y"
             )
         note(f"starting {size.replicas} x {size.cores} cores on Ray ...")
-        application.start(settings, joints, place)
+        on_cluster(application.start, settings, joints, place)
         note(f"listening on {place.url} of every machine (page: {place.url}/, API: {place.url}/v1)")
         if detach:
             note("it stays; change it by the same command, end it by: serve shutdown -y")
@@ -176,7 +176,7 @@ def cluster_serve(joints: Joints, /, model: str, address: str, detach: bool, **g
             while True:
                 time.sleep(3600)
         finally:
-            application.end()
+            on_cluster(application.end)
 
 
 @cluster.command("config", context_settings=HELP)

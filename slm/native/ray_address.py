@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from slm.errors import InputError, MismatchError, MissingExtraError, ResourceError
+from slm.errors import InputError, MismatchError, MissingExtraError, ResourceError, SlmError
+
+_R = TypeVar("_R")
 
 CLIENT_PORT = 10001  # Ray's own (`ray start --ray-client-server-port`)
 _ANSWER_S = 5.0
@@ -42,6 +44,33 @@ def connected(address: str, *, cores: int | None = None) -> Iterator[bool]:
         yield own
     finally:
         ray.shutdown()
+
+
+def is_client() -> bool:
+    """Whether this process is connected from outside (ray://): then streams and Serve work only on the cluster itself."""
+    from ray.util.client import ray as client
+
+    return bool(client.is_connected())
+
+
+def on_cluster(function: Callable[..., _R], *arguments: Any) -> _R:
+    """Call a function here, or on the cluster when this process is only a client of it. Raises SlmError as it does."""
+    if not is_client():
+        return function(*arguments)
+    import ray
+
+    done = ray.get(ray.remote(num_cpus=0, max_retries=0)(_outcome).remote(function, *arguments))
+    if isinstance(done, SlmError):
+        raise done
+    return cast(_R, done)
+
+
+def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns, or our error that it raises."""
+    try:
+        return function(*arguments)
+    except SlmError as error:
+        return error
 
 
 def check_address(address: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm.errors import EngineError, SlmError
+from slm.native.ray_address import is_client
 
 # Ray Data keeps a few hundred bytes for each block, and starts a task for it.
 _MOST_BLOCKS = 1000
@@ -35,9 +36,45 @@ def mapped(
 ) -> Iterator[tuple[int, Any]]:
     """(number of an item, kind(*opening)(item)) for each item, in the order they are ready.
 
+    A process that is only a client of the cluster has an actor there do it, and asks for one result after the other.
+
     What an actor raises of our own errors is raised as it is, once; an actor that is lost is replaced, and its item
     done again. Raises EngineError for what nobody foresaw.
     """
+    if not is_client():
+        yield from _mapped(kind, opening, items, plan)
+        return
+    import ray
+    from ray.exceptions import RayError
+
+    pump = ray.remote(num_cpus=0)(_Pump).remote(kind, opening, items, plan)
+    try:
+        while (result := ray.get(pump.next.remote())) is not None:
+            if isinstance(result, SlmError):
+                raise result
+            yield result
+    except RayError as error:
+        raise EngineError("the work on Ray broke off", found=" ".join(str(error).split())[-400:]) from error
+    finally:
+        ray.kill(pump)
+
+
+class _Pump:
+    """What does the work on the cluster for a client: `mapped`, a result at a time; None is its end."""
+
+    def __init__(self, *work: Any) -> None:
+        self._results = _mapped(*work)
+
+    def next(self) -> tuple[int, Any] | SlmError | None:
+        try:
+            return next(self._results, None)
+        except SlmError as error:
+            return error
+
+
+def _mapped(
+    kind: Callable[..., Callable[[Any], Any]], opening: tuple[Any, ...], items: Sequence[Any], plan: ActorPlan
+) -> Iterator[tuple[int, Any]]:
     import ray.data
     from ray.exceptions import RayError
 
