@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from serve.bench.process import free_port
 
 ROOT = Path(__file__).parent.parent
 # A slow machine is none of Ray's faults.
@@ -39,10 +42,14 @@ def two_nodes(folder: Path, *, client_port: int) -> Iterator[dict[str, str]]:
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    head = {**small, "include_dashboard": False, "ray_client_server_port": int(sys.argv[1])}
+    def node() -> dict[str, Any]:
+        """One core. Its ports are chosen here: otherwise Ray waits only half a minute for the processes that do."""
+        ports = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
+        return {"num_cpus": 1, "object_store_memory": 100 << 20, **{name: free_port() for name in ports}}
+
+    head = {**node(), "include_dashboard": False, "ray_client_server_port": int(sys.argv[1])}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(**small)
+    cluster.add_node(**node())
     print("address", cluster.address, flush=True)
     sys.stdin.read()
     cluster.shutdown()

@@ -47,7 +47,7 @@ def connected(address: str, *, cores: int | None = None) -> Iterator[bool]:
 
 
 def is_client() -> bool:
-    """Whether this process is connected from outside (ray://): then streams and Serve work only on the cluster itself."""
+    """Whether this process is connected from outside (ray://): streams and Serve then work on the cluster alone."""
     from ray.util.client import ray as client
 
     return bool(client.is_connected())
