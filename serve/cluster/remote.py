@@ -185,8 +185,9 @@ class RemoteEngine:
             return Ask(deed, {**told, **which}, needed)
 
         def take(event: Event) -> None:
-            ended = isinstance(event, Finish)
-            sink(replace(event, adapter=way.adapter, route_reason=way.reason) if ended else event)
+            if isinstance(event, Finish):
+                event = replace(event, adapter=way.adapter, route_reason=way.reason)
+            sink(event)
 
         return self._start(ask, way, take)
 
