@@ -30,7 +30,7 @@ from slm.terminal.console import emit_json, note
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class Replicas(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+class ReplicaCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A number of replicas, or the fewest and the most: 3 or 1:8."""
 
     name = "N|MIN:MAX"
@@ -53,7 +53,7 @@ _OPTIONS = (
     with_reader,
     click.option("--rag-as", "viewer", multiple=True, metavar="NAME",
                  help="Who asks where a request does not say (user:NAME, group:NAME) [default: nobody]."),
-    click.option("--replicas", type=Replicas(), default="1", show_default=True,
+    click.option("--replicas", type=ReplicaCount(), default="1", show_default=True,
                  help="Engines, or the fewest and the most of them: more are started while requests wait."),
     click.option("--cores", type=click.IntRange(0, 512), default=0, help="Of each engine. 0: this machine's."),
     click.option("--ingresses", type=click.IntRange(1, 100), default=1, show_default=True,
