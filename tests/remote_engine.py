@@ -15,7 +15,7 @@ from serve.cluster.answering import Answering
 from serve.cluster.board import ReplicaReport
 from serve.cluster.known import KnownAdapters
 from serve.cluster.remote import RemoteEngine, ReplicaLostError, Replicas
-from serve.cluster.wire import Ask, Told
+from serve.cluster.wire import Ask, Telling
 from serve.engine.engine import Engine, open_engine
 from serve.engine.options import EngineOptions
 
@@ -51,7 +51,7 @@ def fleet(model: Path, adapters: Mapping[str, Path], *, replicas: int = 2, paral
         def rows() -> list[ReplicaReport]:
             return [ReplicaReport(str(n), "here", e.state, e.restarts, e.stats()) for n, e in enumerate(engines)]
 
-        async def ask(asked: Ask) -> AsyncGenerator[Told, None]:
+        async def ask(asked: Ask) -> AsyncGenerator[Telling, None]:
             number = len(here.asked)
             here.asked.append(asked)
             left = here.lose.pop() if here.lose else None

@@ -228,7 +228,9 @@ def test_settings_come_back_from_the_file_as_they_were(tmp_path: Path) -> None:
     assert ClusterSettings.of(read["applications"][0]["args"]) == SETTINGS
     assert "sesame" not in text
     policy = SETTINGS.door.policy(SETTINGS.size.ingresses)
-    assert policy.limits.queue == 30 and policy.keys.admit(b"Bearer sesame") and policy.hosts == frozenset({"localhost"})
+    assert (
+        policy.limits.queue == 30 and policy.keys.admit(b"Bearer sesame") and policy.hosts == frozenset({"localhost"})
+    )
 
 
 @pytest.mark.parametrize(

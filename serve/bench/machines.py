@@ -45,7 +45,7 @@ class ClusterPlan:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ClusterRun:
     """A run under load. entrance_s: processor seconds of Ray's proxy and our entrance for each answer."""
 
     name: str
@@ -65,7 +65,7 @@ class Measured:
 def bench_cluster_runs(model: Path, adapters: Mapping[str, Path], plan: ClusterPlan) -> dict[str, Any]:
     """Measure one machine and Ray on it. Without adapters two random ones are made.
 
-    Returns {model, plan, runs: [Measured], times: {engine, entrance_s, tokens}, checks}. Raises EngineError when a
+    Returns {model, plan, runs: [ClusterRun], times: {engine, entrance_s, tokens}, checks}. Raises EngineError when a
     server does not start.
     """
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
@@ -120,7 +120,7 @@ def times_of_file(path: Path) -> ServiceTimes:
     return times
 
 
-def _check(real: Measured, times: ServiceTimes, machines: int, cores: int) -> dict[str, Any]:
+def _check(real: ClusterRun, times: ServiceTimes, machines: int, cores: int) -> dict[str, Any]:
     """A run beside its simulation. On one computer the entrance takes its time from the engines' cores."""
     small = max(1, cores // 2)
     spare = cores - machines * small
@@ -159,7 +159,7 @@ class _Load:
     fixed: dict[str, Any]
     number: int = 0
 
-    def run(self, name: str, command: Sequence[str], clients: int) -> Measured:
+    def run(self, name: str, command: Sequence[str], clients: int) -> ClusterRun:
         with self.started(command) as server:
             return self.measured(name, server, clients)
 
@@ -175,13 +175,13 @@ class _Load:
         with running(launch, options) as server:
             yield server
 
-    def measured(self, name: str, server: Server, clients: int) -> Measured:
+    def measured(self, name: str, server: Server, clients: int) -> ClusterRun:
         """One closed loop, after a warm-up that is not counted."""
         note(f"{name}: {clients} clients for {self.plan.seconds:g} s")
         self.number += 1
         return asyncio.run(self._measured(name, server, clients))
 
-    async def _measured(self, name: str, server: Server, clients: int) -> Measured:
+    async def _measured(self, name: str, server: Server, clients: int) -> ClusterRun:
         names, plan, first = list(self.adapters), self.plan, self.number * 100_000
         async with new_client(server.url, clients + 4) as client:
 
@@ -208,7 +208,7 @@ class _Load:
         spans = [one.ended - one.started for one in whole]
         speed = tokens_per_second(outcomes, begin, end)
         failed_words = next((one.error for one in outcomes if one.error), "")
-        return Measured(
+        return ClusterRun(
             name, clients, len(outcomes), len(outcomes) - len(whole), round(speed, 1), round(speed / plan.tokens, 4),
             round(quantile(ttft, 0.5) or 0.0, 4), round(quantile(ttft, 0.95) or 0.0, 4),
             round(quantile(spans, 0.95) or 0.0, 4),

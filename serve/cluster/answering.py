@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.cluster.warm import WarmAdapters
-from serve.cluster.wire import Ask, NeededAdapter, Told
+from serve.cluster.wire import Ask, NeededAdapter, Telling
 from serve.engine.engine import Engine
 from serve.engine.events import Ticket
 from serve.server.respond import begun
@@ -33,17 +33,17 @@ class Answering:
         self._engine, self._file_of = engine, file_of
         self.warm = WarmAdapters(self._load, engine.unload_adapter)
 
-    async def told(self, ask: Ask) -> AsyncGenerator[Told, None]:
+    async def told(self, ask: Ask) -> AsyncGenerator[Telling, None]:
         """Do what is asked; closing the generator ends it, in the middle of a step if need be."""
         with ExitStack() as stack:
             for adapter in ask.adapters:
                 try:
                     await asyncio.to_thread(stack.enter_context, self.warm.using(adapter))
                 except _StaleError:
-                    yield Told((), True, stale=adapter.content)
+                    yield Telling((), True, stale=adapter.content)
                     return
                 except SlmError as error:
-                    yield Told((error,), True)
+                    yield Telling((error,), True)
                     return
             if ask.deed in ("tokenize", "detokenize"):
                 yield await asyncio.to_thread(self._told_at_once, ask)
@@ -52,14 +52,14 @@ class Answering:
                 async for told in parts:
                     yield told
 
-    def _told_at_once(self, ask: Ask) -> Told:
+    def _told_at_once(self, ask: Ask) -> Telling:
         does: Callable[..., Any] = self._engine.tokenize if ask.deed == "tokenize" else self._engine.detokenize
         try:
-            return Told((does(**ask.arguments),), True)
+            return Telling((does(**ask.arguments),), True)
         except SlmError as error:
-            return Told((error,), True)
+            return Telling((error,), True)
 
-    async def _computed(self, ask: Ask) -> AsyncGenerator[Told, None]:
+    async def _computed(self, ask: Ask) -> AsyncGenerator[Telling, None]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -75,7 +75,7 @@ class Answering:
         try:
             ticket = await begun(partial(begins[ask.deed], sink=sink, **ask.arguments))
         except SlmError as error:
-            yield Told((error,), True)
+            yield Telling((error,), True)
             return
         try:
             last = False
@@ -84,7 +84,7 @@ class Answering:
                 while not events.empty():
                     ready.append(events.get_nowait())
                 last = not isinstance(ready[-1], str | Scored)
-                yield Told(tuple(ready), last)
+                yield Telling(tuple(ready), last)
         finally:
             ticket.cancel()
 

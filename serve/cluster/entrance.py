@@ -21,7 +21,7 @@ from serve.cluster.board import REPORT_S, Board, ReplicaReport
 from serve.cluster.known import KnownAdapters
 from serve.cluster.remote import RemoteEngine, ReplicaLostError, Replicas
 from serve.cluster.settings import ClusterSettings
-from serve.cluster.wire import Ask, Told
+from serve.cluster.wire import Ask, Telling
 from serve.server.app import create_app
 from slm.errors import EngineError
 from slm.joints import Joints
@@ -86,7 +86,7 @@ class Entrance:
         policy = settings.door.policy(settings.size.ingresses)
         return create_app(engine, policy=policy, retriever=retriever, viewer=documents.viewer, reader=reader)
 
-    async def _ask(self, ask: Ask) -> AsyncGenerator[Told, None]:
+    async def _ask(self, ask: Ask) -> AsyncGenerator[Telling, None]:
         """As `serve.cluster.remote.Asker`: adapters go where they are warm."""
         told = self._engines.options(stream=True, multiplexed_model_id=ask.warm).ask.remote(ask)
         try:

@@ -18,7 +18,7 @@ from serve.adapters.registry import Adapter, Base
 from serve.child.messages import Embeddings, Stats
 from serve.cluster.board import ReplicaReport, state_of, summed
 from serve.cluster.known import KnownAdapters
-from serve.cluster.wire import Ask, Deed, Told
+from serve.cluster.wire import Ask, Deed, Telling
 from serve.engine.events import Event, Sink, Ticket
 from serve.engine.options import EngineOptions
 from serve.engine.prompting import TemplateOptions
@@ -37,7 +37,7 @@ class ReplicaLostError(Exception):
     """The replica that was asked is gone."""
 
 
-Asker = Callable[[Ask], AsyncGenerator[Told, None]]
+Asker = Callable[[Ask], AsyncGenerator[Telling, None]]
 """Asks a replica; closing the generator ends what it computes. Raises ReplicaLostError."""
 
 

@@ -18,7 +18,7 @@ from ray import serve as ray_serve
 from serve.cluster.answering import Answering
 from serve.cluster.board import REPORT_S, ReplicaReport
 from serve.cluster.settings import ClusterSettings
-from serve.cluster.wire import Ask, NeededAdapter, Told
+from serve.cluster.wire import Ask, NeededAdapter, Telling
 from serve.engine.engine import Engine
 from slm.errors import EngineError, SlmError
 from slm.joints import Joints
@@ -60,7 +60,7 @@ class EngineReplica:
         if self._engine.state in ("down", "closed"):
             raise EngineError(f"the engine is {self._engine.state}")
 
-    async def ask(self, ask: Ask) -> AsyncGenerator[Told, None]:
+    async def ask(self, ask: Ask) -> AsyncGenerator[Telling, None]:
         """Do what is asked; a caller that leaves ends it, in the middle of a step if need be."""
         for adapter in ask.adapters:
             self._asked[adapter.content] = adapter

@@ -35,7 +35,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Told:
+class Telling:
     """Events of an answer, in order; last: the answer ends with them. stale: an adapter's file is another by now."""
 
     events: tuple[Any, ...]
