@@ -167,8 +167,6 @@ def test_a_client_that_leaves_ends_what_is_computed_for_it(on_ray: OnRay) -> Non
     body = {"model": "en", "messages": HELLO, "stream": True, **LONG}
     with httpx.stream("POST", f"{on_ray.url}/v1/chat/completions", json=body, headers=on_ray.headers) as reply:
         next(line for line in reply.iter_lines() if line.startswith("data: "))
-        whole = False
-    assert not whole
     cancelled = 'slm_requests_total{adapter="en",outcome="cancelled"} 1.0'
     until(lambda: cancelled in httpx.get(f"{on_ray.url}/metrics", headers=on_ray.headers).text, 30)
     until(lambda: on_ray.busy() == 0, 30)
