@@ -20,6 +20,7 @@ from rag.index.store import open_inventory
 from rag.index.update import add_documents
 from rag.sources import spread as spread_reading
 from rag.sources.files import read_files
+from rag.sources.reader import ReadOptions
 from rag.sources.spread import read_spread
 from slm.errors import MismatchError, MissingFileError
 from slm.native.ray_data import ActorPlan
@@ -90,4 +91,4 @@ def test_files_that_are_read_elsewhere_give_the_same_reading(tmp_path: Path) -> 
 def test_a_file_that_another_machine_does_not_have_ends_the_reading(tmp_path: Path) -> None:
     """It must not be taken for a file that is gone, whose document would leave the index."""
     with pytest.raises(MissingFileError, match="is not on the machine"):
-        list(read_spread([tmp_path / "gone.md"], spread_reading.ReadOptions()))
+        list(read_spread([tmp_path / "gone.md"], ReadOptions()))

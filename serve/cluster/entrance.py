@@ -46,7 +46,9 @@ class BoardKeeper:
 class Entrance:
     """The deployment `entrance`. plain: as `ClusterSettings.plain`; joints: the roof, on this machine."""
 
-    async def __init__(self, plain: Mapping[str, Any], joints: Joints, engines: Any, board: Any) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, plain: Mapping[str, Any], joints: Joints, engines: Any, board: Any
+    ) -> None:
         settings = ClusterSettings.of(plain)
         self._engines, self._board = engines, board
         self._rows: list[ReplicaReport] = []
@@ -71,8 +73,8 @@ class Entrance:
         reader = reader_of_index(joints, model.model, index, documents.reader, documents.refuse_at)
         for name, path in model.adapters.items():
             known.load_adapter(name, Path(path))
-        for name, path in adapter_of(reader).items():
-            known.load_adapter(name, path, source="")
+        for name, file in adapter_of(reader).items():
+            known.load_adapter(name, file, source="")
         engine = RemoteEngine(
             base, known, Replicas(self._ask, lambda: self._rows, loop),
             options=settings.engine_options(frozenset(adapter_of(reader))), default_adapter=model.default_adapter,
