@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -91,6 +92,7 @@ def _listen(place: ListeningPlace) -> None:
     from ray.serve.context import _get_global_client
 
     options = {"host": place.host, "port": place.port, "keep_alive_timeout_s": place.keep_alive_s}
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what a user has to know, the command says
     with suppress(TimeoutError):  # after a minute Ray gives up waiting for its proxies; they come all the same
         ray_serve.start(proxy_location="EveryNode", http_options=options, logging_config=QUIET)
     there = _get_global_client().http_config
