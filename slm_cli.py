@@ -34,12 +34,13 @@ COMMANDS = {
     "train": "train.cli.train", "merge": "train.cli.train", "evaluate": "train.cli.evaluate",
     "generate": "serve.cli.serve", "chat": "serve.cli.chat", "serve": "serve.cli.serve", "route": "serve.cli.serve",
     "rag": "rag.cli.rag", "bench": "slm_cli:bench",
-    "config": "slm.terminal.settings",
+    "cluster": "serve.cli.cluster", "config": "slm.terminal.settings",
 }  # fmt: skip
 
 
 # The same for `slm bench ...`.
 BENCHES = {
+    "cluster": "serve.cli.fleet:bench_cluster",
     "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
     "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve", "batch": "serve.cli.bench:bench_batch",
     "start": "serve.cli.bench:bench_start", "train": "train.cli.bench:bench_train",
@@ -114,6 +115,10 @@ class Roof:
 
     What is made on the way is kept in the caches, under its content's hash.
     """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process it is the roof there, also from a process that was started as `python -m slm_cli`."""
+        return importlib.import_module("slm_cli").Roof, ()
 
     def open_engine(
         self, model: Path, adapters: Mapping[str, Path], *, threads: int = 0, context: int = 4096
@@ -214,6 +219,13 @@ class Roof:
         from rag.health import index_states
 
         return index_states()
+
+
+def cluster_application(args: dict[str, Any]) -> Any:
+    """What Ray's `serve deploy` builds from the file that `slm cluster config` writes (its `import_path`)."""
+    from serve.cluster.application import application
+
+    return application(args, Roof())
 
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 # What stands between the user and the host of a database's address, and a password among its parameters. A password may
 # hold any character, also an @ that should have been written %40: the last one counts.
@@ -51,6 +52,10 @@ class SlmError(Exception):
         self.what, self.found, self.hint = map(_shown, (what, found, hint))
         super().__init__(self.what)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process as what it is, whatever its kind was made of."""
+        return _again, (type(self), self.what, self.found, self.hint)
+
     def __str__(self) -> str:
         text = self.what
         if self.found:
@@ -58,6 +63,12 @@ class SlmError(Exception):
         if self.hint:
             text += f". {self.hint}"
         return text
+
+
+def _again(kind: type[SlmError], what: str, found: str, hint: str) -> SlmError:
+    error = kind.__new__(kind)
+    SlmError.__init__(error, what, found=found, hint=hint)
+    return error
 
 
 class InputError(SlmError):

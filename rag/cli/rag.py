@@ -15,6 +15,7 @@ from rag.cli.evaluate import evaluate
 from rag.cli.filters import filter_options
 from rag.cli.questions import questions
 from rag.cli.read import BASE_URL, COMMENTS, read
+from rag.cli.spread import ON, workers
 from rag.cli.sync import sync
 from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import (
@@ -66,10 +67,11 @@ rag.add_command(sync)
 @click.option("--yes", is_flag=True, help="Forget documents that are gone even if that is most of a folder.")
 @COMMENTS
 @BASE_URL
+@ON
 @_JSON
 def add(
     index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, yes: bool, comments: bool, base_url: str,
-    as_json: bool,
+    address: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Add files, folders of them, or exports of Confluence; a changed file or page replaces its old text.
 
@@ -81,10 +83,11 @@ def add(
       slm rag add handbook data/handbook/en data/handbook/ja
       slm rag add handbook data/handbook --fresh
       slm rag add wiki Confluence-space-export.zip --base-url https://wiki.example.com
+      slm rag add archive /srv/documents --on ray://node1
     """
     from rag.index.change.gone import departed, left_behind
     from rag.index.change.planned import require_made_with
-    from rag.index.embed import DEFAULT_EMBEDDER, embedder_name, open_embedder
+    from rag.index.embed import DEFAULT_EMBEDDER, embedder_name
     from rag.sources.files import find_files, nothing_read, read_files
     from rag.sources.reader import ReadOptions
     from rag.stores.named import open_store
@@ -100,19 +103,20 @@ def add(
         require_made_with(made_with, embedder, index)
     known = held.documents if held else {}
     require_paths(paths, known, index)
-    with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
-        reading = read_files(paths, done, none_ok=True, wanted=ReadOptions(comments, base_url))
-    looked = seen(paths, reading, ReadOptions(comments, base_url))
-    if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
-        raise nothing_read(paths, reading)
-    _note_some([f"skipped {shown_path(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
-    _note_some([f"{shown_path(noted.source)}: {noted.text}" for noted in reading.notes])
-    embed = open_embedder(embedder or made_with or DEFAULT_EMBEDDER)
-    with progress("embedding", total=100, unit="%") as done:
-        change = store.add(
-            reading.documents, embed, lambda n, total: done(100 * n / total),
-            seen=looked, fresh=fresh, sure=yes,
-        )  # fmt: skip
+    with workers(address) as work:
+        with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
+            reading = read_files(paths, done, none_ok=True, wanted=ReadOptions(comments, base_url), by=work.read)
+        looked = seen(paths, reading, ReadOptions(comments, base_url))
+        if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
+            raise nothing_read(paths, reading)
+        _note_some([f"skipped {shown_path(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
+        _note_some([f"{shown_path(noted.source)}: {noted.text}" for noted in reading.notes])
+        embed = work.embedder(embedder or made_with or DEFAULT_EMBEDDER)
+        with progress("embedding", total=100, unit="%") as done:
+            change = store.add(
+                reading.documents, embed, lambda n, total: done(100 * n / total),
+                seen=looked, fresh=fresh, sure=yes,
+            )  # fmt: skip
     _note_some([f"removed {shown_path(source)}: {reason}" for source, reason in change.gone.items()])
     _note_some([f"kept the old text of {shown_path(source)}: {reason}" for source, reason in change.kept.items()])
     missing = left_behind(store.held().documents, looked, lambda source: Path(source).exists())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -159,23 +159,35 @@ def _printable(path: Path) -> Path:
     return Path(os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
+ReadEach = Callable[[Sequence[Path], ReadOptions], Iterator[tuple[Path, Iterable[Read | LeftOut | Whole]]]]
+"""Files, in order, each with what it gives: an iterable that may raise as `read_each` does."""
+
+
+def read_here(files: Sequence[Path], wanted: ReadOptions) -> Iterator[tuple[Path, Iterable[Read | LeftOut | Whole]]]:
+    """A `ReadEach` in this process, one file after the other."""
+    for path in files:
+        yield path, read_each(path, wanted)
+
+
 def read_files(
     paths: Sequence[Path | str],
     on_file: Callable[[int], None] = lambda _: None,
     *,
     none_ok: bool = False,
     wanted: ReadOptions = ReadOptions(),  # noqa: B008  # it is frozen
+    by: ReadEach = read_here,
 ) -> Reading:
-    """Read everything below the paths. `on_file` is told how many files are done.
+    """Read everything below the paths. `on_file` is told how many files are done. by: who reads them.
 
     Of a page that comes several times (two exports of a space) the newest is kept. Raises MissingFileError for a path
     that is not there, InputError when no document at all came out (unless none_ok).
     """
     reading = Reading()
     pages: dict[str, int] = {}
-    for number, path in enumerate(find_files(paths, reading.skipped.append), start=1):
+    files = find_files(paths, reading.skipped.append)
+    for number, (path, pieces) in enumerate(by(files, wanted), start=1):
         try:
-            for read in read_each(path, wanted):
+            for read in pieces:
                 _take(read, path, reading, pages)
         except InputError as error:
             reading.skipped.append(Skipped(path, error.what))

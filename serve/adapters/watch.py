@@ -101,15 +101,20 @@ class WatchedFolder:
 
 
 @contextmanager
-def watching(watched: WatchedFolder) -> Iterator[None]:
-    """Load what is in the folder, then follow its changes on a thread until the end of the block."""
+def watching(watched: WatchedFolder, *, polling: bool = False) -> Iterator[None]:
+    """Load what is in the folder, then follow its changes on a thread until the end of the block.
+
+    polling: look at the folder again and again, since the system does not tell of changes that another machine makes.
+    """
     from watchfiles import watch
 
     watched.update()
     end = threading.Event()
 
     def follow() -> None:
-        for _ in watch(watched.folder, stop_event=end, debounce=800, rust_timeout=500, yield_on_timeout=False):
+        for _ in watch(
+            watched.folder, stop_event=end, debounce=800, rust_timeout=500, force_polling=polling or None,
+        ):  # fmt: skip
             try:
                 watched.update()
             except OSError as error:

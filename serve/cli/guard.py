@@ -74,16 +74,8 @@ _OPTIONS = (
         help="Answers running and waiting; more are told when to come again.",
     ),
     click.option(
-        "--max-connections", type=click.IntRange(1, 100_000), default=_DEFAULT.connections, show_default=True,
-        help="Connections open at once; idle ones give way.",
-    ),
-    click.option(
         "--request-timeout", type=FiniteRange(0), default=_DEFAULT.request_s, show_default=True,
         help="Seconds for an answer, waiting included; 0: no limit.",
-    ),
-    click.option(
-        "--read-timeout", type=FiniteRange(0, min_open=True), default=_DEFAULT.read_s, show_default=True,
-        help="Seconds for a client to send its request's head, and its body.",
     ),
     click.option(
         "--keep-alive", type=click.IntRange(1), default=int(_DEFAULT.idle_s), show_default=True,
@@ -91,10 +83,27 @@ _OPTIONS = (
     ),
     click.option("--access-log", is_flag=True, help="A line on stderr for each request, without query or content."),
 )  # fmt: skip
+_CONNECTION_OPTIONS = (
+    click.option(
+        "--max-connections", type=click.IntRange(1, 100_000), default=_DEFAULT.connections, show_default=True,
+        help="Connections open at once; idle ones give way.",
+    ),
+    click.option(
+        "--read-timeout", type=FiniteRange(0, min_open=True), default=_DEFAULT.read_s, show_default=True,
+        help="Seconds for a client to send its request's head, and its body.",
+    ),
+)  # fmt: skip
 
 
 def guard_options(function: _F) -> _F:
     """Add the options; the command passes them to `GuardOptions` as they come."""
+    for option in reversed((*_OPTIONS, *_CONNECTION_OPTIONS)):
+        function = option(function)
+    return function
+
+
+def door_options(function: _F) -> _F:
+    """`guard_options` without those about connections, for a server behind another program's proxy."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

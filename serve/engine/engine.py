@@ -35,11 +35,12 @@ from serve.child.messages import (
 from serve.engine.events import Sink, Ticket, event_of, iterated
 from serve.engine.options import EngineOptions
 from serve.engine.prompting import Prompt, TemplateOptions, chat_prompt, plain_prompt
-from serve.engine.router import Route, route
+from serve.engine.router import Route
+from serve.engine.served import way_of
 from serve.engine.supervisor import Call, Supervisor
 from serve.engine.trial import Trials
 from slm.chat.segments import Markers
-from slm.errors import InputError, SlmError
+from slm.errors import SlmError
 from slm.joints import Finish, Message, SamplingOptions
 
 _GREEDY = SamplingOptions()
@@ -149,15 +150,7 @@ class Engine:
         lora: Sequence[tuple[str, float]] | None = None,
     ) -> Route:
         """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
-        if lora is None:
-            known = {adapter.name: adapter.language for adapter in self.adapters()}
-            return route(wanted, messages, known, base=self.base.name, default=self.default_adapter)
-        names = [name for name, scale in lora if scale]
-        if len(set(names)) < len(names):
-            raise InputError("lora: an adapter is named twice")
-        for name in names:
-            self._named(name)
-        return Route("+".join(names) or None, "named in the request with scales")
+        return way_of(self, wanted, messages, lora)
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of a text; add_special: with BOS where the vocabulary has one. Markers like <|x|> are one token."""

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from serve.engine.engine import Engine
 from serve.engine.events import Sink, Ticket
 from serve.engine.router import Route
+from serve.engine.served import ServedEngine
 from slm.errors import EngineError, SlmError
 from slm.joints import Filters, Finish, LineScores, PointedAnswer, Reader, Retriever
 from slm.terminal.console import note
@@ -28,7 +28,7 @@ _TOGETHER = 4
 class Pointing:
     """A reader over an index. engine: whose names a request may give."""
 
-    def __init__(self, engine: Engine, retriever: Retriever, reader: Reader) -> None:
+    def __init__(self, engine: ServedEngine, retriever: Retriever, reader: Reader) -> None:
         self.engine, self.retriever, self.reader = engine, retriever, reader
         self.route = Route(reader.name, "the reader points at lines of the passages")
         self.workers = ThreadPoolExecutor(_TOGETHER, thread_name_prefix="pointing")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from serve.engine.engine import Engine
 from serve.engine.pointing import Pointing
+from serve.engine.served import ServedEngine
 from serve.server.api.errors import install_errors
 from serve.server.api_docs import add_api_docs
 from serve.server.guard import Policy
@@ -28,7 +28,7 @@ from slm.joints import Reader, Retriever
 
 
 def create_app(
-    engine: Engine,
+    engine: ServedEngine,
     *,
     allowed_folders: Sequence[Path] = (),
     policy: Policy = Policy(),  # noqa: B008 - frozen

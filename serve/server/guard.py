@@ -82,14 +82,23 @@ class Limits:
 
 
 class Keys:
-    """The API keys of a server; without any, everybody is let in. Its repr shows none of them."""
+    """The API keys of a server; without any, everybody is let in. Its repr shows none of them.
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
+    digests: SHA-256 of more keys, as `digests` gives them: enough to admit a client, and no key.
+    """
+
+    def __init__(self, keys: Iterable[str] = (), digests: Iterable[str] = ()) -> None:
         self._keys = tuple(keys)
-        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in self._keys)
+        told = tuple(bytes.fromhex(digest) for digest in digests)
+        self._digests = (*(hashlib.sha256(key.encode()).digest() for key in self._keys), *told)
 
     def __bool__(self) -> bool:
         return bool(self._digests)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of each key in hexadecimal digits."""
+        return tuple(digest.hex() for digest in self._digests)
 
     def single(self) -> str | None:
         """The key for a server that takes at most one. Raises UnsupportedError for more."""

@@ -9,6 +9,7 @@ import numpy as np
 from rag.document import Document
 from rag.index.chunk import Chunk, chunk_document
 from rag.index.embed import Embedder, Vectors
+from rag.index.embedders.base import passages_of
 from rag.index.embedders.cache import VectorCache
 from rag.index.generation.write import Addition
 from rag.index.variants import comparable
@@ -41,13 +42,13 @@ def embedded(
     if cache is not None:
         vectors.update({text: kept for text in texts if text not in known and (kept := cache.get(text)) is not None})
     new = [text for text in dict.fromkeys(texts) if text not in vectors]
-    for start in range(0, len(new), BATCH):
-        batch = new[start : start + BATCH]
-        found = embedder.passages(batch)
+    done = 0
+    for batch, found in passages_of(embedder, [new[start : start + BATCH] for start in range(0, len(new), BATCH)]):
         if cache is not None:
             cache.add(batch, found)
         vectors.update(zip(batch, found, strict=True))
-        on_chunks(start + len(batch), len(new))
+        done += len(batch)
+        on_chunks(done, len(new))
     whole = np.empty((len(chunks), embedder.identity.dimension), dtype=np.float32)
     for row, text in enumerate(texts):
         whole[row] = vectors[text]

@@ -5,9 +5,9 @@ It knows nothing of chunks, indexes or particular models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,22 @@ class Embedder(Protocol):
     def passages(self, texts: Sequence[str]) -> Vectors: ...
 
     def count_tokens(self, text: str) -> int: ...
+
+
+@runtime_checkable
+class BatchEmbedder(Embedder, Protocol):
+    """One that embeds several batches at once."""
+
+    def in_batches(self, batches: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], Vectors]]: ...
+
+
+def passages_of(embedder: Embedder, batches: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], Vectors]]:
+    """Each batch of passages with its vectors, in the order they are ready."""
+    if isinstance(embedder, BatchEmbedder):
+        yield from embedder.in_batches(batches)
+        return
+    for batch in batches:
+        yield batch, embedder.passages(batch)
 
 
 def normalised(vectors: Any) -> Vectors:

@@ -12,13 +12,13 @@ from typing import Any
 from fastapi import APIRouter
 
 from serve.adapters.allowed import allowed_file
-from serve.engine.engine import Engine
+from serve.engine.served import ServedEngine
 from serve.server.api.answer.models import LoadAdapter, VllmLoad, VllmUnload
 from serve.server.routes.parsed import ParsedRoute
 from slm.errors import InputError
 
 
-def adapter_routes(engine: Engine, folders: Sequence[Path]) -> APIRouter:
+def adapter_routes(engine: ServedEngine, folders: Sequence[Path]) -> APIRouter:
     """The paths. folders: where adapters may be loaded from."""
     router = APIRouter(route_class=ParsedRoute)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serve.engine.engine import Engine
 from serve.engine.events import Sink, Ticket
 from serve.engine.pointing import Pointing
 from serve.engine.prompting import TemplateOptions
 from serve.engine.router import Route
+from serve.engine.served import ServedEngine
 from serve.server.api.answer.objects import Choice, Completion
 from serve.server.api.answer.writer import ChatWriter
 from serve.server.api.request.bodies import ChatRequest, CompletionRequest, LoraScale
@@ -31,7 +31,7 @@ from slm.joints import Grounded, Message, Retriever
 
 
 def generation_routes(
-    engine: Engine, retriever: Retriever | None, metrics: Metrics, pointing: Pointing | None = None
+    engine: ServedEngine, retriever: Retriever | None, metrics: Metrics, pointing: Pointing | None = None
 ) -> APIRouter:
     """The two paths that generate text. pointing: who answers from the documents, None for the model."""
     router = APIRouter(route_class=ParsedRoute)
@@ -91,7 +91,9 @@ class PlannedAnswer:
     begins: list[Begin]
 
 
-async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics, body: ChatRequest) -> PlannedAnswer:
+async def planned(
+    engine: ServedEngine, retriever: Retriever | None, metrics: Metrics, body: ChatRequest
+) -> PlannedAnswer:
     """Everything about a conversation that can be found wrong before the engine is asked. Raises SlmError."""
     form = await asyncio.to_thread(form_of, body)
     sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
@@ -123,7 +125,7 @@ async def planned(engine: Engine, retriever: Retriever | None, metrics: Metrics,
     return PlannedAnswer(form, way, grounded, [metrics.measured(begin(n), way.adapter) for n in range(body.n)])
 
 
-def answer_of(engine: Engine, way: Route, form: Form, *, chat: bool) -> Completion:
+def answer_of(engine: ServedEngine, way: Route, form: Form, *, chat: bool) -> Completion:
     """The objects around a request's choices."""
     model = way.adapter or engine.base.name
     return Completion(
@@ -139,7 +141,7 @@ def _grounded(retriever: Retriever | None, messages: Sequence[Message], body: Ch
     return retriever.grounded(question_of(messages), filters=body.filters)
 
 
-def _lora(engine: Engine, asked: Sequence[LoraScale] | None) -> list[tuple[str, float]] | None:
+def _lora(engine: ServedEngine, asked: Sequence[LoraScale] | None) -> list[tuple[str, float]] | None:
     """The engine's `lora` argument for a request's own set of adapters. Raises InputError."""
     if asked is None:
         return None

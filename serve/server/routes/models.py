@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from serve.child.messages import Embeddings, RunningRow
-from serve.engine.engine import Engine
+from serve.engine.served import ServedEngine
 from serve.server.api.answer.models import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, embedding_row
 from serve.server.api.errors import Json
 from serve.server.respond import begun, unless_left
@@ -28,7 +28,7 @@ from slm.joints import SamplingOptions
 _TOGETHER = 64
 
 
-def model_routes(engine: Engine, *, retrieval: bool, reader: str | None = None) -> APIRouter:
+def model_routes(engine: ServedEngine, *, retrieval: bool, reader: str | None = None) -> APIRouter:
     """The paths that tell of the model and use it without generating text.
 
     retrieval: there is an index. reader: who answers from it.
@@ -112,7 +112,7 @@ def model_routes(engine: Engine, *, retrieval: bool, reader: str | None = None) 
     return router
 
 
-async def _embedded(engine: Engine, body: EmbeddingRequest) -> tuple[list[dict[str, Any]], int]:
+async def _embedded(engine: ServedEngine, body: EmbeddingRequest) -> tuple[list[dict[str, Any]], int]:
     """The rows of an answer, and how many tokens they are of. Nothing is computed any more once it is cancelled."""
     rows: list[dict[str, Any]] = []
     tokens = 0
@@ -126,7 +126,7 @@ async def _embedded(engine: Engine, body: EmbeddingRequest) -> tuple[list[dict[s
     return rows, tokens
 
 
-async def _vectors(engine: Engine, texts: Sequence[str | list[int]], first: int) -> Embeddings:
+async def _vectors(engine: ServedEngine, texts: Sequence[str | list[int]], first: int) -> Embeddings:
     loop = asyncio.get_running_loop()
     answers: asyncio.Queue[Embeddings | SlmError] = asyncio.Queue()
 

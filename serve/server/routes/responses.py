@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from serve.engine.engine import Engine
+from serve.engine.served import ServedEngine
 from serve.server.api.answer.objects import Choice
 from serve.server.api.responses.request import ResponsesRequest
 from serve.server.api.responses.writer import ResponsesWriter
@@ -20,7 +20,7 @@ from serve.server.routes.headers import route_headers
 from serve.server.routes.parsed import ParsedRoute
 
 
-def responses_routes(engine: Engine, metrics: Metrics) -> APIRouter:
+def responses_routes(engine: ServedEngine, metrics: Metrics) -> APIRouter:
     """The path, and those beneath it that there is nothing at."""
     router = APIRouter(route_class=ParsedRoute)
 

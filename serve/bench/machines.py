@@ -1,0 +1,230 @@
+"""The server on Ray beside `slm serve` on the same cores, and the service times that the simulation is built on.
+
+Every run is a process with a Ray of its own. It knows the servers as an HTTP client, not how figures are shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.bench.adapters import write_random_adapter
+from serve.bench.fleet import EngineLoad, FleetLoad, ServiceTimes, most_machines, simulate
+from serve.bench.load import Outcome, ask, closed_loop, new_client, quantile, tokens_per_second
+from serve.bench.peers import end_tokens
+from serve.bench.process import Server, free_port, running
+from serve.bench.prompts import conversation
+from serve.upstream import Launch, UpstreamOptions
+from slm.errors import DamagedFileError, EngineError, MissingFileError
+from slm.native.process import child_environment
+from slm.terminal.console import note
+
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_STEPS = (1, 2, 4, 8)
+_ENTRANCE = ("ray::ServeReplica:slm:entrance", "ray::ProxyActor")
+_LANGUAGES = ("en", "ja")
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """How much load: clients of each replica, tokens of an answer, seconds of a run. cores: of one large engine."""
+
+    clients: int = 8
+    tokens: int = 64
+    seconds: float = 20.0
+    cores: int = 2
+    context: int = 4096
+
+
+@dataclass(frozen=True)
+class ClusterRun:
+    """A run under load. entrance_s: processor seconds of Ray's proxy and our entrance for each answer."""
+
+    name: str
+    clients: int
+    requests: int
+    failed: int
+    tokens_per_s: float
+    answers_per_s: float
+    ttft_p50_s: float
+    ttft_p95_s: float
+    answer_p95_s: float
+    first_share: float
+    entrance_s: float
+    error: str = ""
+
+
+def bench_cluster_runs(model: Path, adapters: Mapping[str, Path], plan: ClusterPlan) -> dict[str, Any]:
+    """Measure one machine and Ray on it. Without adapters two random ones are made.
+
+    Returns {model, plan, runs: [ClusterRun], times: {engine, entrance_s, tokens}, checks}. Raises EngineError when a
+    server does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
+        files = {name: str(path.resolve()) for name, path in adapters.items()} or _random(model, Path(scratch))
+        fixed = {"logit_bias": {str(id): -100 for id in end_tokens(model)}}
+        load = _Load(model.resolve(), files, plan, fixed)
+        runs = [
+            load.run("slm serve", ["serve", "--threads", str(plan.cores)], plan.clients),
+            load.run("ray, 1 replica", _cluster(1, plan.cores), plan.clients),
+        ]
+        small = max(1, plan.cores // 2)
+        with load.started(_cluster(1, small)) as server:
+            curve = [load.measured(f"ray, 1 replica of {small} core", server, n) for n in _steps(plan.clients)]
+        with load.started(_cluster(2, small)) as server:
+            pair = load.measured(f"ray, 2 replicas of {small} core", server, plan.clients)
+            both = load.measured(f"ray, 2 replicas of {small} core", server, 2 * plan.clients)
+    rows = tuple(EngineLoad(one.clients, one.answers_per_s, one.first_share) for one in curve)
+    times = ServiceTimes(rows, curve[-1].entrance_s, float(plan.tokens))
+    checks = [_check(curve[-1], times, 1, plan.cores), _check(both, times, 2, plan.cores)]
+    return {
+        "model": model.name, "plan": asdict(plan), "runs": [asdict(one) for one in (*runs, *curve, pair, both)],
+        "times": asdict(times), "checks": checks,
+    }  # fmt: skip
+
+
+def simulated(times: ServiceTimes, clients: int, entrances: Sequence[int]) -> dict[str, Any]:
+    """Throughput and p95 for 1 to 1,000 machines, for each number of entrances, and where these are the limit."""
+    rows: list[FleetLoad] = []
+    for count in entrances:
+        rows += [simulate(times, machines, clients, entrances=count) for machines in SIZES]
+    limits = {str(count): round(most_machines(times, clients, count), 1) for count in entrances}
+    return {"loads": [asdict(row) for row in rows], "most_machines": limits, "times": asdict(times)}
+
+
+def times_of_file(path: Path) -> ServiceTimes:
+    """What `slm bench cluster --json` measured. Raises MissingFileError, DamagedFileError."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))["times"]
+        rows = tuple(EngineLoad(**row) for row in told["engine"])
+        times = ServiceTimes(rows, float(told["entrance_s"]), float(told["tokens"]))
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"there is no file '{path}'", hint="Make one with: slm bench cluster --json > times.json"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(
+            f"'{path}' holds no measured service times", found=str(error)[:80],
+            hint="Make one with: slm bench cluster --json > times.json",
+        ) from error  # fmt: skip
+    if not rows or any(row.answers_per_s <= 0 for row in rows) or times.entrance_s <= 0:
+        raise DamagedFileError(f"'{path}' holds service times that are not above 0")
+    return times
+
+
+def _check(real: ClusterRun, times: ServiceTimes, machines: int, cores: int) -> dict[str, Any]:
+    """A run beside its simulation. On one computer the entrance takes its time from the engines' cores."""
+    small = max(1, cores // 2)
+    spare = cores - machines * small
+    taken = max(0.0, real.answers_per_s * times.entrance_s - spare)
+    speed = max(0.1, 1.0 - taken / (machines * small))
+    guess = simulate(times, machines, real.clients // machines, speed=speed)
+    return {
+        "machines": machines, "clients": real.clients,
+        "measured_tokens_per_s": real.tokens_per_s, "simulated_tokens_per_s": guess.tokens_per_s,
+        "measured_answer_p95_s": real.answer_p95_s, "simulated_answer_p95_s": guess.answer_p95_s,
+    }  # fmt: skip
+
+
+def _steps(clients: int) -> list[int]:
+    return sorted({min(step, clients) for step in (*_STEPS, clients)})
+
+
+def _cluster(replicas: int, cores: int) -> list[str]:
+    return ["cluster", "serve", "--replicas", str(replicas), "--cores", str(cores)]
+
+
+def _random(model: Path, folder: Path) -> dict[str, str]:
+    files = {name: folder / f"{name}.gguf" for name in _LANGUAGES}
+    for seed, path in enumerate(files.values()):
+        write_random_adapter(model, path, seed=seed)
+    return {name: str(path) for name, path in files.items()}
+
+
+@dataclass
+class _Load:
+    """Servers of one model, and the requests that each of them gets."""
+
+    model: Path
+    adapters: Mapping[str, str]
+    plan: ClusterPlan
+    fixed: dict[str, Any]
+    number: int = 0
+
+    def run(self, name: str, command: Sequence[str], clients: int) -> ClusterRun:
+        with self.started(command) as server:
+            return self.measured(name, server, clients)
+
+    @contextmanager
+    def started(self, command: Sequence[str]) -> Iterator[Server]:
+        port = free_port()
+        options = UpstreamOptions(self.model, (), self.plan.context, 0, self.plan.clients, port=port)
+        argv = [sys.executable, "-m", "slm_cli", *command, str(self.model), "--port", str(port)]
+        argv += ["--context", str(self.plan.context), "--parallel", str(self.plan.clients)]
+        for name, path in self.adapters.items():
+            argv += ["--adapter", f"{name}={path}"]
+        launch = Launch(argv, {"PYTHONPATH": child_environment()["PYTHONPATH"]}, "/health")
+        with running(launch, options) as server:
+            yield server
+
+    def measured(self, name: str, server: Server, clients: int) -> ClusterRun:
+        """One closed loop, after a warm-up that is not counted."""
+        note(f"{name}: {clients} clients for {self.plan.seconds:g} s")
+        self.number += 1
+        return asyncio.run(self._measured(name, server, clients))
+
+    async def _measured(self, name: str, server: Server, clients: int) -> ClusterRun:
+        names, plan, first = list(self.adapters), self.plan, self.number * 100_000
+        async with new_client(server.url, clients + 4) as client:
+
+            async def send(who: int, n: int) -> Outcome:
+                turns = conversation(_LANGUAGES[who % 2], first + n * clients + who)
+                body = {
+                    "messages": turns,
+                    "max_tokens": plan.tokens,
+                    "temperature": 0,
+                    "model": names[who % len(names)],
+                }
+                return await ask(client, {**body, **self.fixed})
+
+            warm = [send(who, 10_000) for who in range(2 * len(names))]
+            if failed := [one.error for one in await asyncio.gather(*warm) if one.error]:
+                raise EngineError(f"'{name}' does not answer", found=failed[0])
+            used = _entrance_seconds()
+            outcomes, begin, end = await closed_loop(send, clients=clients, seconds=plan.seconds)
+            used = _entrance_seconds() - used
+        whole = [one for one in outcomes if not one.error and one.first is not None]
+        if not whole:
+            raise EngineError(f"'{name}' answered nothing", found=outcomes[0].error if outcomes else "")
+        ttft = [one.ttft or 0.0 for one in whole]
+        spans = [one.ended - one.started for one in whole]
+        speed = tokens_per_second(outcomes, begin, end)
+        failed_words = next((one.error for one in outcomes if one.error), "")
+        return ClusterRun(
+            name, clients, len(outcomes), len(outcomes) - len(whole), round(speed, 1), round(speed / plan.tokens, 4),
+            round(quantile(ttft, 0.5) or 0.0, 4), round(quantile(ttft, 0.95) or 0.0, 4),
+            round(quantile(spans, 0.95) or 0.0, 4),
+            round(sum(ttft) / sum(spans), 4), round(used / len(outcomes), 5), failed_words,
+        )  # fmt: skip
+
+
+def _entrance_seconds() -> float:
+    """Processor seconds that the entrances and Ray's proxies of this computer have used so far; 0 outside of Linux."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (folder / "cmdline").read_bytes().decode("utf-8", "replace")
+            if name.startswith(_ENTRANCE):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                total += int(fields[11]) + int(fields[12])  # utime, stime (man proc_pid_stat)
+        except OSError:
+            continue  # it has ended
+    return total / os.sysconf("SC_CLK_TCK")

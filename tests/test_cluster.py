@@ -1,0 +1,294 @@
+"""The server and indexing on a Ray of two nodes, which all tests here share: as on one machine, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from rag.index.store import open_inventory
+from serve.bench.process import free_port
+from serve.engine.engine import open_engine
+from slm.joints import Finish, Message, SamplingOptions
+from tests.ray_nodes import ROOT, two_nodes
+from tests.tiny_gguf import write_adapter, write_model
+
+KEY = "sesame"
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+LONG = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0}
+
+
+@dataclass
+class OnRay:
+    """A cluster with the server on it, and the files that it was made from."""
+
+    environment: dict[str, str]
+    folder: Path
+    port: int
+    client_port: int
+    headers: dict[str, str] = field(default_factory=lambda: {"authorization": f"Bearer {KEY}"})
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+
+    def slm(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "slm_cli", *args], cwd=ROOT, env=self.environment, capture_output=True, text=True,
+            timeout=600,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def serve(self, model: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.slm(
+            "cluster", "serve", str(self.folder / model), "--adapters-dir", str(self.folder / "adapters"), "--cores",
+            "1", "--parallel", "4", "--port", str(self.port), "--api-key-file", str(self.folder / "keys"), "--detach",
+            *options, check=check,
+        )  # fmt: skip
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=120, headers=self.headers, **options)
+
+    def get(self, path: str) -> Any:
+        return httpx.get(self.url + path, timeout=60, headers=self.headers).json()
+
+    def busy(self) -> int:
+        """Requests that are computed, on all replicas."""
+        return sum(slot["is_processing"] for slot in self.get("/slots"))
+
+    def names(self) -> set[str]:
+        return {row["id"] for row in self.get("/v1/models")["data"]}
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> float:
+    """Wait until something is so; how long it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, "it never came to be"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def replicas() -> list[int]:
+    """Process ids of the engines."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(b"ray::ServeReplica:slm:engine"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[OnRay]:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as place:
+        folder = Path(place)
+        adapters = folder / "adapters"
+        adapters.mkdir()
+        write_model(folder / "tiny.gguf")
+        write_model(folder / "other.gguf", seed=7)
+        for seed, name in enumerate(("en", "ja"), start=1):
+            write_adapter(adapters / f"{name}.gguf", seed=seed)
+        (folder / "keys").write_text(KEY)
+        (folder / "keys").chmod(0o600)
+        client_port = free_port()
+        with two_nodes(folder, client_port=client_port) as environment:
+            running = OnRay(environment, folder, free_port(), client_port)
+            running.serve("tiny.gguf", "--replicas", "2")
+            until(lambda: httpx.get(f"{running.url}/health").status_code == 200)
+            yield running
+
+
+def test_two_adapters_answer_as_they_do_on_one_machine(on_ray: OnRay) -> None:
+    """The same tokens, whole and streamed, asked of whichever replica."""
+    files = {name: on_ray.folder / "adapters" / f"{name}.gguf" for name in ("en", "ja")}
+    with open_engine(on_ray.folder / "tiny.gguf", files, threads=1, parallel=4) as alone:
+        for name in ("en", "ja", None):
+            events = alone.chat(
+                [Message(role="user", content="Hello")], adapter=name, sampling=SamplingOptions(max_tokens=12)
+            )
+            expected = "".join(event for event in events if not isinstance(event, Finish))
+            for _ in range(3):
+                asked: dict[str, Any] = {"model": name or "base", "messages": HELLO, "max_tokens": 12, "temperature": 0}
+                done = on_ray.client.chat.completions.create(**asked)
+                assert done.choices[0].message.content == expected
+                assert done.model == (name or "tiny")
+                pieces = on_ray.client.chat.completions.create(**asked, stream=True)
+                assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
+    assert on_ray.names() == {"tiny", "en", "ja"}
+
+
+def test_openais_api_is_that_of_one_machine(on_ray: OnRay) -> None:
+    client = on_ray.client
+    scored = client.chat.completions.create(
+        model="en", messages=HELLO, max_tokens=5, temperature=0, n=2, logprobs=True, top_logprobs=2
+    )
+    for choice in scored.choices:
+        assert choice.logprobs is not None and choice.logprobs.content is not None
+        assert "".join(row.token for row in choice.logprobs.content) == choice.message.content
+    assert scored.usage is not None and scored.usage.completion_tokens == 10
+    assert len(client.embeddings.create(model="tiny", input=["cat", "dog"]).data) == 2
+    tokens = on_ray.post("/tokenize", {"content": "Hi"}).json()["tokens"]
+    assert on_ray.post("/detokenize", {"tokens": tokens}).json() == {"content": "Hi"}
+    blended = {"messages": HELLO, "max_tokens": 4, "lora": [{"id": 0, "scale": 0.5}, {"id": 1, "scale": 0.5}]}
+    assert on_ray.post("/v1/chat/completions", blended).status_code == 200
+    with pytest.raises(openai.NotFoundError, match="known: auto, base, en, ja, tiny"):
+        client.chat.completions.create(model="fr", messages=HELLO)
+    with pytest.raises(openai.BadRequestError, match="context holds"):
+        client.chat.completions.create(model="en", messages=HELLO, max_tokens=100_000)
+    assert httpx.get(f"{on_ray.url}/v1/models").status_code == 401
+    refused = on_ray.post("/lora-adapters", {"name": "x", "path": str(on_ray.folder / "adapters/en.gguf")})
+    assert refused.status_code == 400 and "--adapters-dir" in refused.text
+    metrics = httpx.get(f"{on_ray.url}/metrics", headers=on_ray.headers).text
+    assert 'slm_requests_total{adapter="en",outcome="ok"}' in metrics and "slm_engine_up 1.0" in metrics
+
+
+def test_a_client_that_leaves_ends_what_is_computed_for_it(on_ray: OnRay) -> None:
+    body = {"model": "en", "messages": HELLO, "stream": True, **LONG}
+    with httpx.stream("POST", f"{on_ray.url}/v1/chat/completions", json=body, headers=on_ray.headers) as reply:
+        next(line for line in reply.iter_lines() if line.startswith("data: "))
+    cancelled = 'slm_requests_total{adapter="en",outcome="cancelled"} 1.0'
+    until(lambda: cancelled in httpx.get(f"{on_ray.url}/metrics", headers=on_ray.headers).text, 30)
+    until(lambda: on_ray.busy() == 0, 30)
+
+
+@dataclass
+class Load:
+    """Clients that ask until they are told to stop, and what each request came to."""
+
+    on_ray: OnRay
+    outcomes: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Load:
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(4)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop.set()
+        for thread in self._threads:
+            thread.join(120)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def _run(self, number: int) -> None:
+        while not self.stop.is_set():
+            self.outcomes.append(self._asked(stream=number % 2 == 0, adapter=("en", "ja")[number // 2]))
+
+    def _asked(self, *, stream: bool, adapter: str) -> str:
+        body = {"model": adapter, "messages": HELLO, "max_tokens": 60, "ignore_eos": True, "stream": stream}
+        try:
+            reply = self.on_ray.post("/v1/chat/completions", body)
+        except httpx.HTTPError as error:
+            return f"broken: {error!r}"
+        if reply.status_code != 200:
+            known = reply.status_code == 503 and "engine_died" in reply.text
+            return "clear error" if known else f"{reply.status_code}: {reply.text[:200]}"
+        if "engine_died" in reply.text:
+            return "clear error"
+        ended = "[DONE]" in reply.text if stream else reply.json()["choices"][0]["finish_reason"] == "length"
+        return "answered" if ended else f"cut: {reply.text[-200:]}"
+
+
+def test_a_replica_that_is_killed_costs_no_answered_request(on_ray: OnRay) -> None:
+    """Every request is answered or ends with a clear error, and there are two replicas again."""
+    with Load(on_ray) as load:
+        until(lambda: len(load.outcomes) >= 8)
+        for _ in range(2):
+            before = replicas()
+            assert len(before) == 2
+            os.kill(before[0], signal.SIGKILL)
+            until(lambda gone=before[0]: len(replicas()) == 2 and gone not in replicas())  # type: ignore[misc]
+            seen = len(load.outcomes)
+            until(lambda seen=seen: len(load.outcomes) >= seen + 8)  # type: ignore[misc]
+    assert set(load.outcomes) <= {"answered", "clear error"}, set(load.outcomes)
+    assert load.outcomes.count("clear error") <= 8 and load.outcomes[-1] == "answered"
+
+
+def test_an_adapter_that_comes_into_the_folder_is_there_for_every_replica(on_ray: OnRay) -> None:
+    new = on_ray.folder / "adapters" / "fr.gguf"
+    write_adapter(on_ray.folder / "fr.gguf", seed=9)
+    shutil.move(on_ray.folder / "fr.gguf", new)
+    try:
+        until(lambda: "fr" in on_ray.names())
+        body = {"model": "fr", "messages": HELLO, "max_tokens": 8, "temperature": 0}
+        texts = {on_ray.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] for _ in range(6)}
+        assert len(texts) == 1
+        write_adapter(on_ray.folder / "fr.gguf", seed=10)
+        shutil.move(on_ray.folder / "fr.gguf", new)  # its name now means another content
+        until(lambda: on_ray.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] not in texts)
+    finally:
+        new.unlink()
+    until(lambda: "fr" not in on_ray.names())
+    assert on_ray.post("/v1/chat/completions", body).status_code == 404
+
+
+def test_what_cannot_be_is_said_at_once(on_ray: OnRay) -> None:
+    small = on_ray.serve("tiny.gguf", "--replicas", "9", check=False)
+    assert small.returncode == 1 and "9 replicas of 1 cores each need 9" in small.stderr
+    there = on_ray.slm("cluster", "serve", str(on_ray.folder / "tiny.gguf"), "--cores", "1", check=False)
+    assert there.returncode == 1 and "a server runs on this cluster already" in there.stderr
+    other = on_ray.serve("tiny.gguf", "--port", str(free_port()), check=False)
+    assert other.returncode == 1 and f"listens on 127.0.0.1:{on_ray.port} already" in other.stderr
+    version = (
+        "import ray, slm.native.ray_address as a; ray.__version__ = '2.0.1'\n"
+        "try:\n    with a.connected('ray'): pass\nexcept Exception as e: print(type(e).__name__, e)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", version], cwd=ROOT, env=on_ray.environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.startswith("MismatchError Ray on the cluster has another version"), done.stdout + done.stderr
+    assert on_ray.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}).status_code == 200
+
+
+def test_the_model_is_changed_without_a_refused_request(on_ray: OnRay) -> None:
+    """The adapters fit both models; each answer comes from one or the other."""
+    with Load(on_ray) as load:
+        until(lambda: len(load.outcomes) >= 4)
+        on_ray.serve("other.gguf", "--replicas", "2")
+        until(lambda: "other" in on_ray.names())
+        seen = len(load.outcomes)
+        until(lambda: len(load.outcomes) >= seen + 8)
+    assert set(load.outcomes) == {"answered"}, set(load.outcomes)
+
+
+@pytest.mark.real
+def test_an_index_made_on_ray_has_the_vectors_of_one_machine(on_ray: OnRay, pulled_model: Any) -> None:
+    """To the bit; and a run that is broken off goes on with what it has embedded (the server gives its cores back)."""
+    pulled_model("multilingual-e5-small")
+    stop = [sys.executable, "-m", "ray.serve.scripts", "shutdown", "-y"]
+    subprocess.run(stop, env=on_ray.environment, capture_output=True, timeout=120, check=True)
+    here, there = on_ray.folder / "here", on_ray.folder / "there"
+    documents = str(ROOT / "data/handbook")
+    on_ray.slm("rag", "add", str(here), documents)
+    on_ray.slm("rag", "add", str(there), documents, "--on", "ray")
+    one, two = open_inventory(here), open_inventory(there)
+    assert one.documents == two.documents and one.count == two.count > 100
+    written = [path for path in one.folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    files = sorted(path.relative_to(one.folder) for path in written)
+    assert any("vector" in str(file) for file in files)
+    for file in files:
+        assert (one.folder / file).read_bytes() == (two.folder / file).read_bytes(), file
+    again = on_ray.slm("rag", "add", str(there), documents, "--on", f"ray://127.0.0.1:{on_ray.client_port}")
+    assert f"{len(one.documents)} unchanged" in again.stdout
