@@ -252,7 +252,7 @@ def test_what_cannot_be_is_said_at_once(on_ray: OnRay) -> None:
     other = on_ray.serve("tiny.gguf", "--port", str(free_port()), check=False)
     assert other.returncode == 1 and f"listens on 127.0.0.1:{on_ray.port} already" in other.stderr
     version = (
-        "import ray, slm.native.ray_address as a; ray.__version__ = '2.0.1'\n"
+        "import ray, slm.native.ray_cluster as a; ray.__version__ = '2.0.1'\n"
         "try:\n    with a.connected('ray'): pass\nexcept Exception as e: print(type(e).__name__, e)"
     )
     done = subprocess.run(

@@ -32,7 +32,7 @@ from slm.errors import (
     UnsupportedError,
 )
 from slm.joints import Finish, Message, SamplingOptions
-from slm.native.ray_address import check_address, connected
+from slm.native.ray_cluster import check_address, connected
 from tests.remote_engine import Fleet, fleet
 from tests.tiny_gguf import write_adapter, write_model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.bench.fleet import EngineLoad, ServiceTimes, load_of, most_machines, simulate
+from serve.bench.simulated.fleet import EngineLoad, ServiceTimes, load_of, most_machines, simulate
 
 MEASURED = ServiceTimes((EngineLoad(1, 1.0, 0.2), EngineLoad(4, 3.0, 0.25), EngineLoad(8, 4.0, 0.5)), 0.01, 50.0)
 

@@ -42,14 +42,14 @@ class Workers:
 
 @contextmanager
 def workers(address: str | None) -> Iterator[Workers]:
-    """Those that `--on` names, until the end of the block. Raises as `slm.native.ray_address.connected`."""
+    """Those that `--on` names, until the end of the block. Raises as `slm.native.ray_cluster.connected`."""
     from rag.sources.files import read_here
 
     if address is None:
         yield Workers(read_here, elsewhere=False)
         return
     from rag.sources.spread import read_spread
-    from slm.native.ray_address import connected
+    from slm.native.ray_cluster import connected
 
     with connected(address):
         yield Workers(read_spread, elsewhere=True)

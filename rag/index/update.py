@@ -15,7 +15,7 @@ import numpy as np
 from rag.document import Document
 from rag.index.change.embedded import CHUNK_TOKENS, chunked, embedded
 from rag.index.change.gone import Departed, Seen
-from rag.index.change.planned import PAGE, Change, Plan, Told, check_identity, planned
+from rag.index.change.planned import PAGE, Change, ChangePlan, Told, check_identity, planned
 from rag.index.embed import Embedder, Vectors
 from rag.index.embedders.cache import VectorCache
 from rag.index.generation.current import drop_others, exclusive, make_current, next_folder, require_free, told_of_memory
@@ -123,14 +123,14 @@ def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -
         return sorted(gone)
 
 
-def _removal(gone: Collection[str], table: dict[str, dict[str, Any]], sources: Mapping[str, Any]) -> Plan:
-    return Plan({}, {}, {}, {}, gone, table, sources, Departed({}, {}), same=False)
+def _removal(gone: Collection[str], table: dict[str, dict[str, Any]], sources: Mapping[str, Any]) -> ChangePlan:
+    return ChangePlan({}, {}, {}, {}, gone, table, sources, Departed({}, {}), same=False)
 
 
 def _write(
     path: Path,
     base: Inventory | None,
-    plan: Plan,
+    plan: ChangePlan,
     identity: Mapping[str, Any],
     embed: Callable[[Mapping[str, Vectors]], Addition] | None = None,
 ) -> int:

@@ -21,7 +21,7 @@ _POLICY = Policy(limits=Limits(queue=1_000_000, request_s=0.0))
 
 
 class InsideServer:
-    """Answers requests (implements `serve.batch.run.Answering`) with an engine; use it on an event loop."""
+    """Answers requests (implements `serve.batch.run.BatchAnswering`) with an engine; use it on an event loop."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

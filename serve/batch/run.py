@@ -1,7 +1,7 @@
 """A batch is answered: so many requests are under way that nobody who computes ever waits for the next one.
 
-Who answers is handed in (`Answering`): the server's application in this process, or one that is elsewhere. It knows
-nothing of the engine.
+Who answers is handed in (`BatchAnswering`): the server's application in this process, or one that is elsewhere. It
+knows nothing of the engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STREAMED = {
 }  # fmt: skip
 
 
-class Answering(Protocol):
+class BatchAnswering(Protocol):
     """Who answers a request."""
 
     async def ask(self, url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -82,7 +82,7 @@ def figures_of(entries: Sequence[BatchEntry], journal: BatchJournal) -> BatchFig
 
 
 async def answer_all(
-    entries: Sequence[BatchEntry], source: Path, answering: Answering, journal: BatchJournal, window: int,
+    entries: Sequence[BatchEntry], source: Path, answering: BatchAnswering, journal: BatchJournal, window: int,
     figures: BatchFigures, shown: Callable[[int], None] = lambda done: None,
 ) -> None:  # fmt: skip
     """Answer every entry that has no fault and no answer yet; `window` of them are under way at once.
@@ -117,7 +117,7 @@ async def answer_all(
 class _Asking:
     """Asks for one entry until there is an answer to keep."""
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, answering: BatchAnswering) -> None:
         self._answering = answering
         self._alone = asyncio.Lock()
 

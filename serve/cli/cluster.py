@@ -151,7 +151,7 @@ def cluster_serve(joints: Joints, /, model: str, address: str, detach: bool, **g
     Example:
       slm cluster serve gemma-3-270m --adapters-dir /srv/adapters --replicas 1:8 --cores 4 --on ray://node1 --detach
     """
-    from slm.native.ray_address import connected, on_cluster
+    from slm.native.ray_cluster import connected, on_cluster
 
     place = ListeningPlace(given["host"], given["port"], given["keep_alive"])
     settings = _settings(model, given)

@@ -42,13 +42,13 @@ def bench_cluster(
       slm bench cluster gemma-3-270m --json > times.json
       slm bench cluster --simulate times.json --ingresses 1 --ingresses 20
     """
-    from serve.bench.machines import ClusterPlan, bench_cluster_runs, simulated, times_of_file
+    from serve.bench.simulated.machines import ClusterPlan, bench_cluster_runs, simulated, times_of_file
 
     if times is not None:
         result = simulated(times_of_file(times), clients, ingresses)
         _print(result, as_json, _show_fleet)
         return
-    from slm.native.ray_address import check_address
+    from slm.native.ray_cluster import check_address
 
     check_address("ray")
     plan = ClusterPlan(clients, tokens, seconds, cores)

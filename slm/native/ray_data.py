@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm.errors import EngineError, SlmError
-from slm.native.ray_address import is_client
+from slm.native.ray_cluster import is_client
 
 # Ray Data keeps a few hundred bytes for each block, and starts a task for it.
 _MOST_BLOCKS = 1000

@@ -54,7 +54,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChangePlan:
     """A change of an index, decided and not yet done.
 
     incoming: the documents that were given, and changed: those of them that the index does not have as they are; both
@@ -131,7 +131,7 @@ def planned(
     seen: Seen | Told | None,
     *,
     sure: bool,
-) -> Plan:
+) -> ChangePlan:
     """What it takes to bring these documents into an index of the `known` ones, which came from `sources`.
 
     seen: what was looked through, so that documents that are no longer there go (`rag.index.change.gone`), or what the
@@ -187,7 +187,7 @@ def planned(
         for place, page in told.pages.items():
             table[place][PAGE] = dict(page)
     same = after == dict(sources) and without_counts(known) == without_counts(table)
-    return Plan(incoming, changed, named, carry, drop, table, after, left, same and not changed and not left.gone)
+    return ChangePlan(incoming, changed, named, carry, drop, table, after, left, same and not changed and not left.gone)
 
 
 def _moved_away(

@@ -16,7 +16,7 @@ import numpy as np
 from rag.document import Document
 from rag.index.change.embedded import BATCH, CHUNK_TOKENS, chunked, embedded
 from rag.index.change.gone import Seen
-from rag.index.change.planned import Change, Plan, Told, check_identity, planned
+from rag.index.change.planned import Change, ChangePlan, Told, check_identity, planned
 from rag.index.embed import Embedder
 from rag.index.generation.part import chunk_of
 from rag.index.names import composed, documents_named
@@ -322,7 +322,7 @@ class Database:
 class _Run:
     """The writing of a plan, document by document."""
 
-    def __init__(self, connection: Connection, held: HeldRows, plan: Plan, embedder: Embedder) -> None:
+    def __init__(self, connection: Connection, held: HeldRows, plan: ChangePlan, embedder: Embedder) -> None:
         self._connection, self._held, self._plan, self._embedder = connection, held, plan, embedder
         self._writer = IndexWriter(connection, held.index, int(held.made_with["dimension"]))
 

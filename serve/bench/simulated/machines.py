@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from serve.bench.adapters import write_random_adapter
-from serve.bench.fleet import EngineLoad, FleetLoad, ServiceTimes, most_machines, simulate
 from serve.bench.load import Outcome, ask, closed_loop, new_client, quantile, tokens_per_second
 from serve.bench.peers import end_tokens
 from serve.bench.process import Server, free_port, running
 from serve.bench.prompts import conversation
+from serve.bench.simulated.fleet import EngineLoad, FleetLoad, ServiceTimes, most_machines, simulate
 from serve.upstream import Launch, UpstreamOptions
 from slm.errors import DamagedFileError, EngineError, MissingFileError
 from slm.native.process import child_environment
