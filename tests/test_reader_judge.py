@@ -38,7 +38,7 @@ TEXTS = [
     [
         "Rules",
         *(
-            f"Rule {n}: whoever leaves last locks door {n} and tells the porter, who writes it into the book at the gate."
+            f"Rule {n}: whoever leaves last locks door {n} and tells the porter, who notes it in the book at the gate."
             for n in range(1, 21)
         ),
     ],
