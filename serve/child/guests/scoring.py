@@ -24,7 +24,9 @@ from serve.child.pool import Team
 from serve.child.spelling.tokens import prompt_tokens
 from slm.chat.segments import Segment
 from slm.errors import ContextOverflowError, EngineError, InputError
-from slm.native.llama import ContextParams, decode_rows, forget, library, open_context, set_adapters, tokenize
+from slm.native.llama import (
+    ContextParams, decode_rows, fast_attention, forget, library, open_context, set_adapters, tokenize,
+)  # fmt: skip
 
 # A context has at least so many cells, and always a power of two: one that fits is not opened anew for a few more.
 _LEAST_CELLS = 1024
@@ -167,7 +169,7 @@ class Scorer(Guest[_Judged]):
             self._own.close()
             self._own = kept.enter_context(ExitStack())
             cells = max(_LEAST_CELLS, 1 << (tokens - 1).bit_length())
-            wanted = ContextParams(cells, schedule.LARGEST_CHUNK, 1 + MOST_PROMPTS, flash_attention=False)
+            wanted = ContextParams(cells, schedule.LARGEST_CHUNK, 1 + MOST_PROMPTS, flash_attention=fast_attention())
             context = open_context(self._own, self._model, wanted)
             self._stoppable(context)
             self._own.callback(setattr, self, "_cells", 0)

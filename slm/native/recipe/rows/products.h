@@ -1,0 +1,24 @@
+// Matrix products for many rows of activations (products.cpp).
+
+#pragma once
+
+#include "ggml-cpu-impl.h"
+
+namespace slm {
+
+// Fewer rows go llama.cpp's way: what it takes to lay out the weights would not pay.
+constexpr int64_t MANY_ROWS = 32;
+
+// Whether this processor's instructions are enough.
+bool has_products();
+
+// Whether there is a kernel for this product.
+bool knows_product(const ggml_tensor * node);
+
+// The bytes of shared memory that such a product needs.
+size_t product_work_size(const ggml_tensor * node);
+
+// Computes such a product.
+void product(const ggml_compute_params * params, ggml_tensor * node);
+
+}  // namespace slm
