@@ -97,9 +97,7 @@ class HotContext:
         count = 2 * parallel
         with ExitStack() as stack:
             n_batch = schedule.LARGEST_CHUNK + schedule.REMAINDER + count + schedule.MOST_DRAFTED
-            params = ContextParams(
-                cells, n_batch, n_seq_max=count, n_threads=threads, flash_attention=fast_attention()
-            )
+            params = ContextParams(cells, n_batch, n_seq_max=count, n_threads=threads, flash_attention=fast_attention())
             self._context = open_context(stack, model, params)
             self.slots = Slots(self._context, store, count=count, cells=cells, can_drop=can_drop)
             self._batch = self._lib.llama_batch_init(n_batch, 0, 1)
@@ -177,7 +175,8 @@ class HotContext:
     def step(self, key: str, adapters: Handles, *, threads: int, lone: bool = False) -> list[Gain]:
         """Decode one batch of the sequences of `key` and return what each gained; nothing when interrupted.
 
-        lone: nobody else waits for this step to end, so it may read more of a prompt. Raises EngineError when llama.cpp refuses the batch.
+        lone: nobody else waits for this step to end, so it may read more of a prompt. Raises EngineError when llama.cpp
+        refuses the batch.
         """
         self.slots.settle()
         begun = time.perf_counter()
@@ -214,8 +213,8 @@ class HotContext:
         return dropped
 
     def _plan(self, key: str, seconds: float) -> list[_Feed]:
-        """What each sequence of a step of about so many seconds decodes: some of its prompt, or the token chosen last and
-        a draft."""
+        """What each sequence of a step of about so many seconds decodes: some of its prompt, or the token chosen last
+        and a draft."""
         mine = {slot.index: (slot, slot.running) for slot in self.slots.busy if slot.running and slot.key == key}
         plan = schedule.plan_step(
             [self._work(*one) for one in mine.values()], chunk=schedule.chunk_of(self.prefill_rate, seconds)

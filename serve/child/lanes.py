@@ -249,8 +249,8 @@ class Lanes:
             self._sink.flush()
 
     def _next(self, lane: _Lane) -> tuple[str, int, Handles, HotContext, bool] | None:
-        """The lane's next step: adapters' key, cores, adapters, context, and whether only its one request is here; None:
-        it has to wait."""
+        """The lane's next step: adapters' key, cores, adapters, context, and whether only its one request is here;
+        None: it has to wait."""
         for id in lane.cancelled:
             if lane.context and (finish := lane.context.cancel(id)):
                 self._sink.add(id, finish)

@@ -71,7 +71,7 @@ def kernels_used() -> frozenset[str]:
     """Which of our kernels for many rows this process computes with: "products", "attention", "rotation"
     (slm/native/recipe/rows/hooks.cpp).
 
-    None where llama.cpp was built otherwise, the processor lacks the instructions, or SLM_LLAMA_KERNELS leaves them out.
+    None where llama.cpp was built otherwise, the processor lacks the instructions, or SLM_LLAMA_KERNELS names others.
     """
     lib = library()._lib
     bits = int(lib.slm_kernels_used()) if hasattr(lib, "slm_kernels_used") else 0

@@ -25,7 +25,14 @@ from serve.child.spelling.tokens import prompt_tokens
 from slm.chat.segments import Segment
 from slm.errors import ContextOverflowError, EngineError, InputError
 from slm.native.llama import (
-    ContextParams, decode_rows, fast_attention, forget, library, open_context, set_adapters, tokenize,
+    ContextParams,
+    decode_rows,
+    fast_attention,
+    forget,
+    library,
+    open_context,
+    set_adapters,
+    tokenize,
 )  # fmt: skip
 
 # A context has at least so many cells, and always a power of two: one that fits is not opened anew for a few more.

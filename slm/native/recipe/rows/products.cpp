@@ -1,6 +1,6 @@
 // Products of quantized weights and many rows of activations, for AVX-512 with VNNI.
 //
-// Activations are quantized once: bytes with a scale for 32 of them, as llama.cpp's q8_0, but the scale is kept in full.
+// Activations are quantized once, in parts of 32 or 256 with a scale for each.
 // A thread takes a strip of 32 rows of weights, lays it out as bytes without a sign so that one load has four bytes of
 // each of 16 rows, and multiplies it with all activations, six rows at a time, sums held in registers. The strip stays in
 // the second-level cache meanwhile. Laying it out takes about a fiftieth of the time at 512 rows.
@@ -20,6 +20,10 @@ namespace slm {
 
 constexpr int STRIP = 32;  // rows of weights, two vectors of 16
 constexpr int ROWS = 6;    // rows of activations at a time: 24 of 32 registers are sums
+// Fewer rows go llama.cpp's way: what it takes to lay out the weights would not pay. It has good kernels for a few rows of
+// those weights that it lays out itself when it loads a model. Measured with SmolLM2-135M and Gemma 3 270m.
+constexpr int64_t LEAST_ROWS = 6, LEAST_ROWS_OF_EIGHT = 8;
+constexpr int64_t LEAST_PART = 32;  // rows that a strip is laid out for by one thread, where more threads share them
 
 // How quantized activations lie: for each row its bytes, then a scale for 32 of them, then for each group of weights the
 // sum of the bytes: times -ZERO as a number, or times the scale where the weights have a minimum.
@@ -32,30 +36,43 @@ struct Layout {
     }
 };
 
+static inline float through_half(float value) {
+    return _cvtsh_ss(_cvtss_sh(value, 0));
+}
+
+// As llama.cpp does it for this type, so that rows are the same in a batch as alone: 32 (its q8_0, q8_1) or 256 (q8_K)
+// activations share a scale.
 template <typename Type> static void quantize_row(const float * from, char * to, int64_t width, const Layout & layout) {
     float * scales = (float *) (to + layout.scales);
     int32_t * sums = (int32_t *) (to + layout.sums);
     float * scaled_sums = (float *) (to + layout.sums);
-    for (int64_t at = 0; at < width; at += 32) {
-        const __m512 a = _mm512_loadu_ps(from + at), b = _mm512_loadu_ps(from + at + 16);
-        const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-        const float scale = most / 127.0f;
-        const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
-        const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
-        const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-        _mm_storeu_si128((__m128i *) (to + at), _mm512_cvtsepi32_epi8(low));
-        _mm_storeu_si128((__m128i *) (to + at + 16), _mm512_cvtsepi32_epi8(high));
-        scales[at / 32] = scale;
-        const int first = _mm512_reduce_add_epi32(low), second = _mm512_reduce_add_epi32(high);
-        if constexpr (Type::MINIMUM) {
-            static_assert(Type::GROUP == 32);
-            scaled_sums[at / 32] = scale * (float) (first + second);
-        } else if constexpr (Type::GROUP == 32) {
-            sums[at / 32] = -Type::ZERO * (first + second);
-        } else {
-            static_assert(Type::GROUP == 16);
-            sums[at / 16] = -Type::ZERO * first;
-            sums[at / 16 + 1] = -Type::ZERO * second;
+    for (int64_t block = 0; block < width; block += Type::BLOCK) {
+        __m512 most_of = _mm512_setzero_ps();
+        for (int at = 0; at < Type::BLOCK; at += 16) {
+            most_of = _mm512_max_ps(most_of, _mm512_abs_ps(_mm512_loadu_ps(from + block + at)));
+        }
+        const float most = _mm512_reduce_max_ps(most_of), inverse = most > 0 ? 127.0f / most : 0.0f;
+        const float exact = Type::BLOCK == 32 ? most / 127.0f : most > 0 ? 1.0f / inverse : 0.0f;
+        const float scale = Type::BLOCK == 32 ? through_half(exact) : exact;
+        for (int64_t at = block; at < block + Type::BLOCK; at += 32) {
+            const __m512 a = _mm512_loadu_ps(from + at), b = _mm512_loadu_ps(from + at + 16);
+            const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse)));
+            const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(b, _mm512_set1_ps(inverse)));
+            _mm_storeu_si128((__m128i *) (to + at), _mm512_cvtsepi32_epi8(low));
+            _mm_storeu_si128((__m128i *) (to + at + 16), _mm512_cvtsepi32_epi8(high));
+            scales[at / 32] = scale;
+            const int first = _mm512_reduce_add_epi32(low), second = _mm512_reduce_add_epi32(high);
+            if constexpr (Type::MINIMUM) {
+                static_assert(Type::GROUP == 32);
+                const float sum = exact * (float) (first + second);
+                scaled_sums[at / 32] = Type::BLOCK == 32 ? through_half(sum) : sum;
+            } else if constexpr (Type::GROUP == 32) {
+                sums[at / 32] = -Type::ZERO * (first + second);
+            } else {
+                static_assert(Type::GROUP == 16);
+                sums[at / 16] = -Type::ZERO * first;
+                sums[at / 16 + 1] = -Type::ZERO * second;
+            }
         }
     }
 }
@@ -130,16 +147,31 @@ struct Strip {
     }
 };
 
-// The sums of N rows of activations with one strip. out: where the first row's sums go, `out_stride` floats apart.
+// Weights that are needed next: `step` bytes for each group of those in hand.
+struct Ahead {
+    const char * from;
+    size_t step;
+};
+
+// Where sums go: rows `stride` floats apart, and which of the strip's columns there are.
+struct Out {
+    float * to;
+    size_t stride;
+    __mmask16 first, second;
+};
+
+// The sums of N rows of activations with one strip.
 template <typename Type, int N>
-static void multiply(const Strip & strip, const char * rows, const Layout & layout, int64_t width, float * out,
-                     size_t out_stride, __mmask16 first, __mmask16 second) {
+static void multiply(const Strip & strip, const char * rows, const Layout & layout, int64_t width, Out out, Ahead ahead) {
     __m512 sums[N][2];
     for (int row = 0; row < N; row++) {
         sums[row][0] = sums[row][1] = _mm512_setzero_ps();
     }
     const uint8_t * bytes = strip.bytes;
     for (int64_t group = 0; group < width / Type::GROUP; group++) {
+        for (size_t at = 0; at < ahead.step; at += 64) {
+            _mm_prefetch(ahead.from + group * ahead.step + at, _MM_HINT_T1);
+        }
         __m512i products[N][2];
         for (int row = 0; row < N; row++) {
             __m512i begin = _mm512_setzero_si512();
@@ -179,15 +211,15 @@ static void multiply(const Strip & strip, const char * rows, const Layout & layo
         }
     }
     for (int row = 0; row < N; row++) {
-        _mm512_mask_storeu_ps(out + row * out_stride, first, sums[row][0]);
-        _mm512_mask_storeu_ps(out + row * out_stride + 16, second, sums[row][1]);
+        _mm512_mask_storeu_ps(out.to + row * out.stride, out.first, sums[row][0]);
+        _mm512_mask_storeu_ps(out.to + row * out.stride + 16, out.second, sums[row][1]);
     }
 }
 
 // How many parts the rows of activations fall into, so that there are enough pieces of work for all threads.
 static int64_t row_parts(int64_t strips, int64_t rows, int threads) {
     const int64_t wanted = threads == 1 ? 1 : (4 * threads + strips - 1) / strips;
-    return std::max<int64_t>(1, std::min(wanted, rows / MANY_ROWS));
+    return std::max<int64_t>(1, std::min(wanted, rows / LEAST_PART));
 }
 
 template <typename Type> static void product_of(const ggml_compute_params * params, ggml_tensor * node) {
@@ -218,14 +250,22 @@ template <typename Type> static void product_of(const ggml_compute_params * para
             filled = first;
         }
         const int64_t left = std::min<int64_t>(STRIP, columns - first);
-        const __mmask16 low = left >= 16 ? 0xFFFF : (1 << left) - 1;
-        const __mmask16 high = left >= 32 ? 0xFFFF : left > 16 ? (1 << (left - 16)) - 1 : 0;
-        for (int64_t row = begin; row < end; row += ROWS) {
+        Out out{nullptr, node->nb[1] / sizeof(float), 0xFFFF, 0xFFFF};
+        out.first = left >= 16 ? 0xFFFF : (1 << left) - 1;
+        out.second = left >= 32 ? 0xFFFF : left > 16 ? (1 << (left - 16)) - 1 : 0;
+        // The strip that is likely the next of this thread: the memory is read while this one is multiplied.
+        const int64_t later = first + params->nth * STRIP;
+        Ahead ahead{nullptr, 0};
+        if (parts == 1 && later + STRIP <= columns) {
+            ahead = {(const char *) weights->data + later * weights->nb[1], STRIP * weights->nb[1] / (width / Type::GROUP)};
+        }
+        for (int64_t row = begin, count; row < end; row += count) {
+            const int64_t left_rows = end - row, groups = (left_rows + ROWS - 1) / ROWS;
+            count = (left_rows + groups - 1) / groups;  // 8 rows are 4 and 4, not 6 and 2
             const char * from = quantized + row * layout.stride;
-            const size_t out_stride = node->nb[1] / sizeof(float);
-            float * out = (float *) node->data + row * out_stride + first;
-#define SLM_ROWS(N) case N: multiply<Type, N>(strip, from, layout, width, out, out_stride, low, high); break
-            switch (std::min<int64_t>(ROWS, end - row)) {
+            out.to = (float *) node->data + row * out.stride + first;
+#define SLM_ROWS(N) case N: multiply<Type, N>(strip, from, layout, width, out, ahead); break
+            switch (count) {
                 SLM_ROWS(1);
                 SLM_ROWS(2);
                 SLM_ROWS(3);
@@ -234,15 +274,20 @@ template <typename Type> static void product_of(const ggml_compute_params * para
                 SLM_ROWS(6);
             }
 #undef SLM_ROWS
+            ahead.step = 0;
         }
     }
 }
 
 using Product = void (*)(const ggml_compute_params *, ggml_tensor *);
 
+static bool lies_in_eights(const ggml_tensor * weights) {
+    return weights->buffer && weights->buffer->buft == ggml_backend_cpu_repack_buffer_type();
+}
+
 // The kernel for weights as they lie, or none.
 static Product product_for(const ggml_tensor * weights) {
-    if (weights->buffer && weights->buffer->buft == ggml_backend_cpu_repack_buffer_type()) {
+    if (lies_in_eights(weights)) {
         if (weights->ne[1] % 8) {
             return nullptr;
         }
@@ -275,7 +320,8 @@ bool has_products() {
 bool knows_product(const ggml_tensor * node) {
     const ggml_tensor * weights = node->src[0];
     const ggml_tensor * activations = node->src[1];
-    return activations->type == GGML_TYPE_F32 && node->type == GGML_TYPE_F32 && activations->ne[1] >= MANY_ROWS &&
+    const int64_t least = lies_in_eights(weights) ? LEAST_ROWS_OF_EIGHT : LEAST_ROWS;
+    return activations->type == GGML_TYPE_F32 && node->type == GGML_TYPE_F32 && activations->ne[1] >= least &&
            activations->ne[2] == 1 && activations->ne[3] == 1 && weights->ne[2] == 1 && weights->ne[3] == 1 &&
            ggml_get_op_params_i32(node, 1) == 0 && activations->nb[0] == sizeof(float) && node->nb[0] == sizeof(float) &&
            weights->nb[1] == ggml_row_size(weights->type, weights->ne[0]) && weights->ne[0] % 32 == 0 &&

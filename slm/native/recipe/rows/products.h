@@ -1,4 +1,4 @@
-// Matrix products for many rows of activations (products.cpp).
+// Matrix products for several rows of activations (products.cpp).
 
 #pragma once
 
@@ -6,13 +6,10 @@
 
 namespace slm {
 
-// Fewer rows go llama.cpp's way: what it takes to lay out the weights would not pay.
-constexpr int64_t MANY_ROWS = 32;
-
 // Whether this processor's instructions are enough.
 bool has_products();
 
-// Whether there is a kernel for this product.
+// Whether there is a kernel for this product, and rows enough.
 bool knows_product(const ggml_tensor * node);
 
 // The bytes of shared memory that such a product needs.
