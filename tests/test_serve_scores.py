@@ -29,7 +29,15 @@ from serve.child.schedule import LARGEST_CHUNK
 from serve.engine.engine import Engine, open_engine
 from slm.errors import ContextOverflowError, EngineDiedError, EngineError, InputError, UnknownNameError
 from slm.joints import PieceScores, SamplingOptions
-from slm.native.llama import ContextParams, all_logits, open_adapter, open_context, open_model, set_adapters
+from slm.native.llama import (
+    ContextParams,
+    all_logits,
+    fast_attention,
+    open_adapter,
+    open_context,
+    open_model,
+    set_adapters,
+)
 from tests import tiny_families as tiny
 from tests.tiny_engine import Files, ask, engine, files, user
 from tests.tiny_gguf import BOS, letter
@@ -151,7 +159,7 @@ def expected_of(files: Files, prompts: Sequence[Sequence[str]], adapter: Path | 
     rows = []
     with ExitStack() as stack:
         model = open_model(stack, files.model)
-        context = open_context(stack, model, ContextParams(2048, 2048, n_threads=1, flash_attention=False))
+        context = open_context(stack, model, ContextParams(2048, 2048, n_threads=1, flash_attention=fast_attention()))
         if adapter:
             set_adapters(context, [(open_adapter(stack, model, adapter), 1.0)])
         for prompt in prompts:
