@@ -57,7 +57,8 @@ def _computed(context: int, node: int, threads: int, shape: tuple[int, ...]) -> 
     assert compute(context, graph, threads) == 0
     address = _function("ggml_get_data", _pointer, _pointer)(node)
     values = (ctypes.c_float * int(np.prod(shape))).from_address(address)
-    return np.frombuffer(values, np.float32).reshape(shape).copy()
+    found: Floats = np.ctypeslib.as_array(values).reshape(shape).copy()
+    return found
 
 
 def product(kind: GGMLQuantizationType, weights: npt.NDArray[Any], activations: Floats, *, threads: int = 1) -> Floats:
