@@ -244,6 +244,10 @@ bool has_attention() {
     return true;
 }
 
+bool attention_pays() {
+    return SLM_LANES == 16;
+}
+
 bool knows_attention(const ggml_tensor * node) {
     const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3];
     return q->type == GGML_TYPE_F32 && node->type == GGML_TYPE_F32 && k->type == v->type &&
@@ -288,6 +292,10 @@ void attention(const ggml_compute_params * params, ggml_tensor * node) {
 #else
 
 bool has_attention() {
+    return false;
+}
+
+bool attention_pays() {
     return false;
 }
 

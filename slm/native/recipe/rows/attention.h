@@ -9,6 +9,9 @@ namespace slm {
 // Whether this processor's instructions are enough.
 bool has_attention();
 
+// Whether it is faster than llama.cpp's plain way for any number of rows: with eight lanes a single row is not.
+bool attention_pays();
+
 // Whether this node of kind GGML_OP_FLASH_ATTN_EXT can be computed here.
 bool knows_attention(const ggml_tensor * node);
 
