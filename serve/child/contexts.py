@@ -27,7 +27,7 @@ from serve.child.slots import Request, Running, Slot, Slots
 from serve.child.spelling.text import TextStream
 from slm.errors import EngineError, SlmError
 from slm.joints import TokenScore
-from slm.native.llama import ContextParams, library, open_context, set_adapters
+from slm.native.llama import ContextParams, fast_attention, library, open_context, set_adapters
 
 _ABORTED = 2  # llama_decode: the abort callback said so
 
@@ -97,7 +97,7 @@ class HotContext:
         count = 2 * parallel
         with ExitStack() as stack:
             n_batch = schedule.LARGEST_CHUNK + schedule.REMAINDER + count + schedule.MOST_DRAFTED
-            params = ContextParams(cells, n_batch, n_seq_max=count, n_threads=threads, flash_attention=False)
+            params = ContextParams(cells, n_batch, n_seq_max=count, n_threads=threads, flash_attention=fast_attention())
             self._context = open_context(stack, model, params)
             self.slots = Slots(self._context, store, count=count, cells=cells, can_drop=can_drop)
             self._batch = self._lib.llama_batch_init(n_batch, 0, 1)
@@ -172,14 +172,15 @@ class HotContext:
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def step(self, key: str, adapters: Handles, *, threads: int) -> list[Gain]:
+    def step(self, key: str, adapters: Handles, *, threads: int, lone: bool = False) -> list[Gain]:
         """Decode one batch of the sequences of `key` and return what each gained; nothing when interrupted.
 
-        Raises EngineError when llama.cpp refuses the batch.
+        lone: nobody else waits for this step to end, so it may read more of a prompt. Raises EngineError when llama.cpp
+        refuses the batch.
         """
         self.slots.settle()
         begun = time.perf_counter()
-        feeds = self._plan(key)
+        feeds = self._plan(key, schedule.LONE_STEP_S if lone else schedule.STEP_S)
         count = self._fill(feeds)
         self._use(key, adapters, threads)
         self.expected_s = count / self.prefill_rate if self.prefill_rate else 1.0
@@ -211,11 +212,12 @@ class HotContext:
                 self.slots.clear(slot)
         return dropped
 
-    def _plan(self, key: str) -> list[_Feed]:
-        """What each sequence of the next step decodes: some of its prompt, or the token chosen last and a draft."""
+    def _plan(self, key: str, seconds: float) -> list[_Feed]:
+        """What each sequence of a step of about so many seconds decodes: some of its prompt, or the token chosen last
+        and a draft."""
         mine = {slot.index: (slot, slot.running) for slot in self.slots.busy if slot.running and slot.key == key}
         plan = schedule.plan_step(
-            [self._work(*one) for one in mine.values()], chunk=schedule.chunk_of(self.prefill_rate)
+            [self._work(*one) for one in mine.values()], chunk=schedule.chunk_of(self.prefill_rate, seconds)
         )
         feeds, row = [], 0
         for index, (slot, running) in mine.items():

@@ -225,13 +225,13 @@ class Lanes:
                 while (turn := self._next(lane)) is None:
                     self._sink.flush()
                     self._changed.wait(_SHARE_S if self._waiting else None)
-                key, cores, adapters, context = turn
+                key, cores, adapters, context, lone = turn
                 lane.stepping = True
                 context.uninterrupt()
             error: EngineError | None = None
             gains: list[Gain] = []
             try:
-                gains = lane.team.run(partial(context.step, key, adapters, threads=cores), cores=cores)
+                gains = lane.team.run(partial(context.step, key, adapters, threads=cores, lone=lone), cores=cores)
             except EngineError as problem:
                 error = problem
             for gain in gains:
@@ -248,8 +248,9 @@ class Lanes:
                 self._changed.notify_all()
             self._sink.flush()
 
-    def _next(self, lane: _Lane) -> tuple[str, int, Handles, HotContext] | None:
-        """The lane's next step: adapters' key, cores, adapters and context; None: it has to wait."""
+    def _next(self, lane: _Lane) -> tuple[str, int, Handles, HotContext, bool] | None:
+        """The lane's next step: adapters' key, cores, adapters, context, and whether only its one request is here;
+        None: it has to wait."""
         for id in lane.cancelled:
             if lane.context and (finish := lane.context.cancel(id)):
                 self._sink.add(id, finish)
@@ -273,7 +274,8 @@ class Lanes:
             lane.team.rest()
             return None
         key = lane.rotation.next(lane.running.keys())
-        return key, cores, self._adapters.of(key), context
+        lone = not self._waiting and sum(one.running.total() for one in self._lanes) == 1
+        return key, cores, self._adapters.of(key), context, lone
 
     def _admit(self, lane: _Lane) -> None:
         """Take the waiting requests that belong here, oldest first; one that must wait holds back its adapter's."""

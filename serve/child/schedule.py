@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 # A step should not last longer than this, so that arrivals, cancellations and other contexts wait little.
 STEP_S = 0.1
-SMALLEST_CHUNK, LARGEST_CHUNK = 32, 256
+# One that nobody else waits for: products of many rows lay out their weights anew for each step.
+LONE_STEP_S = 0.4
+SMALLEST_CHUNK, LARGEST_CHUNK = 32, 512
 # So few tokens of a prompt are not left for a step of their own.
 REMAINDER = 8
 # Tokens of one sequence's draft, and of all in one step; and what a step costs beside its rows, in rows.
@@ -84,11 +86,12 @@ def cost_of(rows: int) -> float:
     return STEP_COST if rows == 1 else STEP_COST + rows + (-rows % 4) / 2
 
 
-def chunk_of(prefill_rate: float) -> int:
-    """How many prompt tokens fit into a step, from the measured tokens per second (0: not measured yet)."""
+def chunk_of(prefill_rate: float, seconds: float = STEP_S) -> int:
+    """How many prompt tokens fit into a step of so many seconds, from the measured tokens per second (0: not measured
+    yet)."""
     if prefill_rate <= 0:
         return 4 * SMALLEST_CHUNK
-    return int(min(LARGEST_CHUNK, max(SMALLEST_CHUNK, prefill_rate * STEP_S)))
+    return int(min(LARGEST_CHUNK, max(SMALLEST_CHUNK, prefill_rate * seconds)))
 
 
 def reads_alone(running: int, reading: int, others: int) -> bool:

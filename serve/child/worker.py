@@ -46,7 +46,7 @@ from serve.child.slots import Request
 from serve.child.spelling.lines import answer_line, read_order
 from serve.child.spelling.tokens import checked, prompt_tokens
 from slm.errors import ContextOverflowError, EngineError, InputError, SlmError
-from slm.native.llama import library, open_adapter, open_model, physical_cores, token_bytes
+from slm.native.llama import fast_attention, library, open_adapter, open_model, physical_cores, token_bytes
 
 Orders = queue.SimpleQueue[tuple[int, AnyOrder] | None]  # None: there will be no more
 # The interpreter gives a waiting thread its turn after this long; the default of 5 ms is half a token's time.
@@ -124,7 +124,8 @@ def open_served(stack: ExitStack, order: Open, sink: Sink) -> tuple[Model, Opene
     trained = int(library().llama_model_n_ctx_train(model))
     context = min(order.context, trained) if trained > 0 else order.context
     folder = Path(order.cache_folder) if order.cache_folder else None
-    store = PrefixStore(order.identity, budget=order.cache_bytes, folder=folder)
+    shape = "+attention" if fast_attention() else ""  # values lie otherwise in the cells then
+    store = PrefixStore(order.identity + shape, budget=order.cache_bytes, folder=folder)
 
     def open_context(threads: int) -> HotContext:
         return HotContext(

@@ -29,9 +29,9 @@ _PACKAGES = {
 _TRIAL_S = 60.0
 _TRIAL = """
 import json
-from slm.native.llama import has_our_kernels, library
+from slm.native.llama import has_our_kernels, kernels_used, library
 built = library().llama_print_system_info().decode("utf-8", "replace")
-print(json.dumps({"built": built, "kernels": has_our_kernels()}))
+print(json.dumps({"built": built, "kernels": has_our_kernels(), "rows": sorted(kernels_used())}))
 """
 # By the very Python that runs this: those who installed with pipx have no other way to name it.
 REBUILD = f"{shlex.quote(sys.executable)} -m slm.native.build"
@@ -40,10 +40,14 @@ _REINSTALL = f"With a C++ compiler present: {REBUILD}"
 
 @dataclass(frozen=True)
 class LlamaTrial:
-    """How llama.cpp was built (llama.h, `llama_print_system_info`), whether with our kernels; or why it cannot run."""
+    """How llama.cpp was built (llama.h, `llama_print_system_info`), whether with our kernels; or why it cannot run.
+
+    rows: those of our kernels for many rows that are used here (`slm.native.llama.kernels_used`).
+    """
 
     built: str = ""
     kernels: bool = False
+    rows: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -65,7 +69,7 @@ def try_llama() -> LlamaTrial:
         said = done.stderr.strip().splitlines()
         return LlamaTrial(problem=said[-1] if said else f"exit code {done.returncode}")
     told = json.loads(lines[-1])
-    return LlamaTrial(str(told["built"]), bool(told["kernels"]))
+    return LlamaTrial(str(told["built"]), bool(told["kernels"]), tuple(map(str, told["rows"])))
 
 
 def program_checks() -> list[Check]:
@@ -100,6 +104,7 @@ def llama_checks(trial: LlamaTrial) -> list[Check]:
     checks = [Check("llama.cpp loads", True, "yes")]
     if platform.machine() in ("x86_64", "AMD64"):
         slower = "as released: several requests at once are answered slower than with ours"
-        found, fix = ("ours", "") if trial.kernels else (slower, REBUILD)
+        ours = f"ours, for many rows: {', '.join(trial.rows) or 'none'}"
+        found, fix = (ours, "") if trial.kernels else (slower, REBUILD)
         checks.append(Check("llama.cpp kernels", None, found, fix))
     return checks

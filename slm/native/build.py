@@ -77,7 +77,7 @@ def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def wheel_folder(what: str, environment: Mapping[str, str]) -> Path:
     """Where the wheel of exactly this build belongs."""
     shaped_by = [environment.get(name, "") for name in ("CMAKE_ARGS", "CC", "CXX", "CFLAGS", "CXXFLAGS")]
-    shaped_by += [file.read_text("utf-8") for file in sorted(RECIPE.iterdir())]
+    shaped_by += [file.read_text("utf-8") for file in sorted(RECIPE.rglob("*.*"))]
     shaped_by += [processor(), sys.version]
     key = hashlib.sha256("\0".join(shaped_by).encode()).hexdigest()[:16]
     cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm-cpu"

@@ -25,6 +25,7 @@ from slm.errors import DamagedFileError, EngineError, MismatchError
 from slm.native.process import cpu_fields
 from slm.native.threads import settle_openmp
 
+_ROWS_AT_ONCE = 640  # a prompt's longest chunk and what is decoded beside it are one graph (serve/child/schedule.py)
 _log_callback: Any = None
 _low_level: Any = None
 
@@ -64,6 +65,23 @@ def _bindings() -> Any:
 def has_our_kernels() -> bool:
     """Whether llama.cpp was built by slm/native/build.py for x86."""
     return hasattr(library()._lib, "slm_kernels")
+
+
+def kernels_used() -> frozenset[str]:
+    """Which of our kernels for many rows this process computes with: "products", "attention", "rotation"
+    (slm/native/recipe/rows/hooks.cpp).
+
+    None where llama.cpp was built otherwise, the processor lacks the instructions, or SLM_LLAMA_KERNELS names others.
+    """
+    lib = library()._lib
+    bits = int(lib.slm_kernels_used()) if hasattr(lib, "slm_kernels_used") else 0
+    return frozenset(name for bit, name in ((1, "products"), (2, "attention"), (4, "rotation")) if bits & bit)
+
+
+def fast_attention() -> bool:
+    """Whether a context is to compute attention in one node (`flash_attention`): with our kernel it is faster for any
+    number of rows, llama.cpp's own is slower for few (decision 26)."""
+    return "attention" in kernels_used()
 
 
 def physical_cores() -> int:
@@ -121,7 +139,7 @@ def open_context(stack: ExitStack, model: Any, wanted: ContextParams) -> Any:
     params = lib.llama_context_default_params()
     params.n_ctx = wanted.n_ctx
     params.n_batch = wanted.n_batch
-    params.n_ubatch = min(wanted.n_batch, 512)
+    params.n_ubatch = min(wanted.n_batch, _ROWS_AT_ONCE)
     params.n_seq_max = wanted.n_seq_max
     params.n_threads = params.n_threads_batch = wanted.n_threads or physical_cores()
     params.kv_unified = True

@@ -20,7 +20,8 @@ from slm.errors import DamagedFileError
 from slm.paths import config_file
 from slm.terminal.arguments import TEXT
 
-_OURS = frozenset(["SLM_HOME", "SLM_CONFIG", "SLM_LLAMA_LOG", "SLM_CHROMIUM"])  # read elsewhere, by their own names
+# Read elsewhere, by their own names.
+_OURS = frozenset(["SLM_HOME", "SLM_CONFIG", "SLM_LLAMA_LOG", "SLM_LLAMA_KERNELS", "SLM_CHROMIUM"])
 _PREFIX = "SLM_"
 
 

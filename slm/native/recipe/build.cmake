@@ -4,7 +4,7 @@
 # out. Saves most of the build.
 set(LLAMA_BUILD_COMMON OFF)
 
-option(SLM_KERNELS "let llama.cpp's x86 kernels fetch weights ahead, and multiply q4_0 without moving signs" ON)
+option(SLM_KERNELS "let llama.cpp's x86 kernels fetch weights ahead, multiply q4_0 without moving signs, and hand many rows to ours" ON)
 set(slm_kernels "${PROJECT_SOURCE_DIR}/ggml/src/ggml-cpu")
 set(slm_here "${CMAKE_CURRENT_LIST_DIR}")
 
@@ -78,4 +78,16 @@ if(SLM_KERNELS AND slm_done EQUAL -1 AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|
                 slm_fetch(A + lda * (ii + i) + l);
             }
             ")
+
+  # Products and attention for many rows are ours: llama.cpp asks them before it computes a node, and how much memory
+  # they need when it plans a graph (rows/hooks.h).
+  set(slm_sources "")
+  foreach(source hooks products attention rotation)
+    string(APPEND slm_sources "${slm_here}/rows/${source}.cpp\n        ")
+  endforeach()
+  slm_insert(CMakeLists.txt 1 "ggml-cpu/tiled/tiled.cpp" "${slm_sources}")
+  set(file ggml-cpu.c)
+  slm_insert(${file} 1 "#include \"tiled/tiled.h\"" "#include \"${slm_here}/rows/hooks.h\"\n")
+  slm_insert(${file} 1 "// extra_buffer op?" "if (slm_compute_forward(params, tensor)) {\n        return;\n    }\n\n    ")
+  slm_insert(${file} 1 "work_size = MAX(work_size, cur);" "cur = slm_work_size(node, n_threads, cur);\n        ")
 endif()

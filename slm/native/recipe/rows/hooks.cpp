@@ -1,0 +1,78 @@
+// Which nodes are computed here, and the switch that leaves all of them to llama.cpp.
+
+#include "hooks.h"
+
+#include "attention.h"
+#include "ggml-cpu-impl.h"
+#include "products.h"
+#include "rotation.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4 };
+
+// SLM_LLAMA_KERNELS names those to use: "products", "attention", "rotation", with commas, or "none". Unset: all that pay.
+int chosen() {
+    const char * wanted = std::getenv("SLM_LLAMA_KERNELS");
+    const bool all = !wanted || !*wanted;
+    int used = 0;
+    if ((all || std::strstr(wanted, "products")) && slm::has_products()) {
+        used |= PRODUCTS;
+    }
+    if (all ? slm::attention_pays() : std::strstr(wanted, "attention") && slm::has_attention()) {
+        used |= ATTENTION;
+    }
+    if (all || std::strstr(wanted, "rotation")) {
+        used |= ROTATION;
+    }
+    return used;
+}
+
+const int used = chosen();
+
+bool is_product(const ggml_tensor * node) {
+    return (used & PRODUCTS) && node->op == GGML_OP_MUL_MAT && slm::knows_product(node);
+}
+
+bool is_attention(const ggml_tensor * node) {
+    return (used & ATTENTION) && node->op == GGML_OP_FLASH_ATTN_EXT && slm::knows_attention(node);
+}
+
+}  // namespace
+
+extern "C" int slm_kernels_used(void) {
+    return used;
+}
+
+extern "C" bool slm_compute_forward(const ggml_compute_params * params, ggml_tensor * node) {
+    if (params->use_ref) {
+        return false;
+    }
+    if (is_product(node)) {
+        slm::product(params, node);
+        return true;
+    }
+    if (is_attention(node)) {
+        slm::attention(params, node);
+        return true;
+    }
+    if ((used & ROTATION) && node->op == GGML_OP_ROPE && slm::knows_rotation(node)) {
+        slm::rotation(params, node);
+        return true;
+    }
+    return false;
+}
+
+extern "C" size_t slm_work_size(const ggml_tensor * node, int threads, size_t wanted) {
+    if (is_product(node)) {
+        return std::max(wanted, slm::product_work_size(node));
+    }
+    if (is_attention(node)) {
+        return std::max(wanted, slm::attention_work_size(node, threads));
+    }
+    return wanted;
+}

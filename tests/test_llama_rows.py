@@ -1,0 +1,169 @@
+"""Our kernels for many rows (slm/native/recipe/), beside plain references."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+from gguf import GGMLQuantizationType as Kind
+
+from slm.native.llama import kernels_used
+from tests.ggml_nodes import Floats, attention, product
+
+Exact = npt.NDArray[np.float64]
+KINDS = [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K]
+
+
+def packed(kind: Kind, shape: tuple[int, int], seed: int) -> npt.NDArray[np.uint8]:
+    """Weights of a type: of random bytes, which use all that a block can hold, with scales of a usual size."""
+    random = np.random.default_rng(seed)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows = random.integers(0, 256, (shape[0], shape[1] // block, size), dtype=np.uint8)
+    halves = {Kind.Q4_1: [0, 2], Kind.Q5_1: [0, 2], Kind.Q4_K: [0, 2], Kind.Q5_K: [0, 2], Kind.Q6_K: [size - 2]}
+    for at in halves.get(kind, [0]):
+        scales = random.uniform(0.01, 0.02, rows.shape[:2]).astype(np.float16)
+        rows[:, :, at : at + 2] = scales[:, :, None].view(np.uint8)
+    return rows.reshape(shape[0], -1)
+
+
+def rounded(activations: Floats, together: int) -> Exact:
+    """Activations as they are multiplied: in steps of a 127th of the largest of those that share a scale."""
+    parts = activations.reshape(len(activations), -1, together)
+    most = np.abs(parts).max(axis=2, keepdims=True)
+    counts = np.rint(parts * np.divide(np.float32(127), most, where=most > 0, out=np.zeros_like(most)))
+    step = most / np.float32(127)
+    step = step.astype(np.float16) if together == 32 else step
+    multiplied: Exact = (counts.astype(np.float64) * step).reshape(activations.shape)
+    return multiplied
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize(
+    ("columns", "blocks", "rows"), [(1, 1, 32), (40, 2, 7), (37, 3, 41), (64, 2, 96), (250, 5, 131)]
+)
+def test_products_are_those_of_the_written_out_weights(kind: Kind, columns: int, blocks: int, rows: int) -> None:
+    width = blocks * gguf.GGML_QUANT_SIZES[kind][0]
+    weights = packed(kind, (columns, width), seed=columns)
+    activations = np.random.default_rng(rows).standard_normal((rows, width), np.float32)
+    activations[3, :32] = 0.0  # a block without a scale
+    exact = (
+        rounded(activations, gguf.GGML_QUANT_SIZES[kind][0])
+        @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
+    )
+    found = product(kind, weights, activations)
+    # A value half way between two steps may be rounded either way: one step of one product. Types with a minimum
+    # multiply it by a sum in half precision.
+    near = 1e-3 if kind in (Kind.Q4_1, Kind.Q5_1) else 3e-4
+    np.testing.assert_allclose(found, exact, rtol=0, atol=near * float(np.abs(exact).max()))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
+def test_products_are_equal_to_the_bit_on_any_number_of_threads_and_beside_any_rows(kind: Kind) -> None:
+    width = 2 * gguf.GGML_QUANT_SIZES[kind][0]
+    weights = packed(kind, (75, width), seed=1)
+    activations = np.random.default_rng(2).standard_normal((77, width), np.float32)
+    first = product(kind, weights, activations)
+    assert (product(kind, weights, activations, threads=2) == first).all()
+    if "products" in kernels_used():
+        assert (product(kind, weights, activations[5:40]) == first[5:40]).all()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Attention of so many tokens over so many cells."""
+
+    tokens: int
+    cells: int
+    heads: int = 3
+    key_heads: int = 1
+    width: int = 32
+    value_width: int = 32
+    kind: str = "float16"
+    mask: str = "causal"
+    bias: float = 0.0
+    cap: float = 0.0
+    sinks: bool = False
+
+
+CASES = [
+    Case(1, 1), Case(1, 64), Case(1, 700, heads=4), Case(3, 65), Case(16, 1000, heads=9, key_heads=3, mask="several"),
+    Case(40, 40), Case(131, 300, heads=4, key_heads=2, width=64, value_width=64), Case(70, 200, mask="window"),
+    Case(33, 100, width=80, value_width=96), Case(5, 77, width=256, value_width=256), Case(50, 90, mask="none"),
+    Case(20, 130, heads=6, key_heads=2, bias=8.0), Case(20, 130, cap=5.0), Case(20, 130, sinks=True),
+    Case(2, 600, sinks=True, mask="one"), Case(37, 111, kind="float32"), Case(2, 128, heads=100, key_heads=1),
+]  # fmt: skip
+
+
+def seen(case: Case) -> Any:
+    """Which cells each token may see; None: all."""
+    token, cell = np.indices((case.tokens, case.cells))
+    last = token + case.cells - case.tokens
+    if case.mask == "several":  # sequences whose cells lie among one another
+        return (cell % 5 == token % 5) & (cell <= last)
+    if case.mask == "one":
+        return cell == case.cells // 2
+    if case.mask == "window":
+        return (cell <= last) & (cell > last - 30)
+    return cell <= last if case.mask == "causal" else None
+
+
+def reference(case: Case, q: Floats, k: Exact, v: Exact, sinks: Floats) -> Exact:
+    """Softmax written out."""
+    scale = case.width**-0.5
+    allowed = seen(case)
+    out = np.zeros((case.tokens, case.heads, case.value_width))
+    for head in range(case.heads):
+        key = head // (case.heads // case.key_heads)
+        scores = q[head].astype(np.float64) @ k[key].T * scale
+        if case.cap:
+            scores = case.cap * np.tanh(scores / case.cap)
+        if allowed is not None:
+            slope = 2.0 ** (-case.bias * (head + 1) / 4) if head < 4 else 2.0 ** (-case.bias / 8 * (2 * (head - 4) + 1))
+            distance = -np.abs(np.arange(case.cells)[None] - np.arange(case.tokens)[:, None]).astype(np.float16)
+            scores = scores + (slope * distance if case.bias else 0.0)
+            scores = np.where(allowed, scores, -np.inf)
+        if case.sinks:
+            scores = np.concatenate([scores, np.full((case.tokens, 1), sinks[head])], axis=1)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        out[:, head] = weights[:, : case.cells] @ v[key]
+    return out
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(value) for value in vars(case).values()))
+def test_attention_is_the_softmax_written_out(case: Case) -> None:
+    random = np.random.default_rng(case.tokens + case.cells)
+    q = random.standard_normal((case.heads, case.tokens, case.width), np.float32) * 2
+    k = random.standard_normal((case.key_heads, case.cells, case.width), np.float32).astype(case.kind)
+    v = random.standard_normal((case.key_heads, case.cells, case.value_width), np.float32).astype(case.kind)
+    sinks = random.standard_normal(case.heads).astype(np.float32)
+    allowed, mask = seen(case), None
+    if allowed is not None:
+        distance = -np.abs(np.arange(case.cells)[None] - np.arange(case.tokens)[:, None])
+        mask = np.where(allowed, distance if case.bias else 0, -np.inf).astype(np.float16)
+    numbers = (case.width**-0.5, case.bias, case.cap)
+    given = sinks if case.sinks else None
+    found = [attention(q, k, v, mask, sinks=given, numbers=numbers, threads=threads) for threads in (1, 2, 2)]
+    exact = reference(case, q, k.astype(np.float64), v.astype(np.float64), sinks)
+    # llama.cpp's own kernel for few rows sums in half precision.
+    near = 2e-6 if "attention" in kernels_used() else 2e-2
+    for one in found:
+        np.testing.assert_allclose(one, exact, rtol=0, atol=near * float(np.abs(exact).max()) + near)
+    assert (found[1] == found[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "left"), [("none", set()), ("products", {"products"}), ("attention", {"attention"})]
+)
+def test_a_variable_leaves_kernels_to_llama_cpp(wanted: str, left: set[str]) -> None:
+    program = "from slm.native.llama import kernels_used; print(*kernels_used())"
+    environment = {**os.environ, "SLM_LLAMA_KERNELS": wanted}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == left & kernels_used()
