@@ -16,5 +16,5 @@ class PathJoints(Joints):
     def gguf_of(self, model: str) -> Path:
         return Path(model)
 
-    def reader_of(self, model: str, wanted: str) -> Reader | None:
+    def reader_of(self, wanted: str) -> Reader | None:
         return None

@@ -16,7 +16,7 @@ from slm.joints import Joints, pass_joints
 DOORS: dict[str, tuple[Any, ...]] = {
     "open_engine": (Path("m.gguf"), {}),
     "open_retriever": ("handbook",),
-    "reader_of": ("model", "auto"),
+    "reader_of": ("auto",),
     "checkpoint_of": ("model",),
     "gguf_of": ("model",),
     "adapter_gguf_of": (Path("adapter"), "model"),

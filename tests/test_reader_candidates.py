@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from rag.answer.candidates import DEPTH, Depth, candidates
-from rag.answer.reader.form import cost, pieces_of
+from rag.answer.reader.form import cost
 from rag.answer.retriever import IndexRetriever
 from rag.document import Document, Meta, Section
 from slm.errors import InputError, UnknownNameError
 from slm.joints import EVERYTHING, Filters
+from tests.tiny_rag import passage
 from tests.tiny_reader import document, retriever_of
 
 EN = [document(f"en/{n}.md", f"Desk {n} of the office stands on floor {n}.") for n in range(12)]
@@ -26,7 +27,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> IndexRetriever:
 
 def sources(retriever: IndexRetriever, question: str, depth: Depth = DEPTH, filters: Filters = EVERYTHING) -> list[str]:
     found = candidates(retriever.generation, retriever.embedder, question, depth, filters)
-    return [passage.source for passage in found]
+    return [one.source for one in found]
 
 
 @pytest.mark.parametrize("lang", ASKED)
@@ -64,16 +65,17 @@ def test_a_question_in_a_third_language_takes_the_best_of_all(both: IndexRetriev
 @pytest.mark.parametrize("lang", ASKED)
 def test_no_more_is_read_than_there_is_time_for_but_always_one(both: IndexRetriever, lang: str) -> None:
     found = candidates(both.generation, both.embedder, ASKED[lang])
-    costs = [cost(pieces_of(ASKED[lang], passage)[0]) for passage in found]
-    assert sources(both, ASKED[lang], Depth(tokens=sum(costs[:3]))) == [passage.source for passage in found[:3]]
-    assert sources(both, ASKED[lang], Depth(tokens=sum(costs[:3]) - 1)) == [passage.source for passage in found[:2]]
+    costs = [cost(one) for one in found]
+    assert sources(both, ASKED[lang], Depth(tokens=sum(costs[:3]))) == [one.source for one in found[:3]]
+    assert sources(both, ASKED[lang], Depth(tokens=sum(costs[:3]) - 1)) == [one.source for one in found[:2]]
     assert sources(both, ASKED[lang], Depth(tokens=1)) == [found[0].source]
 
 
 def test_the_cost_is_about_the_number_of_tokens() -> None:
-    assert cost(["not counted, whatever it is", "abcd" * 10]) == 2 + 10
-    assert cost(["", "あいう" * 10]) == 2 + 20
-    assert cost(["", "abcd" * 5, "あいう" * 5]) == 3 + 5 + 10
+    """Of the place and of each line, with one more for the end of each."""
+    assert cost(passage("abcd" * 10, "abcd", "")) == 2 + 11
+    assert cost(passage("あいう" * 10, "あいう", "")) == 2 + 22
+    assert cost(passage("abcd" * 5 + "\n\n" + "あいう" * 5, "abcd", "")) == 3 + 1 + 5 + 10
 
 
 def kept(name: str, lang: str, **meta: object) -> Document:

@@ -13,39 +13,49 @@ from click.testing import CliRunner, Result
 
 from rag.cli.rag import rag
 from slm.errors import InputError, MissingFileError
-from slm.joints import PieceScores, Reader
+from slm.joints import Finish, Message, Reader, SamplingOptions
 from tests.path_joints import PathJoints
 from tests.tiny_rag import handbook, own_home
-from tests.tiny_reader import READER, Pointing
+from tests.tiny_reader import Pointing, reading
 
 __all__ = ["handbook", "own_home"]  # fixtures
 
 
-class JudgingEngine:
-    """Speaks the engine's protocol with the scores of a judge, and keeps what it was asked."""
-
-    def __init__(self, judge: Pointing) -> None:
-        self.judge, self.asked = judge, list[tuple[tuple[str, str], str | None]]()
-
-    def scores(
-        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
-    ) -> PieceScores:
-        self.asked.append((contrast, adapter))
-        return PieceScores(self.judge(prompts), 100, 0, 0.1)
-
-
 class ReaderJoints(PathJoints):
-    """Has a reader for the model `m.gguf`, as a released one."""
+    """Has a reader, unless its weights are not here."""
 
-    def __init__(self, *texts: str) -> None:
-        self.engine, self.opened = JudgingEngine(Pointing(*texts)), list[tuple[Path, dict[str, Path]]]()
+    def __init__(self, *texts: str, here: bool = True) -> None:
+        self.judge, self.here, self.wanted = Pointing(*texts), here, list[str]()
 
-    def reader_of(self, model: str, wanted: str) -> Reader | None:
-        if wanted == "model" or (wanted == "auto" and model != "m.gguf"):
+    def reader_of(self, wanted: str) -> Reader | None:
+        self.wanted.append(wanted)
+        if wanted == "model" or (wanted == "auto" and not self.here):
             return None
-        if wanted == "point" and model != "m.gguf":
-            raise MissingFileError(f"there is no released reader for '{model}'")
-        return READER
+        if not self.here:
+            raise MissingFileError("the reader's weights are not here")
+        return reading(self.judge)
+
+
+class WordyEngine:
+    """Speaks the engine's protocol, says the same to everything, and keeps for whom it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str | None] = []
+
+    def chat(
+        self, messages: Sequence[Message], *, adapter: str | None = None, sampling: SamplingOptions
+    ) -> Iterator[str | Finish]:
+        self.asked.append(adapter)
+        yield "Twenty [1]."
+        yield Finish("stop", None, "", 1, 1, 0.1, 0.1)
+
+
+class ModelJoints(ReaderJoints):
+    """The reader's weights are not here; a model can be opened."""
+
+    def __init__(self) -> None:
+        super().__init__(here=False)
+        self.engine, self.opened = WordyEngine(), list[tuple[Path, dict[str, Path]]]()
 
     @contextmanager
     def open_engine(
@@ -66,7 +76,7 @@ def run(joints: PathJoints, *args: str) -> Result:
 
 
 def ask(joints: ReaderJoints, question: str, *args: str) -> Result:
-    return run(joints, "ask", "handbook", question, "--model", "m.gguf", *args)
+    return run(joints, "ask", "handbook", question, *args)
 
 
 ASKED = {"en": "How many days off do employees get?", "ja": "社員の休暇は何日ですか。"}
@@ -81,8 +91,7 @@ def test_ask_says_the_line_and_its_source(lang: str, indexed: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"{FACT[lang]} [1]\n\nSources:\n  1. {PAGE[lang]}")
     assert f"{lang}/leave.md)\n     “{FACT[lang]}”\n" in result.stdout and "  2. " not in result.stdout
-    assert joints.opened == [(Path("m.gguf"), {"reader": READER.adapter})]
-    assert joints.engine.asked == [(("yes", "no"), "reader")]
+    assert joints.wanted == ["auto"] and {asked for asked, _ in joints.judge.asked} == {ASKED[lang]}
 
 
 @pytest.mark.parametrize("lang", ASKED)
@@ -125,10 +134,29 @@ def test_a_threshold_that_is_no_probability_is_refused(value: str, indexed: Path
 def test_a_threshold_without_a_reader_is_refused(indexed: Path) -> None:
     result = ask(ReaderJoints(), ASKED["en"], "--reader", "model", "--refuse-at", "0.5")
     assert result.exit_code == 2 and "no reader that could refuse" in result.output
-    assert isinstance(
-        run(ReaderJoints(), "ask", "handbook", "q?", "--model", "other.gguf", "--reader", "point").exception,
-        MissingFileError,
-    )
+
+
+@pytest.mark.parametrize("options", [(), ("--reader", "auto"), ("--reader", "model")])
+def test_where_nobody_answers_a_model_is_asked_for(options: tuple[str, ...], indexed: Path, tmp_path: Path) -> None:
+    result = ask(ReaderJoints(here=False), ASKED["en"], *options)
+    assert result.exit_code == 2 and "no reader answers" in result.output and "--model" in result.output
+    if options:
+        questions = write_questions(tmp_path / "q.jsonl")
+        arguments = ["evaluate", "handbook", "--questions", str(questions), *options]
+        result = run(ReaderJoints(here=False), *arguments)
+        assert result.exit_code == 2 and "name one with --model" in result.output
+
+
+def test_a_reader_that_has_to_be_there_and_is_not_is_an_error_though_a_model_is_named(indexed: Path) -> None:
+    error = ask(ReaderJoints(here=False), ASKED["en"], "--reader", "point", "--model", "m.gguf").exception
+    assert isinstance(error, MissingFileError)
+
+
+def test_the_model_answers_where_the_readers_weights_are_not_here(indexed: Path) -> None:
+    joints = ModelJoints()
+    answer = json.loads(ask(joints, ASKED["en"], "--model", "m.gguf", "--json").stdout)
+    assert answer["answer"] == "Twenty [1]." and "refused" not in answer
+    assert joints.opened == [(Path("m.gguf"), {})] and joints.judge.asked == []
 
 
 def test_a_question_of_ten_thousand_characters_is_a_clear_error(indexed: Path) -> None:
@@ -150,7 +178,7 @@ def write_questions(path: Path) -> Path:
 
 def test_evaluate_measures_what_the_reader_says(indexed: Path, tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "q.jsonl")
-    arguments = ["evaluate", "handbook", "--questions", str(questions), "--model", "m.gguf"]
+    arguments = ["evaluate", "handbook", "--questions", str(questions), "--reader", "point"]
     # These lines answer every question there is: right for two of them, wrong for one, invented for the last. Of the
     # passages three are told, with the nearest lines.
     eager = json.loads(run(ReaderJoints(*FACT.values()), *arguments, "--json").stdout)["answering"]
@@ -169,19 +197,25 @@ def test_evaluate_measures_what_the_reader_says(indexed: Path, tmp_path: Path) -
     assert told["unsaid"] == told["refused"] == 0
 
 
-def test_the_readers_adapter_is_opened_beside_the_users(indexed: Path, tmp_path: Path) -> None:
-    questions, adapter = write_questions(tmp_path / "q.jsonl"), tmp_path / "ja.gguf"
+def test_evaluate_measures_answers_only_where_somebody_is_asked_to_give_them(indexed: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", "handbook", "--questions", str(write_questions(tmp_path / "q.jsonl")), "--json"]
+    nobody = ReaderJoints(FACT["en"])
+    assert "answering" not in json.loads(run(nobody, *arguments).stdout) and nobody.wanted == []
+    auto = ReaderJoints(FACT["en"])
+    assert json.loads(run(auto, *arguments, "--reader", "auto").stdout)["answering"]["reader"] == "reader"
+    beside = ReaderJoints(FACT["en"])
+    assert json.loads(run(beside, *arguments, "--model", "m.gguf").stdout)["answering"]["reader"] == "reader"
+    worded = ModelJoints()
+    adapter = tmp_path / "ja.gguf"
     adapter.write_bytes(b"GGUF")
-    joints = ReaderJoints(FACT["en"])
-    result = run(
-        joints, "evaluate", "handbook", "--questions", str(questions), "--model", "m.gguf", "--adapter", f"ja={adapter}"
-    )
-    assert result.exit_code == 0, result.output
-    assert joints.opened == [(Path("m.gguf"), {"ja": adapter, "reader": READER.adapter})]
+    told = json.loads(run(worded, *arguments, "--model", "m.gguf", "--adapter", f"ja={adapter}").stdout)["answering"]
+    assert told["reader"] is None and told["overall"]["n"] == 3
+    assert worded.opened == [(Path("m.gguf"), {"ja": adapter})] and worded.engine.asked == ["auto"] * 4
 
 
 def test_options_of_the_model_are_said_to_do_nothing_where_a_reader_answers(indexed: Path) -> None:
     joints = ReaderJoints(*FACT.values())
-    told = ask(joints, ASKED["en"], "-k", "5", "--max-tokens", "9").stderr
+    told = ask(joints, ASKED["en"], "-k", "5", "--max-tokens", "9", "--threads", "1").stderr
     assert "-k is for --reader model" in told and "--max-tokens is for --reader model" in told
+    assert "--threads is for --reader model" in told
     assert "--reader model" not in ask(joints, ASKED["en"]).stderr

@@ -1,4 +1,4 @@
-"""Examples to train a reader on: their marks point at the right pieces, whatever is drawn; damaged data are named."""
+"""Examples to train a reader on: their marks point at the right lines, whatever is drawn; damaged data are named."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from rag.answer.reader.examples import PASSAGES, example_of, require_places, right_lines
-from rag.answer.reader.form import FORM, pieces_of
+from rag.answer.reader.form import FORM, rows_of, texts_of
 from rag.questions import AnswerPlace, Question, read_questions
 from slm.errors import DamagedFileError
 from slm.joints import Passage
 from tests.tiny_rag import passage
+from tests.tiny_reader import Letters, text_of
 
 TABLE = "Prices.\n\n| Place | Limit |\n|---|---|\n| Osaka | 13,000 yen |\n| Tokyo | 14,000 yen |"
 TABLE_JA = "料金です。\n\n| 場所 | 上限 |\n|---|---|\n| 大阪 | 13,000円 |\n| 東京 | 14,000円 |"
@@ -41,30 +42,41 @@ ASKED = {
     "en": question("How much in Osaka?", "en", PLACES, together=False),
     "ja": question("大阪ではいくらですか。", "ja", PLACES, together=False),
 }
-FACT = {"en": "Place: Osaka, Limit: 13,000 yen\n", "ja": "場所: 大阪, 上限: 13,000円\n"}
+FACT = {"en": "Place: Osaka, Limit: 13,000 yen", "ja": "場所: 大阪, 上限: 13,000円"}
 
 
 def drawn(asked: Question, found: list[Passage] = FOUND, count: int = 300) -> list[dict[str, Any]]:
-    made = [example_of(asked, found, LANGUAGES, random.Random(seed)) for seed in range(count)]
+    made = [example_of(asked, found, LANGUAGES, Letters(), random.Random(seed)) for seed in range(count)]
     return [one for one in made if one is not None]
 
 
-def pieces_at(example: dict[str, Any], kind: str) -> list[str]:
-    return [example["prompts"][prompt][piece] for prompt, piece in example[kind]]
+def line_at(row: dict[str, Any], number: int) -> str:
+    start, end = row["lines"][number]
+    return text_of(row["ids"][start:end])
+
+
+def lines_at(example: dict[str, Any], kind: str) -> list[str]:
+    """The texts of the lines that are marked."""
+    return [line_at(example["rows"][row], line) for row, line in example[kind]]
+
+
+def head_of(row: dict[str, Any]) -> tuple[str, str]:
+    """(the question, the place) of a row."""
+    return text_of(row["ids"][: row["question"]]), text_of(row["ids"][row["question"] : row["lines"][0][0]])
 
 
 @pytest.mark.parametrize("lang", ASKED)
-def test_the_marks_are_on_the_pieces_that_answer_and_on_no_other(lang: str) -> None:
+def test_the_marks_are_on_the_lines_that_answer_and_on_no_other(lang: str) -> None:
     other = {"en": "ja", "ja": "en"}[lang]
     examples = drawn(ASKED[lang])
     assert len(examples) == 300
     for example in examples:
         assert example["form"] == FORM and example["lang"] == lang and example["every"] is False
-        assert set(pieces_at(example, "right")) <= {FACT[lang]} and set(pieces_at(example, "ignored")) <= {FACT[other]}
+        assert set(lines_at(example, "right")) <= {FACT[lang]} and set(lines_at(example, "ignored")) <= {FACT[other]}
         marked = {tuple(mark) for mark in (*example["right"], *example["ignored"])}
-        for prompt, pieces in enumerate(example["prompts"]):
-            answers = [number for number, piece in enumerate(pieces) if piece in FACT.values()]
-            assert [number for at, number in sorted(marked) if at == prompt] == answers
+        for at, row in enumerate(example["rows"]):
+            answers = [number for number in range(len(row["lines"])) if line_at(row, number) in FACT.values()]
+            assert [number for place, number in sorted(marked) if place == at] == answers
 
 
 def test_passages_come_in_any_order_with_hard_neighbours_and_sometimes_without_the_right_one() -> None:
@@ -75,21 +87,22 @@ def test_passages_come_in_any_order_with_hard_neighbours_and_sometimes_without_t
     assert set(places) == set(range(PASSAGES)) and min(places.values()) > 120
     also = sum(bool(example["ignored"]) for example in examples)
     assert 200 <= also <= 330 and all(example["right"] for example in examples if example["ignored"])
-    heads = Counter(pieces[1] for example in examples for pieces in example["prompts"])
+    heads = Counter(head_of(row)[1] for example in examples for row in example["rows"])
     own = sum(count for head, count in heads.items() if head.startswith("Rules"))
     others = sum(count for head, count in heads.items() if head.startswith("規則"))
     assert own > 2 * others > 0
-    assert heads["Rules > Rule 0\n"] > 3 * heads["Rules > Rule 5\n"], "what retrieval brought first is drawn most"
+    assert heads["Rules > Rule 0"] > 3 * heads["Rules > Rule 5"], "what retrieval brought first is drawn most"
     for example in examples:
-        assert len({pieces[1] for pieces in example["prompts"]}) == len(example["prompts"]) <= PASSAGES
-        assert len({pieces[0] for pieces in example["prompts"]}) == 1
+        titles = {head_of(row)[1] for row in example["rows"]}
+        assert len(titles) == len(example["rows"]) <= PASSAGES
+        assert {head_of(row)[0] for row in example["rows"]} == {"query: How much in Osaka?"}
 
 
 def test_the_same_draw_makes_the_same_example() -> None:
     assert drawn(ASKED["ja"], count=20) == drawn(ASKED["ja"], count=20)
 
 
-def test_a_question_without_an_answer_or_whose_page_was_not_found_has_no_right_piece() -> None:
+def test_a_question_without_an_answer_or_whose_page_was_not_found_has_no_right_line() -> None:
     absent = question("Who is the king?", "en", (), together=False)
     for examples in (drawn(absent, count=50), drawn(ASKED["en"], [*WRONG, *WRONG_JA], 50)):
         assert len(examples) == 50 and not any(example["right"] or example["ignored"] for example in examples)
@@ -104,13 +117,13 @@ def test_a_question_that_takes_several_lines_says_so() -> None:
     assert all(example["every"] is True for example in examples)
     most = [example for example in examples if len(example["right"]) == 2]
     assert len(most) > 200
-    assert all(sorted(pieces_at(one, "right")) == ["3 is more.\n", FACT["en"]] for one in most)
+    assert all(sorted(lines_at(one, "right")) == ["3 is more.", FACT["en"]] for one in most)
 
 
 def test_only_the_page_in_the_other_language_answers() -> None:
     asked = question("大阪ではいくらですか。", "ja", PLACES[:1], together=False)
     for example in drawn(asked):
-        assert set(pieces_at(example, "right")) <= {FACT["en"]} and not example["ignored"]
+        assert set(lines_at(example, "right")) <= {FACT["en"]} and not example["ignored"]
 
 
 def test_nothing_to_read_is_no_example() -> None:
@@ -208,6 +221,20 @@ def test_every_place_of_the_reading_set_is_a_line_of_its_page(organisation: str)
     )
 
 
-def test_pieces_are_those_of_answering() -> None:
+def test_rows_are_those_of_answering() -> None:
     example = drawn(ASKED["en"], [RIGHT], 1)[0]
-    assert example["prompts"] == [pieces_of(ASKED["en"].question, RIGHT)[0]]
+    ((row,),) = rows_of(Letters(), ASKED["en"].question, [texts_of(RIGHT)[0]])
+    assert example["rows"] == [{"ids": row.ids, "question": row.question, "lines": row.lines}]
+    assert json.loads(json.dumps(example))["right"] == [[0, 1]]
+
+
+def test_marks_of_a_passage_of_several_rows_are_in_the_row_that_has_the_line() -> None:
+    rules = [f"- Rule {n} of the hotel is long{' and longer' * 12}." for n in range(9)]
+    long = passage("\n".join([*rules[:5], "- Osaka is 13,000 yen.", *rules[5:], "- Osaka again."]), "Trips", "Hotels",
+                   "handbook/en/trips.md")  # fmt: skip
+    places = tuple(AnswerPlace("en/trips.md", "Hotels", f"{text}") for text in ("Osaka is 13,000 yen.", "Osaka again."))
+    for one in drawn(question("How much in Osaka?", "en", places), [long], 20):
+        assert len(one["rows"]) == 4 and sum(len(row["lines"]) for row in one["rows"]) == 11
+        if one["right"]:
+            assert lines_at(one, "right") == ["Osaka is 13,000 yen.", "Osaka again."]
+            assert len({row for row, _ in one["right"]}) == 2

@@ -11,7 +11,7 @@ from rag.evaluate.answers import Answered, AskOne, Said, answer_figures, by_read
 from rag.evaluate.thresholds import fitted, threshold
 from rag.questions import Question, read_questions
 from slm.errors import DamagedFileError
-from tests.tiny_reader import READER, Pointing, document, retriever_of
+from tests.tiny_reader import Pointing, document, reading, retriever_of
 
 
 def test_facts_that_belong_together_have_to_be_said_together() -> None:
@@ -80,11 +80,11 @@ def test_a_line_that_reads_like_a_refusal_is_an_answer(tmp_path: Path) -> None:
     """Whether a reader has refused is known, and not told by its words, which are those of a document."""
     line = "The clerk wrote: I could not find this in the documents."
     trips = retriever_of(tmp_path / "i", [document("a.md", line)])
-    ask = by_reader(trips, READER, Pointing("clerk"))
+    ask = by_reader(trips, reading(Pointing("clerk")))
     said = ask("What did the clerk write?")
     assert said.doubt == pytest.approx(0.0067, abs=1e-4)
     assert said == Said(f"{line} [1]", ["a.md"], ["a.md"], False, said.doubt)
-    assert by_reader(trips, READER, Pointing())("What did the clerk write?").refused
+    assert by_reader(trips, reading(Pointing()))("What did the clerk write?").refused
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from serve.engine.router import Route
-from slm.joints import Finish, Message, PieceScores, SamplingOptions
+from slm.joints import Finish, Message, SamplingOptions
 
 
 @dataclass
@@ -49,11 +49,6 @@ class ScriptedTalker:
 
     def count(self, messages: Sequence[Message], adapter: str | None) -> int:
         return sum(len(message["content"]) for message in messages)
-
-    def scores(
-        self, prompts: Sequence[Sequence[str]], contrast: tuple[str, str], *, adapter: str | None = None
-    ) -> PieceScores:
-        raise AssertionError("nobody reads here")
 
 
 @dataclass

@@ -1,17 +1,17 @@
-"""A retriever over a few passages, and a reader for tiny models: what the server and the chat are handed."""
+"""A retriever over a few passages, and a reader without a model: what the server and the chat are handed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from rag.answer.cite import Citations
 from rag.answer.point import Judged, point
-from rag.answer.reader.form import pieces_of
-from slm.joints import EVERYTHING, Filters, Grounded, Judge, Message, Passage, PointedAnswer, Reader
+from rag.answer.reader.form import rows_of, texts_of
+from slm.joints import EVERYTHING, Filters, Grounded, LineScores, Message, Passage, PointedAnswer, Reader
 from tests.path_joints import PathJoints
+from tests.tiny_reader import Letters
 
 PASSAGES = [
     Passage("Trips", "Hotels", "Ask first. 🍣\n\n| City | Night |\n|---|---|\n| Osaka | 13,000 yen |", "trips.md", 0.9),
@@ -21,9 +21,30 @@ LINES = 4  # in both passages together
 ALWAYS, NEVER = {"": 1.0}, {"": 0.0}  # when it answers
 
 
-def tiny_reader(adapter: Path, refuse_at: dict[str, float] = ALWAYS, name: str = "reader") -> Reader:
-    """A reader of a model from tests.tiny_gguf, whose vocabulary has letters only."""
-    return Reader(name, adapter, ("y", "n"), refuse_at)
+@dataclass
+class CountingJudge:
+    """Implements slm.joints.Judge; lines get `scores` in their order, more of them -9. `before` is called at its start.
+
+    calls: the passages of each time it was asked. A token is a character.
+    """
+
+    scores: Sequence[float] = ()
+    calls: list[list[list[str]]] = field(default_factory=list)
+    before: Callable[[], object] = lambda: None
+
+    def __call__(self, question: str, passages: Sequence[Sequence[str]]) -> LineScores:
+        rows = rows_of(Letters(), question, passages)
+        done = sum(len(one) - 1 for call in self.calls for one in call)
+        self.calls.append([list(one) for one in passages])
+        self.before()
+        left = iter(self.scores[done:])
+        scores = [[next(left, -9.0) for _ in lines] for _, *lines in passages]
+        return LineScores(scores, sum(len(row.ids) for of_passage in rows for row in of_passage))
+
+
+def tiny_reader(scores: Sequence[float] = (), refuse_at: Mapping[str, float] = ALWAYS, name: str = "reader") -> Reader:
+    """A reader that gives lines these scores."""
+    return Reader(name, CountingJudge(scores), refuse_at)
 
 
 @dataclass
@@ -43,17 +64,18 @@ class LineIndex:
         prompt = [Message(role="user", content=f"[1] Ten days. {question}")]
         return Grounded(prompt, passages, Citations(passages), lambda: ["" for _ in passages])
 
-    def pointed(self, question: str, reader: Reader, judge: Judge, filters: Filters = EVERYTHING) -> PointedAnswer:
+    def pointed(self, question: str, reader: Reader, filters: Filters = EVERYTHING) -> PointedAnswer:
         self.asked.append((question, filters))
         if self.fault:
             raise self.fault
-        read = [pieces_of(question, passage) for passage in self.passages]
-        rows = [row[1:] for row in judge([pieces for pieces, _ in read])]
+        read = [texts_of(passage) for passage in self.passages]
+        found = reader.judge(question, [texts for texts, _ in read])
+        rows = found.scores
         if self.scores is not None:
             left = iter(self.scores)
             rows = [[next(left) for _ in row] for row in rows]
         judged = [Judged(p, lines, row) for p, (_, lines), row in zip(self.passages, read, rows, strict=True)]
-        return point(question, judged, reader.refuse_at)
+        return replace(point(question, judged, reader.refuse_at), tokens=found.tokens)
 
 
 @dataclass
@@ -67,6 +89,6 @@ class ReadingJoints(PathJoints):
     def open_retriever(self, index: str) -> AbstractContextManager[LineIndex]:
         return nullcontext(self.index)
 
-    def reader_of(self, model: str, wanted: str) -> Reader | None:
+    def reader_of(self, wanted: str) -> Reader | None:
         self.wanted.append(wanted)
         return None if wanted == "model" else self.reader
