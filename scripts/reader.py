@@ -20,9 +20,9 @@ sys.path.insert(0, str(ROOT))
 
 from rag.answer.candidates import Depth, candidates  # noqa: E402
 from rag.answer.reader.examples import example_of, require_places  # noqa: E402
-from rag.answer.reader.weights import base_file, base_fingerprint  # noqa: E402
+from rag.answer.reader.weights import base_file, base_fingerprint, reader_tokenizer  # noqa: E402
 from rag.index.embed import DEFAULT_EMBEDDER, Embedder, open_embedder  # noqa: E402
-from rag.index.embedders.packed import PackedTokenizer, read_packed, write_checkpoint  # noqa: E402
+from rag.index.embedders.packed import read_packed, write_checkpoint  # noqa: E402
 from rag.index.store import open_generation  # noqa: E402
 from rag.index.update import add_documents  # noqa: E402
 from rag.questions import read_questions  # noqa: E402
@@ -50,7 +50,7 @@ def write_examples(
 ) -> int:
     """Examples of each question (of at most so many an organisation), each with other passages, in a file; how many."""
     embedder, draw, rows = open_embedder(DEFAULT_EMBEDDER), random.Random(seed), []
-    tokenizer = PackedTokenizer(read_packed(base_file()))
+    tokenizer = reader_tokenizer(base_file())
     with progress(f"examples for {out.stem}", total=len(organisations), unit="organisations") as done:
         for number, organisation in enumerate(organisations, 1):
             generation = open_generation(index_of(organisation, work, embedder))

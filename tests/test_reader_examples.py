@@ -234,7 +234,7 @@ def test_marks_of_a_passage_of_several_rows_are_in_the_row_that_has_the_line() -
                    "handbook/en/trips.md")  # fmt: skip
     places = tuple(AnswerPlace("en/trips.md", "Hotels", f"{text}") for text in ("Osaka is 13,000 yen.", "Osaka again."))
     for one in drawn(question("How much in Osaka?", "en", places), [long], 20):
-        assert len(one["rows"]) == 4 and sum(len(row["lines"]) for row in one["rows"]) == 11
+        assert len(one["rows"]) == 5 and sum(len(row["lines"]) for row in one["rows"]) == 11
         if one["right"]:
             assert lines_at(one, "right") == ["Osaka is 13,000 yen.", "Osaka again."]
             assert len({row for row, _ in one["right"]}) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def test_lines_that_do_not_fit_into_one_row_go_on_in_the_next_below_the_same_que
     assert [text_of(row.ids[start:end]) for row in rows for start, end in row.lines] == lines
     head = list(rows[0].ids[: rows[0].lines[0][0]])
     assert all(list(row.ids[: row.lines[0][0]]) == head for row in rows) and text_of(head) == "query: Where?Place"
-    for row, following in zip(rows, rows[1:], strict=False):
+    for row, following in itertools.pairwise(rows):
         start, end = following.lines[0]
         assert len(row.ids) <= MAX_ROW < len(row.ids) + end - start, "as few rows as hold them"
 

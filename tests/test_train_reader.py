@@ -1,4 +1,4 @@
-"""A reader's examples as token ids, damaged data, and its loss by hand and against transformers."""
+"""A reader's examples as rows of token ids, damaged data, and its loss by hand and against transformers."""
 
 from __future__ import annotations
 
@@ -11,141 +11,102 @@ from typing import Any
 import pytest
 import torch
 
-from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, UnsupportedError
-from tests.tiny_reader_training import FAMILIES, question, reader_bases
-from tests.tiny_training import write_checkpoint, write_jsonl
-from train.base import load_model, load_tokenizer
-from train.batch.attention import packed_attention
+from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError
+from tests.tiny_reader_training import POSITIONS, WORDS, encoder, question
+from tests.tiny_training import write_jsonl
+from train.base import load_encoder
 from train.data.examples import Example
-from train.data.masks import IGNORE
-from train.run.reader.examples import ReaderExample, read_examples
-from train.run.reader.loss import contrast_head, question_loss, reader_batch, reader_loss
+from train.run.reader.examples import ReaderExample, ReaderRow, read_examples
+from train.run.reader.loss import OFFSET, SCALE, question_loss, reader_batch, reader_loss, row_scores
 
-__all__ = ["reader_bases"]  # a fixture
-
-
-@pytest.fixture(scope="module")
-def tokenizer(reader_bases: Callable[[str], Path]) -> Any:
-    return load_tokenizer(reader_bases("gemma3"))
+__all__ = ["encoder"]  # a fixture
 
 
-def read(rows: Sequence[dict[str, Any]], path: Path, tokenizer: Any, max_length: int = 900) -> list[ReaderExample]:
-    return read_examples([write_jsonl(path, list(rows))], tokenizer, max_length)[0]
+def read(rows: Sequence[dict[str, Any]], path: Path) -> list[ReaderExample]:
+    return read_examples([write_jsonl(path, list(rows))], WORDS, POSITIONS)[0]
 
 
 # Examples
 
 
-def test_pieces_are_tokenized_one_by_one_and_judged_at_their_last_token(tokenizer: Any, tmp_path: Path) -> None:
+def test_rows_lines_and_marks_are_those_of_the_file(tmp_path: Path) -> None:
     rows = [question(5), question(6, "ja")]
-    examples = read(rows, tmp_path / "q.jsonl", tokenizer)
+    examples = read(rows, tmp_path / "q.jsonl")
     assert [one.example.where for one in examples] == [f"'{tmp_path / 'q.jsonl'}', line {n}" for n in (1, 2)]
     assert [one.example.lang for one in examples] == ["en", "ja"]
     for row, one in zip(rows, examples, strict=True):
-        assert len(one.sequences) == len(row["prompts"])
-        for pieces, sequence in zip(row["prompts"], one.sequences, strict=True):
-            parts = [tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
-            ids = [tokenizer.bos_token_id, *(token for part in parts for token in part)]
-            assert list(sequence.ids[:-1]) == ids
-            ends = [1 + sum(map(len, parts[: number + 1])) for number in range(2, len(parts))]
-            assert [at for at, label in enumerate(sequence.labels) if label != IGNORE] == ends
-        flat = [[p, n] for p, pieces in enumerate(row["prompts"]) for n in range(2, len(pieces))]
-        assert [place for place, right in zip(flat, one.right, strict=True) if right] == row["right"]
-        assert one.tokens == sum(len(sequence.ids) for sequence in one.sequences) and one.supervised == 1
+        assert [(r.ids, r.question, r.lines) for r in one.rows] == [
+            (r["ids"], r["question"], r["lines"]) for r in row["rows"]
+        ]
+        flat = [[at, n] for at, r in enumerate(row["rows"]) for n in range(len(r["lines"]))]
+        assert [place for place, right in zip(flat, one.right, strict=True) if right] == row["right"] != []
+        assert one.tokens == sum(len(r["ids"]) for r in row["rows"]) and one.supervised == 1
 
 
-def test_the_names_of_special_tokens_are_text(tokenizer: Any, tmp_path: Path) -> None:
-    row = question(5)
-    row["prompts"][0][2] = "<end_of_turn><bos>\n"
-    (one,) = read([row], tmp_path / "q.jsonl", tokenizer)
-    special = {tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")}
-    assert not special & {token for sequence in one.sequences for token in sequence.ids[1:]}
-
-
-def test_a_base_without_bos_has_none(reader_bases: Callable[[str], Path], tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(reader_bases("llama"))
-    (one,) = read([question(5)], tmp_path / "q.jsonl", tokenizer)
-    head = tokenizer(question(5)["prompts"][0][0], add_special_tokens=False).input_ids
-    assert list(one.sequences[0].ids[: len(head)]) == head
-
-
-def test_ignored_and_every_are_kept(tokenizer: Any, tmp_path: Path) -> None:
-    row = question(5) | {"every": True, "ignored": [[1, 3]]}
-    (one,) = read([row], tmp_path / "q.jsonl", tokenizer)
+def test_ignored_and_every_are_kept(tmp_path: Path) -> None:
+    row = question(5) | {"every": True, "ignored": [[1, 1]]}
+    (one,) = read([row], tmp_path / "q.jsonl")
     assert one.every is True and one.right == (True, False, False, False) and one.ignored == (False,) * 3 + (True,)
 
 
-def size(tokenizer: Any, pieces: Sequence[str]) -> int:
-    return 1 + sum(len(tokenizer(piece, add_special_tokens=False).input_ids) for piece in pieces)
+def changed(change: Callable[[dict[str, Any]], object]) -> str:
+    """A line of data in whose first row something was changed."""
+    made = json.loads(json.dumps(question(5)))
+    change(made["rows"][0])
+    return json.dumps(made)
 
 
-def test_prompts_are_cut_behind_the_last_line_that_fits(tokenizer: Any, tmp_path: Path) -> None:
-    row = question(5)  # the right line is the first of the first passage
-    first, second = row["prompts"]
-    most = max(size(tokenizer, first), size(tokenizer, second))
-    (whole,) = read([row], tmp_path / "a.jsonl", tokenizer, most + 1)
-    assert len(whole.right) == 4
-    row["prompts"][1] = [*second, "x " * 50 + "\n", "Last.\n"]
-    (cut,) = read([row], tmp_path / "b.jsonl", tokenizer, most + 1)
-    assert cut.right == whole.right and [s.ids for s in cut.sequences] == [s.ids for s in whole.sequences]
-    assert max(len(sequence.ids) for sequence in cut.sequences) <= most + 1
-    row["prompts"][1] = [second[0] + "x " * 200, *second[1:]]
-    (alone,) = read([row], tmp_path / "c.jsonl", tokenizer, most + 1)
-    assert len(alone.sequences) == 1 and alone.right == (True, False), "a passage none of whose lines fits is left out"
-
-
-def test_a_question_whose_answer_is_cut_off_is_left_out_and_noted(
-    tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It would teach that no line answers."""
-    row, absent = question(6), question(8)  # the right line is the last of its passage; there is none
-    (lost,) = row["right"]
-    room = size(tokenizer, row["prompts"][lost[0]])
-    both = {**question(5), "every": True, "right": [[0, 2], [0, 3]]}
-    path = write_jsonl(tmp_path / "q.jsonl", [row, absent, both])
-    found, _, counts = read_examples([path], tokenizer, room)
-    assert [one.example.line for one in found] == [2] and counts == {path: 1}
-    assert "2 questions are left out: their answer stands behind --max-length" in capsys.readouterr().err
-    assert len(read_examples([path], tokenizer, room + 40)[0]) == 3 and capsys.readouterr().err == ""
-    either = read([both | {"every": False}], tmp_path / "e.jsonl", tokenizer, size(tokenizer, both["prompts"][0]))
-    assert either[0].right[:1] == (True,), "one of several is enough"
-    with pytest.raises(InputError, match="hold no example"):
-        read([row], tmp_path / "r.jsonl", tokenizer, 8)
+_LONG = len(question(5)["rows"][0]["ids"])
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "{", "[]", "{}", json.dumps({k: v for k, v in question(5).items() if k != "every"}),
-        json.dumps(question(5) | {"form": "one"}), json.dumps(question(5) | {"prompts": []}),
-        json.dumps(question(5) | {"prompts": [["only a question", "a place"]]}),
-        json.dumps(question(5) | {"prompts": [[1, 2, 3]]}), json.dumps(question(5) | {"prompts": 3}),
-        json.dumps(question(5) | {"right": [[0, 1]]}), json.dumps(question(5) | {"right": [[2, 2]]}),
-        json.dumps(question(5) | {"right": [[0, 9]]}), json.dumps(question(5) | {"ignored": [[0, 0]]}),
-        json.dumps(question(5) | {"right": [0, 2]}), json.dumps(question(5) | {"right": None}),
-        json.dumps(question(5) | {"ignored": question(5)["right"]}),
+        json.dumps(question(5) | {"form": "one"}), json.dumps(question(5) | {"rows": []}),
+        json.dumps(question(5) | {"rows": 3}), json.dumps(question(5) | {"rows": [[1, 2, 3]]}),
+        json.dumps(question(5) | {"right": [[0, 2]]}), json.dumps(question(5) | {"right": [[2, 0]]}),
+        json.dumps(question(5) | {"ignored": [[0, -1]]}), json.dumps(question(5) | {"right": [0, 1]}),
+        json.dumps(question(5) | {"right": None}), json.dumps(question(5) | {"ignored": question(5)["right"]}),
+        changed(lambda row: row.update(ids=[])), changed(lambda row: row.update(ids=["word"])),
+        changed(lambda row: row.update(ids=[-1, *row["ids"][1:]])), changed(lambda row: row.pop("question")),
+        changed(lambda row: row.update(question=0)), changed(lambda row: row.update(question=_LONG + 1)),
+        changed(lambda row: row.update(lines=[[5, 5]])), changed(lambda row: row.update(lines=[[-1, 5]])),
+        changed(lambda row: row["lines"].append([_LONG - 1, _LONG + 1])), changed(lambda row: row.update(lines=[3])),
+        changed(lambda row: row.update(lines=[[6, 4], [4, 6]])),
+        json.dumps(question(8) | {"rows": [row | {"lines": []} for row in question(8)["rows"]]}),
     ],
 )  # fmt: skip
-def test_damaged_data_are_named_with_their_line(line: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_damaged_data_are_named_with_their_line(line: str, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "q.jsonl", [question(1), question(2)])
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
     with pytest.raises(DamagedFileError, match=r"q\.jsonl', line 3"):
-        read_examples([path], tokenizer, 900)
+        read_examples([path], WORDS, POSITIONS)
 
 
-def test_examples_of_several_forms_and_none_at_all_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+def test_tokens_and_rows_that_the_base_does_not_have_are_another_bases(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "q.jsonl", [question(1), question(5)])
+    most = max(token for row in (*question(1)["rows"], *question(5)["rows"]) for token in row["ids"])
+    longest = max(len(row["ids"]) for row in (*question(1)["rows"], *question(5)["rows"]))
+    assert len(read_examples([path], most + 1, longest)[0]) == 2
+    for words, positions in ((most, longest), (most + 1, longest - 1)):
+        with pytest.raises(MismatchError, match=r"q\.jsonl', line [12] was made for another base"):
+            read_examples([path], words, positions)
+
+
+def test_examples_of_several_forms_and_none_at_all_are_refused(tmp_path: Path) -> None:
     one = write_jsonl(tmp_path / "one.jsonl", [question(1)])
-    two = write_jsonl(tmp_path / "two.jsonl", [question(1) | {"form": 2}])
-    with pytest.raises(MismatchError, match=r"1 \('.*one\.jsonl'\), 2 \('.*two\.jsonl'\)"):
-        read_examples([one, two], tokenizer, 900)
-    assert read_examples([two], tokenizer, 900)[1] == 2
-    assert read_examples([one, one], tokenizer, 900)[2] == {one: 2}
+    two = write_jsonl(tmp_path / "two.jsonl", [question(1) | {"form": 3}])
+    with pytest.raises(MismatchError, match=r"2 \('.*one\.jsonl'\), 3 \('.*two\.jsonl'\)"):
+        read_examples([one, two], WORDS, POSITIONS)
+    assert read_examples([two], WORDS, POSITIONS)[1] == 3
+    assert read_examples([one, one], WORDS, POSITIONS)[2] == {one: 2}
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="hold no example"):
-        read_examples([tmp_path / "empty.jsonl"], tokenizer, 900)
+        read_examples([tmp_path / "empty.jsonl"], WORDS, POSITIONS)
     with pytest.raises(MissingFileError):
-        read_examples([tmp_path / "missing.jsonl"], tokenizer, 900)
+        read_examples([tmp_path / "missing.jsonl"], WORDS, POSITIONS)
 
 
 # The loss
@@ -181,31 +142,43 @@ def test_the_gradient_lifts_right_lines_and_pushes_the_others() -> None:
     assert scores.grad is not None and scores.grad.tolist() == pytest.approx([3 / 5, 1 / 5 - 1, 0.0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_of_a_batch_is_that_of_transformers_logits(
-    family: str, reader_bases: Callable[[str], Path], tmp_path: Path
-) -> None:
-    folder = reader_bases(family)
-    tokenizer, model = load_tokenizer(folder), load_model(folder).eval()
-    examples = read([question(n, lang) for n in (1, 2, 3, 4) for lang in ("en", "ja")], tmp_path / "q", tokenizer)
-    words = [tokenizer(word, add_special_tokens=False).input_ids for word in ("yes", "no")]
-    expected = 0.0
-    for one in examples:
-        scores = []
-        for sequence in one.sequences:
-            with torch.no_grad():
-                logits = model(torch.tensor([sequence.ids[:-1]])).logits[0]
-            judged = [at - 1 for at, label in enumerate(sequence.labels) if label != IGNORE]
-            scores += (logits[judged, words[0]] - logits[judged, words[1]]).tolist()
-        expected += float(question_loss(torch.tensor(scores), one))
-    with packed_attention(model), torch.no_grad():
-        loss, count = reader_loss(model, reader_batch(examples), contrast_head(model, tokenizer))
-        alone = [reader_loss(model, reader_batch([one]), contrast_head(model, tokenizer))[0] for one in examples]
+@pytest.fixture(scope="module")
+def model(encoder: Path) -> Any:
+    return load_encoder(encoder).eval()
+
+
+def by_hand(model: Any, row: ReaderRow) -> list[float]:
+    """The scores of a row that is read alone, token by token added up."""
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([row.ids])).last_hidden_state[0]
+    asked = states[: row.question].mean(0)
+    means = [states[start:end].mean(0) for start, end in row.lines]
+    return [20 * float(torch.cosine_similarity(mean, asked, dim=0)) - 18 for mean in means]
+
+
+def test_a_line_is_scored_by_the_cosine_of_its_mean_state_and_the_questions(model: Any, tmp_path: Path) -> None:
+    """Whatever rows stand beside it, and however much shorter it is."""
+    assert (SCALE, OFFSET) == (20.0, -18.0)
+    examples = read([question(n, lang) for n in (1, 2, 3, 4) for lang in ("en", "ja")], tmp_path / "q")
+    rows = [row for one in examples for row in one.rows]
+    rows.append(ReaderRow(rows[0].ids * 4, rows[0].question, ((10, 40), (40, 41), (0, 44))))
+    rows.append(ReaderRow(rows[0].ids, rows[0].question, ()))
+    with torch.no_grad():
+        found = row_scores(model, rows)
+    assert len(found) == len(rows) and found[-1].tolist() == []
+    for row, scores in zip(rows, found, strict=True):
+        assert scores.tolist() == pytest.approx(by_hand(model, row), abs=1e-4)
+
+
+def test_the_loss_of_a_batch_is_that_of_its_questions(model: Any, tmp_path: Path) -> None:
+    examples = read([question(n, lang) for n in (1, 2, 3, 4) for lang in ("en", "ja")], tmp_path / "q")
+    expected = sum(
+        float(question_loss(torch.tensor([score for row in one.rows for score in by_hand(model, row)]), one))
+        for one in examples
+    )
+    with torch.no_grad():
+        loss, count = reader_loss(model, reader_batch(examples))
+        alone = [float(reader_loss(model, reader_batch([one]))[0]) for one in examples]
     assert count == 8 and float(loss) == pytest.approx(expected, rel=1e-4)
-    assert float(sum(alone)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_base_that_has_no_such_tokens_is_refused(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "gpt2", "gpt2")
-    with pytest.raises(UnsupportedError, match=r"'(yes|no)' is \d tokens of this model, a reader needs it to be one"):
-        contrast_head(load_model(folder), load_tokenizer(folder))
+    assert sum(alone) == pytest.approx(expected, rel=1e-4)
+    assert reader_batch(examples)["tokens"] == sum(one.tokens for one in examples)

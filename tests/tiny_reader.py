@@ -1,4 +1,4 @@
-"""A reader without a model, which takes the lines it was told for answers; indexes to ask it about; tokens of letters."""
+"""A reader without a model, which takes the lines it was told for answers; indexes to ask; tokens of letters."""
 
 from __future__ import annotations
 

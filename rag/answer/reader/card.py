@@ -49,8 +49,8 @@ def read_card(folder: Path) -> ReaderCard:
             hint="Make a new one with: make reader",
         )
     try:
-        if form is None:
-            raise KeyError("form")
+        if not isinstance(form, int):
+            raise TypeError(f"form {form!r}")
         scale, offset = float(card["scale"]), float(card["offset"])
         refuse_at = {str(lang): float(limit) for lang, limit in card["refuse_at"].items()}
         if not all(map(math.isfinite, (scale, offset, *refuse_at.values()))):

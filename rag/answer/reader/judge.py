@@ -9,10 +9,9 @@ import numpy as np
 
 from rag.answer.reader.card import ReaderCard, read_card
 from rag.answer.reader.form import MAX_ROW, Row, Tokenizer, rows_of
-from rag.answer.reader.weights import base_file, base_fingerprint, reader_gguf
+from rag.answer.reader.weights import base_file, base_fingerprint, reader_gguf, reader_tokenizer
 from rag.index.embedders.base import Vectors
 from rag.index.embedders.encoder import GgufEncoder
-from rag.index.embedders.packed import PackedTokenizer, read_packed
 from slm.errors import MismatchError
 from slm.joints import LineScores, Reader
 
@@ -56,6 +55,6 @@ def open_reader(folder: Path) -> Reader:
             f"the reader '{folder}' was trained on another base than the embedder that is here",
             hint="Make one for it with: make reader",
         )
-    judge = LineJudge(PackedTokenizer(read_packed(base)), GgufEncoder(reader_gguf(folder), MAX_ROW, pooled=False), card)
+    judge = LineJudge(reader_tokenizer(base), GgufEncoder(reader_gguf(folder), MAX_ROW, pooled=False), card)
     name = folder.resolve().name
     return Reader(name if "reader" in name else f"{name}-reader", judge, card.refuse_at)

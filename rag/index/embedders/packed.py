@@ -133,13 +133,21 @@ def _parsed(path: Path, raw: bytes) -> Packed:
 
 
 class PackedTokenizer:
-    """Texts to the token ids that the package's own engine gives them."""
+    """Texts to the token ids that the package's own engine gives them.
 
-    def __init__(self, packed: Packed) -> None:
+    That engine takes the names of control tokens in a text ("</s>") for these; with controls=False they are text.
+    """
+
+    def __init__(self, packed: Packed, *, controls: bool = True) -> None:
         from tokenizers import Tokenizer, models
 
         self._packed = packed
-        self._tokenizer = Tokenizer(models.Unigram(packed.pieces, unk_id=packed.unknown))
+        # Of SentencePiece's vocabulary only control tokens have a score of 0. No text has a NUL (`nano._c_text`).
+        pieces = [
+            (piece if controls or score else f"\0{number}", score)
+            for number, (piece, score) in enumerate(packed.pieces)
+        ]
+        self._tokenizer = Tokenizer(models.Unigram(pieces, unk_id=packed.unknown))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text between those of its beginning and end."""

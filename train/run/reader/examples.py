@@ -64,7 +64,7 @@ def read_examples(
             try:
                 forms.setdefault(int(row["form"]), path)
                 example = _example(row, Example(path, line, str(row["lang"])))
-            except (KeyError, TypeError, ValueError, IndexError) as error:
+            except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
                 raise DamagedFileError(f"{where} is no example for a reader", found=repr(error)) from error
             if max(max(one.ids) for one in example.rows) >= words or max(map(_length, example.rows)) > positions:
                 raise MismatchError(f"{where} was made for another base: its tokens are not this one's")
