@@ -14,14 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
-from rag.answer.reader.form import pieces_of
+from rag.answer.reader.form import rows_of, texts_of
 from serve.engine.engine import Engine, open_engine
-from serve.engine.events import Ticket
-from slm.errors import DamagedFileError, EngineDiedError, InputError, UnknownNameError
-from slm.joints import Filters
-from tests.served import Served, error_of, running, standing_still
+from slm.errors import DamagedFileError, EngineDiedError, InputError
+from slm.joints import Filters, Reader
+from tests.served import Served, error_of, running
 from tests.tiny_gguf import write_adapter, write_model
-from tests.tiny_pointing import LINES, NEVER, PASSAGES, LineIndex, tiny_reader
+from tests.tiny_pointing import ALWAYS, LINES, NEVER, PASSAGES, CountingJudge, LineIndex, tiny_reader
+from tests.tiny_reader import Letters
 from tests.waiting import eventually
 
 HOTEL, ROOM = "How much may a hotel in Osaka cost?", "会議室の予約はいつまでに取り消せますか。"
@@ -36,13 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    """The reader's adapter says that it is English, as a reader made of English data alone would."""
     model = write_model(folder / "tiny.gguf")
-    adapters = {
-        "reader": write_adapter(folder / "reader.gguf", seed=1),
-        "ja": write_adapter(folder / "ja.gguf", seed=2),
-    }
-    with open_engine(model, adapters, threads=1, parallel=4, by_name=frozenset({"reader"})) as opened:
+    with open_engine(model, {"ja": write_adapter(folder / "ja.gguf", seed=2)}, threads=1, parallel=4) as opened:
         yield opened
 
 
@@ -53,7 +48,7 @@ def index() -> LineIndex:
 
 @pytest.fixture
 def served(engine: Engine, folder: Path, index: LineIndex) -> Iterator[Served]:
-    reader = tiny_reader(folder / "reader.gguf")
+    reader = tiny_reader()
     with running(engine, folder, allowed_folders=[folder], retriever=index, reader=reader) as server:
         yield server
 
@@ -93,25 +88,40 @@ def test_the_answer_is_a_line_of_the_documents_with_its_place(
     assert body["model"] == response.headers["x-slm-adapter"] == "reader"
 
 
-def test_what_the_reader_scores_is_what_is_answered(served: Served, engine: Engine) -> None:
-    """The judge is the engine's own, with the reader's adapter and its two tokens."""
-    read = [pieces_of(HOTEL, passage) for passage in PASSAGES]
-    scores = engine.scores([pieces for pieces, _ in read], ("y", "n"), adapter="reader").scores
-    flat = [(score, n, line) for n, (row, (_, lines)) in enumerate(zip(scores, read, strict=True))
-            for score, line in zip(row[1:], lines, strict=True)]  # fmt: skip
-    assert len(flat) == LINES
-    _, n, line = max(flat, key=lambda one: one[0])
-    first = served.chat(HOTEL, rag=True).json()["citations"][0]
-    assert (first["source"], first["start"], first["end"]) == (PASSAGES[n].source, line.start, line.end)
+@pytest.mark.parametrize(("question", "scores", "number"), [(HOTEL, ROW, 0), (ROOM, CANCEL, 1)])
+def test_what_the_reader_scores_is_what_is_answered(
+    engine: Engine, folder: Path, question: str, scores: list[float], number: int
+) -> None:
+    with running(engine, folder, retriever=LineIndex(), reader=tiny_reader(scores)) as server:
+        first = server.chat(question, rag=True).json()["citations"][0]
+    texts, lines = texts_of(PASSAGES[number])
+    line = lines[scores.index(6.0) - 2 * number]
+    assert (first["source"], first["start"], first["end"]) == (PASSAGES[number].source, line.start, line.end)
+    assert len(scores) == LINES and first["quote"] in texts
 
 
-def test_the_tokens_that_were_read_are_counted(served: Served, engine: Engine) -> None:
-    prompts = [pieces_of(HOTEL, passage)[0] for passage in PASSAGES]
-    tokens = sum(1 + sum(len(engine.tokenize(piece)) for piece in pieces) for pieces in prompts)
+def test_the_tokens_that_were_read_are_counted(served: Served) -> None:
+    rows = rows_of(Letters(), HOTEL, [texts_of(passage)[0] for passage in PASSAGES])
+    tokens = sum(len(row.ids) for of_passage in rows for row in of_passage)
     usage = served.chat(HOTEL, rag=True).json()["usage"]
-    assert usage["prompt_tokens"] == usage["total_tokens"] == tokens and usage["completion_tokens"] == 0
-    shared = 1 + len(engine.tokenize(prompts[0][0]))
-    assert usage["prompt_tokens_details"] == {"cached_tokens": shared}
+    assert usage["prompt_tokens"] == usage["total_tokens"] == tokens > 100 and usage["completion_tokens"] == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 11])
+def test_any_number_of_passages_is_read_a_few_at_a_time_in_their_order(
+    engine: Engine, folder: Path, count: int
+) -> None:
+    """Between them it is looked whether somebody still waits; the answer is that of reading all at once."""
+    passages = [replace(PASSAGES[0], text=f"Room {n} costs {n},000 yen.", source=f"{n}.md") for n in range(count)]
+    judge = CountingJudge([float(n) - 20 for n in range(count)])
+    with running(engine, folder, retriever=LineIndex(passages), reader=Reader("reader", judge, ALWAYS)) as server:
+        body = server.chat(HOTEL, rag=True).json()
+    assert [one for call in judge.calls for one in call] == [texts_of(passage)[0] for passage in passages]
+    assert all(len(call) <= 4 for call in judge.calls) and len(judge.calls) == -(-count // 4)
+    if count:
+        assert body["citations"][0]["source"] == f"{count - 1}.md"
+    else:
+        assert body["refused"] is True and body["citations"] == [] and body["usage"]["prompt_tokens"] == 0
 
 
 def test_a_stream_begins_with_the_citations_and_has_the_text_in_one_event(served: Served, index: LineIndex) -> None:
@@ -135,7 +145,7 @@ def test_a_stream_begins_with_the_citations_and_has_the_text_in_one_event(served
 def test_a_refusal_says_so_and_shows_the_nearest_lines_uncited(
     engine: Engine, folder: Path, question: str, said: str, stream: bool
 ) -> None:
-    reader = tiny_reader(folder / "reader.gguf", NEVER)
+    reader = tiny_reader(refuse_at=NEVER)
     with running(engine, folder, retriever=LineIndex(scores=ROW), reader=reader) as server:
         response = server.chat(question, rag=True, stream=stream)
     body = events_of(response)[0] if stream else response.json()
@@ -247,37 +257,41 @@ def test_an_unknown_model_is_an_error_though_it_has_no_say(served: Served, index
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_ends_the_reading(
-    served: Served, engine: Engine, monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
-    begun, ended = threading.Event(), threading.Event()
-    begin = engine.begin_scores
+def test_a_client_that_goes_away_ends_the_reading(engine: Engine, folder: Path, stream: bool) -> None:
+    """After the passages it is at: no more are read for nobody."""
+    begun, free = threading.Event(), threading.Event()
 
-    def begin_scores(*args: Any, **options: Any) -> Ticket:
-        ticket = begin(*args, **options)
+    def wait() -> None:
         begun.set()
+        assert free.wait(30)
 
-        def cancel() -> None:
-            ticket.cancel()
-            ended.set()
-
-        return replace(ticket, cancel=cancel)
-
-    monkeypatch.setattr(engine, "begin_scores", begin_scores)
-    body = json.dumps({"messages": [{"role": "user", "content": HOTEL}], "rag": True, "stream": stream})
-    with standing_still(engine), closing(http.client.HTTPConnection(served.url[7:], timeout=30)) as connection:
-        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
-        assert begun.wait(20) and not ended.is_set()
-        if stream:  # its head goes out after a second, and nothing but signs of life follows
-            assert connection.getresponse().status == 200
-        connection.close()
-        assert ended.wait(20)
-    counted = 'slm_requests_total{adapter="reader",outcome="cancelled"} 1.0'
-    assert eventually(lambda: counted in httpx.get(f"{served.url}/metrics").text)
-    assert served.chat(HOTEL, rag=True).status_code == 200
+    judge = CountingJudge(before=wait)
+    index = LineIndex([replace(PASSAGES[0], source=f"{n}.md") for n in range(10)])
+    with running(engine, folder, retriever=index, reader=Reader("reader", judge, ALWAYS)) as server:
+        body = json.dumps({"messages": [{"role": "user", "content": HOTEL}], "rag": True, "stream": stream})
+        with closing(http.client.HTTPConnection(server.url[7:], timeout=30)) as connection:
+            connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+            assert begun.wait(20)
+            if stream:  # its head goes out after a second, and nothing but signs of life follows
+                assert connection.getresponse().status == 200
+        counted = 'slm_requests_total{adapter="reader",outcome="cancelled"} 1.0'
+        assert eventually(lambda: counted in httpx.get(f"{server.url}/metrics").text)
+        assert len(judge.calls) == 1
+        free.set()
+        assert server.chat(HOTEL, rag=True).status_code == 200
+    assert [len(call) for call in judge.calls] == [4, 4, 4, 2], "of the first question no more was read"
 
 
-# --- the reader's adapter ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_of_the_reading_is_told(engine: Engine, folder: Path, stream: bool) -> None:
+    """A question that is too long is known only where its tokens are counted."""
+    with running(engine, folder, retriever=LineIndex(), reader=tiny_reader()) as server:
+        for question, says in (("a" * 10_000, "10,000 characters"), ("a" * 300, "307 tokens")):
+            response = server.chat(question, rag=True, stream=stream)
+            assert response.status_code == 400 and says in error_of(response)["message"]
+
+
+# --- the reader's name -----------------------------------------------------------------------------------------
 
 
 def test_metrics_count_what_the_reader_answers(served: Served) -> None:
@@ -288,32 +302,9 @@ def test_metrics_count_what_the_reader_answers(served: Served) -> None:
     assert 'slm_time_to_first_token_seconds_count{adapter="reader"} 1.0' in counted
 
 
-def test_the_readers_adapter_is_no_model_to_choose(served: Served) -> None:
+def test_the_reader_is_told_and_is_no_model_to_choose(served: Served, engine: Engine) -> None:
     base, *adapters = httpx.get(f"{served.url}/v1/models").json()["data"]
     assert base["reader"] == "reader" and base["retrieval"] is True
     assert [row["id"] for row in adapters] == ["ja"]
-
-
-def test_the_readers_adapter_stays_as_it_is(served: Served, engine: Engine) -> None:
-    file = str(served.folder / "ja.gguf")
-    for path, body in (
-        ("/lora-adapters", {"name": "reader", "path": file}),
-        ("/v1/load_lora_adapter", {"lora_name": "reader", "lora_path": file, "load_inplace": True}),
-        ("/v1/unload_lora_adapter", {"lora_name": "reader"}),
-    ):
-        response = served.post(path, body)
-        assert response.status_code == 400 and "'reader'" in error_of(response)["message"], path
-    assert httpx.delete(f"{served.url}/lora-adapters/reader").status_code == 400
-    assert [adapter.name for adapter in engine.adapters()] == ["reader", "ja"]
-
-
-def test_no_language_leads_to_a_readers_adapter(folder: Path) -> None:
-    model, adapter = write_model(folder / "other.gguf"), write_adapter(folder / "en.gguf", seed=4)
-    with open_engine(model, {"en": adapter, "en_sft": adapter}, threads=1, by_name=frozenset({"en"})) as engine:
-        english = engine.route("auto", [{"role": "user", "content": "How many days of leave do I have?"}])
-        assert english.adapter == "en_sft"
-        assert engine.route("en", []).adapter == "en"
-    with pytest.raises(InputError, match="'en' is the adapter that reads"):
-        open_engine(model, {"en": adapter}, default_adapter="en", by_name=frozenset({"en"})).__enter__()
-    with pytest.raises(UnknownNameError):
-        open_engine(model, {"en": adapter}, default_adapter="fr", by_name=frozenset({"en"})).__enter__()
+    assert served.chat(HOTEL, rag=True, model="reader").status_code == 404
+    assert [adapter.name for adapter in engine.adapters()] == ["ja"]

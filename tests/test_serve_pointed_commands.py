@@ -17,10 +17,10 @@ from serve.chat.terminal import turn
 from serve.cli import serve as cli
 from serve.cli.chat import chat as chat_command
 from serve.engine.engine import open_engine
-from slm.errors import InputError, MissingFileError
-from slm.joints import Reader, SamplingOptions
+from slm.errors import InputError
+from slm.joints import SamplingOptions
 from slm.terminal.answer import show_pointed
-from slm_cli import Roof
+from tests.tiny_chat import fake_server
 from tests.tiny_gguf import write_adapter, write_model
 from tests.tiny_pointing import NEVER, LineIndex, ReadingJoints, tiny_reader
 
@@ -33,14 +33,13 @@ SAID = "City: Osaka, Night: 13,000 yen [1]"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     write_model(folder / "tiny.gguf")
-    write_adapter(folder / "reader.gguf", seed=1)
     write_adapter(folder / "en.gguf", seed=2)
     return folder
 
 
 @pytest.fixture
-def joints(folder: Path) -> ReadingJoints:
-    return ReadingJoints(tiny_reader(folder / "reader.gguf"), LineIndex(scores=ROW))
+def joints() -> ReadingJoints:
+    return ReadingJoints(tiny_reader(), LineIndex(scores=ROW))
 
 
 def chat(joints: ReadingJoints, folder: Path, *options: str, say: str) -> Result:
@@ -96,9 +95,9 @@ def test_a_reader_that_cannot_be_is_an_error(
 
 
 def test_a_conversation_keeps_pointed_answers(folder: Path) -> None:
-    reader = tiny_reader(folder / "reader.gguf")
-    with open_engine(folder / "tiny.gguf", {"reader": reader.adapter}, threads=1, parallel=1) as engine:
-        desk = Desk(Setup("tiny"), LocalTalker(engine, reader), LineIndex(scores=ROW), reader)
+    reader = tiny_reader()
+    with open_engine(folder / "tiny.gguf", {}, threads=1, parallel=1) as engine:
+        desk = Desk(Setup("tiny"), LocalTalker(engine), LineIndex(scores=ROW), reader)
         talk = Chat(
             Opening(desk.setup, lambda *_: desk),
             Keeper(None, print),
@@ -112,12 +111,28 @@ def test_a_conversation_keeps_pointed_answers(folder: Path) -> None:
     assert (first.question, first.answer, second.question) == (HOTEL, SAID, ROOM) and second.answer
 
 
-def test_a_refusal_without_a_passage_shows_no_source(folder: Path) -> None:
+def test_a_refusal_without_a_passage_shows_no_source() -> None:
     index = LineIndex(passages=())
-    pointed = index.pointed(HOTEL, tiny_reader(folder, NEVER), lambda prompts: [[] for _ in prompts])
+    pointed = index.pointed(HOTEL, tiny_reader(refuse_at=NEVER))
     shown: list[str] = []
     show_pointed(pointed, shown.append)
     assert shown == [] and pointed.text == "I could not find this in the documents." and pointed.doubt == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [((), SAID), (("--refuse-at", "0"), "I could not find this in the documents."), (("--reader", "model"), "Hello.")],
+)
+def test_chat_with_a_server_has_its_documents_read_here(
+    joints: ReadingJoints, options: tuple[str, ...], said: str
+) -> None:
+    with fake_server() as server:
+        server.answers = [["Hel", "lo."]]
+        args = ["--url", server.url, "--rag", "handbook", *options]
+        result = CliRunner().invoke(chat_command, args, obj=joints, input=f"{HOTEL}\n")
+    assert result.exception is None and result.stdout == f"{said}\n"
+    assert len(server.bodies) == ("model" in options), "a server is asked only where its model answers"
+    assert [question for question, _ in joints.index.asked] == ([] if "model" in options else [HOTEL])
 
 
 # --- options ----------------------------------------------------------------------------------------------------
@@ -143,42 +158,13 @@ def test_a_threshold_needs_a_reader(joints: ReadingJoints, folder: Path) -> None
     assert result.exit_code == 2 and "no reader that could refuse" in result.stderr
 
 
-@pytest.mark.parametrize("command", [chat_command, cli.serve], ids=lambda command: command.name)
-def test_an_adapter_of_the_readers_name_is_refused(joints: ReadingJoints, folder: Path, command: Any) -> None:
-    args = [str(folder / "tiny.gguf"), "--rag", "i", "--adapter", f"reader={folder / 'en.gguf'}"]
-    args += ["--port", "0"] if command is cli.serve else []
-    result = CliRunner().invoke(command, args, obj=joints)
-    assert isinstance(result.exception, InputError)
-    assert "'reader' is the reader's name" in str(result.exception) and "--adapter NAME=" in str(result.exception)
-
-
-def test_a_folder_called_as_its_base_gives_the_reader_a_name_of_its_own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A released reader lies in a folder named after its base, whose name no adapter can have."""
-    roof = Roof()
-    monkeypatch.setattr(roof, "gguf_of", lambda model: folder / "tiny.gguf")
-    monkeypatch.setattr(roof, "adapter_gguf_of", lambda reader, model: folder / "reader.gguf")
-    names = []
-    for name in ("tiny", "my-reader"):
-        (folder / name).mkdir()
-        (folder / name / "reader.json").write_text('{"form": 1, "contrast": ["y", "n"], "refuse_at": {"": 0.5}}')
-        (folder / name / "manifest.json").write_text('{"base": {"fingerprint": "f"}}')
-        reader = roof.reader_of("tiny", str(folder / name))
-        assert isinstance(reader, Reader)
-        names.append(reader.name)
-    assert names == ["tiny-reader", "my-reader"]
-    with pytest.raises(MissingFileError, match="is no reader"):
-        roof.reader_of("tiny", str(folder))
-
-
 # --- serve ------------------------------------------------------------------------------------------------------
 
 
 def test_serve_answers_documents_by_the_reader(
     joints: ReadingJoints, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The watched folder's own `reader` is left alone, and where the reader's file lies nothing may be loaded from."""
+    """An adapter may have any name, the reader's as well: it is no adapter."""
     watched = folder / "watched"
     watched.mkdir()
     write_adapter(watched / "reader.gguf", seed=5)
@@ -190,13 +176,12 @@ def test_serve_answers_documents_by_the_reader(
         question = {"messages": [{"role": "user", "content": HOTEL}], "rag": True}
         told["answer"] = client.post("/v1/chat/completions", json=question).json()
         told["names"] = [row["name"] for row in client.get("/lora-adapters").json()]
-        beside = {"name": "more", "path": str(folder / "en.gguf")}
-        told["load"] = client.post("/lora-adapters", json=beside).status_code
+        told["models"] = [row["id"] for row in client.get("/v1/models").json()["data"]]
 
     monkeypatch.setattr(cli, "_run", ask)
     args = [str(folder / "tiny.gguf"), "--rag", "handbook", "--port", "0", "--threads", "1", "--refuse-at", "0.9"]
     result = CliRunner().invoke(cli.serve, [*args, "--adapters-dir", str(watched)], obj=joints)
     assert result.exception is None, result.output
     assert told["answer"]["choices"][0]["message"]["content"] == SAID
-    assert told["names"] == ["reader", "fr"] and told["load"] == 400
-    assert "documents: handbook, answered by the reader reader" in result.stderr and "adapters: fr;" in result.stderr
+    assert sorted(told["names"]) == ["fr", "reader"] and told["models"][1:] == told["names"]
+    assert "documents: handbook, answered by the reader reader" in result.stderr

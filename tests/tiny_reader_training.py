@@ -19,7 +19,8 @@ _BEGIN, _END, _UNKNOWN = 0, 2, 3
 _TEXTS = {
     "en": ("where is desk {n}", "office desks", "desk {n} is here", "nobody has desk {m}", "office rules",
            "wear a badge", "rule {m}"),
-    "ja": ("机 {n} は どこ", "事務所 机", "机 {n} は ここ", "机 {m} は 空き", "事務所 規則", "名札 を つける", "規則 {m}"),
+    "ja": ("机 {n} は どこ", "事務所 机", "机 {n} は ここ", "机 {m} は 空き", "事務所 規則", "名札 を つける",
+           "規則 {m}"),
 }  # fmt: skip
 _NUMBERS = [str(number) for number in range(20)]
 _KNOWN = [*_NUMBERS, *sorted({word for texts in _TEXTS.values() for text in texts for word in text.split()})]
@@ -65,8 +66,7 @@ def question(n: int, lang: str = "en") -> dict[str, Any]:
         for of_passage in rows_of(Words(), asked, passages)
         for row in of_passage
     ]
-    made = {"form": FORM, "lang": lang, "rows": rows, "right": right, "ignored": [], "every": False}
-    return made
+    return {"form": FORM, "lang": lang, "rows": rows, "right": right, "ignored": [], "every": False}
 
 
 def write_questions(path: Path, numbers: range) -> Path:
