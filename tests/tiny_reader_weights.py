@@ -32,7 +32,7 @@ class TinyReader:
 
 def write_reader(base: Path, folder: Path, *, size: float, seed: int = 1) -> Any:
     """Write the folder; the model. size: of the numbers of B, 0: it is the plain embedder."""
-    options = TrainOptions(base=base, data=(), output=folder, rank=4, alpha=8)
+    options = TrainOptions(base=base, data=(base,), output=folder, rank=4, alpha=8)
     model = add_adapter(load_encoder(base), options).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

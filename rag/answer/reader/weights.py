@@ -16,6 +16,8 @@ from slm.models import caches
 
 ADAPTER, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _LAYER = "base_model.model.encoder.layer."
+# PEFT's settings under which an update is another one than alpha / rank B A.
+_OTHER = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 # Part of the name of the file that is kept: another way of writing it gets another one.
 _WRITER = "reader1"
 
@@ -66,6 +68,8 @@ def _changed(packed: Packed, folder: Path) -> dict[str, Any]:
     }
     changed: dict[str, Any] = {}
     try:
+        if other := [name for name in _OTHER if settings.get(name)]:
+            raise ValueError(f"it has {', '.join(other)}")
         tensors = load_file(folder / ADAPTER)
         scale = np.float32(settings["lora_alpha"] / settings["r"])
         for name, down in tensors.items():
@@ -74,7 +78,10 @@ def _changed(packed: Packed, folder: Path) -> dict[str, Any]:
             up = tensors[name.replace("lora_A", "lora_B")]
             where = given[name.removeprefix(_LAYER).removesuffix(".lora_A.weight")]
             rows = packed.rows(where.split(".")[1])
-            changed[where] = packed.whole(where, rows) + scale * (up.astype(np.float32) @ down.astype(np.float32))
+            weight, update = packed.whole(where, rows), up.astype(np.float32) @ down.astype(np.float32)
+            if weight.shape != update.shape:
+                raise ValueError(f"{name} is for a matrix of {update.shape}, not {weight.shape}")
+            changed[where] = weight + scale * update
         if 2 * len(changed) != len(tensors):
             raise ValueError("not all of its tensors are a LoRA's")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
