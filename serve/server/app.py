@@ -39,19 +39,18 @@ def create_app(
     """The application.
 
     allowed_folders: where adapters may be loaded from. policy: who may ask, and how much. viewer: who asks the
-    retriever where a request does not say (user:NAME, group:NAME). reader: who answers from the retriever's documents;
-    its adapter is loaded under its name. None: the model.
+    retriever where a request does not say (user:NAME, group:NAME). reader: who answers from the retriever's documents.
+    None: the model.
     """
     retriever = None if retriever is None else SeenBy(retriever, tuple(viewer))
     pointing = Pointing(engine, retriever, reader) if retriever and reader else None
     app = FastAPI(title="slm-cpu", version=__version__, docs_url=None, redoc_url=None)
     install_errors(app)
-    metrics = Metrics(engine)
+    name = pointing.reader.name if pointing else None
+    metrics = Metrics(engine, name)
     install_guard(app, policy, context=engine.context, metrics=metrics, open_paths=PAGE_PATHS)
     install_metrics(app, metrics)
-    app.include_router(
-        model_routes(engine, retrieval=retriever is not None, reader=pointing.reader.name if pointing else None)
-    )
+    app.include_router(model_routes(engine, retrieval=retriever is not None, reader=name))
     app.include_router(generation_routes(engine, retriever, metrics, pointing))
     app.include_router(responses_routes(engine, metrics))
     app.include_router(adapter_routes(engine, [folder.resolve() for folder in allowed_folders]))

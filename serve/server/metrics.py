@@ -1,7 +1,7 @@
 """What the server counts, for Prometheus (`GET /metrics`): requests, tokens and times by adapter, the engine's state.
 
 A request is measured by wrapping the sink its events go to, so the engine's loop is not touched. It knows nothing of
-HTTP requests' contents. Series exist only for adapters that are loaded: no client can make up new ones.
+HTTP requests' contents. Series exist only for adapters that are loaded and the reader: no client can make up new ones.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ class _Registry(CollectorRegistry):
 
 
 class Metrics:
-    """The counts of one server, in a registry of its own. Thread-safe."""
+    """The counts of one server, in a registry of its own. Thread-safe. reader: who answers beside base and adapters."""
 
-    def __init__(self, engine: Observed) -> None:
+    def __init__(self, engine: Observed, reader: str | None = None) -> None:
         self._engine = engine
+        self._always = {_BASE} | ({reader} if reader else set())
         self._registry = _Registry()
         self._seen: set[str] = set()
         self._lock = threading.Lock()
@@ -174,10 +175,11 @@ class Metrics:
         return None
 
     def _known(self, model: object) -> str | None:
-        return str(model) if model == _BASE or any(model == a.name for a in self._engine.adapters()) else None
+        name = str(model)
+        return name if name in self._always or any(name == a.name for a in self._engine.adapters()) else None
 
     def _forget_unloaded(self) -> None:
-        loaded = {adapter.name for adapter in self._engine.adapters()} | {_BASE}
+        loaded = {adapter.name for adapter in self._engine.adapters()} | self._always
         for name in list(self._seen - loaded):
             self._seen.discard(name)
             for family in self._by_adapter:
