@@ -34,8 +34,14 @@ TEXTS = [
     ["出張 > 宿泊", "日当は2,500円です。", "大阪の宿泊は13,000円までです。", "早めに予約します。"],
     ["Visitors > Reception", "Guests sign in at the reception.", "a", "They wear a badge (ID-4711/B)."],
     ["Nothing"],
-    ["規程", *(f"第{n}条 従業員は毎年{n}日の休暇を取ることができ、残りは翌年に繰り越されます。" for n in range(1, 40))],
-    ["Rules", *(f"Rule {n}: whoever leaves last locks door {n} and tells the porter." for n in range(1, 40))],
+    ["規程", *(f"第{n}条 従業員は毎年{n}日の休暇を取ることができ、残りは翌年に繰り越されます。" for n in range(1, 21))],
+    [
+        "Rules",
+        *(
+            f"Rule {n}: whoever leaves last locks door {n} and tells the porter, who writes it into the book of keys at the gate."
+            for n in range(1, 21)
+        ),
+    ],
 ]
 
 
@@ -68,8 +74,8 @@ def test_scores_are_those_of_the_model_that_was_trained(reader: Reader, tiny_e5_
     assert found.tokens == sum(len(row.ids) for of_passage in rows for row in of_passage)
     flat = [score for scores in found.scores for score in scores]
     expected = in_torch(tiny_e5_reader.model, [row for of_passage in rows for row in of_passage])
-    assert np.std(expected) > 0.3, "they tell lines apart"
-    assert np.abs(np.subtract(flat, expected)).max() < 0.3
+    assert np.std(expected) > 0.15, "they tell lines apart"
+    assert np.abs(np.subtract(flat, expected)).max() < 0.1
     assert np.corrcoef(flat, expected)[0, 1] > 0.99
     with tiny_e5_reader.model.disable_adapter():
         plain = in_torch(tiny_e5_reader.model, [row for of_passage in rows for row in of_passage])
@@ -124,7 +130,7 @@ def test_an_adapter_that_changes_nothing_scores_by_the_plain_embedder(
     rows = rows_of(reader_tokenizer(base_file()), ASKED["ja"], TEXTS[:3])
     expected = in_torch(model, [row for of_passage in rows for row in of_passage])
     flat = [score for scores in found.judge(ASKED["ja"], TEXTS[:3]).scores for score in scores]
-    assert flat == pytest.approx(expected, abs=0.3)
+    assert flat == pytest.approx(expected, abs=0.1)
 
 
 # What is no reader

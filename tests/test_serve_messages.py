@@ -52,7 +52,6 @@ ORDERS: dict[str, st.SearchStrategy[Any]] = {
     "Tokenize": st.builds(say.Tokenize, SEGMENTS, st.booleans()),
     "Detokenize": st.builds(say.Detokenize, IDS),
     "Embed": st.builds(say.Embed, tuples(PROMPTS | IDS), NUMBERS),
-    "Score": st.builds(say.Score, tuples(tuples(PROMPTS)), st.tuples(PROMPTS, PROMPTS), PAIRS),
     "Generate": st.builds(say.Generate, SEGMENTS | IDS, st.booleans(), st.booleans(), PAIRS, SAMPLING),
     "Cancel": st.builds(say.Cancel, NUMBERS),
 }
@@ -62,7 +61,6 @@ ANSWERS: dict[str, st.SearchStrategy[Any]] = {
     "Tokens": st.builds(say.Tokens, IDS),
     "Text": st.builds(say.Text, WORDS),
     "Embeddings": st.builds(say.Embeddings, tuples(tuples(FLOATS)), NUMBERS),
-    "Scores": st.builds(say.Scores, tuples(tuples(FLOATS)), NUMBERS, NUMBERS, FLOATS),
     "Stats": st.builds(
         say.Stats, NUMBERS, NUMBERS, NUMBERS, NUMBERS, tuples(WORDS), NUMBERS, FLOATS, FLOATS, rows=tuples(ROWS)
     ),

@@ -49,7 +49,7 @@ def write_reader(base: Path, folder: Path, *, size: float, seed: int = 1) -> Any
 
 @pytest.fixture(scope="module")
 def tiny_e5_reader(tmp_path_factory: pytest.TempPathFactory) -> TinyReader:
-    """A reader whose adapter changes its base by about as much as a trained one."""
+    """A reader whose adapter changes its base."""
     root = tmp_path_factory.mktemp("readers")
     write_checkpoint(read_packed(base_file()), root / "base", base_fingerprint(base_file()))
-    return TinyReader(root / "base", root / "reader", write_reader(root / "base", root / "reader", size=0.02))
+    return TinyReader(root / "base", root / "reader", write_reader(root / "base", root / "reader", size=0.15))
