@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rag.answer.reader.card import CARD, RELEASED, read_card
-from rag.answer.reader.form import Row, rows_of
+from rag.answer.reader.form import ReadRow, rows_of
 from rag.answer.reader.judge import open_reader
 from rag.answer.reader.weights import ADAPTER, SETTINGS, base_file, reader_tokenizer
 from rag.index.embed import open_embedder
@@ -34,13 +34,10 @@ TEXTS = [
     ["出張 > 宿泊", "日当は2,500円です。", "大阪の宿泊は13,000円までです。", "早めに予約します。"],
     ["Visitors > Reception", "Guests sign in at the reception.", "a", "They wear a badge (ID-4711/B)."],
     ["Nothing"],
-    ["規程", *(f"第{n}条 従業員は毎年{n}日の休暇を取ることができ、残りは翌年に繰り越されます。" for n in range(1, 21))],
+    ["規程", *(f"第{n}条 従業員は毎年{n}日の休暇を取ることができ、残りは翌年に繰り越されます。" for n in range(1, 31))],
     [
         "Rules",
-        *(
-            f"Rule {n}: whoever leaves last locks door {n} and tells the porter, who writes it into the book of keys at the gate."
-            for n in range(1, 21)
-        ),
+        *(f"Rule {n}: whoever leaves last locks door {n} and tells the porter at the gate." for n in range(1, 31)),
     ],
 ]
 
@@ -58,7 +55,7 @@ def reader(tiny_e5_reader: TinyReader) -> Reader:
     return open_reader(tiny_e5_reader.folder)
 
 
-def in_torch(model: Any, rows: list[Row]) -> list[float]:
+def in_torch(model: Any, rows: list[ReadRow]) -> list[float]:
     with torch.no_grad():
         found = row_scores(model, [ReaderRow(row.ids, row.question, row.lines) for row in rows])
     return [score for scores in found for score in scores.tolist()]

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rag.answer.reader.form import FORM, Tokenizer, rows_of, texts_of
+from rag.answer.reader.form import FORM, TextTokenizer, rows_of, texts_of
 from rag.answer.reader.lines import lines_of
 from rag.index.names import source_matches
 from rag.questions import AnswerPlace, Question, bare
@@ -48,12 +48,12 @@ def example_of(
     asked: Question,
     passages: Sequence[Passage],
     languages: Mapping[str, str],
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     draw: random.Random,
 ) -> dict[str, Any] | None:
     """One example; None where there is nothing to read. languages: of each source.
 
-    rows: of token ids, with the stretches of the lines in them (`form.Row`). right: (row, line) that answer; every: all
+    rows: of token ids, with the stretches of the lines in them (`form`). right: (row, line) that answer; every: all
     of them have to be found, else one is enough. ignored: (row, line) that answer as well, in the other language, and
     are neither right nor wrong.
     """

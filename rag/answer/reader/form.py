@@ -26,14 +26,14 @@ _MAX_PLACE, _MAX_LINE, _PLACE_TOKENS, _LINE_TOKENS = 300, 600, 64, 192
 _ASKED = "query: "
 
 
-class Tokenizer(Protocol):
+class TextTokenizer(Protocol):
     """Texts to token ids, each between those of a beginning and an end."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
-class Row:
+class ReadRow:
     """What is read at once. ids[:question] are the question's; ids[start:end] of each span in `lines` are a line's.
 
     Both with the end token behind them.
@@ -64,7 +64,7 @@ def texts_of(passage: Passage) -> tuple[list[str], list[Line]]:
     return [one_line(passage.place)[:_MAX_PLACE], *(one_line(line.text)[:_MAX_LINE] for line in lines)], lines
 
 
-def rows_of(tokenizer: Tokenizer, question: str, texts: Sequence[Sequence[str]]) -> list[list[Row]]:
+def rows_of(tokenizer: TextTokenizer, question: str, texts: Sequence[Sequence[str]]) -> list[list[ReadRow]]:
     """For each passage (place, line, line ...) its rows: one, or more where its lines do not fit into one.
 
     All lines are there, in their order. Raises InputError for a question that is no question (`question_text`).
@@ -82,17 +82,17 @@ def rows_of(tokenizer: Tokenizer, question: str, texts: Sequence[Sequence[str]])
     return rows
 
 
-def _rows(asked: tuple[int, ...], place: tuple[int, ...], lines: Sequence[tuple[int, ...]]) -> list[Row]:
+def _rows(asked: tuple[int, ...], place: tuple[int, ...], lines: Sequence[tuple[int, ...]]) -> list[ReadRow]:
     """As few rows as hold the lines, each beginning with question and place."""
-    rows: list[Row] = []
+    rows: list[ReadRow] = []
     ids, spans = [*asked, *place], list[tuple[int, int]]()
     for line in lines:
         if spans and len(ids) + len(line) > MAX_ROW:
-            rows.append(Row(tuple(ids), len(asked), tuple(spans)))
+            rows.append(ReadRow(tuple(ids), len(asked), tuple(spans)))
             ids, spans = [*asked, *place], []
         spans.append((len(ids), len(ids) + len(line)))
         ids += line
-    return [*rows, Row(tuple(ids), len(asked), tuple(spans))] if spans else rows
+    return [*rows, ReadRow(tuple(ids), len(asked), tuple(spans))] if spans else rows
 
 
 def cost(passage: Passage) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rag.answer.reader.card import ReaderCard, read_card
-from rag.answer.reader.form import MAX_ROW, Row, Tokenizer, rows_of
+from rag.answer.reader.form import MAX_ROW, ReadRow, TextTokenizer, rows_of
 from rag.answer.reader.weights import base_file, base_fingerprint, reader_gguf, reader_tokenizer
 from rag.index.embedders.base import Vectors
 from rag.index.embedders.encoder import GgufEncoder
@@ -19,7 +19,7 @@ from slm.joints import LineScores, Reader
 class LineJudge:
     """An encoder with a reader's weights (implements slm.joints.Judge)."""
 
-    def __init__(self, tokenizer: Tokenizer, encoder: GgufEncoder, card: ReaderCard) -> None:
+    def __init__(self, tokenizer: TextTokenizer, encoder: GgufEncoder, card: ReaderCard) -> None:
         self._tokenizer, self._encoder, self._card = tokenizer, encoder, card
 
     def __call__(self, question: str, passages: Sequence[Sequence[str]]) -> LineScores:
@@ -30,7 +30,7 @@ class LineJudge:
         scores = [[score for row in of_passage for score in self._scores(row, next(states))] for of_passage in rows]
         return LineScores(scores, sum(len(row.ids) for row in flat))
 
-    def _scores(self, row: Row, states: Vectors) -> list[float]:
+    def _scores(self, row: ReadRow, states: Vectors) -> list[float]:
         """The cosine of each line's mean state and the question's, scaled as it was in training (train.run.reader)."""
         sums = np.concatenate([np.zeros((1, states.shape[1])), states.cumsum(axis=0, dtype=np.float64)])
         asked = _unit(sums[row.question])
