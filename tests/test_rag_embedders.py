@@ -90,8 +90,8 @@ def test_a_package_of_another_format_embeds_by_its_own_engine_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     embedder: Any = open_embedder()
-    embedder._file = tmp_path / "e5-small-q4.bin"
-    embedder._file.write_bytes(b"E5S9")
+    embedder.file = tmp_path / "e5-small-q4.bin"
+    embedder.file.write_bytes(b"E5S9")
     texts = [f"apples {n}" for n in range(nano._MANY)]
     vectors = embedder.passages(texts)
     assert (vectors[7] * embedder.passages([texts[7]])[0]).sum() >= 0.99999
