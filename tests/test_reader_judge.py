@@ -34,13 +34,10 @@ TEXTS = [
     ["出張 > 宿泊", "日当は2,500円です。", "大阪の宿泊は13,000円までです。", "早めに予約します。"],
     ["Visitors > Reception", "Guests sign in at the reception.", "a", "They wear a badge (ID-4711/B)."],
     ["Nothing"],
-    ["規程", *(f"第{n}条 従業員は毎年{n}日の休暇を取ることができ、残りは翌年に繰り越されます。" for n in range(1, 21))],
+    ["規程", *(f"第{n}条 従業員は毎年{n}日の休暇を取ることができ、残りは翌年に繰り越されます。" for n in range(1, 31))],
     [
         "Rules",
-        *(
-            f"Rule {n}: whoever leaves last locks door {n} and tells the porter, who notes it in the book at the gate."
-            for n in range(1, 21)
-        ),
+        *(f"Rule {n}: whoever leaves last locks door {n} and tells the porter at the gate." for n in range(1, 31)),
     ],
 ]
 

@@ -19,7 +19,7 @@ BEGIN, END, FIRST = 0, 2, 4
 
 
 class Letters:
-    """A tokenizer (implements rag.answer.reader.form.Tokenizer) to which a character is a token."""
+    """A tokenizer (implements rag.answer.reader.form.TextTokenizer) to which a character is a token."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[BEGIN, *(FIRST + ord(letter) for letter in text), END] for text in texts]

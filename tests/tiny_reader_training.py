@@ -27,7 +27,7 @@ _KNOWN = [*_NUMBERS, *sorted({word for texts in _TEXTS.values() for text in text
 
 
 class Words:
-    """A tokenizer (implements rag.answer.reader.form.Tokenizer) to which a word is a token."""
+    """A tokenizer (implements rag.answer.reader.form.TextTokenizer) to which a word is a token."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         known = {word: _UNKNOWN + 1 + number for number, word in enumerate(_KNOWN)}

@@ -53,9 +53,9 @@ def example_of(
 ) -> dict[str, Any] | None:
     """One example; None where there is nothing to read. languages: of each source.
 
-    rows: of token ids, with the stretches of the lines in them (`form.ReadRow`). right: (row, line) that answer; every:
-    all of them have to be found, else one is enough. ignored: (row, line) that answer as well, in the other language,
-    and are neither right nor wrong.
+    rows: of token ids, with the stretches of the lines in them (`form`). right: (row, line) that answer; every: all
+    of them have to be found, else one is enough. ignored: (row, line) that answer as well, in the other language, and
+    are neither right nor wrong.
     """
     right = {n: lines for n, passage in enumerate(passages) if (lines := right_lines(asked, passage))}
     own = [n for n, passage in enumerate(passages) if languages.get(passage.source) == asked.lang]
