@@ -77,7 +77,7 @@ format: .venv/installed
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/llama: .venv/python constraints.txt slm/native/build.py $(wildcard slm/native/recipe/*)
+.venv/llama: .venv/python constraints.txt slm/native/build.py $(wildcard slm/native/recipe/* slm/native/recipe/rows/*)
 	@echo "[2/3] building llama.cpp from source for this processor: 2 to 4 minutes on 2 cores the first time, seconds afterwards"
 	@CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python -m slm.native.build
 	@touch $@

@@ -119,7 +119,7 @@ def main() -> None:
     """The recipe from beginning to end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "adapters/reader", help="adapter folder")
-    parser.add_argument("--price", type=float, default=2.0, help="what a wrong answer costs beside one not given")
+    parser.add_argument("--price", type=float, default=1.2, help="what a wrong answer costs beside one not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--held-out", type=int, default=50, help="questions of each development organisation, for the loss"

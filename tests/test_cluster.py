@@ -27,6 +27,13 @@ from tests.ray_nodes import ROOT, two_nodes
 from tests.tiny_gguf import write_adapter, write_model
 
 KEY = "sesame"
+# The server's actors end some time after the command that ends them.
+_WAIT_FOR_CORES = """
+import time, ray
+ray.init()
+while ray.available_resources().get("CPU", 0) < 2:
+    time.sleep(0.5)
+"""
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 LONG = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0}
 
@@ -279,6 +286,8 @@ def test_an_index_made_on_ray_has_the_vectors_of_one_machine(on_ray: OnRay, pull
     pulled_model("multilingual-e5-small")
     stop = [sys.executable, "-m", "ray.serve.scripts", "shutdown", "-y"]
     subprocess.run(stop, env=on_ray.environment, capture_output=True, timeout=120, check=True)
+    free = [sys.executable, "-c", _WAIT_FOR_CORES]
+    subprocess.run(free, env=on_ray.environment, capture_output=True, timeout=180, check=True)
     here, there = on_ray.folder / "here", on_ray.folder / "there"
     documents = str(ROOT / "data/handbook")
     on_ray.slm("rag", "add", str(here), documents)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rag.evaluate.answers import Answered
 
 # What an answer that is wrong, or said where there is none, costs beside a right one that is not given.
-PRICE = 2.0
+PRICE = 1.2
 
 
 def fitted(rows: Sequence[Answered], price: float = PRICE) -> dict[str, float]:
