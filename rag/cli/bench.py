@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from slm.terminal.arguments import FiniteRange
 from slm.terminal.console import emit_json, note
 
 _PARTS = ("embedding", "titles", "queries", "memory", "edit")
@@ -29,7 +30,7 @@ _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 @click.option("--queries", default=200, show_default=True, type=click.IntRange(1), help="With each kind of filters.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Medians over so many.")
 @click.option("--store", metavar="URL", help="Measure an index in PostgreSQL instead: an address of one not there yet.")
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(1),
+@click.option("--seconds", default=60.0, show_default=True, type=FiniteRange(1),
               help="Of writers and readers at once, with --store.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_rag(

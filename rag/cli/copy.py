@@ -15,7 +15,7 @@ def copy(source: str, target: str, as_json: bool) -> None:
     """Copy an index to another store, or to another name, without embedding anything again.
 
     Both are names, paths or addresses of PostgreSQL. TO must not be there yet, and is there whole or not at all. What
-    FROM was made of (its files, folders and spaces) is known to TO as well, so that slm rag sync goes on with it.
+    FROM was made of (its files, folders and spaces) is known to TO as well, so that a sync goes on with it.
 
     \b
     Example:

@@ -36,6 +36,9 @@ _ROWS = """SELECT s.id, s.name, s.model, s.system, s.changed, count(e.id),
     FROM session s LEFT JOIN exchange e ON e.session = s.id AND NOT e.gone {where}
     GROUP BY s.id ORDER BY s.changed DESC, s.id DESC LIMIT ?"""
 
+# So long another process is waited for, in seconds.
+_PATIENCE_S = 10.0
+
 
 @dataclass(frozen=True)
 class SavedSession:
@@ -65,7 +68,7 @@ class Archive:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # what is said here is for nobody else
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise ResourceError(f"sessions cannot be kept in '{path}': {error}", hint=_ELSEWHERE) from error
         try:
@@ -179,7 +182,7 @@ class Archive:
         return [question for (question,) in rows]
 
     def _settle(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._log_ahead()
         self._db.execute("PRAGMA synchronous = FULL")
         (form,) = self._db.execute("PRAGMA user_version").fetchone()
         if form == 0:
@@ -193,6 +196,18 @@ class Archive:
                 f"'{self.path}' was written by another version of the program", found=f"form {form}, not {_FORM}",
                 hint=_ELSEWHERE,
             )  # fmt: skip
+
+    def _log_ahead(self) -> None:
+        """Write-ahead logging, which lasts. SQLite does not wait for another process that is changing to it as well."""
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
 
     def _rows(self, where: str, values: Sequence[Any], limit: int) -> list[SavedSession]:
         with self._told():
