@@ -218,7 +218,7 @@ class Database:
         if not version_of(connection):
             raise UnknownNameError(
                 "index", self.address.index, [],
-                hint=f"Looked in {self.name}. Make one with: slm rag add \"{self.name}\" PATH...",
+                hint=f"Looked in {self.name}. Make one by giving that address, in quotes, to: slm rag add INDEX PATH...",
             )  # fmt: skip
 
     @contextmanager

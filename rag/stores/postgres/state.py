@@ -168,5 +168,5 @@ def unknown_index(connection: Connection, address: Address) -> UnknownNameError:
     rows = connection.execute("SELECT name FROM slm.indexes WHERE ready ORDER BY name")
     return UnknownNameError(
         "index", address.index, [str(name) for (name,) in rows],
-        hint=f"Looked in {address.shown}. Make one with: slm rag add \"{address.shown}\" PATH...",
+        hint=f"Looked in {address.shown}. Make one by giving that address, in quotes, to: slm rag add INDEX PATH...",
     )  # fmt: skip
