@@ -218,7 +218,7 @@ class Database:
         if not version_of(connection):
             raise UnknownNameError(
                 "index", self.address.index, [],
-                hint=f"Looked in {self.name}. Make one by giving that address, in quotes, to: slm rag add INDEX PATH...",
+                hint=f"Looked in {self.name}. Make one, with that address in quotes: slm rag add INDEX PATH...",
             )  # fmt: skip
 
     @contextmanager
