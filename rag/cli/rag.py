@@ -360,6 +360,7 @@ def _tell_pointed(question: str, pointed: PointedAnswer, reader: Reader, *, as_j
             "citations": sorted({one.passage for one in pointed.said}), "lines": [vars(one) for one in pointed.said],
             "nearest": [vars(one) for one in pointed.nearest], "doubt": pointed.doubt, "sources": sources,
             "reader": reader.name,
+            "prompt_tokens": pointed.tokens,
         }
     )  # fmt: skip
 

@@ -158,7 +158,19 @@ def _(folder: Path, work: Path) -> None:
     ):
         (work / f"{name}.md").write_text(text)
         slm("rag", "add", work / name, work / f"{name}.md")
-        asked = slm("rag", "ask", work / name, "How does a turn end?", "--model", CHAT, "--max-tokens", "1", "--json")
+        asked = slm(
+            "rag",
+            "ask",
+            work / name,
+            "How does a turn end?",
+            "--model",
+            CHAT,
+            "--reader",
+            "model",
+            "--max-tokens",
+            "1",
+            "--json",
+        )
         tokens.append(json.loads(asked.stdout)["prompt_tokens"])
     assert abs(tokens[0] - tokens[1]) <= 0.2 * tokens[1] and tokens[0] >= tokens[1] * 0.9, tokens
 
