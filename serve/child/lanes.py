@@ -79,7 +79,6 @@ class Lanes:
         self._waiting: list[Request] = []
         self._wanted: dict[str, float] = {}  # when a request of each set of adapters last waited or ended
         self._adapters = OpenAdapters()
-        self._held: Counter[str] = Counter()  # sets of adapters that others than the lanes compute with
         self._lanes = [_Lane(index) for index in range(lanes)]
         self._lanes[0].context = open_context(cores)
         for lane in self._lanes:
@@ -133,22 +132,9 @@ class Lanes:
                             context.forget(key)
                 self._adapters.free(content)
 
-    @contextmanager
-    def held(self, key: str) -> Iterator[Handles]:
-        """The adapters of a set; none of them is freed inside the block. Raises EngineError when one is not loaded."""
-        with self._changed:
-            handles = self._adapters.of(key)
-            self._held[key] += 1
-        try:
-            yield handles
-        finally:
-            with self._changed:
-                self._held[key] -= 1
-            self.sweep()
-
     def _unused(self) -> list[str]:
         running = {key for lane in self._lanes for key in lane.running}
-        return self._adapters.unused({request.key for request in self._waiting} | running | set(+self._held))
+        return self._adapters.unused({request.key for request in self._waiting} | running)
 
     @property
     def _contexts(self) -> list[HotContext]:

@@ -21,7 +21,7 @@ from serve.child.adapters import key_of
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.contexts import HotContext
-from serve.child.guests.embedding import EmbeddingWorker
+from serve.child.embedding import EmbeddingWorker
 from serve.child.lanes import Lanes, Sink
 from serve.child.messages import (
     Answer,

@@ -44,19 +44,6 @@ def iterated(begin: Callable[[Sink], Ticket]) -> Generator[str | Finish, None, N
         ticket.cancel()
 
 
-def awaited(begin: Callable[[Callable[[T | SlmError], None]], Ticket]) -> T:
-    """The one result of a request. Raises what it ends with; a wait that is broken off cancels the request."""
-    told: queue.SimpleQueue[T | SlmError] = queue.SimpleQueue()
-    ticket = begin(told.put)
-    try:
-        result = told.get()
-    finally:
-        ticket.cancel()
-    if isinstance(result, SlmError):
-        raise result
-    return result
-
-
 def event_of(answer: Answer, way: Route) -> Event | None:
     """What the child's answer means for whoever waits for it; None: nothing yet."""
     match answer:

@@ -1,27 +1,32 @@
-"""Embeddings: many short texts in a batch.
+"""Embeddings: orders one after another on a thread of their own, many short texts in a batch.
 
 Opening a context takes longer than embedding a short text: one is kept while orders come. Each text is a
-sequence of the batch. It knows nothing of HTTP, and of the lanes only that they lend cores.
+sequence of the batch. It knows nothing of HTTP, and of the lanes only that they lend cores and that answers go where
+theirs go.
 """
 
 from __future__ import annotations
 
+import ctypes
+import queue
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
-from serve.child.guests.guest import Guest
 from serve.child.lanes import Sink
-from serve.child.messages import Embed, Embeddings
-from serve.child.pool import Team
+from serve.child.messages import Answer, Embed, Embeddings, Failed
+from serve.child.pool import Team, vital
 from serve.child.spelling.tokens import checked, prompt_tokens
 from slm.chat.segments import Segment
-from slm.errors import ContextOverflowError, InputError
+from slm.errors import ContextOverflowError, InputError, SlmError
 from slm.native.batches import batches
 from slm.native.llama import embeddings_in, library, open_embedder
 
 # Tokens and texts of a batch. A longer text has a context of its own, whose size is the text's.
 _TOKENS, _TEXTS = 512, 64
+# The context is closed after so long without an order: its buffers are as large as a lane's.
+_KEPT_S = 5.0
 _FOREIGN_TOKENS = (
     "Token ids have to be of this model's vocabulary; send texts (LangChain: check_embedding_ctx_length=False)."
 )
@@ -29,7 +34,7 @@ _FOREIGN_TOKENS = (
 Vector = tuple[float, ...]
 
 
-class EmbeddingWorker(Guest[Embed]):
+class EmbeddingWorker:
     """Answers orders into `sink`. `submit` and `cancel` may be called from any thread.
 
     borrow: gives a number of cores to compute on. size: of the vocabulary. context: the longest text, in tokens.
@@ -44,15 +49,58 @@ class EmbeddingWorker(Guest[Embed]):
         size: int,
         context: int,
     ) -> None:
-        self._model, self._borrow = model, borrow
+        self._model, self._sink, self._borrow = model, sink, borrow
         self._size, self._context = size, context
         self._shared: Any = None
         self._team = Team()
-        super().__init__("embeddings", sink)
+        self._orders: queue.SimpleQueue[tuple[int, Embed]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._wanted: set[int] = set()
+        self._current = 0
+        # As in `serve.child.contexts`: strlen of a text that is empty until somebody writes a character into it.
+        self._stop = ctypes.create_string_buffer(2)
+        self._strlen = ctypes.cast(ctypes.CDLL(None).strlen, library().ggml_abort_callback)
+        threading.Thread(target=self._run, daemon=True, name="embeddings").start()
 
     def submit(self, id: int, order: Embed) -> None:
         """Queue an order."""
-        self._enqueue(id, order, ExitStack())
+        with self._lock:
+            self._wanted.add(id)
+        self._orders.put((id, order))
+
+    def cancel(self, id: int) -> None:
+        """Drop an order that waits or end the one that is computed; it is not answered."""
+        with self._lock:
+            self._wanted.discard(id)
+            if id == self._current:
+                self._stop[0] = b"x"
+
+    def _run(self) -> None:
+        with vital():
+            while True:
+                with ExitStack() as kept:
+                    self._obey(kept, *self._orders.get())
+                    with suppress(queue.Empty):
+                        while True:
+                            self._obey(kept, *self._orders.get(timeout=_KEPT_S))
+
+    def _obey(self, kept: ExitStack, id: int, order: Embed) -> None:
+        """Answer an order. kept: closed when no order has come for a while."""
+        with self._lock:
+            if id not in self._wanted:
+                return
+            self._current, self._stop[0] = id, b"\0"
+        try:
+            answer: Answer = self._answered(kept, id, order)
+        except SlmError as error:
+            answer = Failed(error)
+        with self._lock:
+            self._current = 0
+            wanted = id in self._wanted
+            self._wanted.discard(id)
+        if wanted:
+            self._sink.add(id, answer)
+            self._sink.flush()
 
     def _answered(self, kept: ExitStack, id: int, order: Embed) -> Embeddings:
         texts = [self._tokens(text, order.first + number) for number, text in enumerate(order.texts)]
@@ -99,5 +147,6 @@ class EmbeddingWorker(Guest[Embed]):
 
     def _opened(self, stack: ExitStack, tokens: int, texts: int) -> Any:
         context = open_embedder(stack, self._model, n_ctx=tokens, n_seq_max=texts)
-        self._stoppable(context)
+        # A cancellation ends a decoding in its middle.
+        library().llama_set_abort_callback(context, self._strlen, ctypes.cast(self._stop, ctypes.c_void_p))
         return context
