@@ -149,7 +149,8 @@ def main() -> None:
             shutil.rmtree(args.output)
         base = work / "base"
         if not base.exists():
-            write_checkpoint(read_packed(base_file()), base, base_fingerprint(base_file()))
+            packaged = base_file()
+            write_checkpoint(read_packed(packaged), base, base_fingerprint(packaged))
         command = [*slm, "train", "reader", "--base", str(base), "--data", str(files["train"])]
         command += ["--eval-data", str(files["development"]), "-o", str(args.output)]
         command += ["--seed", str(args.seed), *_BOUNDED, *args.options]

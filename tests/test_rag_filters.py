@@ -17,6 +17,7 @@ from rag.index.embed import open_embedder
 from rag.index.names import index_path
 from rag.index.store import open_generation
 from rag.index.update import add_documents
+from rag.stores.files import FollowedFiles
 from serve.server.api.request.bodies import ChatRequest
 from serve.server.routes.seen import SeenBy
 from slm.errors import InputError, UnknownNameError
@@ -47,7 +48,7 @@ PAGES = [
 @pytest.fixture
 def retriever(tmp_path: Path) -> IndexRetriever:
     add_documents(tmp_path / "i", PAGES, PairEmbedder())
-    return IndexRetriever(open_generation(tmp_path / "i"), PairEmbedder())
+    return IndexRetriever(FollowedFiles(open_generation(tmp_path / "i")), PairEmbedder())
 
 
 def names(retriever: Any, filters: Filters, query: str = "release plan リリース計画") -> set[str]:
@@ -88,10 +89,11 @@ def test_filters_come_before_ranking(retriever: IndexRetriever, monkeypatch: pyt
     monkeypatch.setattr(retrieve_module, "_DEPTH", 1)
     assert [p.title for p in retriever.search("今年のリリース計画 japanese", 1, Filters(spaces=("OPS",)))] != []
     for leg in ("dense", "lexical", "fused"):
-        hits = retrieve_module.search(
-            retriever.generation, retriever.embedder, "release plan open", 1, leg, filters=Filters(labels=("draft",))
-        )
-        assert {retriever.generation.chunks[hit.row].title for hit in hits} <= {"japanese"}
+        with retriever.opened.now() as index:
+            hits = retrieve_module.search(
+                index, retriever.embedder, "release plan open", 1, leg, filters=Filters(labels=("draft",))
+            )
+            assert {index.chunks[hit.row].title for hit in hits} <= {"japanese"}
         assert hits or leg == "lexical"
 
 

@@ -26,8 +26,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> IndexRetriever:
 
 
 def sources(retriever: IndexRetriever, question: str, depth: Depth = DEPTH, filters: Filters = EVERYTHING) -> list[str]:
-    found = candidates(retriever.generation, retriever.embedder, question, depth, filters)
-    return [one.source for one in found]
+    with retriever.opened.now() as index:
+        return [one.source for one in candidates(index, retriever.embedder, question, depth, filters)]
 
 
 @pytest.mark.parametrize("lang", ASKED)
@@ -64,7 +64,8 @@ def test_a_question_in_a_third_language_takes_the_best_of_all(both: IndexRetriev
 
 @pytest.mark.parametrize("lang", ASKED)
 def test_no_more_is_read_than_there_is_time_for_but_always_one(both: IndexRetriever, lang: str) -> None:
-    found = candidates(both.generation, both.embedder, ASKED[lang])
+    with both.opened.now() as index:
+        found = candidates(index, both.embedder, ASKED[lang])
     costs = [cost(one) for one in found]
     assert sources(both, ASKED[lang], Depth(tokens=sum(costs[:3]))) == [one.source for one in found[:3]]
     assert sources(both, ASKED[lang], Depth(tokens=sum(costs[:3]) - 1)) == [one.source for one in found[:2]]

@@ -10,6 +10,7 @@ from rag.answer.retriever import IndexRetriever
 from rag.document import Document, Section
 from rag.index.store import open_generation
 from rag.index.update import add_documents
+from rag.stores.files import FollowedFiles
 from slm.joints import LineScores, Reader
 from tests.tiny_rag import PairEmbedder
 
@@ -61,4 +62,4 @@ def document(source: str, text: str, *, title: str = "Page", heading: str = "Hea
 def retriever_of(path: Path, documents: Sequence[Document]) -> IndexRetriever:
     """An index of these documents under a weak real embedder, opened."""
     add_documents(path, documents, PairEmbedder())
-    return IndexRetriever(open_generation(path), PairEmbedder())
+    return IndexRetriever(FollowedFiles(open_generation(path)), PairEmbedder())

@@ -18,14 +18,12 @@ from rag.answer.reader.form import question_text, texts_of
 from rag.index.change.planned import check_identity
 from rag.index.embed import Embedder, open_embedder
 from rag.index.retrieve import search
-from rag.index.store import Generation
-from rag.stores.files import FollowedFiles
 from rag.stores.interface import OpenIndex
 from rag.stores.named import open_store
 from slm.joints import EVERYTHING, Filters, Grounded, Passage, PointedAnswer, Reader
 
 
-class AskedIndex:
+class IndexRetriever:
     """An open index of any store with its embedder (implements slm.joints.Retriever)."""
 
     def __init__(self, opened: OpenIndex, embedder: Embedder) -> None:
@@ -56,25 +54,12 @@ class AskedIndex:
         return replace(point(question, judged, reader.refuse_at), tokens=found.tokens)
 
 
-class IndexRetriever(AskedIndex):
-    """A generation in memory, and those that follow it on disk."""
-
-    def __init__(self, generation: Generation, embedder: Embedder) -> None:
-        self._followed = FollowedFiles(generation)
-        super().__init__(self._followed, embedder)
-
-    @property
-    def generation(self) -> Generation:
-        """The generation that was asked last."""
-        return self._followed.generation
-
-
 @contextmanager
-def open_retriever(index: str) -> Iterator[AskedIndex]:
+def open_retriever(index: str) -> Iterator[IndexRetriever]:
     """Open an index by name, path or address with the embedder it was made with.
 
     Raises UnknownNameError, DamagedFileError, MismatchError, MissingFileError (embedder not pulled), and what a
     database that cannot be used raises.
     """
     with open_store(index).opening() as opened:
-        yield AskedIndex(opened, open_embedder(str(opened.made_with["name"])))
+        yield IndexRetriever(opened, open_embedder(str(opened.made_with["name"])))

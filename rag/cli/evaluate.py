@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import NAMED_FILE, one_of_each
-from slm.terminal.asking import reader_for, with_reader
+from slm.terminal.asking import nobody_answers, reader_for, with_reader
 from slm.text.address import shown_address
 
 if TYPE_CHECKING:
@@ -78,32 +78,31 @@ def evaluate(
         require_picture(plot)
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     gguf = joints.gguf_of(model) if model else None
-    given = click.get_current_context().get_parameter_source("reader")
-    answers = bool(model) or given is ParameterSource.COMMANDLINE
-    who = reader_for(joints, reader, refuse_at) if answers else None
-    if answers and not (who or gguf):
-        raise click.UsageError("no reader answers, so a model has to: name one with --model")
+    source = click.get_current_context().get_parameter_source
+    asks = gguf is not None or refuse_at is not None or source("reader") is not ParameterSource.DEFAULT
+    who = reader_for(joints, reader, refuse_at) if asks else None
+    if asks and not (who or gguf):
+        raise nobody_answers()
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done, retriever.opened.now() as held:
             result = evaluate_retrieval(
                 held, retriever.embedder, asked, leg or "fused", on_question=done,
                 beside=() if leg else LEGS,
             )  # fmt: skip
-        if answers:
-            with ExitStack() as stack:
-                answer: AskOne
-                if who:
-                    answer = by_reader(retriever, who)
-                else:
-                    assert gguf is not None
-                    engine = stack.enter_context(joints.open_engine(gguf, files, threads=threads, context=4096))
+        with ExitStack() as stack:
+            answer: AskOne | None = None
+            if who:
+                answer = by_reader(retriever, who)
+            elif gguf:
+                engine = stack.enter_context(joints.open_engine(gguf, files, threads=threads, context=4096))
 
-                    def ask(messages: list[Message]) -> str:
-                        sampling = SamplingOptions(max_tokens=_ANSWER_TOKENS)
-                        pieces = engine.chat(messages, adapter="auto" if files else None, sampling=sampling)
-                        return "".join(piece for piece in pieces if not isinstance(piece, Finish))
+                def ask(messages: list[Message]) -> str:
+                    sampling = SamplingOptions(max_tokens=_ANSWER_TOKENS)
+                    pieces = engine.chat(messages, adapter="auto" if files else None, sampling=sampling)
+                    return "".join(piece for piece in pieces if not isinstance(piece, Finish))
 
-                    answer = by_model(retriever, ask, k)
+                answer = by_model(retriever, ask, k)
+            if answer:
                 done = stack.enter_context(progress("answering", total=len(asked), unit="questions"))
                 result["answering"] = evaluate_answers(answer, asked, on_question=done) | {"reader": who and who.name}
     if plot is not None:

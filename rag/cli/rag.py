@@ -27,7 +27,7 @@ from slm.terminal.answer import (
     sources_of,
 )
 from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
-from slm.terminal.asking import reader_for, with_reader
+from slm.terminal.asking import nobody_answers, reader_for, with_reader
 from slm.text.address import shown_address
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def ask(
         _tell_pointed(question, pointed, who, as_json=as_json)
         return
     if gguf is None:
-        raise click.UsageError("no reader answers, so a model has to: name one with --model")
+        raise nobody_answers()
     with open_retriever(index) as retriever:
         grounded = retriever.grounded(question, k, filters)
     chosen, sampling = "auto" if files else None, SamplingOptions(max_tokens=max_tokens)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from serve.child.messages import Answer, Failed, Finished, Piece
 from serve.engine.router import Route
@@ -17,7 +16,6 @@ from slm.joints import Finish, Scored
 
 Event = str | Scored | Finish | SlmError
 Sink = Callable[[Event], None]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)

@@ -50,3 +50,8 @@ def reader_of_index(joints: Joints, index: str | None, wanted: str, refuse_at: f
         if given:
             raise click.BadParameter("it reads documents: name their index with --rag INDEX", param_hint=name)
     return None
+
+
+def nobody_answers() -> click.UsageError:
+    """There is neither a reader nor a model."""
+    return click.UsageError("no reader answers, so a model has to: name one with --model")

@@ -70,8 +70,9 @@ def rows_of(tokenizer: TextTokenizer, question: str, texts: Sequence[Sequence[st
     All lines are there, in their order. Raises InputError for a question that is no question (`question_text`).
     """
     flat = [_ASKED + question_text(question), *(text for one in texts for text in one)]
-    begin, end = tokenizer.encode([""])[0][0], tokenizer.encode([""])[0][-1]
-    inner = [ids[1:-1] for ids in tokenizer.encode(flat)]
+    encoded = tokenizer.encode(flat)
+    begin, end = encoded[0][0], encoded[0][-1]
+    inner = [ids[1:-1] for ids in encoded]
     if len(inner[0]) > _MAX_ASKED:
         raise _too_long(f"{len(inner[0])} tokens, at most {_MAX_ASKED}")
     asked, at, rows = (begin, *inner[0], end), 1, []

@@ -50,11 +50,13 @@ def open_reader(folder: Path) -> Reader:
     """
     card = read_card(folder)
     base = base_file()
-    if base_fingerprint(base) not in card.base:
+    fingerprint = base_fingerprint(base)
+    if fingerprint not in card.base:
         raise MismatchError(
             f"the reader '{folder}' was trained on another base than the embedder that is here",
             hint="Make one for it with: make reader",
         )
-    judge = LineJudge(reader_tokenizer(base), GgufEncoder(reader_gguf(folder), MAX_ROW, pooled=False), card)
+    encoder = GgufEncoder(reader_gguf(folder, base, fingerprint), MAX_ROW, pooled=False)
+    judge = LineJudge(reader_tokenizer(base), encoder, card)
     name = folder.resolve().name
     return Reader(name if "reader" in name else f"{name}-reader", judge, card.refuse_at)

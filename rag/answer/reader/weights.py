@@ -43,13 +43,15 @@ def reader_tokenizer(file: Path) -> PackedTokenizer:
     return PackedTokenizer(read_packed(file), controls=False)
 
 
-def reader_gguf(folder: Path) -> Path:
-    """The reader in `folder` with its base as one GGUF of 8 and 4 bits; made once for both their contents, and kept."""
-    base = base_file()
+def reader_gguf(folder: Path, base: Path, fingerprint: str) -> Path:
+    """The reader in `folder` with its base as one GGUF of 8 and 4 bits; made once for both their contents, and kept.
+
+    fingerprint: `base_fingerprint` of the base.
+    """
     for name in (ADAPTER, SETTINGS):
         if not (folder / name).is_file():
             raise MissingFileError(f"the reader '{folder}' has no {name}", hint="Make a new one with: make reader")
-    source = caches.key_of(*(sha256_file(file) for file in (base, folder / ADAPTER, folder / SETTINGS)))
+    source = caches.key_of(fingerprint, sha256_file(folder / ADAPTER), sha256_file(folder / SETTINGS))
     file = caches.export_file(f"reader-{folder.resolve().name}", source, _WRITER, ".gguf")
     if not file.exists():
         packed = read_packed(base)

@@ -18,6 +18,7 @@ import numpy as np
 
 from slm.artifacts import new_file, new_folder, sha256_files
 from slm.errors import DamagedFileError
+from slm.families.encoders import bert
 
 _MAGIC, _BLOCK, _BLOCK_BYTES = b"E5S1", 32, 18
 _META = "\u2581"
@@ -28,11 +29,8 @@ _LAYER = {
     "fo": "ffn_down", "oln": "layer_output_norm",
 }  # fmt: skip
 # The same parts as transformers' BertModel names them.
-BERT_NAMES = {
-    "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
-    "ao": "attention.output.dense", "aln": "attention.output.LayerNorm", "fi": "intermediate.dense",
-    "fo": "output.dense", "oln": "output.LayerNorm",
-}  # fmt: skip
+_BERT = {gguf_name: name for name, gguf_name in bert.LAYER.items()}
+BERT_NAMES = {given: _BERT[gguf_name] for given, gguf_name in _LAYER.items()}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class RowsDropped(Transform):
 
 
 # Checkpoint name -> GGUF name of a layer's parts; each has a weight and a bias.
-_LAYER = {
+LAYER = {
     "attention.self.query": "attn_q",
     "attention.self.key": "attn_k",
     "attention.self.value": "attn_v",
@@ -83,7 +83,7 @@ class Bert(Encoder):
             TensorRule("embeddings.LayerNorm.weight", "token_embd_norm.weight"),
             TensorRule("embeddings.LayerNorm.bias", "token_embd_norm.bias"),
         ]
-        for name, gguf_name in _LAYER.items():
+        for name, gguf_name in LAYER.items():
             for part in ("weight", "bias"):
                 rules.append(TensorRule(f"encoder.layer.{{i}}.{name}.{part}", f"blk.{{i}}.{gguf_name}.{part}"))
         return rules
