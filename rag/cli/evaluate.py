@@ -77,12 +77,12 @@ def evaluate(
     if plot is not None:
         require_picture(plot)
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
-    gguf = joints.gguf_of(model) if model else None
     source = click.get_current_context().get_parameter_source
-    asks = gguf is not None or refuse_at is not None or source("reader") is not ParameterSource.DEFAULT
+    asks = model is not None or refuse_at is not None or source("reader") is not ParameterSource.DEFAULT
     who = reader_for(joints, reader, refuse_at) if asks else None
-    if asks and not (who or gguf):
+    if asks and not (who or model):
         raise nobody_answers()
+    gguf = joints.gguf_of(model) if model and not who else None
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done, retriever.opened.now() as held:
             result = evaluate_retrieval(

@@ -45,7 +45,7 @@ def rag() -> None:
     \b
     Example:
       slm rag add handbook data/handbook
-      slm rag ask handbook "When do I have to be in the office?" --model smollm2-135m-instruct
+      slm rag ask handbook "When do I have to be in the office?"
     """
 
 
@@ -237,11 +237,13 @@ def ask(
     from slm.terminal.console import emit_json, note
 
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
-    gguf = joints.gguf_of(model) if model else None
     who = reader_for(joints, reader, refuse_at)
     if who:
         given = click.get_current_context().get_parameter_source
-        options = {"adapters": "--adapter", "max_tokens": "--max-tokens", "k": "-k", "threads": "--threads"}
+        options = {
+            "model": "--model", "adapters": "--adapter", "max_tokens": "--max-tokens", "k": "-k",
+            "threads": "--threads",
+        }  # fmt: skip
         for name, option in options.items():
             if given(name) is ParameterSource.COMMANDLINE:
                 note(f"a reader answers: {option} is for --reader model and does nothing here")
@@ -249,8 +251,9 @@ def ask(
             pointed = retriever.pointed(question, who, filters)
         _tell_pointed(question, pointed, who, as_json=as_json)
         return
-    if gguf is None:
+    if model is None:
         raise nobody_answers()
+    gguf = joints.gguf_of(model)
     with open_retriever(index) as retriever:
         grounded = retriever.grounded(question, k, filters)
     chosen, sampling = "auto" if files else None, SamplingOptions(max_tokens=max_tokens)
