@@ -19,6 +19,7 @@ from typing import Any
 from serve.batch.entries import BatchEntry
 from slm.artifacts import new_file
 from slm.errors import InputError, MismatchError, ResourceError
+from slm.native.locks import take_lock
 from slm.terminal.console import note
 
 _HEAD = b"slm-batch "
@@ -145,7 +146,10 @@ def opened_journal(output: Path, *, resume: bool, fresh: bool) -> Iterator[Batch
     """
     path = partial_of(output)
     with _opened(path, output) as file:
-        _lock(file, path)
+        take_lock(
+            file,
+            ResourceError(f"another process is writing '{path}'", hint="Wait for it, or name another output with -o."),
+        )
         journal = BatchJournal(path, file)
         if fresh:
             journal.clear()
@@ -174,20 +178,6 @@ def _opened(path: Path, output: Path) -> FileIO:
     except OSError as error:
         raise ResourceError(
             f"cannot write '{path}': {error.strerror}", hint="Choose another output with -o."
-        ) from error
-
-
-def _lock(file: FileIO, path: Path) -> None:
-    """Hold the file's lock; the system gives it back when the process ends, however it ends."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass  # no such locks on this system
-    except OSError as error:
-        raise ResourceError(
-            f"another process is writing '{path}'", hint="Wait for it, or name another output with -o."
         ) from error
 
 

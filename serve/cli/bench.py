@@ -7,10 +7,21 @@ from typing import Any
 
 import click
 
+from serve.cli.options import group_of
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import NAMED_FILE, FiniteRange, one_of_each
 from slm.terminal.console import emit_json, out
+
+# What every bench of a loaded server has.
+_with_runs = group_of(
+    click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians over so many."),
+    click.option(
+        "--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens a request."
+    ),
+    click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+)
 
 
 @click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,10 +35,7 @@ from slm.terminal.console import emit_json, out
 @click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer.")
 @click.option("--seconds", type=FiniteRange(0, min_open=True), default=15.0, show_default=True,
               help="How long each of the two closed loops lasts.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians over so many.")
-@click.option("--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens a request.")
-@click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@_with_runs
 @pass_joints
 def bench_serve(
     joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], peers: tuple[str, ...], binary: Path | None,
@@ -97,10 +105,7 @@ def _show(result: dict[str, Any]) -> None:
 @click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer.")
 @click.option("--seconds", type=FiniteRange(0, min_open=True), default=15.0, show_default=True,
               help="How long each loop of the server lasts; a batch is about twice as long.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians over so many.")
-@click.option("--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens a request.")
-@click.option("--threads", type=click.IntRange(0, 512), default=0, help="0: one for each physical core.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@_with_runs
 @pass_joints
 def bench_batch(
     joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], clients: int, tokens: int, seconds: float,

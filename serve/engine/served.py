@@ -18,13 +18,8 @@ from slm.joints import Message, SamplingOptions
 Lora = Sequence[tuple[str, float]]
 
 
-class ServedEngine(Protocol):
-    """A model with adapters by name; `serve.engine.engine.Engine` says what each of these does and raises."""
-
-    default_adapter: str | None
-    options: EngineOptions
-    context: int
-    base: Base
+class Observed(Protocol):
+    """What the metrics ask of an engine."""
 
     @property
     def restarts(self) -> int: ...
@@ -32,6 +27,17 @@ class ServedEngine(Protocol):
     def state(self) -> str: ...
     @property
     def pid(self) -> int | None: ...
+    def adapters(self) -> list[Adapter]: ...
+    def stats(self) -> Stats: ...
+
+
+class ServedEngine(Observed, Protocol):
+    """A model with adapters by name; `serve.engine.engine.Engine` says what each of these does and raises."""
+
+    default_adapter: str | None
+    options: EngineOptions
+    context: int
+    base: Base
 
     def begin_chat(
         self,
@@ -63,10 +69,8 @@ class ServedEngine(Protocol):
     def route(self, wanted: str | None, messages: Sequence[Message], *, lora: Lora | None = None) -> Route: ...
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]: ...
     def detokenize(self, tokens: Sequence[int]) -> str: ...
-    def adapters(self) -> list[Adapter]: ...
     def load_adapter(self, name: str, path: Path, *, scale: float = 1.0) -> Adapter: ...
     def unload_adapter(self, name: str) -> None: ...
-    def stats(self) -> Stats: ...
 
 
 def way_of(engine: ServedEngine, wanted: str | None, messages: Sequence[Message], lora: Lora | None) -> Route:

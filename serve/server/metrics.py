@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -22,9 +21,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from serve.adapters.registry import Adapter
 from serve.child.messages import Stats
 from serve.engine.events import Event, Sink, Ticket
+from serve.engine.served import Observed
 from slm.errors import ContextOverflowError, EngineError, SlmError
 from slm.joints import Finish
 from slm.native.process import resident_bytes
@@ -35,19 +34,6 @@ _BETWEEN = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
 _WHOLE = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _BASE = "base"
 _STATS_S = 2.0  # how long a scrape waits for the engine, which may be in the middle of a step
-
-
-class Observed(Protocol):
-    """What the metrics ask of an engine."""
-
-    @property
-    def restarts(self) -> int: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def pid(self) -> int | None: ...
-    def adapters(self) -> list[Adapter]: ...
-    def stats(self) -> Stats: ...
 
 
 class _Registry(CollectorRegistry):

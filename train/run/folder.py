@@ -19,6 +19,7 @@ from typing import Any
 from slm import __version__
 from slm.artifacts import MANIFEST, new_file, read_json, read_manifest, remove_leftovers, sha256_file
 from slm.errors import InputError, MismatchError, MissingFileError, ResourceError
+from slm.native.locks import take_lock
 from slm.native.process import cpu_name
 from slm.terminal.console import note
 from slm.weights.identity import identity_of
@@ -260,14 +261,10 @@ def _locked(path: Path) -> Iterator[None]:
             f"cannot write '{path}': {error.strerror}", hint="Choose another output with -o."
         ) from error
     with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # no such locks on this system
-        except OSError as error:
-            raise ResourceError(
+        take_lock(
+            file,
+            ResourceError(
                 f"another process is training into '{path}'", hint="Wait for it, or choose another output with -o."
-            ) from error
+            ),
+        )
         yield

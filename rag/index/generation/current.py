@@ -7,7 +7,6 @@ that a crash leaves the old one in use. It knows nothing of what a generation ho
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from rag.index.names import CURRENT
 from slm.artifacts import new_file, remove_leftovers
 from slm.errors import InputError, ResourceError
+from slm.native.locks import take_lock
 
 _LOCK = ".lock"
 
@@ -24,19 +24,12 @@ def exclusive(path: Path) -> Iterator[None]:
     """Hold the right to change the index; the system gives it back when a process dies. Raises ResourceError."""
     path.mkdir(parents=True, exist_ok=True)
     with (path / _LOCK).open("a+b") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ResourceError(
+        take_lock(
+            file,
+            ResourceError(
                 f"another process is changing the index '{path}'", hint="Wait until it is done and run this again."
-            ) from error
+            ),
+        )
         yield
 
 
