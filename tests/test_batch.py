@@ -16,10 +16,10 @@ from serve.batch.entries import entries_of
 from serve.batch.inside import InsideServer
 from serve.batch.journal import opened_journal, partial_of
 from serve.batch.run import BatchFigures, answer_all, figures_of
-from serve.cli.batch import duration
 from serve.engine.engine import Engine
 from serve.engine.templates import Renderer
 from slm.errors import DamagedFileError, EngineError, InputError, MismatchError, ResourceError
+from slm.terminal.console import duration
 from tests.running_server import tiny_engine
 from tests.served import engine, folder, running
 

@@ -272,6 +272,8 @@ def test_memory_is_that_of_the_whole_family() -> None:
         while not children_of(parent.pid):
             assert parent.poll() is None
         child = children_of(parent.pid)[0]
+        while (status_mb(child) or 0) < 1:  # it was just forked
+            assert parent.poll() is None
         whole, one = peak_rss_mb(parent.pid), status_mb(child)
         assert whole is not None and one is not None and whole > one > 1
         assert parent.stdin is not None

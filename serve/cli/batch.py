@@ -15,7 +15,7 @@ import click
 
 from serve.cli.options import group_of
 from slm.errors import InputError
-from slm.terminal.console import emit_json, note, progress
+from slm.terminal.console import duration, emit_json, note, progress
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -50,21 +50,19 @@ with_batch = group_of(
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What the options of `with_batch` say. parallel: requests at once for one adapter; hot: contexts at most."""
+    """How a batch is answered. parallel: requests at once for one adapter; hot: contexts at most."""
 
-    batch: Path | None
-    output: Path | None
     resume: bool
     fresh: bool
     parallel: int
     hot: int
 
 
-def check_options(ctx: click.Context, options: BatchOptions) -> None:
+def check_options(ctx: click.Context, batch: Path | None, output: Path | None, options: BatchOptions) -> None:
     """Raise click.UsageError for what was typed and would have no effect."""
     typed = click.core.ParameterSource.COMMANDLINE
     given = {p.name: p.opts[-1] for p in ctx.command.params if p.name and ctx.get_parameter_source(p.name) is typed}
-    if options.batch is None:
+    if batch is None:
         if useless := [spelled for name, spelled in given.items() if name in _OWN]:
             raise click.UsageError(f"{useless[0]} goes with --batch FILE.")
         return
@@ -72,16 +70,23 @@ def check_options(ctx: click.Context, options: BatchOptions) -> None:
         raise click.UsageError(
             f"{useless[0]} is for one prompt; in a batch each line's body says what it asks (max_tokens, model, ...)."
         )
-    if options.output is None:
+    if output is None:
         raise click.UsageError("--batch needs -o FILE, where the answers go.")
     if options.resume and options.fresh:
         raise click.UsageError("--resume and --fresh exclude each other.")
-    if options.output.resolve() == options.batch.resolve():
+    if output.resolve() == batch.resolve():
         raise click.UsageError("-o names the batch itself; the answers need a file of their own.")
 
 
-def answer_batch(options: BatchOptions, opened: Callable[[], AbstractContextManager[Engine]], *, as_json: bool) -> None:
-    """Answer a batch. opened: the engine, which is started when the batch is known to be one.
+def answer_batch(
+    batch: Path,
+    output: Path,
+    options: BatchOptions,
+    opened: Callable[[], AbstractContextManager[Engine]],
+    *,
+    as_json: bool,
+) -> None:
+    """Answer a batch into its output. opened: the engine, which is started when the batch is known to be one.
 
     Raises DamagedFileError and MissingFileError for the batch, InputError, MismatchError and ResourceError for what is
     there of its output, EngineError when the engine cannot be kept alive.
@@ -90,43 +95,46 @@ def answer_batch(options: BatchOptions, opened: Callable[[], AbstractContextMana
     from serve.batch.journal import opened_journal, partial_of
     from serve.batch.run import figures_of
 
-    assert options.batch is not None and options.output is not None
-    entries = entries_of(options.batch)
+    entries = entries_of(batch)
     _tell_faults(entries)
-    if options.resume and not partial_of(options.output).exists():
-        if options.output.exists():
-            figures = _answered_before(options.output, options.batch, entries)
-            note(f"the batch of '{options.output}' had already been answered")
+    if options.resume and not partial_of(output).exists():
+        if output.exists():
+            figures = _answered_before(output, batch, entries)
+            note(f"the batch of '{output}' had already been answered")
             if as_json:
-                emit_json({"output": str(options.output), **figures.as_json()})
+                emit_json({"output": str(output), **figures.as_json()})
             return
         note("nothing to go on from: starting at the beginning")
-    with opened_journal(options.output, resume=options.resume, fresh=options.fresh) as journal:
+    with opened_journal(output, resume=options.resume, fresh=options.fresh) as journal:
         with opened() as engine:
             journal.begin(_made_with(engine))
             figures = figures_of(entries, journal)
             if figures.kept:
                 note(f"{figures.kept:,} of {len(entries):,} lines were answered before")
-            _answer(options, entries, engine, journal, figures)
-        journal.write(options.output, entries)
+            _answer(batch, entries, engine, options, journal, figures)
+        journal.write(output, entries)
     if as_json:
-        emit_json({"output": str(options.output), **figures.as_json()})
+        emit_json({"output": str(output), **figures.as_json()})
     else:
-        note(_summary(options.output, figures))
+        note(_summary(output, figures))
 
 
 def _answer(
-    options: BatchOptions, entries: Sequence[BatchEntry], engine: Engine, journal: Any, figures: BatchFigures
+    batch: Path,
+    entries: Sequence[BatchEntry],
+    engine: Engine,
+    options: BatchOptions,
+    journal: Any,
+    figures: BatchFigures,
 ) -> None:
     from serve.batch.inside import InsideServer
     from serve.batch.run import answer_all
 
-    assert options.batch is not None
     contexts = min(options.hot, len(engine.adapters()) + 1)
     window = 2 * options.parallel * contexts  # the next request is there when an answer ends
     left = figures.lines - figures.kept - figures.failed
     with _told(left, figures) as shown:
-        asyncio.run(answer_all(entries, options.batch, InsideServer(engine), journal, window, figures, shown))
+        asyncio.run(answer_all(entries, batch, InsideServer(engine), journal, window, figures, shown))
 
 
 def _made_with(engine: Engine) -> dict[str, Any]:
@@ -157,14 +165,6 @@ def _told(lines: int, figures: BatchFigures) -> Iterator[Callable[[int], None]]:
                 note(f"{done:,} of {lines:,} requests, {figures.tokens_per_s:.0f} tokens/s, {duration(left_s)} left")
 
         yield shown
-
-
-def duration(seconds: float) -> str:
-    """A time for people: 40 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _tell_faults(entries: Sequence[BatchEntry]) -> None:

@@ -94,9 +94,9 @@ def generate(
     Exit codes: 0 answered (a batch: every line, with an answer or its error), 1 failed (with --schema also: cut before
     the JSON was whole), 2 wrong usage, 130 interrupted (Ctrl-C), 141 whoever reads the answer has gone.
     """
-    options_of_batch = BatchOptions(batch, output, resume, fresh, parallel, hot)
-    check_options(ctx, options_of_batch)
-    if batch:
+    options_of_batch = BatchOptions(resume, fresh, parallel, hot)
+    check_options(ctx, batch, output, options_of_batch)
+    if batch and output:
 
         @contextmanager
         def opened() -> Iterator[Engine]:
@@ -106,7 +106,7 @@ def generate(
                     parallel=parallel, hot=hot,
                 )  # fmt: skip
 
-        answer_batch(options_of_batch, opened, as_json=as_json)
+        answer_batch(batch, output, options_of_batch, opened, as_json=as_json)
         return
     if schema and stop:
         raise click.UsageError("--stop would cut the JSON of --schema; give one of them.")

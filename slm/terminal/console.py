@@ -264,6 +264,14 @@ def _of_the_system(error: OSError) -> tuple[str, str]:
     return f"'{shorten(str(path), 300)}': {reason}", elsewhere(path)
 
 
+def duration(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def shorten(text: str, longest: int) -> str:
     """Text on one line, of at most so many characters."""
     line = " ".join(text.split())

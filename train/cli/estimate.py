@@ -56,7 +56,7 @@ def estimate(
 
 def show(figures: Estimate, *, as_json: bool) -> None:
     """The figures on stdout: one JSON object, or a line for each question."""
-    from slm.terminal.console import emit_json
+    from slm.terminal.console import duration, emit_json
 
     if as_json:
         emit_json(figures.as_json())
@@ -71,8 +71,8 @@ def show(figures: Estimate, *, as_json: bool) -> None:
         "tokens": f"{figures.tokens:,} an epoch, {figures.computed_tokens:,} computed, "
         f"{figures.supervised_tokens:,} supervised ({figures.supervised_share:.1%})",
         "memory": f"{figures.peak_rss_mb:,.0f} MB of {figures.available_mb:,.0f} MB available ({kept}): {memory}",
-        "time": f"{_duration(figures.train_seconds)} for {figures.steps:,} steps of {figures.seconds_per_step:.2f} s, "
-        f"{_duration(figures.total_seconds)} in all",
+        "time": f"{duration(figures.train_seconds)} for {figures.steps:,} steps of {figures.seconds_per_step:.2f} s, "
+        f"{duration(figures.total_seconds)} in all",
         "speed": f"{figures.tokens_per_s:,.0f} tok/s, {figures.supervised_tokens_per_s:,.1f} supervised, "
         f"{figures.dtype}",
     }
@@ -86,10 +86,3 @@ def show(figures: Estimate, *, as_json: bool) -> None:
             fg="red",
             err=True,
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
