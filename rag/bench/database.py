@@ -10,29 +10,25 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from rag.bench.searches import FILTERS, RESULTS, WARM_UP, KnownQueries, search_times, shown_times
 from rag.bench.synthetic import SyntheticEmbedder, made_up_pages, made_up_queries
 from rag.index.retrieve import nearest, search
 from rag.index.variants import comparable
 from rag.stores.postgres.database import Database, FollowedDatabase
 from rag.stores.postgres.graph import FEW
 from slm.errors import EngineError, InputError
-from slm.joints import EVERYTHING, Filters
+from slm.joints import Filters
 from slm.native.process import child_environment
 
 STORE_PARTS = ("queries", "recall", "writers")
-_WARM_UP, _RESULTS, _K = 20, 5, 10
-_FILTERS = {
-    "none": EVERYTHING,
-    "space, language and date": Filters(spaces=("S3",), languages=("en", "ja"), since="2024-03-01"),
-    "half of the spaces": Filters(spaces=("S0", "S2", "S4", "S6", "S8")),
-    "who asks": Filters(viewer=("user:guest",)),
-}
+_K = 10
+_FILTERS = {**FILTERS, "half of the spaces": Filters(spaces=("S0", "S2", "S4", "S6", "S8"))}
 _URL = "SLM_BENCH_STORE"
 # Each process takes the address from its environment: an argument is seen by everybody on the machine.
 _WRITER = "import sys; from rag.bench.database import write_for; write_for(int(sys.argv[1]), float(sys.argv[2]))"
@@ -92,20 +88,17 @@ def measure_filtered(opened: FollowedDatabase, count: int) -> dict[str, Any]:
 
     first_ms: of the first query with these filters, when what they let through is not known yet.
     """
-    queries = made_up_queries(count + _WARM_UP)
-    embedder = _Vectors(queries)
+    queries = made_up_queries(count + WARM_UP)
+    embedder = KnownQueries(queries)
     shown = {}
     for name, filters in _FILTERS.items():
-        times = []
-        for query in queries:
-            begun = time.perf_counter()
+
+        def ask(query: str, filters: Filters = filters) -> None:
             with opened.now() as index:
-                search(index, embedder, query, _RESULTS, filters=filters)
-            times.append(1000 * (time.perf_counter() - begun))
-        p50, p95, most = (round(float(value), 2) for value in np.percentile(times[_WARM_UP:], [50, 95, 100]))
-        shown[name] = {
-            "n": len(times) - _WARM_UP, "p50_ms": p50, "p95_ms": p95, "max_ms": most, "first_ms": round(times[0], 2)
-        }  # fmt: skip
+                search(index, embedder, query, RESULTS, filters=filters)
+
+        waited, _ = search_times(ask, queries)
+        shown[name] = shown_times(waited) | {"first_ms": round(waited[0], 2)}
     return shown
 
 
@@ -208,7 +201,7 @@ def read_for(number: int, seconds: float) -> None:
     mixed = [
         text for pair in zip(queries, [f"page writer-{n % 2} turn" for n in range(100)], strict=True) for text in pair
     ]
-    embedder = _Vectors(mixed)
+    embedder = KnownQueries(mixed)
     times: list[float] = []
     torn, turn = 0, number
     with Database(os.environ[_URL]).opening() as opened:
@@ -216,21 +209,9 @@ def read_for(number: int, seconds: float) -> None:
         while not times or time.time() < until:
             begun = time.perf_counter()
             with opened.now() as index:
-                hits = search(index, embedder, mixed[turn % len(mixed)], _RESULTS)
+                hits = search(index, embedder, mixed[turn % len(mixed)], RESULTS)
                 chunks = [index.chunks[hit.row] for hit in hits]
             times.append(1000 * (time.perf_counter() - begun))
             torn += sum(c.source.startswith("writer-") and f"page {c.source} in" not in c.text for c in chunks)
             turn += 1
     print(json.dumps({"times_ms": times, "torn": torn}))
-
-
-class _Vectors(SyntheticEmbedder):
-    """Has embedded its queries beforehand: what is timed is the search alone."""
-
-    def __init__(self, queries: Sequence[str]) -> None:
-        super().__init__()
-        texts = [comparable(query) for query in queries]
-        self._known = dict(zip(texts, super().queries(texts), strict=True))
-
-    def queries(self, texts: Sequence[str]) -> Any:
-        return np.stack([self._known[text] for text in texts])

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rag.bench.peer import open_peer
+from rag.bench.searches import FILTERS, RESULTS, WARM_UP, KnownQueries, search_times, shown_times
 from rag.bench.synthetic import SyntheticEmbedder, made_up_pages, made_up_queries
 from rag.bench.titles import measure_titles
 from rag.document import Document, Section
@@ -32,18 +33,12 @@ from rag.index.update import CHUNK_TOKENS, add_documents
 from rag.index.variants import comparable
 from rag.sources.files import read_files
 from slm.errors import EngineError
-from slm.joints import EVERYTHING, Filters
+from slm.joints import Filters
 from slm.native.process import child_environment
 
 PARTS = ("embedding", "titles", "queries", "memory", "edit")
-_WARM_UP, _RESULTS = 20, 5
 # Enough for an embedder to open what it opens for many.
 _WARM_UP_TEXTS = 32
-_FILTERS = {
-    "none": EVERYTHING,
-    "space, language and date": Filters(spaces=("S3",), languages=("en", "ja"), since="2024-03-01"),
-    "who asks": Filters(viewer=("user:guest",)),
-}
 # Opens an index and searches it once; prints what that took, in seconds and in kilobytes of this process alone.
 _CHILD = """
 import json, os, sys, time
@@ -163,37 +158,22 @@ def _timed(
     return {name: _rate(len(texts), taken) for name, taken in times.items()}, vectors
 
 
-class _Known:
-    """An embedder that has embedded its queries beforehand: what is timed is the search alone."""
-
-    def __init__(self, queries: Sequence[str]) -> None:
-        model = SyntheticEmbedder()
-        self.identity, self.passages, self.count_tokens = model.identity, model.passages, model.count_tokens
-        self._vectors = dict(zip(map(comparable, queries), model.queries(queries), strict=True))
-
-    def queries(self, texts: Sequence[str]) -> Vectors:
-        return np.stack([self._vectors[text] for text in texts])
-
-
 def measure_queries(index: Path, count: int) -> dict[str, Any]:
     """Milliseconds of a search besides the embedding of its query: {filters: {n, p50_ms, p95_ms, max_ms, cpu_p95_ms}}.
 
     cpu_p95_ms is the processor's time of all cores, which other programs on the machine change little.
     """
-    generation, queries = open_generation(index), made_up_queries(count + _WARM_UP)
-    embedder = _Known(queries)
+    generation, queries = open_generation(index), made_up_queries(count + WARM_UP)
+    embedder = KnownQueries(queries)
     shown = {}
-    for name, filters in _FILTERS.items():
-        times = []
-        for number, query in enumerate(queries):
-            begun, worked = time.perf_counter(), time.process_time()
-            search(generation, embedder, query, _RESULTS, filters=filters)
-            if number >= _WARM_UP:
-                times.append((1000 * (time.perf_counter() - begun), 1000 * (time.process_time() - worked)))
-        waited, computed = zip(*times, strict=True)
-        p50, p95, most = (round(float(value), 2) for value in np.percentile(waited, [50, 95, 100]))
-        cpu = round(float(np.percentile(computed, 95)), 2)
-        shown[name] = {"n": len(times), "p50_ms": p50, "p95_ms": p95, "max_ms": most, "cpu_p95_ms": cpu}
+    for name, filters in FILTERS.items():
+
+        def ask(query: str, filters: Filters = filters) -> None:
+            search(generation, embedder, query, RESULTS, filters=filters)
+
+        waited, computed = search_times(ask, queries)
+        cpu = round(float(np.percentile(computed[WARM_UP:], 95)), 2)
+        shown[name] = shown_times(waited) | {"cpu_p95_ms": cpu}
     return shown
 
 

@@ -25,27 +25,21 @@ class KnownAdapters:
         self._vault = Vault()
         self._lock = threading.Lock()
         self._registry = Registry(base)
-        self._sources: dict[str, str] = {}
 
-    def load_adapter(self, name: str, path: Path, *, source: str | None = None) -> Adapter:
-        """Take an adapter's file or folder under a name, or in place of what had it. Raises as `vet_adapter`.
-
-        source: how the replicas find it, instead of by its path.
-        """
+    def load_adapter(self, name: str, path: Path) -> Adapter:
+        """Take an adapter's file or folder under a name, or in place of what had it. Raises as `vet_adapter`."""
         file = self._convert(path) if path.is_dir() else path
         adapter = vet_adapter(name, file, self.base, vault=self._vault)
         adapter.file.unlink()  # each replica checks and keeps a copy of its own
         adapter = replace(adapter, path=path.resolve())
         with self._lock:
             self._registry.put(adapter)
-            self._sources[name] = str(adapter.path) if source is None else source
         return adapter
 
     def unload_adapter(self, name: str) -> None:
         """Forget it. Raises UnknownNameError."""
         with self._lock:
             self._registry.remove(name)
-            del self._sources[name]
 
     def all(self) -> list[Adapter]:
         """In the order they were loaded."""
@@ -55,15 +49,16 @@ class KnownAdapters:
     def needed(self, name: str) -> NeededAdapter:
         """What a replica has to be told of it. Raises UnknownNameError."""
         with self._lock:
-            return NeededAdapter(self._registry.get(name).content, self._sources[name])
+            adapter = self._registry.get(name)
+            return NeededAdapter(adapter.content, str(adapter.path))
 
     def look_again(self, content: str) -> None:
         """Read the file of that content again, which is another by now. Raises MismatchError when nothing changed:
         then the machines see different files."""
         with self._lock:
-            stale = [(a, self._sources[a.name]) for a in self._registry.all() if a.content == content]
-        for adapter, source in stale:
-            if self.load_adapter(adapter.name, adapter.path, source=source).content == content:
+            stale = [adapter for adapter in self._registry.all() if adapter.content == content]
+        for adapter in stale:
+            if self.load_adapter(adapter.name, adapter.path).content == content:
                 raise MismatchError(
                     f"the adapter '{adapter.name}' is another file on another machine",
                     found=str(adapter.path),
