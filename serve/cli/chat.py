@@ -13,7 +13,7 @@ from serve.cli.options import HELP, sampling_of, with_adapters, with_context, wi
 from slm.errors import InputError, SlmError
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import TEXT, one_of_each
-from slm.terminal.asking import reader_of_index, with_reader
+from slm.terminal.asking import check_reading, with_reader
 from slm.terminal.console import note
 from slm.terminal.piped import is_terminal
 from slm.text.address import shown_address
@@ -74,7 +74,7 @@ def chat(
     _refuse_contradictions(ctx)
     named = one_of_each(adapters)
     if index is None:
-        reader_of_index(joints, None, reader, refuse_at)  # what reads documents is refused without them
+        check_reading(None, reader, refuse_at)
     with ExitStack() as stack:
         kept = is_terminal() or goes_on or session is not None
         archive = None if no_save else _archive(stack, needed=goes_on or bool(session) or find is not None)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from serve.child.schedule import LONGEST_DRAFT
 from serve.cli.guard import GuardOptions, door_options, policy_of
-from serve.cli.options import HELP, with_adapters, with_context
+from serve.cli.options import HELP, check_viewer, group_of, with_adapters, with_context, with_documents, with_drafts
 from serve.cluster.settings import (
     ClusterSettings,
     DocumentSettings,
@@ -24,10 +22,8 @@ from serve.cluster.settings import (
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import one_of_each
-from slm.terminal.asking import with_reader
+from slm.terminal.asking import check_reading
 from slm.terminal.console import emit_json, note
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class ReplicaCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -48,11 +44,7 @@ class ReplicaCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 _OPTIONS = (
     click.option("--adapters-dir", type=click.Path(path_type=Path), metavar="DIR",
                  help="Folder that every machine has; what is put there is loaded everywhere, what is removed goes."),
-    click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base."),
-    click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.'),
-    with_reader,
-    click.option("--rag-as", "viewer", multiple=True, metavar="NAME",
-                 help="Who asks where a request does not say (user:NAME, group:NAME) [default: nobody]."),
+    with_documents,
     click.option("--replicas", type=ReplicaCount(), default="1", show_default=True,
                  help="Engines, or the fewest and the most of them: more are started while requests wait."),
     click.option("--cores", type=click.IntRange(0, 512), default=0, help="Of each engine. 0: this machine's."),
@@ -65,8 +57,7 @@ _OPTIONS = (
     click.option("--hot", type=click.IntRange(1, 64), default=3, show_default=True,
                  help="Adapters with a context kept open, each engine."),
     with_context,
-    click.option("--draft-max", type=click.IntRange(0, LONGEST_DRAFT), default=LONGEST_DRAFT, show_default=True,
-                 help="Tokens tried at once where an answer repeats what was said before; 0: none."),
+    with_drafts,
     click.option("--cache-ram", type=click.IntRange(0), default=256, show_default=True, metavar="MB",
                  help="Memory of each engine for conversations that had to leave their context."),
     click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path),
@@ -74,21 +65,15 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def _all_options(function: _F) -> _F:
-    """The options that `serve` and `config` share. Ray's own proxy holds the connections."""
-    function = door_options(function)
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return with_adapters(function)
+# The options that `serve` and `config` share. Ray's own proxy holds the connections.
+_all_options = group_of(with_adapters, *_OPTIONS, door_options)
 
 
 def _settings(model: str, given: dict[str, Any]) -> ClusterSettings:
     """What the options say. Raises InputError, click.UsageError."""
     guarding = {name: given.pop(name) for name in list(given) if name in GuardOptions.__dataclass_fields__}
-    if given["viewer"] and not given["index"]:
-        raise click.UsageError("--rag-as says who asks the index; name one with --rag INDEX.")
-    if not given["index"] and (given["reader"] != "auto" or given["refuse_at"] is not None):
-        raise click.UsageError("--reader and --refuse-at are about documents: name their index with --rag INDEX.")
+    check_viewer(given["index"], given["viewer"])
+    check_reading(given["index"], given["reader"], given["refuse_at"])
     policy = policy_of(given["host"], GuardOptions(**guarding))
     limits = policy.limits
     low, high = given["replicas"]

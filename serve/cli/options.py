@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
+from serve.child.schedule import LONGEST_DRAFT
 from slm.joints import SamplingOptions
 from slm.terminal.arguments import NAMED_FILE, FiniteRange
+from slm.terminal.asking import with_reader
 
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -36,6 +38,26 @@ with_threads = click.option("--threads", type=click.IntRange(0, 512), default=0,
 with_context = click.option(
     "--context", type=click.IntRange(64, 1 << 20), default=4096, show_default=True, help="Tokens of prompt and answer."
 )
+
+with_documents = group_of(
+    click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base."),
+    click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.'),
+    with_reader,
+    click.option(
+        "--rag-as", "viewer", multiple=True, metavar="NAME",
+        help="Who asks where a request does not say (user:NAME, group:NAME) [default: nobody: no restricted page].",
+    ),
+)  # fmt: skip
+with_drafts = click.option(
+    "--draft-max", type=click.IntRange(0, LONGEST_DRAFT), default=LONGEST_DRAFT, show_default=True,
+    help="Tokens tried at once where an answer repeats what was said before; 0: none.",
+)  # fmt: skip
+
+
+def check_viewer(index: str | None, viewer: tuple[str, ...]) -> None:
+    """Raise click.UsageError for somebody who asks an index that is not there."""
+    if viewer and not index:
+        raise click.UsageError("--rag-as says who asks the index; name one with --rag INDEX.")
 
 
 def with_sampling(temperature: str) -> Callable[[_F], _F]:

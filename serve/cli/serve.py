@@ -11,15 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serve.child.schedule import LONGEST_DRAFT
 from serve.cli.batch import BatchOptions, answer_batch, check_options, with_batch
 from serve.cli.guard import GuardOptions, guard_options, policy_of
 from serve.cli.oneshot import asked, grammar_of, whole_json
-from serve.cli.options import HELP, sampling_of, with_adapters, with_context, with_sampling, with_threads, with_wanted
+from serve.cli.options import (
+    HELP,
+    check_viewer,
+    sampling_of,
+    with_adapters,
+    with_context,
+    with_documents,
+    with_drafts,
+    with_sampling,
+    with_threads,
+    with_wanted,
+)
 from slm.joints import Joints, Message, pass_joints
 from slm.terminal.answer import ShownAnswer
 from slm.terminal.arguments import TEXT, Named, TextCommand, one_of_each
-from slm.terminal.asking import reader_of_index, with_reader
+from slm.terminal.asking import reader_of_index
 from slm.terminal.console import emit_json, note
 from slm.terminal.streams import says
 from slm.text.address import shown_address
@@ -147,13 +157,7 @@ def generate(
     "--adapters-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder whose adapters (GGUF files, PEFT folders) are loaded, replaced and unloaded as they come and go.",
 )  # fmt: skip
-@click.option("--default-adapter", metavar="NAME", help="Who answers text in no adapter's language; else the base.")
-@click.option("--rag", "index", metavar="INDEX", help='Index for requests with `"rag": true`.')
-@with_reader
-@click.option(
-    "--rag-as", "viewer", multiple=True, metavar="NAME",
-    help="Who asks where a request does not say (user:NAME, group:NAME) [default: nobody: no restricted page].",
-)  # fmt: skip
+@with_documents
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="127.0.0.1 and localhost: ::1 too, where there is one."
 )
@@ -166,10 +170,7 @@ def generate(
 )
 @with_context
 @with_threads
-@click.option(
-    "--draft-max", type=click.IntRange(0, LONGEST_DRAFT), default=LONGEST_DRAFT, show_default=True,
-    help="Tokens tried at once where an answer repeats what was said before; 0: none.",
-)  # fmt: skip
+@with_drafts
 @click.option(
     "--cache-ram",
     type=click.IntRange(0),
@@ -204,8 +205,7 @@ def serve(
     """
     from serve.server.listen import bind, url_of
 
-    if viewer and not index:
-        raise click.UsageError("--rag-as says who asks the index; name one with --rag INDEX.")
+    check_viewer(index, viewer)
     policy = policy_of(host, GuardOptions(**guarding))
     with ExitStack() as stack:
         listeners = bind(stack, host, port)

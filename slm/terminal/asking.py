@@ -32,8 +32,7 @@ def with_reader(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def reader_for(joints: Joints, wanted: str, refuse_at: float | None) -> Reader | None:
     """Who reads documents, None where the model itself answers. Raises click.BadParameter, and what joints raise."""
-    if refuse_at is not None and not 0.0 <= refuse_at <= 1.0:
-        raise click.BadParameter(f"{refuse_at:g} is not from 0 to 1", param_hint="--refuse-at")
+    _check_doubt(refuse_at)
     reader = joints.reader_of(wanted)
     if refuse_at is not None:
         if reader is None:
@@ -44,12 +43,21 @@ def reader_for(joints: Joints, wanted: str, refuse_at: float | None) -> Reader |
 
 def reader_of_index(joints: Joints, index: str | None, wanted: str, refuse_at: float | None) -> Reader | None:
     """`reader_for` a command whose --rag INDEX may be missing: then there is nothing to read."""
-    if index is not None:
-        return reader_for(joints, wanted, refuse_at)
+    check_reading(index, wanted, refuse_at)
+    return reader_for(joints, wanted, refuse_at) if index is not None else None
+
+
+def check_reading(index: str | None, wanted: str, refuse_at: float | None) -> None:
+    """Raise click.BadParameter for what says how documents are read where there are none, or is no doubt."""
+    _check_doubt(refuse_at)
     for name, given in (("--reader", wanted != "auto"), ("--refuse-at", refuse_at is not None)):
-        if given:
+        if given and index is None:
             raise click.BadParameter("it reads documents: name their index with --rag INDEX", param_hint=name)
-    return None
+
+
+def _check_doubt(refuse_at: float | None) -> None:
+    if refuse_at is not None and not 0.0 <= refuse_at <= 1.0:
+        raise click.BadParameter(f"{refuse_at:g} is not from 0 to 1", param_hint="--refuse-at")
 
 
 def nobody_answers() -> click.UsageError:
