@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import pytest
 
+from scripts.write_module_docs import module_docs
+
 _Node = TypeVar("_Node", bound=ast.AST)
 ROOT = Path(__file__).parent.parent
 ROOMS = ("convert", "train", "serve", "rag")
@@ -267,3 +269,7 @@ def test_the_command_docs_are_what_the_commands_say() -> None:
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
     assert run.stdout.strip() == (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").strip()
+
+
+def test_the_module_docs_are_what_the_modules_say() -> None:
+    assert (ROOT / "docs" / "modules.md").read_text(encoding="utf-8") == module_docs()
