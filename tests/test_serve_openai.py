@@ -176,7 +176,7 @@ def test_no_request_that_the_schema_allows_or_forbids_is_a_500(tmp_path: Path) -
     adapters = {"en": write_adapter(tmp_path / "en.gguf")}
     seen: dict[str, int] = {}
     with open_engine(model, adapters, threads=1, context=64) as engine, running(engine, tmp_path) as server:
-        api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+        api = schemathesis.openapi.from_url(f"{server.url}/openapi.json", timeout=60)
         operations: list[Any] = [found.ok() for found in api.get_all_operations()]  # type: ignore[union-attr]
         for operation in operations:
             # A GET has nothing that could be sent wrongly.
