@@ -38,7 +38,8 @@ struct Out {
 
 // The sums of N rows of activations with one strip. Not inlined: its registers are its own.
 template <typename Type, int N>
-__attribute__((noinline)) static void multiply(const Strip & strip, const char * rows, const Layout & layout, int64_t width, Out out, Ahead ahead) {
+__attribute__((noinline)) static void multiply(const Strip & strip, const char * rows, const Layout & layout, int64_t width,
+                                               Out out, Ahead ahead) {
     constexpr int FOURS = Type::GROUP / 4;
     lanes sums[N][2];
     for (int row = 0; row < N; row++) {
@@ -218,8 +219,8 @@ bool knows_product(const ggml_tensor * node) {
     const Kernel kernel = kernel_for(weights);
     return kernel.compute && activations->ne[1] >= kernel.least && activations->type == GGML_TYPE_F32 &&
            node->type == GGML_TYPE_F32 && activations->ne[2] == 1 && activations->ne[3] == 1 && weights->ne[2] == 1 &&
-           weights->ne[3] == 1 && ggml_get_op_params_i32(node, 1) == 0 && activations->nb[0] == sizeof(float) && node->nb[0] == sizeof(float) &&
-           weights->nb[1] == ggml_row_size(weights->type, weights->ne[0]) && weights->ne[0] % 32 == 0;
+           weights->ne[3] == 1 && ggml_get_op_params_i32(node, 1) == 0 && activations->nb[0] == sizeof(float) &&
+           node->nb[0] == sizeof(float) && weights->nb[1] == ggml_row_size(weights->type, weights->ne[0]) && weights->ne[0] % 32 == 0;
 }
 
 size_t product_work_size(const ggml_tensor * node) {
