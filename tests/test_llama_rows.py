@@ -21,11 +21,15 @@ Exact = npt.NDArray[np.float64]
 KINDS = [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K]
 
 
-def packed(kind: Kind, shape: tuple[int, int], seed: int) -> npt.NDArray[np.uint8]:
-    """Weights of a type: of random bytes, which use all that a block can hold, with scales of a usual size."""
+def packed(kind: Kind, shape: tuple[int, int], seed: int, fill: int | None = None) -> npt.NDArray[np.uint8]:
+    """Weights of a type: of random bytes, which use all that a block can hold, with scales of a usual size.
+
+    fill: this byte instead of random ones."""
     random = np.random.default_rng(seed)
     block, size = gguf.GGML_QUANT_SIZES[kind]
     rows = random.integers(0, 256, (shape[0], shape[1] // block, size), dtype=np.uint8)
+    if fill is not None:
+        rows[:] = fill
     halves = {Kind.Q4_1: [0, 2], Kind.Q5_1: [0, 2], Kind.Q4_K: [0, 2], Kind.Q5_K: [0, 2], Kind.Q6_K: [size - 2]}
     for at in halves.get(kind, [0]):
         scales = random.uniform(0.01, 0.02, rows.shape[:2]).astype(np.float16)
@@ -46,7 +50,7 @@ def rounded(activations: Floats, together: int) -> Exact:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
 @pytest.mark.parametrize(
-    ("columns", "blocks", "rows"), [(1, 1, 32), (40, 2, 7), (37, 3, 41), (64, 2, 96), (250, 5, 131)]
+    ("columns", "blocks", "rows"), [(1, 1, 32), (40, 2, 9), (37, 3, 41), (64, 2, 96), (250, 5, 131)]
 )
 def test_products_are_those_of_the_written_out_weights(kind: Kind, columns: int, blocks: int, rows: int) -> None:
     width = blocks * gguf.GGML_QUANT_SIZES[kind][0]
@@ -62,6 +66,21 @@ def test_products_are_those_of_the_written_out_weights(kind: Kind, columns: int,
     # multiply it by a sum in half precision.
     near = 1e-3 if kind in (Kind.Q4_1, Kind.Q5_1) else 3e-4
     np.testing.assert_allclose(found, exact, rtol=0, atol=near * float(np.abs(exact).max()))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("fill", [0, 127, 128, 255])
+def test_products_of_the_largest_numbers_do_not_overflow(kind: Kind, fill: int) -> None:
+    width = 2 * gguf.GGML_QUANT_SIZES[kind][0]
+    weights = packed(kind, (40, width), seed=1, fill=fill)
+    signs = [np.resize(np.array(pattern, np.float32), width) for pattern in ([1], [-1], [1, -1], [1, 1, -1, -1])]
+    activations = np.stack(signs * 4)
+    exact = (
+        rounded(activations, gguf.GGML_QUANT_SIZES[kind][0])
+        @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
+    )
+    found = product(kind, weights, activations)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-3 * float(np.abs(exact).max()) + 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())

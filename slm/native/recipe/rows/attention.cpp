@@ -161,6 +161,13 @@ static void compute(const Plan & plan, const Piece & piece, const Block & block,
             }
             const auto both = [&](auto count_) {
                 constexpr int N = decltype(count_)::value;
+#if SLM_LANES == 8
+                if (few) {
+                    score<N, Number>(left, {key_data + cell * keys->nb[1], keys->nb[1], plan.key_width * sizeof(Number)},
+                                     {value_data + cell * values->nb[1], values->nb[1], plan.value_width * sizeof(Number)},
+                                     count, scores);
+                } else
+#endif
                 product<N>(left, block.keys, CELLS, CELLS, plan.key_width, scores, nullptr);
                 for (int i = 0; i < N; i++) {
                     const int64_t row = waiting[i];
@@ -190,7 +197,9 @@ static void compute(const Plan & plan, const Piece & piece, const Block & block,
                 continue;
             }
             if (!laid) {
-                lay_keys<Number>(key_data + cell * keys->nb[1], keys->nb[1], count, plan.key_width, block.keys);
+                if (!few || SLM_LANES == 16) {
+                    lay_keys<Number>(key_data + cell * keys->nb[1], keys->nb[1], count, plan.key_width, block.keys);
+                }
                 if (!few) {
                     lay_values<Number>(value_data + cell * values->nb[1], values->nb[1], count, plan.value_width, block.values);
                 }
@@ -244,10 +253,6 @@ bool has_attention() {
     return true;
 }
 
-bool attention_pays() {
-    return SLM_LANES == 16;
-}
-
 bool knows_attention(const ggml_tensor * node) {
     const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3];
     return q->type == GGML_TYPE_F32 && node->type == GGML_TYPE_F32 && k->type == v->type &&
@@ -292,10 +297,6 @@ void attention(const ggml_compute_params * params, ggml_tensor * node) {
 #else
 
 bool has_attention() {
-    return false;
-}
-
-bool attention_pays() {
     return false;
 }
 

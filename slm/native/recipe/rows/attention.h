@@ -6,11 +6,8 @@
 
 namespace slm {
 
-// Whether this processor's instructions are enough.
+// Whether this processor's instructions are enough. It is then as fast as llama.cpp's plain way for one row, and faster for more.
 bool has_attention();
-
-// Whether it is faster than llama.cpp's plain way for any number of rows: with eight lanes a single row is not.
-bool attention_pays();
 
 // Whether this node of kind GGML_OP_FLASH_ATTN_EXT can be computed here.
 bool knows_attention(const ggml_tensor * node);

@@ -15,7 +15,7 @@ namespace {
 
 enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4 };
 
-// SLM_LLAMA_KERNELS names those to use: "products", "attention", "rotation", with commas, or "none". Unset: all that pay.
+// SLM_LLAMA_KERNELS names those to use: "products", "attention", "rotation", with commas, or "none". Unset: all there are.
 int chosen() {
     const char * wanted = std::getenv("SLM_LLAMA_KERNELS");
     const bool all = !wanted || !*wanted;
@@ -23,7 +23,7 @@ int chosen() {
     if ((all || std::strstr(wanted, "products")) && slm::has_products()) {
         used |= PRODUCTS;
     }
-    if (all ? slm::attention_pays() : std::strstr(wanted, "attention") && slm::has_attention()) {
+    if ((all || std::strstr(wanted, "attention")) && slm::has_attention()) {
         used |= ATTENTION;
     }
     if (all || std::strstr(wanted, "rotation")) {

@@ -1,4 +1,4 @@
-// The few operations on vectors of floats that attention.cpp needs, as wide as the processor has them.
+// The few operations on vectors of floats that our kernels need, as wide as the processor has them.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace slm {
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define SLM_LANES 16
 using lanes = __m512;
 
@@ -25,8 +25,10 @@ static inline lanes multiply(lanes a, lanes b) { return _mm512_mul_ps(a, b); }
 static inline lanes add(lanes a, lanes b) { return _mm512_add_ps(a, b); }
 static inline lanes divide(lanes a, lanes b) { return _mm512_div_ps(a, b); }
 static inline lanes larger(lanes a, lanes b) { return _mm512_max_ps(a, b); }
+static inline lanes absolute(lanes x) { return _mm512_abs_ps(x); }
 static inline float largest(lanes x) { return _mm512_reduce_max_ps(x); }
 static inline float sum(lanes x) { return _mm512_reduce_add_ps(x); }
+static inline void store_first(float * to, lanes x, int count) { _mm512_mask_storeu_ps(to, (1u << count) - 1, x); }
 
 // Rows become columns.
 static inline void transpose(lanes (&rows)[16]) {
@@ -68,6 +70,7 @@ static inline lanes multiply(lanes a, lanes b) { return _mm256_mul_ps(a, b); }
 static inline lanes add(lanes a, lanes b) { return _mm256_add_ps(a, b); }
 static inline lanes divide(lanes a, lanes b) { return _mm256_div_ps(a, b); }
 static inline lanes larger(lanes a, lanes b) { return _mm256_max_ps(a, b); }
+static inline lanes absolute(lanes x) { return _mm256_andnot_ps(all(-0.0f), x); }
 
 static inline float largest(lanes x) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -79,6 +82,18 @@ static inline float sum(lanes x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+// The sum of each of eight vectors.
+static inline lanes sums(const lanes (&x)[8]) {
+    const lanes low = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    const lanes high = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+static inline void store_first(float * to, lanes x, int count) {
+    const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), numbers), x);
 }
 
 // Rows become columns.

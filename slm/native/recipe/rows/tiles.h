@@ -67,6 +67,58 @@ static void product(const float * const * left, const Number * right, int64_t st
     }
 }
 
+#if SLM_LANES == 8
+// Keys or values as they lie.
+struct Cells {
+    const char * from;
+    size_t stride, bytes;
+
+    // Other heads lie between one head's cells, and the processor's prefetcher does not follow.
+    void fetch(int cell) const {
+        for (size_t at = 0; at < bytes; at += 64) {
+            __builtin_prefetch(from + cell * stride + at);
+        }
+    }
+};
+
+// Scores of N rows and the keys as they lie, for rows too few to pay for laying keys out. Cells past the last get its
+// scores. Values of these cells and keys of the next are fetched meanwhile.
+template <int N, typename Number>
+static void score(const float * const * queries, const Cells & keys, const Cells & values, int count, float * const * out) {
+    const int64_t width = keys.bytes / sizeof(Number);
+    constexpr int TOGETHER = N <= 3 ? 4 : 2;  // cells, so that sums stay in registers
+    for (int cell = 0; cell < CELLS; cell += SLM_LANES) {
+        lanes parts[N][SLM_LANES];
+        for (int some = 0; some < SLM_LANES; some += TOGETHER) {
+            const Number * key[TOGETHER];
+            lanes products[N][TOGETHER];
+            for (int i = 0; i < TOGETHER; i++) {
+                key[i] = (const Number *) (keys.from + std::min(cell + some + i, count - 1) * keys.stride);
+                values.fetch(cell + some + i);
+                keys.fetch(cell + some + i + CELLS);
+                for (int row = 0; row < N; row++) {
+                    products[row][i] = all(0.0f);
+                }
+            }
+            for (int64_t at = 0; at < width; at += SLM_LANES) {
+                for (int i = 0; i < TOGETHER; i++) {
+                    const lanes x = load(key[i] + at);
+                    for (int row = 0; row < N; row++) {
+                        products[row][i] = multiply_add(x, load(queries[row] + at), products[row][i]);
+                    }
+                }
+            }
+            for (int row = 0; row < N; row++) {
+                std::copy(products[row], products[row] + TOGETHER, parts[row] + some);
+            }
+        }
+        for (int row = 0; row < N; row++) {
+            store(out[row] + cell, sums(parts[row]));
+        }
+    }
+}
+#endif
+
 // Cells become columns: to[number of a key's dimension][CELLS].
 template <typename Number> static void lay_keys(const char * from, size_t stride, int count, int64_t width, float * to) {
     for (int cell = 0; cell < CELLS; cell += SLM_LANES) {

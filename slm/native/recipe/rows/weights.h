@@ -1,10 +1,12 @@
 // How the weights of each quantized type become bytes without a sign, a scale for each group and, for some, a minimum.
 //
-// A weight is scale * (byte - ZERO) - minimum. `expand` does it for one block of one row. The layouts are those of
+// A weight is scale * (byte - zero) - minimum, with a `zero` in the middle of the BITS where there is no minimum. `expand`
+// does it for one block of one row. The layouts are those of
 // ggml-common.h, and of repack.h where llama.cpp lays eight rows side by side when it loads a model.
 
 #pragma once
 
+#include "bytes.h"
 #include "ggml-common.h"
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
@@ -22,11 +24,17 @@ static inline __m256i nibbles(__m128i packed) {
     return _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(packed, 4), low), _mm_and_si128(packed, low));
 }
 
+// 16 in the bytes that have all of these bits.
+static inline __m256i sixteen_where(__m256i bytes, __m256i bits) {
+    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits), _mm256_set1_epi8(16));
+}
+
 // 16 where a bit is set: 32 bytes.
 static inline __m256i fifth_bits(const uint8_t * bits) {
-    uint32_t mask;
-    memcpy(&mask, bits, 4);
-    return _mm256_maskz_set1_epi8(mask, 16);
+    uint32_t all;
+    memcpy(&all, bits, 4);
+    const __m256i each = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    return sixteen_where(_mm256_shuffle_epi8(_mm256_set1_epi32(all), each), _mm256_set1_epi64x(0x8040201008040201));
 }
 
 static inline float half(ggml_half value) {
@@ -41,19 +49,20 @@ template <typename Block> struct PlainRow {
 
 struct Q8_0 : PlainRow<block_q8_0> {
     using PlainRow::PlainRow;
-    static constexpr int BLOCK = 32, GROUP = 32, ZERO = 128;
+    static constexpr int BLOCK = 32, GROUP = 32, BITS = 8;
     static constexpr bool MINIMUM = false;
     void expand(int64_t at, uint8_t * bytes, float * scale, float *) const {
         const block_q8_0 & block = blocks[at];
         const __m256i quants = _mm256_loadu_si256((const __m256i *) block.qs);
-        _mm256_storeu_si256((__m256i *) bytes, _mm256_xor_si256(quants, _mm256_set1_epi8((char) 128)));
+        const __m256i zero = _mm256_set1_epi8((char) zero_of<Q8_0>);
+        _mm256_storeu_si256((__m256i *) bytes, _mm256_xor_si256(quants, zero));
         *scale = half(block.d);
     }
 };
 
 struct Q4_0 : PlainRow<block_q4_0> {
     using PlainRow::PlainRow;
-    static constexpr int BLOCK = 32, GROUP = 32, ZERO = 8;
+    static constexpr int BLOCK = 32, GROUP = 32, BITS = 4;
     static constexpr bool MINIMUM = false;
     void expand(int64_t at, uint8_t * bytes, float * scale, float *) const {
         const block_q4_0 & block = blocks[at];
@@ -64,7 +73,7 @@ struct Q4_0 : PlainRow<block_q4_0> {
 
 struct Q4_1 : PlainRow<block_q4_1> {
     using PlainRow::PlainRow;
-    static constexpr int BLOCK = 32, GROUP = 32, ZERO = 0;
+    static constexpr int BLOCK = 32, GROUP = 32, BITS = 4;
     static constexpr bool MINIMUM = true;
     void expand(int64_t at, uint8_t * bytes, float * scale, float * minimum) const {
         const block_q4_1 & block = blocks[at];
@@ -76,7 +85,7 @@ struct Q4_1 : PlainRow<block_q4_1> {
 
 struct Q5_0 : PlainRow<block_q5_0> {
     using PlainRow::PlainRow;
-    static constexpr int BLOCK = 32, GROUP = 32, ZERO = 16;
+    static constexpr int BLOCK = 32, GROUP = 32, BITS = 5;
     static constexpr bool MINIMUM = false;
     void expand(int64_t at, uint8_t * bytes, float * scale, float *) const {
         const block_q5_0 & block = blocks[at];
@@ -88,7 +97,7 @@ struct Q5_0 : PlainRow<block_q5_0> {
 
 struct Q5_1 : PlainRow<block_q5_1> {
     using PlainRow::PlainRow;
-    static constexpr int BLOCK = 32, GROUP = 32, ZERO = 0;
+    static constexpr int BLOCK = 32, GROUP = 32, BITS = 5;
     static constexpr bool MINIMUM = true;
     void expand(int64_t at, uint8_t * bytes, float * scale, float * minimum) const {
         const block_q5_1 & block = blocks[at];
@@ -119,7 +128,7 @@ static inline void two_groups(__m256i packed, uint8_t * bytes) {
 
 struct Q4_K : PlainRow<block_q4_K> {
     using PlainRow::PlainRow;
-    static constexpr int BLOCK = 256, GROUP = 32, ZERO = 0;
+    static constexpr int BLOCK = 256, GROUP = 32, BITS = 4;
     static constexpr bool MINIMUM = true;
     void expand(int64_t at, uint8_t * bytes, float * scale, float * minimum) const {
         const block_q4_K & block = blocks[at];
@@ -138,7 +147,7 @@ struct Q4_K : PlainRow<block_q4_K> {
 
 struct Q5_K : PlainRow<block_q5_K> {
     using PlainRow::PlainRow;
-    static constexpr int BLOCK = 256, GROUP = 32, ZERO = 0;
+    static constexpr int BLOCK = 256, GROUP = 32, BITS = 5;
     static constexpr bool MINIMUM = true;
     void expand(int64_t at, uint8_t * bytes, float * scale, float * minimum) const {
         const block_q5_K & block = blocks[at];
@@ -152,16 +161,16 @@ struct Q5_K : PlainRow<block_q5_K> {
             six_bits(block.scales, group, &s, &m);
             scale[group] = d * s;
             minimum[group] = least * m;
-            const __mmask32 set = _mm256_test_epi8_mask(high, _mm256_set1_epi8((char) (1 << group)));
+            const __m256i fifth = sixteen_where(high, _mm256_set1_epi8((char) (1 << group)));
             __m256i * part = (__m256i *) (bytes + 32 * group);
-            _mm256_storeu_si256(part, _mm256_or_si256(_mm256_loadu_si256(part), _mm256_maskz_set1_epi8(set, 16)));
+            _mm256_storeu_si256(part, _mm256_or_si256(_mm256_loadu_si256(part), fifth));
         }
     }
 };
 
 struct Q6_K : PlainRow<block_q6_K> {
     using PlainRow::PlainRow;
-    static constexpr int BLOCK = 256, GROUP = 16, ZERO = 32;
+    static constexpr int BLOCK = 256, GROUP = 16, BITS = 6;
     static constexpr bool MINIMUM = false;
     void expand(int64_t at, uint8_t * bytes, float * scale, float *) const {
         const block_q6_K & block = blocks[at];
@@ -197,7 +206,7 @@ template <typename Block> struct RowOfEight {
 
 struct Q4_0x8 : RowOfEight<block_q4_0x8> {
     using RowOfEight::RowOfEight;
-    static constexpr int BLOCK = 32, GROUP = 32, ZERO = 8;
+    static constexpr int BLOCK = 32, GROUP = 32, BITS = 4;
     static constexpr bool MINIMUM = false;
     void expand(int64_t at, uint8_t * bytes, float * scale, float *) const {
         const block_q4_0x8 & block = blocks[at];
@@ -209,7 +218,7 @@ struct Q4_0x8 : RowOfEight<block_q4_0x8> {
 
 struct Q4_Kx8 : RowOfEight<block_q4_Kx8> {
     using RowOfEight::RowOfEight;
-    static constexpr int BLOCK = 256, GROUP = 32, ZERO = 0;
+    static constexpr int BLOCK = 256, GROUP = 32, BITS = 4;
     static constexpr bool MINIMUM = true;
     void expand(int64_t at, uint8_t * bytes, float * scale, float * minimum) const {
         const block_q4_Kx8 & block = blocks[at];
