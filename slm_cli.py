@@ -42,7 +42,8 @@ COMMANDS = {
 BENCHES = {
     "cluster": "serve.cli.fleet:bench_cluster",
     "convert": "convert.cli.bench:bench_convert", "quant": "convert.cli.bench:bench_quant",
-    "rag": "rag.cli.bench:bench_rag", "serve": "serve.cli.bench:bench_serve", "batch": "serve.cli.bench:bench_batch",
+    "rag": "rag.cli.bench:bench_rag", "engine": "serve.cli.bench:bench_engine",
+    "serve": "serve.cli.bench:bench_serve", "batch": "serve.cli.bench:bench_batch",
     "start": "serve.cli.bench:bench_start", "train": "train.cli.bench:bench_train",
 }  # fmt: skip
 

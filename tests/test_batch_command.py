@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from serve.batch.journal import partial_of
 from serve.bench import batch as bench
 from serve.bench.adapters import write_random_adapter
-from serve.bench.run import ServeBenchOptions
-from serve.bench.scenarios import LoadPlan
+from serve.bench.servers.run import ServeBenchOptions
+from serve.bench.servers.scenarios import LoadPlan
 from serve.cli import bench as cli_bench
 from serve.cli.serve import generate
 from tests.path_joints import PathJoints

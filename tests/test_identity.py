@@ -250,7 +250,7 @@ def test_caches_are_listed_with_their_sizes_and_removed(tmp_path: Path, monkeypa
         (tmp_path / kind / "one").mkdir(parents=True)
         (tmp_path / kind / "one/data").write_bytes(b"x" * 1000)
     assert {cache.folder.name: (cache.entries, cache.size_bytes) for cache in caches.found()} == {
-        "checkpoints": (1, 1000), "exports": (0, 0), "states": (1, 1000),
+        "checkpoints": (1, 1000), "exports": (0, 0), "states": (1, 1000), "peers": (0, 0),
     }  # fmt: skip
     run = CliRunner().invoke(doctor, ["--clean", "--json"])
     assert json.loads(run.stdout)["size_bytes"] == 2000

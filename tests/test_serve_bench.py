@@ -25,8 +25,8 @@ from serve.bench.peers import contenders, end_tokens
 from serve.bench.process import peak_rss_mb, running
 from serve.bench.prompts import conversation, long_conversation, next_turn
 from serve.bench.report import failures, median_of_rounds, ratios, table_rows
-from serve.bench.run import ServeBenchOptions, bench_serving
-from serve.bench.scenarios import LoadPlan, summary
+from serve.bench.servers.run import ServeBenchOptions, bench_serving
+from serve.bench.servers.scenarios import LoadPlan, summary
 from serve.cli import bench as cli_bench
 from serve.engine.engine import open_engine
 from serve.upstream import Launch, UpstreamOptions
@@ -313,7 +313,7 @@ def test_the_command_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest
         "overhead": {"steps": 100, "decode_s": 0.97, "step_s": 1.0, "overhead": 0.03},
     }  # fmt: skip
     asked: list[Any] = []
-    monkeypatch.setattr("serve.bench.run.bench_serving", lambda *args, **_: asked.append(args) or shown)
+    monkeypatch.setattr("serve.bench.servers.run.bench_serving", lambda *args, **_: asked.append(args) or shown)
     adapters = [f"--adapter={name}={write_adapter(tmp_path / f'{name}.gguf')}" for name in ("en", "ja", "fr")]
     result = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", *adapters], obj=PathJoints())
     assert result.exception is None and asked[0][3].adapters == 3

@@ -1,1 +1,1 @@
-"""Measures servers of one model with adapters under load, ours beside llama.cpp's. It knows them only by HTTP."""
+"""Our engine, server and commands beside a peer's. Servers are known only by HTTP."""

@@ -23,8 +23,8 @@ from serve.bench.load import new_client
 from serve.bench.peers import Contender, contenders
 from serve.bench.process import free_port, running
 from serve.bench.prompts import conversation
-from serve.bench.run import ServeBenchOptions
-from serve.bench.scenarios import LANGUAGES, LoadPlan, Session, full_length_of, loop
+from serve.bench.servers.run import ServeBenchOptions
+from serve.bench.servers.scenarios import LANGUAGES, LoadPlan, Session, full_length_of, loop
 from serve.upstream import UpstreamOptions
 from slm.errors import EngineError
 from slm.native.process import child_environment

@@ -1,4 +1,4 @@
-"""Clients that stream chat completions over HTTP, and what can be computed from their answers.
+"""Clients that stream completions over HTTP, and what can be computed from their answers.
 
 It knows OpenAI's event stream, not which server sends it. Tokens are what the server's `usage` says, never the
 number of events: an event may hold several tokens or none.
@@ -23,7 +23,7 @@ class Outcome:
     """One request. Times are of time.perf_counter(), in seconds; `first` is when the first text came.
 
     error is empty for a whole answer; told: the server itself said what was wrong, in an error body or event.
-    short: it has fewer tokens than were asked for.
+    short: it has fewer tokens than were asked for. times: when each piece of text came.
     """
 
     started: float
@@ -35,6 +35,7 @@ class Outcome:
     text: str = ""
     error: str = ""
     told: bool = False
+    times: tuple[float, ...] = ()
 
     @property
     def ttft(self) -> float | None:
@@ -53,9 +54,11 @@ def new_client(base_url: str, connections: int) -> httpx.AsyncClient:
 
 
 async def ask(
-    client: httpx.AsyncClient, body: dict[str, Any], *, on_first: Callable[[], None] = lambda: None
-) -> Outcome:
-    """Stream one chat completion. Never raises for what the server does: that is the outcome's `error`.
+    client: httpx.AsyncClient, body: dict[str, Any], *, on_first: Callable[[], None] = lambda: None,
+    path: str = "/v1/chat/completions",
+) -> Outcome:  # fmt: skip
+    """Stream one completion of a chat, or of a prompt (`path`). Never raises for what the server does: that is the
+    outcome's `error`.
 
     A server whose stream carries no usage is believed when it says that the answer ended at max_tokens.
     """
@@ -63,7 +66,7 @@ async def ask(
     started = time.perf_counter()
     answer = _Answer()
     try:
-        async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
+        async with client.stream("POST", path, json=asked) as response:
             if response.status_code != 200:
                 text = (await response.aread()).decode("utf-8", "replace")
                 words = f"HTTP {response.status_code}: {text[:200]}"
@@ -80,7 +83,7 @@ class _Answer:
     """What the events of one answer add up to."""
 
     def __init__(self) -> None:
-        self.first: float | None = None
+        self.times: list[float] = []
         self.pieces: list[str] = []
         self.usage: dict[str, Any] = {}
         self.reason = self.error = ""
@@ -96,14 +99,13 @@ class _Answer:
             self.error = str(event["error"])[:200]
             return False
         self.usage = event.get("usage") or self.usage
+        none_yet = not self.times
         for choice in event.get("choices", ()):
             self.reason = choice.get("finish_reason") or self.reason
-            if text := choice["delta"].get("content"):
+            if text := choice["delta"].get("content") if "delta" in choice else choice.get("text"):
                 self.pieces.append(text)
-        if self.first is None and self.pieces:
-            self.first = time.perf_counter()
-            return True
-        return False
+                self.times.append(time.perf_counter())
+        return none_yet and bool(self.times)
 
     def outcome(self, started: float, max_tokens: int, broken: str = "") -> Outcome:
         """The request's outcome; broken: why the stream could not be read to its end."""
@@ -115,8 +117,9 @@ class _Answer:
         if not error and not tokens:
             error = "an answer without tokens"
         return Outcome(
-            started, self.first, time.perf_counter(), tokens, int(self.usage.get("prompt_tokens", 0)),
-            tokens < max_tokens, "".join(self.pieces), error, told,
+            started, self.times[0] if self.times else None, time.perf_counter(), tokens,
+            int(self.usage.get("prompt_tokens", 0)), tokens < max_tokens, "".join(self.pieces), error, told,
+            tuple(self.times),
         )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serve.upstream import Launch, UpstreamOptions, is_ready
 from slm.errors import EngineError
@@ -35,7 +36,7 @@ class Server:
 
     def last_words(self) -> str:
         """The last line that it has said."""
-        return _last_line(self.log)
+        return last_line(self.log)
 
 
 def free_port() -> int:
@@ -64,19 +65,21 @@ def running(launch: Launch, options: UpstreamOptions, *, patience_s: float = 180
                 if process.poll() is not None or waited > patience_s:
                     how = "is not ready" if process.returncode is None else f"ended with code {process.returncode}"
                     what = f"'{Path(launch.argv[0]).name}' {how} after {waited:.0f} s"
-                    raise EngineError(what, found=_last_line(log)[:300])
+                    raise EngineError(what, found=last_line(log)[:300])
                 time.sleep(_POLL_S)
             yield Server(options.url, process.pid, time.perf_counter() - started, log, process.poll)
         finally:
-            _end(process)
+            end(process)
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """The last line of what a process has said."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process, by force where it does not go."""
     process.terminate()
     try:
         process.wait(10)
@@ -87,5 +90,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def peak_rss_mb(pid: int) -> float | None:
     """The sum of the largest resident sizes that the processes of a family had; None outside of Linux."""
-    peaks = [peak for one in [pid, *children_of(pid)] if (peak := status_mb(one, "VmHWM")) is not None]
-    return sum(peaks) if peaks else None
+    return _of_family(pid, "VmHWM")
+
+
+def resident_mb(pid: int) -> float | None:
+    """The sum of the resident sizes of a family's processes now; None outside of Linux."""
+    return _of_family(pid, "VmRSS")
+
+
+def _of_family(pid: int, field: str) -> float | None:
+    sizes = [size for one in [pid, *children_of(pid)] if (size := status_mb(one, field)) is not None]
+    return sum(sizes) if sizes else None

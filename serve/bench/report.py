@@ -45,10 +45,14 @@ def ratios(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, float 
     """How many times better ours is, by figure (`mixed_tokens_per_s`): above 1 is better, whatever the figure."""
     found: dict[str, float | None] = {}
     for scenario, figure, _, more_is_better in FIGURES:
-        mine, other = ours[scenario][figure], peer[scenario][figure]
-        above, below = (mine, other) if more_is_better else (other, mine)
-        found[f"{scenario}_{figure}"] = round(above / below, 2) if above is not None and below else None
+        found[f"{scenario}_{figure}"] = ratio(ours[scenario][figure], peer[scenario][figure], more_is_better)
     return found
+
+
+def ratio(mine: float | None, other: float | None, more_is_better: bool) -> float | None:
+    """How many times better mine is than the other; None where one of them is not known."""
+    above, below = (mine, other) if more_is_better else (other, mine)
+    return round(above / below, 2) if above is not None and below else None
 
 
 def failures(server: Mapping[str, Any]) -> tuple[int, int, str]:
@@ -65,24 +69,26 @@ def table_rows(servers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
     rows = [
         [
             title,
-            *(_cell(server[scenario][figure]) for server in servers),
-            *(_times(one[f"{scenario}_{figure}"]) for one in better),
+            *(cell(server[scenario][figure]) for server in servers),
+            *(times(one[f"{scenario}_{figure}"]) for one in better),
         ]
         for scenario, figure, title, _ in FIGURES
     ]
     blank = [""] * len(better)
     counts = [failures(server) for server in servers]
     rows.append(["failed requests", *(f"{failed} of {requests}" for failed, requests, _ in counts), *blank])
-    rows.append(["peak memory, MB", *(_cell(server["peak_rss_mb"]) for server in servers), *blank])
-    rows.append(["ready after, s", *(_cell(server["start_s"]) for server in servers), *blank])
+    rows.append(["peak memory, MB", *(cell(server["peak_rss_mb"]) for server in servers), *blank])
+    rows.append(["ready after, s", *(cell(server["start_s"]) for server in servers), *blank])
     return headings, rows
 
 
-def _cell(value: float | None) -> str:
+def cell(value: float | None) -> str:
+    """A figure as a table shows it."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _times(value: float | None) -> str:
+def times(value: float | None) -> str:
+    """A ratio as a table shows it."""
     return "-" if value is None else f"{value:.2f} x"

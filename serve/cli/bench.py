@@ -1,4 +1,4 @@
-"""The commands `slm bench serve`, `batch` and `start`: how the measured figures are shown, not how they are taken."""
+"""The commands `slm bench engine`, `serve`, `batch` and `start`: how figures are shown, not how they are taken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from serve.cli.options import group_of
+from serve.cli.options import group_of, with_context, with_threads
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import NAMED_FILE, FiniteRange, one_of_each
@@ -50,8 +50,8 @@ def bench_serve(
     Example:
       slm bench serve smollm2-135m-instruct --llama-server ~/llama.cpp/build/bin/llama-server
     """
-    from serve.bench.run import ServeBenchOptions, bench_serving
-    from serve.bench.scenarios import LoadPlan
+    from serve.bench.servers.run import ServeBenchOptions, bench_serving
+    from serve.bench.servers.scenarios import LoadPlan
 
     named = one_of_each(adapters)
     if len(named) == 1:
@@ -121,8 +121,8 @@ def bench_batch(
       slm bench batch smollm2-135m-instruct --seconds 30
     """
     from serve.bench.batch import bench_batch as measured
-    from serve.bench.run import ServeBenchOptions
-    from serve.bench.scenarios import LoadPlan
+    from serve.bench.servers.run import ServeBenchOptions
+    from serve.bench.servers.scenarios import LoadPlan
 
     named = one_of_each(adapters)
     plan = LoadPlan(clients, tokens, seconds, len(named) or 2)
@@ -180,3 +180,71 @@ def bench_start(joints: Joints, model: str, rounds: int, as_json: bool) -> None:
         click.echo(line)
     load = "unknown" if result["load_1min"] is None else f"{result['load_1min']:.2f}"
     click.echo(f"{Path(result['model']).name}; medians of {rounds} rounds; load average of the last minute {load}")
+
+
+@click.command("engine", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", default="smollm2-135m-instruct")
+@click.option("--peer", "peers", multiple=True, default=("all",), show_default=True,
+              type=click.Choice(["llama.cpp", "openvino", "ik_llama.cpp", "vllm", "all"]))  # fmt: skip
+@click.option("--program", "programs", type=NAMED_FILE, multiple=True,
+              help="A peer's llama-server or vllm; openvino's is a Python that has it. Default: on PATH.")  # fmt: skip
+@click.option("--install-peers", is_flag=True, help="Put OpenVINO GenAI into an environment in SLM_HOME before.")
+@click.option("--prefill", type=click.IntRange(1), default=512, show_default=True, help="Tokens that are read.")
+@click.option("--depth", type=click.IntRange(2), default=256, show_default=True, help="Tokens before each stream.")
+@click.option("--decode", type=click.IntRange(2), default=64, show_default=True, help="Tokens of each stream.")
+@click.option("--long", type=click.IntRange(1), default=700, show_default=True, help="Tokens of the long prompt.")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Medians over so many turns.")
+@with_threads
+@with_context
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@pass_joints
+def bench_engine(
+    joints: Joints, model: str, peers: tuple[str, ...], programs: tuple[tuple[str, Path], ...], install_peers: bool,
+    prefill: int, depth: int, decode: int, long: int, repeat: int, threads: int, context: int, as_json: bool,
+) -> None:  # fmt: skip
+    """How fast the engine itself reads and writes, beside llama.cpp, OpenVINO GenAI, ik_llama.cpp and vLLM.
+
+    Prefill, 1, 4 and 16 streams, 16 short prompts at once, a long prompt, cold start and memory, without drafts. Every
+    engine is started anew in its turn; ours also over HTTP, beside peers that are servers. A peer that is not there is
+    named. On a machine that is busy with something else the figures say little.
+
+    \b
+    Example:
+      slm bench engine smollm2-135m-instruct --peer openvino --install-peers
+      slm bench engine gemma-3-270m --program llama.cpp=~/llama.cpp/build/bin/llama-server
+    """
+    from serve.bench.engine import contenders
+    from serve.bench.engine.plan import EnginePlan
+    from serve.bench.engine.run import bench_engines, engine_table
+
+    wanted = contenders.NAMES if "all" in peers else peers
+    places = one_of_each(programs)
+    if unknown := [name for name in places if name not in contenders.NAMES]:
+        raise click.UsageError(f"--program {unknown[0]}=...: the peers are {', '.join(contenders.NAMES)}")
+    plan = EnginePlan(prefill=prefill, depth=depth, decode=decode, long=long, repeat=repeat)
+    if context < plan.longest:
+        raise click.UsageError(f"--context {context} is too short: these sizes need {plan.longest}")
+    file = joints.gguf_of(model)
+    setup = contenders.EngineSetup(file, plan, lambda: joints.checkpoint_of(model), context, threads, places)
+    result = bench_engines(setup, wanted, contenders.install(wanted) if install_peers else ())
+    if as_json:
+        emit_json(result)
+        return
+    from rich import box
+    from rich.table import Table
+
+    headings, rows = engine_table(result, plan)
+    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.columns[0].overflow = "fold"
+    for row in rows:
+        table.add_row(*row)
+    out().print(table)
+    for line in result["missing"]:
+        click.echo(line)
+    click.echo(
+        f"{result['model']}, {result['threads']} threads, {result['cpu']}; medians of {repeat} turns, drafts off. "
+        f"Tokens/s of a prompt of {prefill}, and of streams at a depth of {depth}; until the last of "
+        f"{plan.short_prompts} short prompts has its first token; until that of a prompt of {long}; until the "
+        "first of a cold start; memory then. "
+        "A ratio above 1 says that ours is better; servers are beside ours over HTTP."
+    )

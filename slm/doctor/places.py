@@ -26,7 +26,7 @@ def place_checks() -> list[Check]:
     if wrong := _blocked(home):
         return [Check("data folder", False, *wrong)]
     checks = [Check("data folder", True, str(home) if home.is_dir() else f"{home}, made when it is needed")]
-    for name in ("models", "indexes", caches.CHECKPOINTS, caches.EXPORTS, caches.STATES):
+    for name in ("models", "indexes", caches.CHECKPOINTS, caches.EXPORTS, caches.STATES, caches.PEERS):
         folder = home / name
         if (folder.exists() or folder.is_symlink()) and (wrong := _blocked(folder)):
             checks.append(Check(f"folder {name}", False, *wrong))

@@ -41,7 +41,7 @@ def leftovers(now: float | None = None) -> list[Leftover]:
     """Everything unfinished in the data folder, downloads first. now: seconds since 1970."""
     now = time.time() if now is None else now
     found = [_leftover(path, now) for path in _hidden(paths.models_dir())]
-    for name in ("", caches.CHECKPOINTS, caches.EXPORTS, caches.STATES):
+    for name in ("", caches.CHECKPOINTS, caches.EXPORTS, caches.STATES, caches.PEERS):
         found += [_leftover(path, now) for path in _hidden(paths.home() / name) if HALF.fullmatch(path.name)]
     return [one for one in found if one is not None]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from serve.bench.adapters import random_adapters
-from serve.bench.overhead import loop_overhead
 from serve.bench.peers import Contender, contenders
 from serve.bench.process import free_port, peak_rss_mb, running
 from serve.bench.report import median_of_rounds, ratios
-from serve.bench.scenarios import LoadPlan, run_scenarios
+from serve.bench.servers.overhead import loop_overhead
+from serve.bench.servers.scenarios import LoadPlan, run_scenarios
 from serve.upstream import UpstreamOptions
 from slm.terminal.console import note
 
