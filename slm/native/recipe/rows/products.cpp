@@ -220,7 +220,8 @@ bool knows_product(const ggml_tensor * node) {
     return kernel.compute && activations->ne[1] >= kernel.least && activations->type == GGML_TYPE_F32 &&
            node->type == GGML_TYPE_F32 && activations->ne[2] == 1 && activations->ne[3] == 1 && weights->ne[2] == 1 &&
            weights->ne[3] == 1 && ggml_get_op_params_i32(node, 1) == 0 && activations->nb[0] == sizeof(float) &&
-           node->nb[0] == sizeof(float) && weights->nb[1] == ggml_row_size(weights->type, weights->ne[0]) && weights->ne[0] % 32 == 0;
+           node->nb[0] == sizeof(float) && weights->nb[1] == ggml_row_size(weights->type, weights->ne[0]) &&
+           weights->ne[0] % 32 == 0;
 }
 
 size_t product_work_size(const ggml_tensor * node) {

@@ -132,7 +132,8 @@ struct Q4_K : PlainRow<block_q4_K> {
     static constexpr bool MINIMUM = true;
     void expand(int64_t at, uint8_t * bytes, float * scale, float * minimum) const {
         const block_q4_K & block = blocks[at];
-        const float d = half(block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d), least = half(block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.dmin);
+        const float d = half(block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d);
+        const float least = half(block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.dmin);
         for (int group = 0; group < 8; group++) {
             int s, m;
             six_bits(block.scales, group, &s, &m);
@@ -151,7 +152,8 @@ struct Q5_K : PlainRow<block_q5_K> {
     static constexpr bool MINIMUM = true;
     void expand(int64_t at, uint8_t * bytes, float * scale, float * minimum) const {
         const block_q5_K & block = blocks[at];
-        const float d = half(block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d), least = half(block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.dmin);
+        const float d = half(block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d);
+        const float least = half(block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.dmin);
         const __m256i high = _mm256_loadu_si256((const __m256i *) block.qh);
         for (int pair = 0; pair < 4; pair++) {
             two_groups(_mm256_loadu_si256((const __m256i *) (block.qs + 32 * pair)), bytes + 64 * pair);
@@ -184,10 +186,11 @@ struct Q6_K : PlainRow<block_q6_K> {
             const __m256i b = _mm256_loadu_si256((const __m256i *) (block.ql + 64 * part + 32));
             const __m256i h = _mm256_loadu_si256((const __m256i *) (block.qh + 32 * part));
             __m256i * out = (__m256i *) (bytes + 128 * part);
+            const __m256i a_high = _mm256_srli_epi16(a, 4), b_high = _mm256_srli_epi16(b, 4), h_high = _mm256_srli_epi16(h, 2);
             _mm256_storeu_si256(out + 0, _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16(h, 4), two)));
             _mm256_storeu_si256(out + 1, _mm256_or_si256(_mm256_and_si256(b, low), _mm256_and_si256(_mm256_slli_epi16(h, 2), two)));
-            _mm256_storeu_si256(out + 2, _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(a, 4), low), _mm256_and_si256(h, two)));
-            _mm256_storeu_si256(out + 3, _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(b, 4), low), _mm256_and_si256(_mm256_srli_epi16(h, 2), two)));
+            _mm256_storeu_si256(out + 2, _mm256_or_si256(_mm256_and_si256(a_high, low), _mm256_and_si256(h, two)));
+            _mm256_storeu_si256(out + 3, _mm256_or_si256(_mm256_and_si256(b_high, low), _mm256_and_si256(h_high, two)));
         }
     }
 };
