@@ -215,7 +215,7 @@ def test_a_command_says_it_once(own_home: Path, tmp_path: Path) -> None:
     (tmp_path / "pages" / "4.md").write_text("# 資料\n\n駐車場\n", encoding="utf-8")
     run("add", "wiki", str(tmp_path / "pages"))
     (tmp_path / "pages" / "4.md").unlink()
-    assert "1 removed" in run("sync", "wiki")
+    assert "1 gone" in run("sync", "wiki")
     assert "words     sudachi [sudachidict_core" in run("status", "wiki")
     run("copy", "wiki", "plain", "--words", "pairs")
     assert "words" not in run("status", "plain")
