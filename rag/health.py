@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 from rag.index.embed import embedder_revision
-from rag.index.names import index_path, known_indexes
-from rag.index.store import command_anew, open_inventory
-from slm.errors import MissingFileError, SlmError
+from rag.index.lexical.terms import installed, kept_wording
+from rag.index.names import command_anew, index_path, known_indexes
+from rag.index.store import open_inventory
+from slm.errors import MissingExtraError, MissingFileError, SlmError
 from slm.joints import IndexState
 
 
@@ -33,6 +34,12 @@ def index_states() -> list[IndexState]:
             if here != made_with["revision"]:
                 problem = f"it was made with {embedder} [{made_with['revision']}], and [{here}] is here"
                 mend = command_anew(name, inventory.sources)
+            words = kept_wording(inventory.words)
+            if not problem and installed(words.kind, needed_by=f"--words {words.kind}") != words:
+                problem = f"its words were found by {words.made_by}, and {installed(words.kind).made_by} is here"
+                mend = command_anew(name, inventory.sources, words.kind)
+        except MissingExtraError as error:
+            problem, mend = error.what, _command(error.hint)
         except MissingFileError as error:
             problem = f"its embedder is not here: {error.what}"
             mend = _command(error.hint) if "slm pull" in error.hint else command_anew(name, inventory.sources)

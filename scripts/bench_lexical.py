@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python scripts/bench_lexical.py --chunks 100000
 
 Texts are windows of data/en.txt and data/ja.txt, so that their words are as frequent as in real ones. Each engine gets
-the same lists of terms (`rag.index.lexical.terms_of`). A peer that is not installed is left out.
+the same lists of terms (`rag.index.lexical.pairs.terms_of`). A peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rag.index.generation.postings import Postings, build_postings  # noqa: E402
-from rag.index.lexical import open_bm25, terms_of  # noqa: E402
+from rag.index.lexical.bm25 import open_bm25  # noqa: E402
+from rag.index.lexical.pairs import terms_of  # noqa: E402
 
 _QUERIES, _PAGE, _BEST = 60, 8, 10
 Terms = Sequence[str]
@@ -52,7 +53,7 @@ class Ours:
 
     def build(self, texts: Sequence[Terms]) -> None:
         self._first = build_postings(texts)
-        self._bm25 = open_bm25([(self._first, np.arange(len(texts), dtype=np.int32))], len(texts))
+        self._bm25 = open_bm25([(self._first, np.arange(len(texts), dtype=np.int32))], len(texts), terms_of)
 
     def edit(self, first: int, texts: Sequence[Terms]) -> None:
         size = self._first.texts
@@ -60,7 +61,7 @@ class Ours:
         rows[first : first + len(texts)] = -1
         added: Postings = build_postings(texts)
         own = np.arange(first, first + len(texts), dtype=np.int32)
-        self._bm25 = open_bm25([(self._first, rows), (added, own)], size)
+        self._bm25 = open_bm25([(self._first, rows), (added, own)], size, terms_of)
 
     def best(self, query: Terms, count: int) -> list[int]:
         return [row for row, _ in self._bm25.top(" ".join(query), count)]

@@ -110,9 +110,9 @@ class DivergenceError(SlmError):
 class MissingExtraError(SlmError):
     """A package of an optional extra is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str, *, needed_by: str = "this command") -> None:
         super().__init__(
-            f"this command needs the package '{package}'",
+            f"{needed_by} needs the package '{package}'",
             hint=f"In a clone, install it with: pip install -c constraints.txt '.[{extra}]'",
         )
 

@@ -13,7 +13,7 @@ from rag.answer.prompt import defused
 from rag.answer.reader.lines import lines_of
 from rag.document import Document, Section, is_table_rule, sections_of
 from rag.index.chunk import chunk_document
-from rag.index.lexical import terms_of
+from rag.index.lexical.pairs import terms_of
 from rag.index.same.codes import names_in
 from rag.index.same.once import plain
 from rag.index.variants import comparable

@@ -14,7 +14,7 @@ from rag.bench.run import PARTS, BenchOptions, bench_rag, measure_edit, measure_
 from rag.bench.synthetic import STAFF, SyntheticEmbedder, made_up_pages, made_up_queries
 from rag.cli import bench as command
 from rag.index.chunk import chunk_document
-from rag.index.lexical import terms_of
+from rag.index.lexical.pairs import terms_of
 from rag.index.store import open_generation
 from rag.index.update import CHUNK_TOKENS, add_documents
 from slm.errors import UnsupportedError

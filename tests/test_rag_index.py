@@ -13,7 +13,8 @@ from rag.document import Document, Section
 from rag.index.chunk import Chunk
 from rag.index.generation import current as current_module
 from rag.index.generation.postings import load_postings
-from rag.index.lexical import build_bm25, open_bm25, terms_of
+from rag.index.lexical.bm25 import build_bm25, open_bm25
+from rag.index.lexical.pairs import terms_of
 from rag.index.names import index_path
 from rag.index.retrieve import search
 from rag.index.store import Generation, open_generation
@@ -62,7 +63,7 @@ def test_the_lexical_index_survives_the_disk_and_damage_is_found(tmp_path: Path)
     index = build_bm25(["apple pear", "休暇の申請", "plum"])
     ((postings, rows),) = index.parts
     postings.save(tmp_path)
-    again = open_bm25([(load_postings(tmp_path), rows)], 3)
+    again = open_bm25([(load_postings(tmp_path), rows)], 3, terms_of)
     assert np.array_equal(again.scores("apple 休暇 暇"), index.scores("apple 休暇 暇")) and again.scores("暇")[1] > 0
     np.save(tmp_path / "starts.npy", postings.starts[:-1])
     with pytest.raises(ValueError, match="fit together"):

@@ -16,7 +16,7 @@ import pytest
 from rag.document import Document, Section
 from rag.index.generation.merging import groups_of, is_worn
 from rag.index.generation.postings import build_postings, merged_postings
-from rag.index.lexical import terms_of
+from rag.index.lexical.pairs import terms_of
 from rag.index.retrieve import search
 from rag.index.store import Generation, open_generation
 from rag.index.update import add_documents, remove_documents

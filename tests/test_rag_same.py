@@ -8,7 +8,8 @@ import pytest
 
 from rag.document import Document, Section
 from rag.index.embed import open_embedder
-from rag.index.lexical import build_bm25, terms_of
+from rag.index.lexical.bm25 import build_bm25
+from rag.index.lexical.pairs import terms_of
 from rag.index.retrieve import search
 from rag.index.same.codes import codes_of, names_in
 from rag.index.same.days import days_of

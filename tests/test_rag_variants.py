@@ -9,7 +9,8 @@ import pytest
 from rag.document import Document, Section
 from rag.index import variants
 from rag.index.embed import open_embedder
-from rag.index.lexical import build_bm25, terms_of
+from rag.index.lexical.bm25 import build_bm25
+from rag.index.lexical.pairs import terms_of
 from rag.index.retrieve import search
 from rag.index.store import open_generation
 from rag.index.update import add_documents

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rag.answer.marks import Mark, Marks
-from rag.index.lexical import terms_of
+from rag.index.lexical.pairs import terms_of
 from slm.joints import Passage
 from slm.text.visible import visible
 
@@ -37,6 +37,7 @@ class Support:
 
     support = weight of the sentence's terms that the passage holds / weight of all its terms. A term's weight is
     1 + ln(n / passages that hold it), n passages; three times that for a term with a digit, which a paraphrase keeps.
+    Terms are pairs, however the index finds its words: what counts as much was chosen with them.
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from rag.answer.cite import NOT_FOUND
 from rag.answer.reader.lines import Line
-from rag.index.lexical import HAS_PAIRS
+from rag.index.lexical.pairs import HAS_PAIRS
 from slm.joints import Passage, PointedAnswer, Quotation
 from slm.text.language import detect
 

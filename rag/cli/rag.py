@@ -17,6 +17,7 @@ from rag.cli.questions import questions
 from rag.cli.read import BASE_URL, COMMENTS, read
 from rag.cli.spread import ON, workers
 from rag.cli.sync import sync
+from rag.cli.wording import WORDS
 from slm.joints import Filters, Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.answer import (
     ShownAnswer,
@@ -63,6 +64,7 @@ rag.add_command(sync)
     "--embedder", metavar="NAME|FILE",
     help="Embedder for a new index: a name, a GGUF file or a checkpoint folder [default: multilingual-e5-small].",
 )  # fmt: skip
+@WORDS
 @click.option("--fresh", is_flag=True, help="Make the index anew from these paths alone, also when it is damaged.")
 @click.option("--yes", is_flag=True, help="Forget documents that are gone even if that is most of a folder.")
 @COMMENTS
@@ -70,8 +72,8 @@ rag.add_command(sync)
 @ON
 @_JSON
 def add(
-    index: str, paths: tuple[Path, ...], embedder: str | None, fresh: bool, yes: bool, comments: bool, base_url: str,
-    address: str | None, as_json: bool,
+    index: str, paths: tuple[Path, ...], embedder: str | None, words: str | None, fresh: bool, yes: bool,
+    comments: bool, base_url: str, address: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Add files, folders of them, or exports of Confluence; a changed file or page replaces its old text.
 
@@ -81,7 +83,7 @@ def add(
     \b
     Example:
       slm rag add handbook data/handbook/en data/handbook/ja
-      slm rag add handbook data/handbook --fresh
+      slm rag add handbook data/handbook --fresh --words sudachi
       slm rag add wiki Confluence-space-export.zip --base-url https://wiki.example.com
       slm rag add archive /srv/documents --on ray://node1
     """
@@ -95,7 +97,7 @@ def add(
     from slm.terminal.console import emit_json, progress
 
     embedder = embedder_name(embedder) if embedder else None
-    store = open_store(index)
+    store = open_store(index, words)
     index = shown_address(index)
     held = store.held() if not fresh and store.exists() else None
     made_with = str(held.made_with["name"]) if held else None
@@ -328,6 +330,8 @@ def status(index: str, as_json: bool) -> None:
     embedder = result["embedder"]
     click.echo(f"index     {result['index']} ({result['generation']}, {result['size_bytes'] / 1e6:.1f} MB)")
     click.echo(f"embedder  {embedder['name']} [{embedder['revision']}], {embedder['dimension']} dimensions")
+    if result["words"]["made_by"]:
+        click.echo(f"words     {result['words']['kind']} [{result['words']['made_by']}]")
     click.echo(f"holds     {len(result['documents'])} documents in {result['chunks']} chunks")
     click.echo(f"search    {_searched(result['parts'])}")
     for document in result["documents"]:

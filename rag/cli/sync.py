@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rag.cli.evaluate import HELP, JSON
+from rag.cli.wording import WORDS
 from slm.text.address import shown_address
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Interval(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option("--embedder", metavar="NAME|FILE",
               help="Embedder for a new index: a name, a GGUF file or a checkpoint folder "
                    "[default: multilingual-e5-small].")  # fmt: skip
+@WORDS
 @click.option("--full", is_flag=True, help="Read every page again, also those that seem to be the same.")
 @click.option("--strict", is_flag=True, help="Fail when anything was not read.")
 @click.option(
@@ -63,6 +65,7 @@ def sync(
     spaces: tuple[str, ...],
     token_file: Path | None,
     embedder: str | None,
+    words: str | None,
     full: bool,
     strict: bool,
     allow_mass_delete: bool,
@@ -88,7 +91,7 @@ def sync(
     from slm.errors import SlmError
     from slm.terminal.console import emit_json, note
 
-    store = open_store(index)
+    store = open_store(index, words)
     wanted = _pairs(urls, spaces)
     first = True
     while True:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from slm.errors import InputError, UnknownNameError
@@ -58,6 +59,22 @@ def known_indexes() -> list[str]:
 def index_name(path: Path) -> str:
     """How a command line names the index in this folder."""
     return path.name if path.parent == home() / "indexes" else str(path)
+
+
+def command_anew(name: str, roots: Iterable[str], words: str = "") -> str:
+    """The commands that make an index again from its roots: files and folders, and spaces as URL#SPACE.
+
+    words: how, where that has to be said (`rag.index.lexical.terms.KINDS`).
+    """
+    files = sorted({root for root in roots if not root.startswith(("http://", "https://"))})
+    paths = " ".join(shlex.quote(root) for root in files) or "PATH..."
+    command = f"slm rag add {shlex.quote(name)} {paths}{f' --words {words}' if words else ''} --fresh"
+    for root in sorted(set(roots) - set(files)):
+        url, _, space = root.rpartition("#")
+        command += (
+            f" && slm rag sync {shlex.quote(name)} --confluence-url {shlex.quote(url)} --space {shlex.quote(space)}"
+        )
+    return command
 
 
 def source_matches(source: str, name: str) -> bool:

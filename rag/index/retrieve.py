@@ -18,7 +18,8 @@ import numpy.typing as npt
 from rag.index.chunk import Chunk
 from rag.index.embed import Embedder, Vectors
 from rag.index.generation.centres import Centres
-from rag.index.lexical import HAS_PAIRS, Bm25
+from rag.index.lexical.bm25 import Bm25
+from rag.index.lexical.pairs import HAS_PAIRS
 from rag.index.same.codes import names_in
 from rag.index.same.once import once_each
 from rag.index.variants import comparable, searchable

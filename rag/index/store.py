@@ -7,7 +7,6 @@ damage names the command that makes the index anew. It knows nothing of ranking 
 from __future__ import annotations
 
 import re
-import shlex
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,8 +26,10 @@ from rag.index.generation.facets import Facets
 from rag.index.generation.inventory import OLDER, Inventory, Place, check_file, read_inventory
 from rag.index.generation.older import OLDER_PART, open_older
 from rag.index.generation.part import Part, open_part, part_files
-from rag.index.lexical import Bm25, open_bm25, terms_of
-from rag.index.names import CURRENT, index_name, is_index, known_indexes
+from rag.index.lexical.bm25 import Bm25, open_bm25
+from rag.index.lexical.pairs import terms_of
+from rag.index.lexical.terms import kept_wording
+from rag.index.names import CURRENT, command_anew, index_name, is_index, known_indexes
 from slm.errors import DamagedFileError, MissingFileError, ResourceError, UnknownNameError, UnsupportedError
 
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, EOFError)
@@ -186,19 +187,6 @@ def damaged(path: Path, detail: str, roots: Iterable[str] = ()) -> DamagedFileEr
     )
 
 
-def command_anew(name: str, roots: Iterable[str]) -> str:
-    """The commands that make an index again from its roots: files and folders, and spaces as URL#SPACE."""
-    files = sorted({root for root in roots if not root.startswith(("http://", "https://"))})
-    paths = " ".join(shlex.quote(root) for root in files) or "PATH..."
-    command = f"slm rag add {shlex.quote(name)} {paths} --fresh"
-    for root in sorted(set(roots) - set(files)):
-        url, _, space = root.rpartition("#")
-        command += (
-            f" && slm rag sync {shlex.quote(name)} --confluence-url {shlex.quote(url)} --space {shlex.quote(space)}"
-        )
-    return command
-
-
 @contextmanager
 def told_as_damage(path: Path, roots: Iterable[str]) -> Iterator[None]:
     """Whatever comes of damage to an index becomes one error that names the command. Raises DamagedFileError."""
@@ -255,7 +243,8 @@ def assembled(inventory: Inventory, parts: Mapping[str, Part], before: Generatio
         rows_of.append(rows)
     loaded = tuple(parts.values())
     sources = [source for *_, source in held]
-    words = open_bm25([(part.words, rows) for part, rows in zip(loaded, rows_of, strict=True)], len(document_of))
+    terms = kept_wording(inventory.words).terms(index_name(inventory.folder.parent))
+    words = open_bm25([(part.words, rows) for part, rows in zip(loaded, rows_of, strict=True)], len(document_of), terms)
     facets = Facets([inventory.documents[source] for source in sources], document_of)
     sums = _language_sums(loaded, rows_of, facets, before)
     return Generation(

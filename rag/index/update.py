@@ -7,6 +7,7 @@ It knows nothing of ranking or prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ import numpy as np
 from rag.document import Document
 from rag.index.change.embedded import CHUNK_TOKENS, chunked, embedded
 from rag.index.change.gone import Departed, Seen
-from rag.index.change.planned import PAGE, Change, ChangePlan, Told, check_identity, planned
+from rag.index.change.planned import AS_IT_IS, PAGE, AddOptions, Change, ChangePlan, Told, check_identity, planned
 from rag.index.embed import Embedder, Vectors
 from rag.index.embedders.cache import VectorCache
 from rag.index.generation.current import drop_others, exclusive, make_current, next_folder, require_free, told_of_memory
 from rag.index.generation.inventory import Inventory, Place
 from rag.index.generation.part import Part
 from rag.index.generation.write import Addition, Next, write_generation
-from rag.index.lexical import terms_of
-from rag.index.names import documents_named, is_index
+from rag.index.lexical.pairs import terms_of
+from rag.index.lexical.terms import Wording, kept_wording, wording_of_change
+from rag.index.names import command_anew, documents_named, index_name, is_index
 from rag.index.store import load_parts, open_inventory, read_places, told_as_damage
 from rag.index.variants import comparable
 from slm.errors import InputError
@@ -46,15 +48,15 @@ def add_documents(
     *,
     seen: Seen | Told | None = None,
     fresh: bool = False,
-    sure: bool = False,
+    options: AddOptions = AS_IT_IS,
 ) -> Change:
     """Put documents into an index, making it when it is not there; one with a known source replaces the old one.
 
     on_chunks is told (chunks embedded, chunks to embed). seen: what was looked through, so that documents that are no
-    longer there go (`rag.index.change.gone`), or what the caller knows of documents that are no files; sure: even if
-    that is most of them. fresh: whatever was in the index is forgotten. Raises InputError (no documents, too many are
-    gone), MismatchError (another embedder), DamagedFileError, or ResourceError (no space, no memory, another process
-    is changing the index).
+    longer there go (`rag.index.change.gone`), or what the caller knows of documents that are no files. fresh: whatever
+    was in the index is forgotten. Raises InputError (no documents, too many are gone), MismatchError (another embedder,
+    other words), MissingExtraError, DamagedFileError, or ResourceError (no space, no memory, another process is
+    changing the index).
     """
     if not documents and not (seen and is_index(path)):
         raise InputError("there are no documents to add")
@@ -64,20 +66,25 @@ def add_documents(
         base = open_inventory(path) if is_index(path) and not fresh else None
         if base is not None:
             check_embedder(base, embedder)
-        return _add(path, base, documents, embedder, on_chunks, seen, sure=sure)
+        words = _wording(path, base, options.words)
+        known, sources = (base.documents, base.sources) if base else ({}, {})
+        return _add(path, base, planned(known, sources, documents, seen, sure=options.sure), embedder, words, on_chunks)
+
+
+def _wording(path: Path, base: Inventory | None, asked: str | None) -> Wording:
+    name, sources = index_name(path), base.sources if base else {}
+    kept = kept_wording(base.words) if base else None
+    return wording_of_change(kept, asked, name, partial(command_anew, name, sources))
 
 
 def _add(
     path: Path,
     base: Inventory | None,
-    documents: Sequence[Document],
+    plan: ChangePlan,
     embedder: Embedder,
+    words: Wording,
     on_chunks: Callable[[int, int], None],
-    seen: Seen | Told | None,
-    *,
-    sure: bool,
 ) -> Change:
-    plan = planned(base.documents if base else {}, base.sources if base else {}, documents, seen, sure=sure)
     if base is not None and plan.same:
         drop_others(base.folder)
         return plan.change(base.count)
@@ -86,7 +93,7 @@ def _add(
         def addition(old: Mapping[str, Vectors]) -> Addition:
             return embedded(chunked(plan.embed, embedder), embedder, old, cache, on_chunks)
 
-        chunks = _write(path, base, plan, embedder.identity.as_dict(), addition)
+        chunks = _write(path, base, plan, embedder.identity.as_dict(), words, addition)
         cache.discard()
     return plan.change(chunks)
 
@@ -119,7 +126,7 @@ def remove_documents(path: Path, names: Sequence[str], *, every: bool = False) -
         left = {root for entry in table.values() for root in entry.get("roots", ())}
         lost = {root for source in gone for root in base.documents[source].get("roots", ())} - left
         sources = {root: source for root, source in base.sources.items() if root not in lost}
-        _write(path, base, _removal(gone, table, sources), base.manifest["embedder"])
+        _write(path, base, _removal(gone, table, sources), base.made_with, kept_wording(base.words))
         return sorted(gone)
 
 
@@ -132,6 +139,7 @@ def _write(
     base: Inventory | None,
     plan: ChangePlan,
     identity: Mapping[str, Any],
+    words: Wording,
     embed: Callable[[Mapping[str, Vectors]], Addition] | None = None,
 ) -> int:
     """Write the next generation and make it current; its number of chunks.
@@ -159,9 +167,11 @@ def _write(
 
     manifest = {
         "embedder": dict(identity), "chunk_tokens": min(CHUNK_TOKENS, int(identity["max_tokens"])),
-        "sources": dict(plan.sources),
+        "sources": dict(plan.sources), "words": words.as_dict(),
     }  # fmt: skip
     folder = next_folder(path, base.folder if base else None)
-    count = write_generation(folder, base, Next(plan.table, kept, added, manifest), open_parts, terms_of)
+    # What is removed needs no dictionary.
+    terms = words.terms(index_name(path)) if added.chunks else terms_of
+    count = write_generation(folder, base, Next(plan.table, kept, added, manifest), open_parts, terms)
     make_current(folder)
     return count

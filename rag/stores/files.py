@@ -11,13 +11,13 @@ import numpy as np
 
 from rag.document import Document
 from rag.index.change.gone import Seen
-from rag.index.change.planned import Change, Told, check_identity
+from rag.index.change.planned import AddOptions, Change, Told, check_identity
 from rag.index.chunk import Chunk
 from rag.index.embed import Embedder, Vectors
 from rag.index.generation.current import exclusive, make_current, next_folder, require_free, told_of_memory
 from rag.index.generation.inventory import Inventory
 from rag.index.generation.write import Addition, Next, write_generation
-from rag.index.lexical import terms_of
+from rag.index.lexical.terms import installed, kept_wording
 from rag.index.names import index_name, is_index
 from rag.index.store import Generation, current_folder, open_generation, open_inventory, size_of
 from rag.index.update import add_documents, remove_documents
@@ -56,8 +56,8 @@ class FollowedFiles:
 class FileStore:
     """The index of a folder (implements rag.stores.interface.IndexStore)."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, words: str | None = None) -> None:
+        self.path, self._words = path, words
 
     @property
     def name(self) -> str:
@@ -79,7 +79,8 @@ class FileStore:
         fresh: bool = False,
         sure: bool = False,
     ) -> Change:
-        return add_documents(self.path, documents, embedder, on_chunks, seen=seen, fresh=fresh, sure=sure)
+        options = AddOptions(sure, self._words)
+        return add_documents(self.path, documents, embedder, on_chunks, seen=seen, fresh=fresh, options=options)
 
     def remove(self, names: Sequence[str], *, every: bool = False) -> list[str]:
         return remove_documents(self.path, names, every=every)
@@ -88,7 +89,8 @@ class FileStore:
         generation = open_generation(self.path)
         return {
             "index": str(generation.folder.parent), "generation": generation.folder.name,
-            "embedder": generation.made_with, "chunks": len(generation.chunks),
+            "embedder": generation.made_with, "words": kept_wording(generation.words).as_dict(),
+            "chunks": len(generation.chunks),
             "size_bytes": size_of(generation.folder),
             "parts": [{"chunks": len(part), "search": part.dense.kind} for part in generation.loaded],
             "documents": [{"source": s, **entry} for s, entry in sorted(generation.documents.items())],
@@ -102,8 +104,8 @@ class FileStore:
     def contents(self) -> Iterator[Contents]:
         generation = open_generation(self.path)
         yield Contents(
-            generation.made_with, int(generation.manifest["chunk_tokens"]), generation.sources,
-            len(generation.documents), _documents(generation),
+            generation.made_with, kept_wording(generation.words).kind, int(generation.manifest["chunk_tokens"]),
+            generation.sources, len(generation.documents), _documents(generation),
         )  # fmt: skip
 
     def fill(self, contents: Contents, on_documents: OnChunks = silent) -> int:
@@ -111,6 +113,7 @@ class FileStore:
         if self.exists():
             raise already_there(index_name(self.path))
         require_free(self.path)
+        words = installed(self._words or contents.words)
         with exclusive(self.path), told_of_memory(self.path):
             table: dict[str, dict[str, Any]] = {}
             chunks: list[Chunk] = []
@@ -123,10 +126,11 @@ class FileStore:
             manifest = {
                 "embedder": dict(contents.made_with), "chunk_tokens": contents.chunk_tokens,
                 "sources": {root: dict(source) for root, source in contents.sources.items()},
+                "words": words.as_dict(),
             }  # fmt: skip
             folder = next_folder(self.path, None)
             following = Next(table, {}, Addition(chunks, np.concatenate(vectors)), manifest)
-            count = write_generation(folder, None, following, lambda names: {}, terms_of)
+            count = write_generation(folder, None, following, lambda names: {}, words.terms(self.name))
             make_current(folder)
             return count
 

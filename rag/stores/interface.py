@@ -65,9 +65,13 @@ class HeldDocument:
 
 @dataclass(frozen=True)
 class Contents:
-    """A whole index on its way to another store. size: how many documents there will be."""
+    """A whole index on its way to another store, which makes its own words of them.
+
+    words: their kind (`rag.index.lexical.terms.KINDS`). size: how many documents there will be.
+    """
 
     made_with: Mapping[str, Any]
+    words: str
     chunk_tokens: int
     sources: Mapping[str, Mapping[str, Any]]
     size: int

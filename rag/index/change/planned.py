@@ -54,6 +54,18 @@ class Told:
 
 
 @dataclass(frozen=True)
+class AddOptions:
+    """What is asked of an update. sure: documents that are gone go even if that is most of them; words: the kind of
+    words of the index (`rag.index.lexical.terms.KINDS`), None: as it has them."""
+
+    sure: bool = False
+    words: str | None = None
+
+
+AS_IT_IS = AddOptions()
+
+
+@dataclass(frozen=True)
 class ChangePlan:
     """A change of an index, decided and not yet done.
 

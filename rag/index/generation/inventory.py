@@ -22,7 +22,8 @@ from slm.errors import UnsupportedError
 KIND = "index generation"
 # Format 1 had no checksums, and words in the lexical index as they were written. Chunks of format 2 had no context line
 # of their own. Up to format 3 a generation was one part, and its manifest held the table. All of them are read.
-FORMAT = 4
+# Up to format 4 words were always found by character pairs.
+FORMAT = 5
 OLDER = 3
 DOCUMENTS = "documents.jsonl"
 _AT = "at"
@@ -62,6 +63,12 @@ class Inventory:
         """The identity of the embedder that made it."""
         made_with: dict[str, Any] = self.manifest["embedder"]
         return made_with
+
+    @property
+    def words(self) -> dict[str, Any] | None:
+        """How its terms are made, as `rag.index.lexical.terms.kept_wording` reads it; None before it was kept."""
+        words: dict[str, Any] | None = self.manifest.get("words")
+        return words
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -160,6 +167,9 @@ def _check(manifest: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
     for entry in documents.values():
         if not all(isinstance(entry[key], str) for key in ("title", "lang", "sha256")) or entry["chunks"] < 0:
             raise ValueError("an entry of its manifest is no document")
+    words = manifest.get("words", {})
+    if words and not all(isinstance(words[key], str) for key in ("kind", "made_by")):
+        raise ValueError("its manifest does not say how its words are found")
     if not all(isinstance(source["kind"], str) for source in manifest.get("sources", {}).values()):
         raise ValueError("its manifest does not say where documents come from")
 

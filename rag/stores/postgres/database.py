@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from rag.index.change.gone import Seen
 from rag.index.change.planned import Change, ChangePlan, Told, check_identity, planned
 from rag.index.embed import Embedder
 from rag.index.generation.part import chunk_of
-from rag.index.names import composed, documents_named
+from rag.index.lexical.terms import Wording, installed, wording_of_change
+from rag.index.names import command_anew, composed, documents_named
 from rag.stores.files import already_there
 from rag.stores.interface import Contents, HeldDocument, OnChunks, silent
 from rag.stores.postgres.address import address_of
@@ -28,7 +30,7 @@ from rag.stores.postgres.graph import BEGIN, has_graph, make_graph
 from rag.stores.postgres.schema import migrate, version_of
 from rag.stores.postgres.snapshot import Snapshot
 from rag.stores.postgres.spelling import unstored
-from rag.stores.postgres.state import newest, unknown_index
+from rag.stores.postgres.state import WORDS, newest, unknown_index, wording_of
 from rag.stores.postgres.words import PIECES, merge_words
 from rag.stores.postgres.writing import IndexWriter
 from slm.errors import InputError, UnknownNameError
@@ -43,6 +45,7 @@ class HeldRows:
 
     index: int
     made_with: dict[str, Any]
+    words: Wording
     chunk_tokens: int
     documents: dict[str, dict[str, Any]]
     sources: dict[str, dict[str, Any]]
@@ -80,9 +83,9 @@ class FollowedDatabase:
 class Database:
     """The index that an address names; nothing is connected before it is used."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, words: str | None = None) -> None:
         driver()
-        self.address = address_of(url)
+        self.address, self._words = address_of(url), words
 
     @property
     def name(self) -> str:
@@ -117,17 +120,20 @@ class Database:
             identity = embedder.identity.as_dict()
             tokens = min(CHUNK_TOKENS, int(identity["max_tokens"]))
             if fresh:
-                index = self._new(connection, identity, tokens, ready=False)
-                held = HeldRows(index, identity, tokens, {}, {}, {})
+                words = installed(self._words)
+                index = self._new(connection, identity, words, tokens, ready=False)
+                held = HeldRows(index, identity, words, tokens, {}, {}, {})
             else:
                 if there:
                     check_identity(self._held(connection, rows=False).made_with, identity)
                 else:
-                    self._new(connection, identity, tokens, ready=True)
+                    self._new(connection, identity, installed(self._words), tokens, ready=True)
                 held = self._held(connection)
+                again = partial(command_anew, self.name, held.sources)
+                wording_of_change(held.words, self._words, self.name, again)
             plan = planned(held.documents, held.sources, documents, seen, sure=sure)
             if not plan.same or fresh:
-                _Run(connection, held, plan, embedder).write(on_chunks)
+                _Run(connection, held, plan, embedder, self.name).write(on_chunks)
             chunks = self._finish(connection, held)
             if fresh:
                 self._publish(connection, held.index)
@@ -158,7 +164,8 @@ class Database:
             chunks = sum(entry["chunks"] for entry in held.documents.values())
             how = "hnsw" if has_graph(connection, held.index) else "flat"
             return {
-                "index": self.name, "generation": f"version {version}", "embedder": held.made_with, "chunks": chunks,
+                "index": self.name, "generation": f"version {version}", "embedder": held.made_with,
+                "words": held.words.as_dict(), "chunks": chunks,
                 "size_bytes": int(size), "parts": [{"chunks": chunks, "search": how}],
                 "documents": [{"source": s, **entry} for s, entry in sorted(held.documents.items())],
             }  # fmt: skip
@@ -178,7 +185,8 @@ class Database:
             self.require_tables(connection)
             held = self._held(connection)
             documents = (self._document(connection, held, source) for source in held.documents)
-            yield Contents(held.made_with, held.chunk_tokens, held.sources, len(held.documents), documents)
+            size = len(held.documents)
+            yield Contents(held.made_with, held.words.kind, held.chunk_tokens, held.sources, size, documents)
 
     def fill(self, contents: Contents, on_documents: OnChunks = silent) -> int:
         """A transaction a document; nobody sees the index before it is whole."""
@@ -186,16 +194,17 @@ class Database:
             migrate(connection, self.address)
             if self._id(connection) is not None:
                 raise already_there(self.name)
-            made_with = dict(contents.made_with)
-            index = self._new(connection, made_with, contents.chunk_tokens, ready=False)
+            made_with, words = dict(contents.made_with), installed(self._words or contents.words)
+            terms = words.terms(self.name)
+            index = self._new(connection, made_with, words, contents.chunk_tokens, ready=False)
             writer = IndexWriter(connection, index, int(made_with["dimension"]))
             writer.set_sources(contents.sources)
             for number, document in enumerate(contents.documents, start=1):
-                writer.put(document, {})
+                writer.put(document, {}, terms)
                 if number % PIECES == 0:
                     merge_words(connection, index)
                 on_documents(number, contents.size)
-            chunks = self._finish(connection, HeldRows(index, made_with, contents.chunk_tokens, {}, {}, {}))
+            chunks = self._finish(connection, HeldRows(index, made_with, words, contents.chunk_tokens, {}, {}, {}))
             if self._id(connection) is not None:
                 raise already_there(self.name)
             self._publish(connection, index)
@@ -238,9 +247,8 @@ class Database:
 
     def _held(self, connection: Connection, *, rows: bool = True) -> HeldRows:
         """What the index holds; without its documents where only its embedder is asked for."""
-        found = connection.execute(
-            "SELECT id, embedder, chunk_tokens FROM slm.indexes WHERE name = %s AND ready", [self.address.index]
-        ).fetchone()
+        query = f"SELECT id, embedder, chunk_tokens, {WORDS} FROM slm.indexes WHERE name = %s AND ready"
+        found = connection.execute(query, [self.address.index]).fetchone()
         if found is None:
             raise unknown_index(connection, self.address)
         index = int(found[0])
@@ -253,7 +261,7 @@ class Database:
                 documents[unstored(source)], ids[unstored(source)] = json.loads(entry), int(id_)
             for root, kept in connection.execute("SELECT root, told FROM slm.sources WHERE index_id = %s", [index]):
                 sources[unstored(root)] = json.loads(kept)
-        return HeldRows(index, json.loads(found[1]), int(found[2]), documents, sources, ids)
+        return HeldRows(index, json.loads(found[1]), wording_of(found[3]), int(found[2]), documents, sources, ids)
 
     def _document(self, connection: Connection, held: HeldRows, source: str) -> HeldDocument:
         rows = connection.cursor(binary=True).execute(
@@ -266,7 +274,9 @@ class Database:
         chunks = [chunk_of(json.loads(line), source) for line, _ in rows]
         return HeldDocument(source, held.documents[source], chunks, vectors)
 
-    def _new(self, connection: Connection, identity: Mapping[str, Any], tokens: int, *, ready: bool) -> int:
+    def _new(
+        self, connection: Connection, identity: Mapping[str, Any], words: Wording, tokens: int, *, ready: bool
+    ) -> int:
         """A new index; what an earlier attempt to make this one anew left is removed."""
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"slm new {self.address.index}"])
@@ -274,8 +284,9 @@ class Database:
             if ready and existing is not None:  # another writer was first
                 return existing
             row = connection.execute(
-                "INSERT INTO slm.indexes (name, ready, embedder, chunk_tokens) VALUES (%s, %s, %s, %s) RETURNING id",
-                [self.address.index, ready, json.dumps(dict(identity)), tokens],
+                "INSERT INTO slm.indexes (name, ready, embedder, words, chunk_tokens) VALUES (%s, %s, %s, %s, %s) "
+                "RETURNING id",
+                [self.address.index, ready, json.dumps(dict(identity)), json.dumps(words.as_dict()), tokens],
             ).fetchone()
             index = int(row[0]) if row else 0
             connection.execute(
@@ -322,8 +333,9 @@ class Database:
 class _Run:
     """The writing of a plan, document by document."""
 
-    def __init__(self, connection: Connection, held: HeldRows, plan: ChangePlan, embedder: Embedder) -> None:
+    def __init__(self, connection: Connection, held: HeldRows, plan: ChangePlan, embedder: Embedder, name: str) -> None:
         self._connection, self._held, self._plan, self._embedder = connection, held, plan, embedder
+        self._terms = held.words.terms(name)
         self._writer = IndexWriter(connection, held.index, int(held.made_with["dimension"]))
 
     def write(self, on_chunks: OnChunks) -> None:
@@ -371,7 +383,7 @@ class _Run:
         for document in group:
             own = chunks[document.source]
             held = HeldDocument(document.source, self._plan.table[document.source], own, vectors[at : at + len(own)])
-            self._writer.put(held, replaced[document.source])
+            self._writer.put(held, replaced[document.source], self._terms)
             at += len(own)
 
     def _replaced(self, document: Document) -> dict[str, int | None]:

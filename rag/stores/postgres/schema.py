@@ -67,6 +67,8 @@ STEPS = (
     """,
     # What changed since a reader looked last is found without reading all documents.
     "CREATE INDEX documents_version ON slm.documents (index_id, version);",
+    # JSON: how its terms are made (rag.index.lexical.terms); of an index that is older it is null.
+    "ALTER TABLE slm.indexes ADD COLUMN words text;",
 )
 _LOCK = 0x736C6D5F6D696772  # "slm_migr"
 

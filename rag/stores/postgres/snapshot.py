@@ -15,7 +15,7 @@ from rag.index.chunk import Chunk
 from rag.index.embed import Vectors
 from rag.index.generation.centres import Centres
 from rag.index.generation.part import chunk_of
-from rag.index.lexical import Bm25
+from rag.index.lexical.bm25 import Bm25
 from rag.stores.postgres import graph
 from rag.stores.postgres.binary import Numbers
 from rag.stores.postgres.narrowed import NarrowedState

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from rag.index.generation.centres import Centres, centres_from
 from rag.index.generation.postings import Postings
-from rag.index.lexical import Bm25, open_bm25
+from rag.index.lexical.bm25 import Bm25, open_bm25
+from rag.index.lexical.terms import Terms, Wording, kept_wording
 from rag.stores.postgres.graph import has_graph
 from rag.stores.postgres.spelling import unstored
 from rag.stores.postgres.words import CHUNK_BITS, Keys, read_words
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int32]
+WORDS = "to_jsonb(indexes) ->> 'words'"
+"""The column `words` of slm.indexes; null where the tables are of a version that had none."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class KnownDocument:
 @dataclass(frozen=True)
 class State:
     """A version of an index. known: documents by id; words: pieces by id; sums: by language (chunks, sum of vectors).
+    terms: what the words were made by.
 
     Rows number the chunks in order of the documents' ids. narrowed: what filters let through, kept for the next time.
     """
@@ -53,6 +57,7 @@ class State:
     known: Mapping[int, KnownDocument]
     words: Mapping[int, tuple[Keys, Postings]]
     sums: Mapping[str, tuple[int, npt.NDArray[np.float64]]]
+    terms: Terms
     narrowed: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -106,7 +111,7 @@ class State:
     def lexical(self) -> Bm25:
         """BM25 over all pieces."""
         pieces = [(postings, self.rows_of(keys).astype(np.int32)) for keys, postings in self.words.values()]
-        return open_bm25(pieces, len(self.document_of))
+        return open_bm25(pieces, len(self.document_of), self.terms)
 
     def rows_of(self, keys: Keys) -> Keys:
         """The rows of chunks by their numbers (`rag.stores.postgres.words`); -1 for those that are not there."""
@@ -129,7 +134,7 @@ def newest(connection: Connection, address: Address, before: State | None) -> St
     Raises UnknownNameError where there is no index of that name.
     """
     row = connection.execute(
-        "SELECT id, version, embedder FROM slm.indexes WHERE name = %s AND ready", [address.index]
+        f"SELECT id, version, embedder, {WORDS} FROM slm.indexes WHERE name = %s AND ready", [address.index]
     ).fetchone()
     if row is None:
         raise unknown_index(connection, address)
@@ -160,7 +165,13 @@ def newest(connection: Connection, address: Address, before: State | None) -> St
         )
     }
     graph = has_graph(connection, index)
-    return State(index, version, json.loads(row[2]), graph, known, dict(sorted(words.items())), sums)
+    terms = wording_of(row[3]).terms(address.shown)
+    return State(index, version, json.loads(row[2]), graph, known, dict(sorted(words.items())), sums, terms)
+
+
+def wording_of(words: str | None) -> Wording:
+    """How an index makes its terms, of what WORDS selects."""
+    return kept_wording(None if words is None else json.loads(words))
 
 
 def unknown_index(connection: Connection, address: Address) -> UnknownNameError:

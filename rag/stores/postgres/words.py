@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rag.index.chunk import Chunk
 from rag.index.generation.postings import Postings, build_postings, merged_postings
-from rag.index.lexical import terms_of
+from rag.index.lexical.terms import Terms
 
 if TYPE_CHECKING:
     from rag.stores.postgres.connection import Connection
@@ -62,10 +62,10 @@ def keys_of(document: int, chunks: int) -> Keys:
     return keys
 
 
-def add_words(connection: Connection, index: int, document: int, chunks: Sequence[Chunk]) -> None:
-    """Write the piece of one document."""
+def add_words(connection: Connection, index: int, document: int, chunks: Sequence[Chunk], terms: Terms) -> None:
+    """Write the piece of one document. terms: as the whole index has them."""
     if chunks:
-        postings = build_postings(terms_of(chunk.indexed_text) for chunk in chunks)
+        postings = build_postings(terms(chunk.indexed_text) for chunk in chunks)
         _write(connection, index, keys_of(document, len(chunks)), postings)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from rag.index.chunk import Chunk
 from rag.index.generation.part import line_of
+from rag.index.lexical.terms import Terms
 from rag.index.variants import comparable
 from rag.stores.interface import HeldDocument
 from rag.stores.postgres.spelling import as_json, columns_of, key_of, lock_of, stored
@@ -48,11 +49,11 @@ class IndexWriter:
     def _table(self) -> str:
         return f"slm.chunks_{self.index:d}"
 
-    def put(self, document: HeldDocument, replaced: Mapping[str, int | None]) -> bool:
+    def put(self, document: HeldDocument, replaced: Mapping[str, int | None], terms: Terms) -> bool:
         """Write a document in place of those it replaces (by source the id that was known, None: none was).
 
         Whatever else is there under its own source by now is replaced as well, so that nothing is there twice; False
-        where somebody else wrote the very same document meanwhile.
+        where somebody else wrote the very same document meanwhile. terms: what the index makes its terms by.
         """
         if len(document.chunks) >> CHUNK_BITS:
             raise InputError(f"'{document.source}' has more than {1 << CHUNK_BITS:,} chunks", hint="Part the file.")
@@ -66,7 +67,7 @@ class IndexWriter:
             gone = self._delete_chunks(sorted(old))
             (id_,) = self._row(_SERIAL, [])
             self._copy(id_, document.chunks, document.vectors)
-            add_words(self._connection, self.index, id_, document.chunks)
+            add_words(self._connection, self.index, id_, document.chunks, terms)
             version = self._version()
             self._connection.execute("DELETE FROM slm.documents WHERE id = ANY(%s)", [sorted(old)])
             entry = {**document.entry, "chunks": len(document.chunks)}

@@ -1,12 +1,11 @@
-"""BM25 over words of alphabetic scripts and character bigrams of Japanese and Chinese. It knows nothing of chunks.
+"""BM25 over the terms of texts. It knows nothing of chunks, nor of what terms are (rag.index.lexical.terms).
 
-Bigrams find two-character words without a dictionary. Scoring: Robertson & Zaragoza, "The Probabilistic
-Relevance Framework" (2009), with the idf of Lucene, which is never negative.
+Scoring: Robertson & Zaragoza, "The Probabilistic Relevance Framework" (2009), with the idf of Lucene, which is never
+negative.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,34 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rag.index.generation.postings import Postings, build_postings
-from rag.index.same.codes import codes_of
-from rag.index.same.days import days_of
-from rag.index.variants import comparable, searchable, years_of
+from rag.index.lexical.pairs import HAS_PAIRS, terms_of
+from rag.index.lexical.terms import Terms
 
 _K1, _B = 1.2, 0.75
-_CJK = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u9fff\uf900-\ufaff々〆\U00020000-\U0003134f"
-_RUNS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+(?:['’][^\W_{_CJK}]+)*")
-# A character of the scripts that are indexed by pairs.
-HAS_PAIRS = re.compile(rf"[{_CJK}]")
-
-
-def terms_of(text: str) -> list[str]:
-    """The index terms of a text in one form of its characters (`rag.index.variants`) and in lower case, in order.
-
-    A run of Japanese gives its overlapping character pairs, or its single character; "don't" is one word, and
-    a possessive 's is dropped. A year or a day is a term of its own in Western reckoning, however it is written, and
-    so is a code as a whole (`rag.index.same`).
-    """
-    western, plain = comparable(text), searchable(text)
-    terms = [*(f"{year}年" for year in years_of(western)), *days_of(western), *codes_of(plain)]
-    for run in _RUNS.findall(plain.lower()):
-        if not HAS_PAIRS.match(run):
-            terms.append(re.sub(r"['’]s$", "", run))
-        elif len(run) == 1:
-            terms.append(run)
-        else:
-            terms += [run[i : i + 2] for i in range(len(run) - 1)]
-    return terms
 
 
 @dataclass(frozen=True)
@@ -50,11 +25,13 @@ class Bm25:
     """BM25 over the parts of an index, exact: what a term weighs is counted anew for each query.
 
     parts: each part's postings, and (texts,) int32 the row of each of its texts in the whole, -1 for one that is no
-    longer there. norms: (size,) float32, k1 (1 - b + b length / average length) of each row.
+    longer there. norms: (size,) float32, k1 (1 - b + b length / average length) of each row. terms: what made the
+    postings, and makes the terms of a query.
     """
 
     parts: tuple[tuple[Postings, npt.NDArray[np.int32]], ...]
     norms: npt.NDArray[np.float32]
+    terms: Terms
 
     @property
     def size(self) -> int:
@@ -63,7 +40,7 @@ class Bm25:
     def scores(self, query: str) -> npt.NDArray[np.float32]:
         """BM25 of every text for the query, (size,) float32; 0 where no term is shared."""
         scores = np.zeros(self.size, dtype=np.float32)
-        for term in dict.fromkeys(self._expanded(terms_of(query))):
+        for term in dict.fromkeys(self._expanded(self.terms(query))):
             there = []
             for (postings, rows), first in zip(self.parts, self._firsts, strict=True):
                 span = postings.span(term)
@@ -113,16 +90,16 @@ class Bm25:
         return [(int(row), float(scores[row])) for row in order]
 
 
-def open_bm25(parts: Sequence[tuple[Postings, npt.NDArray[np.int32]]], size: int) -> Bm25:
-    """The lexical leg of these parts, whose texts have so many rows in all."""
+def open_bm25(parts: Sequence[tuple[Postings, npt.NDArray[np.int32]]], size: int, terms: Terms) -> Bm25:
+    """The lexical leg of these parts, whose texts have so many rows in all, and whose postings are of these terms."""
     lengths = np.zeros(size, dtype=np.float64)
     for postings, rows in parts:
         lengths[rows[rows >= 0]] = postings.lengths[rows >= 0]
     average = lengths.mean() if size and lengths.any() else 1.0
-    return Bm25(tuple(parts), (_K1 * (1 - _B + _B * lengths / average)).astype(np.float32))
+    return Bm25(tuple(parts), (_K1 * (1 - _B + _B * lengths / average)).astype(np.float32), terms)
 
 
-def build_bm25(texts: Sequence[str]) -> Bm25:
+def build_bm25(texts: Sequence[str], terms: Terms = terms_of) -> Bm25:
     """Index these texts, in their order."""
-    postings = build_postings(terms_of(text) for text in texts)
-    return open_bm25([(postings, np.arange(len(texts), dtype=np.int32))], len(texts))
+    postings = build_postings(terms(text) for text in texts)
+    return open_bm25([(postings, np.arange(len(texts), dtype=np.int32))], len(texts), terms)
