@@ -187,7 +187,7 @@ def bench_start(joints: Joints, model: str, rounds: int, as_json: bool) -> None:
 @click.option("--peer", "peers", multiple=True, default=("all",), show_default=True,
               type=click.Choice(["llama.cpp", "openvino", "ik_llama.cpp", "vllm", "all"]))  # fmt: skip
 @click.option("--program", "programs", type=NAMED_FILE, multiple=True,
-              help="A peer's llama-server or vllm; openvino's is a Python that has it. Default: on PATH.")  # fmt: skip
+              help="A peer's llama-server or vllm; openvino's is a Python that has it.")  # fmt: skip
 @click.option("--install-peers", is_flag=True, help="Put OpenVINO GenAI into an environment in SLM_HOME before.")
 @click.option("--prefill", type=click.IntRange(1), default=512, show_default=True, help="Tokens that are read.")
 @click.option("--depth", type=click.IntRange(2), default=256, show_default=True, help="Tokens before each stream.")

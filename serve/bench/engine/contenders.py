@@ -189,12 +189,14 @@ def _openvino(setup: EngineSetup) -> EngineContender:
 def _vllm(setup: EngineSetup) -> EngineContender:
     """vLLM's server on the checkpoint, in bfloat16: its CPU backend reads no GGUF by itself."""
     named = setup.places.get(VLLM)
-    if named is None or shutil.which(str(named)) is None:
+    program = shutil.which(str(named)) if named else None
+    if program is None:
         raise MissingFileError(
             f"there is no program '{named}'" if named else "it is found in an environment of its own only",
             hint=f"Install vllm for CPUs there and give --program {VLLM}=FOLDER/bin/vllm.",
         )
-    return EngineContender(f"{VLLM} (bf16 checkpoint, HTTP)", True, partial(_vllm_served, setup, str(named.absolute())))
+    served = partial(_vllm_served, setup, str(Path(program).absolute()))
+    return EngineContender(f"{VLLM} (bf16 checkpoint, HTTP)", True, served)
 
 
 def _vllm_served(setup: EngineSetup, program: str) -> Opened:
