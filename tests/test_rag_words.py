@@ -112,13 +112,13 @@ def test_an_index_keeps_its_words_through_changes(tmp_path: Path) -> None:
         # Nobody says it again.
         add_documents(path, [ja("late.md", "打合わせ、打合わせ、打合わせ")], PairEmbedder())
         with opened.now() as now:
-            assert best(now) == "late.md"  # type: ignore[arg-type]
+            assert best(now) == "late.md"
         add_documents(path, [ja("late.md", "駐車場")], PairEmbedder())
         with opened.now() as now:
-            assert best(now) == "meeting.md"  # type: ignore[arg-type]
+            assert best(now) == "meeting.md"
         remove_documents(path, ["meeting.md"])
         with opened.now() as now:
-            assert best(now) == "other.md"  # type: ignore[arg-type]
+            assert best(now) == "other.md"
     assert kept_wording(open_inventory(path).words) == installed("sudachi")
     # Parts of both ages are one whole: the same scores as if all had been made at once.
     add_documents(tmp_path / "j", [ja("other.md", OTHER), ja("room.md", "会議室の予約"),
