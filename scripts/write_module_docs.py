@@ -54,8 +54,8 @@ def _row(path: Path, tests: dict[str, set[str]]) -> str:
 
 
 def _first_sentence(docstring: str) -> str:
-    """The first paragraph of a docstring in one line, as far as a table can hold it."""
-    return " ".join(docstring.split("\n\n")[0].split()).replace("|", "\\|")
+    """The first paragraph of a docstring in one line, in which no mark parts a cell and none becomes a link."""
+    return " ".join(docstring.split("\n\n")[0].split()).replace("|", "\\|").replace("](", "]\\(")
 
 
 def _bounds(tree: ast.Module) -> Iterator[str]:
