@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument(
         "--held-out", type=int, default=50, help="questions of each development organisation, for the loss"
     )
-    parser.add_argument("--draws", type=int, default=2, help="examples of each question, with other passages each time")
+    parser.add_argument("--draws", type=int, default=1, help="examples of each question, with other passages each time")
     parser.add_argument("--questions", type=int, default=200, help="of each development organisation, for thresholds")
     parser.add_argument("--only-thresholds", action="store_true", help="fit them anew for the reader that is there")
     parser.add_argument("--release", action="store_true", help="only put the reader that is there into rag/readers")
