@@ -16,8 +16,8 @@ from rag.index.lexical.pairs import HAS_PAIRS
 from slm.joints import Passage, PointedAnswer, Quotation
 from slm.text.language import detect
 
-# A second line belongs to the answer when it is at least this likely beside the first.
-SECOND = 0.35
+# A second line belongs to the answer when it is at least this likely beside the first. Chosen on development questions.
+SECOND = 0.25
 # A line in the question's own language goes first when it is at least this likely beside the first.
 _OWN = 0.5
 _NEAREST = 3
@@ -42,9 +42,8 @@ def point(question: str, judged: Sequence[Judged], refuse_at: Mapping[str, float
     """
     language = detect(question, ("en", "ja")).language or "en"
     limit = refuse_at.get(language, refuse_at.get("", 0.5))
-    ranked, none = _ranked(judged)
-    ranked = _own_language_first(ranked, question)
-    said = ranked[:1] + [q for q in ranked[1:_NEAREST] if _belongs(q, ranked[0], none)][:1]
+    ranked = _own_language_first(_ranked(judged), question)
+    said = ranked[:1] + [q for q in ranked[1:_NEAREST] if _belongs(q, ranked[0])][:1]
     elsewhere = [q.share for q in ranked if said and _is_japanese(q.text) != _is_japanese(said[0].text)]
     doubt = max(0.0, 1.0 - sum(q.share for q in said) - max(elsewhere, default=0.0))
     if doubt >= limit:
@@ -72,21 +71,20 @@ def _is_japanese(text: str) -> bool:
     return HAS_PAIRS.search(text) is not None
 
 
-def _belongs(second: Quotation, first: Quotation, none: float) -> bool:
-    """Whether a line completes the answer: about as likely, and not the same again or its translation elsewhere."""
+def _belongs(second: Quotation, first: Quotation) -> bool:
+    """Whether a line completes the answer: likely beside it, and not the same again or its translation elsewhere."""
     new = _is_japanese(second.text) == _is_japanese(first.text) and second.text != first.text
-    return new and second.share >= SECOND * first.share and second.share > none
+    return new and second.share >= SECOND * first.share
 
 
-def _ranked(judged: Sequence[Judged]) -> tuple[list[Quotation], float]:
-    """(all lines, likeliest first, with the number of their passage from 0; the probability of none)."""
+def _ranked(judged: Sequence[Judged]) -> list[Quotation]:
+    """All lines, likeliest first, with the number of their passage from 0."""
     flat = [(n, line, score) for n, one in enumerate(judged) for line, score in zip(one.lines, one.scores, strict=True)]
     highest = max([0.0, *(score for _, _, score in flat)])
     weights = [math.exp(score - highest) for _, _, score in flat]
-    none = math.exp(-highest)
-    whole = none + sum(weights)
+    whole = math.exp(-highest) + sum(weights)  # the first is that none answers
     quotations = [
         Quotation(n, line.text, line.start, line.end, weight / whole)
         for (n, line, _), weight in zip(flat, weights, strict=True)
     ]
-    return sorted(quotations, key=lambda quotation: -quotation.share), none / whole
+    return sorted(quotations, key=lambda quotation: -quotation.share)
