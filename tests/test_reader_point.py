@@ -75,9 +75,7 @@ def test_without_a_line_there_is_nothing_to_say(refuse_at: float) -> None:
         ((30, 0.5), ["Aa."]),
     ],
 )  # fmt: skip
-def test_a_second_line_is_said_when_it_is_likely_beside_the_first(
-    weights: tuple[float, ...], said: list[str]
-) -> None:
+def test_a_second_line_is_said_when_it_is_likely_beside_the_first(weights: tuple[float, ...], said: list[str]) -> None:
     assert [one.text for one in answer(EN, judged("Aa. Bb.", *weights)).said] == said
 
 
