@@ -135,7 +135,10 @@ class MarkdownStream:
         if not self._source and not self._block:
             return []
         block, rows = self._rows(final=False)
-        return [*block.first, *rows[0]]
+        row = [*block.first, *rows[0]]
+        while row_width(row) > self._width and row[-1].text.isspace():  # what hangs would go on to the next row
+            row.pop()
+        return row
 
     def _is_code(self) -> bool:
         return bool(self._fence) or (self._block is None and self._source.lstrip().startswith(("```", "~~~")))
