@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,7 @@ def module_docs() -> str:
     for room, what in _ROOMS.items():
         pieces.append(f"## {room}\n{what}.\n\n| module | what it is for | bounds, options | tests |\n|---|---|---|---|")
         pieces += [_row(path, tests) for path in sorted((ROOT / room).rglob("*.py")) if path.stat().st_size]
+        pieces += [_page_row(path) for path in sorted((ROOT / room).rglob("web/*.js"))]
         pieces.append("")
     pieces.append("## tests\n\n| file | what it proves |\n|---|---|")
     for path in sorted((ROOT / "tests").glob("test_*.py")):
@@ -51,6 +53,13 @@ def _row(path: Path, tests: dict[str, set[str]]) -> str:
     dotted = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     proofs = ", ".join(sorted(tests.get(dotted, ())))
     return f"| `{name}` | {_first_sentence(ast.get_docstring(tree) or '')} | {bounds} | {proofs} |"
+
+
+def _page_row(path: Path) -> str:
+    """A module of the web page: its first sentence stands in comments at its head."""
+    lines = (line.removeprefix("//").strip() for line in path.read_text(encoding="utf-8").splitlines())
+    said = "\n".join(takewhile(bool, lines))
+    return f"| `{path.relative_to(ROOT).as_posix()}` | {_first_sentence(said)} |  | test_page_modules |"
 
 
 def _first_sentence(docstring: str) -> str:

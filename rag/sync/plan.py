@@ -13,8 +13,8 @@ from rag.index.change.planned import PAGE
 from rag.sources.confluence.rest.content import Page
 from slm.errors import InputError
 
-# From this many on, more than half of a space's pages do not go unasked.
-MANY = 20
+# Of so many pages of a space and more, no larger share goes unasked.
+MANY, MOST_MISSING = 20, 0.5
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def remembered(page: Page) -> dict[str, Any]:
 
 def confirm_removal(space: str, held: int, missing: Collection[str]) -> None:
     """Raise InputError when a space would lose most of many pages."""
-    if held >= MANY and len(missing) * 2 > held:
+    if held >= MANY and len(missing) > MOST_MISSING * held:
         raise InputError(
             f"{len(missing)} of the {held} pages of the space '{space}' are not listed any more; none was removed",
             found=", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else ""),

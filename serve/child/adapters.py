@@ -1,4 +1,5 @@
-"""The adapters that are open: loaded once for their content, freed when no request uses them any more.
+"""The adapters that are open: loaded once for their content, freed once they were unloaded or replaced and no request
+uses them. An idle one stays.
 
 It knows them by the hash of their content, and nothing of contexts, threads or locks: whoever calls it holds one.
 """

@@ -22,7 +22,11 @@ from slm.joints import Joints
 # Seconds. A replica that ends lets answers under way come to their end for so long.
 _LAST_ANSWERS_S = 120.0
 
-_LIVELY = {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0, "logging_config": QUIET}
+# A process that ended is replaced at the next look; one that does not answer after so long.
+_LOOK_EVERY_S, _DEAD_AFTER_S = 1.0, 30.0
+_LIVELY = {
+    "health_check_period_s": _LOOK_EVERY_S, "health_check_timeout_s": _DEAD_AFTER_S, "logging_config": QUIET,
+}  # fmt: skip
 
 
 def application(plain: Mapping[str, Any], joints: Joints) -> Any:

@@ -1,4 +1,6 @@
-"""A replica: an engine in a process of Ray Serve, which loads adapters as they are asked for. It knows nothing of HTTP.
+"""A replica: an engine in a process of Ray Serve, which loads adapters as they are asked for and keeps the last ones.
+
+It knows nothing of HTTP.
 
 Ray's batching of calls is not used: it would part requests by adapter, and the engine computes several at once.
 """

@@ -1,7 +1,7 @@
-"""Which adapters a replica holds: those that Ray keeps warm here, and those that a request still needs.
+"""Which adapters a replica holds: Ray forgets the one that nobody has asked for longest, and it is unloaded when no
+request needs it any more.
 
-Ray forgets the adapter that was asked for longest ago, whether or not somebody computes with it. It knows nothing of
-Ray, of files or of the engine beyond the two functions it is handed.
+Ray does that whether or not somebody computes with the adapter. It knows nothing of Ray, of files or of the engine beyond the two functions it is handed.
 """
 
 from __future__ import annotations

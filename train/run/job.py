@@ -25,7 +25,7 @@ from train.run.folder import RunFolder
 from train.run.history import History
 from train.run.loop import PATIENCE, Pass, Progress, RunLimits, Step, adamw, with_peaks
 from train.run.saved_states import write_checkpoint
-from train.run.schedule import decayed
+from train.run.schedule import adapter_rate_share
 
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random"
 _CLIP = 1.0
@@ -115,12 +115,9 @@ class AdapterJob:
             torch.manual_seed(options.seed)
 
     def rate(self, at: RunState) -> float:
-        if at.step < self._warmup:
-            return (at.step + 1) / self._warmup
-        done = (at.step - self._warmup) / max(1, self.limits.steps - self._warmup)
-        if self.limits.time_limit_s:
-            done = max(done, at.elapsed_s / self.limits.time_limit_s)
-        return decayed(self._options.schedule, min(1.0, done))
+        limits = self.limits
+        timed = at.elapsed_s / limits.time_limit_s if limits.time_limit_s else 0.0
+        return adapter_rate_share(self._options.schedule, at.step, self._warmup, limits.steps, timed)
 
     def backward(self, step: int) -> Pass:
         batches = list(self._batches(step))

@@ -1,4 +1,5 @@
-"""The learning rate over a training run, as a share of its peak. Pure: it knows nothing of optimizers."""
+"""The learning rate over a training run, as a share of its peak: warm-up and decay of an adapter's and of a whole
+model's. Pure: it knows nothing of optimizers."""
 
 from __future__ import annotations
 
@@ -17,6 +18,16 @@ def decayed(schedule: str, done: float) -> float:
     if schedule == "cosine":
         return _FLOOR + (1.0 - _FLOOR) * 0.5 * (1.0 + math.cos(math.pi * done))
     return 1.0 - (1.0 - _FLOOR) * done if schedule == "linear" else 1.0
+
+
+def adapter_rate_share(schedule: str, step: int, warmup: int, steps: int, timed: float) -> float:
+    """The share of the peak rate of an adapter's step `step` (from 0) of `steps`, the first `warmup` of which rise.
+
+    timed: the share of the time limit that is over (0: there is none); the decay follows whichever is further on.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return decayed(schedule, min(1.0, max(timed, (step - warmup) / max(1, steps - warmup))))
 
 
 def learning_rate_share(schedule: str, done: float, warmup: float) -> float:

@@ -1,5 +1,6 @@
-// How messages look: questions, answers with their figures and sources, errors, the empty page. It knows nothing of
-// requests or of storage; buttons carry data-do and app.js acts on them.
+// How messages look: questions, answers with their figures, sources and citations (the cited lines highlighted in their
+// passage), errors, the empty page. It knows nothing of requests or of storage; buttons carry data-do and app.js acts on
+// them.
 
 import { $, clone, el, languageOf, patch, translate } from "./dom.js";
 import { parse } from "./markdown.js";

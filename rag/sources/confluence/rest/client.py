@@ -24,7 +24,7 @@ from slm.errors import DownloadError, InputError
 
 _TIMEOUT_S = 60.0
 _WAITS = 12  # in a row for one request
-_LONGEST_WAIT_S = 900.0
+_LONGEST_ASKED_WAIT_S = 900.0
 _TRIES = 4  # of one request that fails
 _LARGEST_ANSWER = 200_000_000
 _ELSEWHERE = (301, 302, 303, 307, 308)
@@ -152,7 +152,7 @@ class Client:
                 return answer
             if verdict.do is Do.WAIT:
                 waits += 1
-                if waits > _WAITS or verdict.seconds > _LONGEST_WAIT_S:
+                if waits > _WAITS or verdict.seconds > _LONGEST_ASKED_WAIT_S:
                     raise OverloadError(
                         f"'{self._place(path)}' asks to wait again and again (HTTP {answer.status})",
                         found=f"{verdict.seconds:,.0f} s this time", hint="Run it again later: it goes on from here.",

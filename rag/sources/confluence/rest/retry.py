@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 
-_LONGEST_WAIT_S = 60.0
+_LONGEST_BACK_OFF_S = 60.0
 # A 403 without any sign may be a rate limit all the same: it is asked again so often before it is believed.
 _DOUBTS = 2
 _SIGNS = ("rate limit", "ratelimit", "rate-limit", "too many requests", "throttl", "quota")
@@ -59,7 +59,7 @@ def judge(status: int, headers: Mapping[str, str], text: str, tried: int) -> Ver
 
 def back_off(tried: int) -> float:
     """Seconds to wait where the site does not say how long: 1, 2, 4 ... up to a minute."""
-    return min(_LONGEST_WAIT_S, 2.0 ** min(tried, 10))
+    return min(_LONGEST_BACK_OFF_S, 2.0 ** min(tried, 10))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
