@@ -34,7 +34,7 @@ READING = ROOT / "data/reading"
 # All examples once take longer than this on slow processors; the schedule of the rate follows the time that is left.
 _BOUNDED = ("--epochs", "1", "--time-limit-s", "5400")
 # Deeper than what is read for an answer, so that not all neighbours of a right passage are the same in every example.
-_DEPTH = Depth(same=8, other=5, tokens=10_000)
+_DEPTH = Depth(same=12, other=8, tokens=10_000)
 
 
 def index_of(organisation: Path, work: Path, embedder: Embedder) -> Path:
@@ -122,10 +122,10 @@ def main() -> None:
     parser.add_argument("--price", type=float, default=1.2, help="what a wrong answer costs beside one not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--held-out", type=int, default=50, help="questions of each development organisation, for the loss"
+        "--held-out", type=int, default=12, help="questions of each development organisation, for the loss"
     )
     parser.add_argument("--draws", type=int, default=1, help="examples of each question, with other passages each time")
-    parser.add_argument("--questions", type=int, default=200, help="of each development organisation, for thresholds")
+    parser.add_argument("--questions", type=int, default=70, help="of each development organisation, for thresholds")
     parser.add_argument("--only-thresholds", action="store_true", help="fit them anew for the reader that is there")
     parser.add_argument("--release", action="store_true", help="only put the reader that is there into rag/readers")
     parser.add_argument("options", nargs="*", help="after --: options of slm train reader")

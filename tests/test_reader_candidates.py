@@ -15,8 +15,9 @@ from slm.joints import EVERYTHING, Filters
 from tests.tiny_rag import passage
 from tests.tiny_reader import document, retriever_of
 
-EN = [document(f"en/{n}.md", f"Desk {n} of the office stands on floor {n}.") for n in range(12)]
-JA = [document(f"ja/{n}.md", f"事務所の机{n}番は{n}階にあります。", lang="ja") for n in range(12)]
+EN = [document(f"en/{n}.md", f"Desk {n} of the office stands on floor {n}.") for n in range(20)]
+JA = [document(f"ja/{n}.md", f"事務所の机{n}番は{n}階にあります。", lang="ja") for n in range(20)]
+ALL = DEPTH.same + DEPTH.other
 ASKED = {"en": "On which floor does desk 3 of the office stand?", "ja": "事務所の机3番は何階にありますか。"}
 
 
@@ -34,10 +35,10 @@ def sources(retriever: IndexRetriever, question: str, depth: Depth = DEPTH, filt
 def test_each_language_is_ranked_by_itself_the_questions_own_first(both: IndexRetriever, lang: str) -> None:
     other = {"en": "ja", "ja": "en"}[lang]
     found = sources(both, ASKED[lang])
-    assert [source[:2] for source in found] == [lang] * 6 + [other] * 4
-    assert found[0] == f"{lang}/3.md" and len(set(found)) == 10
+    assert [source[:2] for source in found] == [lang] * DEPTH.same + [other] * DEPTH.other
+    assert found[0] == f"{lang}/3.md" and len(set(found)) == ALL
     alone = sources(both, ASKED[lang], filters=Filters(languages=(other,)))
-    assert [source for source in found if source[:2] == other] == alone[:4]
+    assert [source for source in found if source[:2] == other] == alone[: DEPTH.other]
     assert [source[:2] for source in sources(both, ASKED[lang], Depth(2, 1))] == [lang, lang, other]
 
 
@@ -55,11 +56,11 @@ def test_the_question_is_embedded_once_whatever_the_number_of_languages(
 @pytest.mark.parametrize("lang", ASKED)
 def test_an_index_of_one_language_is_read_as_deep_whatever_language_asks(lang: str, tmp_path: Path) -> None:
     alone = retriever_of(tmp_path / "i", JA)
-    assert len(sources(alone, ASKED[lang])) == 10
+    assert len(sources(alone, ASKED[lang])) == ALL
 
 
 def test_a_question_in_a_third_language_takes_the_best_of_all(both: IndexRetriever) -> None:
-    assert len(sources(both, "Где стоит стол номер три?")) == 10
+    assert len(sources(both, "Где стоит стол номер три?")) == ALL
 
 
 @pytest.mark.parametrize("lang", ASKED)
@@ -70,6 +71,15 @@ def test_no_more_is_read_than_there_is_time_for_but_always_one(both: IndexRetrie
     assert sources(both, ASKED[lang], Depth(tokens=sum(costs[:3]))) == [one.source for one in found[:3]]
     assert sources(both, ASKED[lang], Depth(tokens=sum(costs[:3]) - 1)) == [one.source for one in found[:2]]
     assert sources(both, ASKED[lang], Depth(tokens=1)) == [found[0].source]
+
+
+def test_a_page_is_read_as_far_as_it_is_near(tmp_path: Path) -> None:
+    """A list of results has two of a page; the fact may stand in the third."""
+    long = Document(
+        "Desks", "desks.md", "en", tuple(Section((str(n),), f"Desk 3 of the office, {n}.") for n in range(4))
+    )
+    near = retriever_of(tmp_path / "i", [long, *(document(f"{n}.md", f"A floor has {n} lamps.") for n in range(6))])
+    assert sources(near, ASKED["en"])[:4] == ["desks.md"] * 4
 
 
 def test_the_cost_is_about_the_number_of_tokens() -> None:
@@ -113,7 +123,9 @@ def test_pages_of_no_known_language_are_among_the_others(kinds: IndexRetriever, 
 @pytest.mark.parametrize("languages", [("ja",), ("JA",), ("en", "JA")])
 def test_languages_that_are_asked_for_are_the_only_ones(both: IndexRetriever, languages: tuple[str, ...]) -> None:
     found = sources(both, ASKED["ja"], filters=Filters(languages=languages))
-    assert [source[:2] for source in found] == (["ja"] * 10 if len(languages) == 1 else ["ja"] * 6 + ["en"] * 4)
+    assert [source[:2] for source in found] == (
+        ["ja"] * ALL if len(languages) == 1 else ["ja"] * DEPTH.same + ["en"] * DEPTH.other
+    )
 
 
 def test_what_no_page_has_is_named(kinds: IndexRetriever) -> None:

@@ -32,8 +32,6 @@ Leg = Literal["dense", "lexical", "fused"]
 LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
 _DEPTH = 50
 _SENTENCE_WORDS = 4
-# A page does not fill the list alone.
-_A_PAGE = 2
 # More than a chunk's whole score can be: what is called by its number is what is meant.
 _NAMED = 20.0
 
@@ -107,7 +105,8 @@ class Searched(Protocol):
 
 @dataclass(frozen=True)
 class Weights:
-    """How much the lexical leg counts beside the dense one's 1.0, and the factor for the query's language.
+    """How much the lexical leg counts beside the dense one's 1.0, and the factor for the query's language; how many
+    chunks of one page there are at most as long as others are left.
 
     Chosen on twelve organisations of data/reading (none of its test split): recall@5 is the same within a hundredth
     from 0.2 to 0.5.
@@ -115,6 +114,7 @@ class Weights:
 
     lexical: float = 0.3
     same_language: float = 1.15
+    a_page: int = 2
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,11 @@ def search(
     dense = nearest(generation, embedder.queries([comparable(query)])[0], depth, allowed) if leg != "lexical" else []
     lexical = generation.lexical.top(query, depth, allowed) if leg != "dense" else []
     if leg != "fused":
-        return _shown(generation, [Hit(row, score) for row, score in dense or lexical], k)
+        return _shown(generation, [Hit(row, score) for row, score in dense or lexical], k, weights.a_page)
     rows = [row for row, _ in (*dense, *lexical)]
     factors = _language_factors(generation, query, rows, weights.same_language)
     fused = fuse(dense, lexical, weights.lexical, factors)
-    return _shown(generation, _named_first(generation, query, fused), k)
+    return _shown(generation, _named_first(generation, query, fused), k, weights.a_page)
 
 
 def nearest(generation: Searched, vector: Vectors, count: int, allowed: Mask | None) -> list[tuple[int, float]]:
@@ -220,11 +220,11 @@ def _named_first(generation: Searched, query: str, hits: list[Hit]) -> list[Hit]
     return _best_first([Hit(hit.row, hit.score + _NAMED * share) for hit, share in zip(hits, held, strict=True)])
 
 
-def _shown(generation: Searched, hits: Sequence[Hit], k: int) -> list[Hit]:
-    """The first k hits that say different things, at most `_A_PAGE` of one page as long as others are left."""
+def _shown(generation: Searched, hits: Sequence[Hit], k: int, a_page: int) -> list[Hit]:
+    """The first k hits that say different things, at most `a_page` of one page as long as others are left."""
     chunks = generation.chunks.at(hit.row for hit in hits)
     shown = once_each(
-        list(chunks), lambda row: (chunks[row].context, chunks[row].text), lambda row: chunks[row].source, k, _A_PAGE
+        list(chunks), lambda row: (chunks[row].context, chunks[row].text), lambda row: chunks[row].source, k, a_page
     )
     return [Hit(one.row, hits[one.place].score, one.also) for one in shown]
 
