@@ -182,6 +182,12 @@ def refuse_head(method: str, path: str, headers: Mapping[bytes, bytes], policy: 
         return Refusal(
             415, f"the body has to be JSON{found}. Send 'Content-Type: application/json'", "unsupported_media_type"
         )
+    coding = headers.get(b"content-encoding", b"").strip().lower()
+    if method not in _READING and coding not in (b"", b"identity"):
+        # A few kB could unpack to more than any limit below, so nothing is unpacked.
+        found = coding.decode("latin-1")[:80]
+        message = f"a body with 'Content-Encoding: {found}' is not unpacked. Send it as it is, without Content-Encoding"
+        return Refusal(415, message, "unsupported_content_encoding", headers=(("accept-encoding", "identity"),))
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > policy.limits.body_bytes:
         return too_large(policy.limits)
