@@ -229,6 +229,14 @@ def refuse_values(body: bytes | bytearray) -> Refusal | None:
     return None
 
 
+def not_json(error: ValueError) -> str:
+    """What is wrong with a text that `pydantic_core.from_json` does not read; its depth is no fault of the JSON."""
+    said = str(error)
+    if said.startswith("recursion limit exceeded"):
+        return "is nested too deep: at most 200 levels are read"
+    return f"is not valid JSON: {said[:200]}"
+
+
 def refuse_body(value: Any, limits: Limits, context: int) -> Refusal | None:
     """Judge a parsed body: the length of its texts, `n`, and numbers that are none."""
     characters, finite = _measure(value)
