@@ -176,7 +176,8 @@ def test_a_body_of_very_many_values_is_refused_before_it_is_parsed() -> None:
 
 
 def test_answers_are_n_for_each_prompt() -> None:
-    assert answers_asked({"n": 3, "prompt": ["a", "b"]}) == 6
+    assert answers_asked({"n": 3, "prompt": ["a", "b"]}) == answers_asked({"n": 3.0, "prompt": ["a", "b"]}) == 6
+    assert refused(chat("x", n=9.0)) == "400 n" and refused(chat("x", n=8.0)) is None
     assert answers_asked({"prompt": [1, 2, 3]}) == answers_asked({"prompt": "a"}) == answers_asked([]) == 1
 
 

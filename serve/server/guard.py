@@ -249,8 +249,8 @@ def refuse_body(value: Any, limits: Limits, context: int) -> Refusal | None:
         return Refusal(400, message, "context_length_exceeded", param=field)
     if not isinstance(value, dict):
         return None
-    n = value.get("n")
-    if isinstance(n, int) and n > limits.choices:
+    n = _asked_n(value)
+    if n > limits.choices:
         return Refusal(400, f"n is {n:,}; at most {limits.choices} answers are given", "invalid_value", param="n")
     return None
 
@@ -293,9 +293,15 @@ def answers_asked(value: Any) -> int:
     """How many answers a sound body asks for: `n` for each of its prompts."""
     if not isinstance(value, dict):
         return 1
-    n, prompt = value.get("n"), value.get("prompt")
+    prompt = value.get("prompt")
     many = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    return max(1, n if isinstance(n, int) else 1) * many
+    return max(1, _asked_n(value)) * many
+
+
+def _asked_n(value: Mapping[str, Any]) -> int:
+    """`n` of a body, 2.0 as 2; 1 for what is no number, which is refused where the fields are read."""
+    n = value.get("n")
+    return int(n) if isinstance(n, int) or (isinstance(n, float) and n.is_integer()) else 1
 
 
 class Queue:
