@@ -21,6 +21,9 @@ from slm.paths import elsewhere
 MANIFEST = "manifest.json"
 # What a killed process leaves of writing `of`: tempfile's names.
 HALF = re.compile(r"\.(?P<of>.+)\.[a-z0-9_]{8}\.(part|old)")
+# numpy's own words for an array that was written in part; it keeps the system's reason to itself (numpy/_core/src/
+# multiarray/convert.c), and a regular file is written in part where the disk is full.
+_SHORT = re.compile(r"\d+ requested and \d+ written")
 _BLOCK = 1 << 20
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Before anything is written also: a file where a folder is needed, nowhere at all, a name that no file can have.
@@ -55,10 +58,15 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise ResourceError(
-            f"no disk space for {needed_bytes / 1e6:,.0f} MB in '{folder}'",
-            found=f"{free / 1e6:,.0f} MB free",
+            f"no disk space for {_size(needed_bytes)} in '{folder}'",
+            found=f"{_size(free)} free",
             hint="Free some space or choose another output with -o.",
         )
+
+
+def _size(size_bytes: int) -> str:
+    """Megabytes, or kilobytes where those would be a digit or none."""
+    return f"{size_bytes / 1e6:,.0f} MB" if size_bytes >= 10e6 else f"{size_bytes / 1e3:,.0f} kB"
 
 
 def sha256_file(path: Path) -> str:
@@ -183,7 +191,7 @@ def _swap(temporary: Path, path: Path) -> None:
 
 def is_disk_full(error: OSError) -> bool:
     """Whether the system has no space left, or the user's share of it is used up."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and bool(_SHORT.fullmatch(str(error))))
 
 
 def _disk_error(error: OSError, path: Path, refused: tuple[int, ...] = _REFUSED) -> Exception:

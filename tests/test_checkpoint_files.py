@@ -28,6 +28,10 @@ def set_config(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
+def write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value))
+
+
 def add_tensors(folder: Path, tensors: dict[str, torch.Tensor], leave_out: str = "") -> None:
     weights = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if name != leave_out}
     save_file({**weights, **tensors}, folder / "model.safetensors", metadata={"format": "pt"})
@@ -58,6 +62,46 @@ QUANTIZED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "packed": (lambda f: add_tensors(f, {NAME: torch.zeros(64, 12, dtype=torch.int32)}), "stored as I32"),
 }
+
+
+# What is left of a quantizer over weights that are floats, what is said of it and what is to be removed.
+LEFT: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "a plain name": (lambda f: set_config(f, quantization_config="int4"), "int4", "the key 'quantization_config'"),
+    "a number": (lambda f: set_config(f, quantization=4), "MLX", "the key 'quantization'"),
+    "a list": (
+        lambda f: set_config(f, compression_config=["a"]),
+        "by an unnamed method",
+        "the key 'compression_config'",
+    ),
+    "AutoGPTQ's file": (
+        lambda f: write_json(f / "quantize_config.json", {"bits": 4, "group_size": 128}),
+        "GPTQ, 4 bits",
+        "the file quantize_config.json",
+    ),
+    "AutoAWQ's file": (lambda f: write_json(f / "quant_config.json", {"w_bit": 4}), "AWQ, 4 bits", "the file quant_"),
+    "ModelOpt's file": (
+        lambda f: write_json(f / "hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}),
+        "FP8",
+        "the file hf_quant_config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_a_quantizer_left_over_floats_is_never_passed_by(case: str, tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    leave, method, where = LEFT[case]
+    leave(folder)
+    for use in (read_config, lambda f: convert_checkpoint(f, tmp_path / "m.gguf")):
+        with pytest.raises(UnsupportedError, match=rf"quantized \({method}\).*no longer quantized, remove {where}"):
+            use(folder)
+
+
+@pytest.mark.parametrize("nothing", [None, {}, "", [], False, 0])
+def test_a_key_that_names_no_quantization_is_none(nothing: Any, tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    set_config(folder, quantization_config=nothing, quantization=nothing)
+    assert read_config(folder)["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("case", QUANTIZED)

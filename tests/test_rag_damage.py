@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import random
+import resource
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faiss
@@ -27,7 +29,7 @@ from rag.index.retrieve import search
 from rag.index.store import open_generation
 from rag.index.update import add_documents, remove_documents
 from rag.index.variants import comparable
-from slm.artifacts import sha256_file
+from slm.artifacts import is_disk_full, new_file, new_folder, require_space, sha256_file
 from slm.errors import DamagedFileError, ResourceError, UnsupportedError
 from tests.path_joints import PathJoints
 from tests.tiny_rag import PairEmbedder, own_home, page
@@ -120,6 +122,44 @@ def test_a_full_disk_while_vectors_are_written_is_an_error_of_the_system(tmp_pat
     with pytest.raises(OSError) as full:
         save_arrays(tmp_path, {"vectors": np.ones((1000, 8), dtype=np.float32)})
     assert full.value.errno == errno.ENOSPC
+
+
+@pytest.fixture
+def short_files() -> Iterator[None]:
+    """No file may get longer than 10,000 bytes: numpy then writes an array in part, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("short_files")
+def test_an_array_that_was_written_in_part_is_a_full_disk_like_any_other(tmp_path: Path) -> None:
+    vectors = {"vectors": np.ones((1000, 8), dtype=np.float32)}
+    with pytest.raises(OSError, match="requested and") as short:
+        save_arrays(tmp_path, vectors)
+    assert short.value.errno is None and is_disk_full(short.value) and not is_disk_full(OSError("else"))
+    said = rf"no disk space left while writing '{tmp_path / 'index'}'"
+    with pytest.raises(ResourceError, match=said), new_folder(tmp_path / "index", "index") as (folder, _):
+        save_arrays(folder, vectors)
+    with pytest.raises(ResourceError, match=said), new_file(tmp_path / "index") as file:
+        vectors["vectors"].tofile(file)
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "said"),
+    [
+        (240_000, 220_000, r"for 240 kB in .* \(found: 220 kB free\)"),
+        (420_000, 4096, r"for 420 kB in .* \(found: 4 kB free\)"),
+        (12_300_000, 9_800_000, r"for 12 MB in .* \(found: 9,800 kB free\)"),
+    ],
+)
+def test_the_figures_of_a_small_disk_tell_something(
+    needed: int, free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(ResourceError, match=f"no disk space {said}"):
+        require_space(tmp_path / "not there", needed)
 
 
 def test_a_full_disk_or_memory_leaves_the_old_generation_in_use(

@@ -258,3 +258,76 @@ def test_what_is_found_after_validation_has_its_place_too(
     streaming = {"stream": stream} if path != "embeddings" else {}
     error = error_of(served.post(f"/v1/{path}", {"model": "base", **body, **streaming, **fields}))
     assert error["param"] == place, error
+
+
+# --- types ------------------------------------------------------------------------------------------------------
+
+WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "/v1/chat/completions": [
+        ({"temperature": True}, "temperature"), ({"temperature": "1"}, "temperature"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 5.5}, "max_tokens"), ({"max_tokens": True}, "max_tokens"), ({"stream": "yes"}, "stream"),
+        ({"stream": 1}, "stream"), ({"rag": "yes"}, "rag"), ({"rag": 1}, "rag"), ({"n": "2"}, "n"), ({"n": True}, "n"),
+        ({"seed": "7"}, "seed"), ({"logprobs": 1}, "logprobs"), ({"top_logprobs": "1"}, "top_logprobs"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5"), ({"logit_bias": {"5": True}}, "logit_bias.5"),
+        ({"stop_token_ids": ["5"]}, "stop_token_ids[0]"), ({"lora": [{"id": "0", "scale": 1}]}, "lora[0].id"),
+        ({"stream_options": {"include_usage": "true"}}, "stream_options.include_usage"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"), ({"ignore_eos": 0}, "ignore_eos"),
+        ({"rag": {"since": "yesterday"}}, "rag.since"), ({"rag": {"until": "2026-13-01"}}, "rag.until"),
+    ],
+    "/v1/completions": [
+        ({"logprobs": True}, "logprobs"), ({"temperature": True}, "temperature"), ({"stream": "yes"}, "stream"),
+        ({"prompt": [[1, -2]]}, "prompt[0][1]"), ({"prompt": [-1]}, "prompt[0]"), ({"prompt": []}, "prompt"),
+    ],
+    "/v1/responses": [
+        ({"temperature": True}, "temperature"), ({"max_output_tokens": "5"}, "max_output_tokens"),
+        ({"stream": "yes"}, "stream"), ({"top_k": "5"}, "top_k"), ({"store": "no"}, "store"),
+    ],
+    "/v1/embeddings": [
+        ({"dimensions": "8"}, "dimensions"), ({"dimensions": True}, "dimensions"),
+        ({"input": [[1, -2]]}, "input[0][1]"),
+    ],
+    "/tokenize": [
+        ({"add_special": "yes"}, "add_special"), ({"add_special": 1}, "add_special"), ({"content": 5}, "content"),
+    ],
+    "/detokenize": [
+        ({"tokens": ["5"]}, "tokens[0]"), ({"tokens": [True]}, "tokens[0]"), ({"tokens": [-1]}, "tokens[0]"),
+    ],
+    "/lora-adapters": [({"scale": "1"}, "scale"), ({"scale": True}, "scale")],
+    "/v1/load_lora_adapter": [({"load_inplace": "yes"}, "load_inplace")],
+}  # fmt: skip
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": HELLO}, "/v1/completions": {"prompt": "On"}, "/v1/responses": {"input": "On"},
+    "/v1/embeddings": {"input": "On"}, "/tokenize": {"content": "On"}, "/detokenize": {"tokens": [5]},
+    "/lora-adapters": {"name": "x", "path": "y"}, "/v1/load_lora_adapter": {"lora_name": "x", "lora_path": "y"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "fields", "place"), [(p, *one) for p, rows in WRONG.items() for one in rows])
+def test_no_type_is_taken_for_another(served: Served, path: str, fields: dict[str, Any], place: str) -> None:
+    reply = served.post(path, {**BODIES[path], **fields})
+    assert reply.status_code == 400 and error_of(reply)["param"] == place, reply.text
+    assert error_of(reply)["message"].startswith(f"{place}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"max_tokens": 2.0, "temperature": 1, "n": 1.0, "seed": 3.0, "top_p": 1}),
+        ("/v1/chat/completions", {"logit_bias": {"5": 1}, "stop_token_ids": [5.0], "max_tokens": 1, "n": None}),
+        ("/v1/chat/completions", {"stream": None, "temperature": None, "rag": False, "max_tokens": 1, "seed": None}),
+        ("/v1/completions", {"prompt": [[5.0, 6]], "max_tokens": 1, "logprobs": None}),
+        ("/v1/responses", {"max_output_tokens": 16.0, "temperature": 1, "stream": None}),
+        ("/detokenize", {"tokens": [5.0]}),
+    ],
+)
+def test_a_number_is_what_json_says_and_null_is_absent(served: Served, path: str, fields: dict[str, Any]) -> None:
+    model = {} if path == "/detokenize" else {"model": "en"}
+    reply = served.post(path, {**BODIES[path], **model, **fields})
+    assert reply.status_code == 200, reply.text
+
+
+def test_what_is_wrong_is_said_once(served: Served) -> None:
+    message = error_of(served.chat("Hello", tools=[{"function": {"name": 'a b"c'}}]))["message"]
+    assert message.count("not 'a b\"c'") == 1
+    assert error_of(served.post("/v1/completions", {"prompt": []}))["message"] == "prompt: is empty"

@@ -60,6 +60,18 @@ def test_the_guard_hands_on_what_it_has_parsed(filler: str) -> None:
     assert run(app, body).json() == {"body": {"a": [1, 2.5, None, "語"], "filler": filler}, "same": True}
 
 
+@pytest.mark.parametrize("levels", [198, 201, 5000])
+def test_json_that_is_nested_too_deep_is_called_that_and_not_invalid(levels: int) -> None:
+    app = echoing()
+    install_guard(app, Policy(), context=4096, metrics=Metrics(FakeEngine()))
+    reply = run(app, b'{"a":' + b"[" * levels + b"]" * levels + b"}")
+    if levels < 200:
+        assert reply.status_code == 200
+    else:
+        message = reply.json()["error"]["message"]
+        assert reply.status_code == 400 and message == "the body is nested too deep: at most 200 levels are read"
+
+
 def test_without_a_guard_a_route_parses_the_body_itself() -> None:
     assert run(echoing(), b'{"a": 1}').json() == {"body": {"a": 1}, "same": False}
     assert run(echoing(), b"this is no JSON").status_code == 422

@@ -110,6 +110,15 @@ def test_what_a_form_can_send_is_not_taken_for_json(kind: str) -> None:
     assert status_of("POST", {b"content-type": b"Application/JSON; charset=utf-8"}) == 200
 
 
+@pytest.mark.parametrize("coding", ["gzip", "Deflate", "br", "zstd", "gzip, identity", "aws-chunked"])
+def test_a_body_that_is_packed_is_refused_by_the_name_of_its_header(coding: str) -> None:
+    refusal = refuse_head("POST", "/v1/completions", {**JSON, b"content-encoding": coding.encode()}, LOCAL)
+    assert refusal is not None and refusal.status == 415 and f"'Content-Encoding: {coding.lower()}'" in refusal.message
+    for plain in (b"identity", b" Identity ", b""):
+        assert status_of("POST", {**JSON, b"content-encoding": plain}) == 200
+    assert status_of("GET", {b"content-encoding": coding.encode()}) == 200
+
+
 def test_the_declared_length_is_judged_before_anything_is_read() -> None:
     for length, status in {b"10000000": 200, b"10000001": 413, b"9" * 4000: 413, b"-1": 200, b"": 200}.items():
         assert status_of("POST", {**JSON, b"content-length": length}) == status
@@ -167,7 +176,8 @@ def test_a_body_of_very_many_values_is_refused_before_it_is_parsed() -> None:
 
 
 def test_answers_are_n_for_each_prompt() -> None:
-    assert answers_asked({"n": 3, "prompt": ["a", "b"]}) == 6
+    assert answers_asked({"n": 3, "prompt": ["a", "b"]}) == answers_asked({"n": 3.0, "prompt": ["a", "b"]}) == 6
+    assert refused(chat("x", n=9.0)) == "400 n" and refused(chat("x", n=8.0)) is None
     assert answers_asked({"prompt": [1, 2, 3]}) == answers_asked({"prompt": "a"}) == answers_asked([]) == 1
 
 

@@ -88,6 +88,67 @@ def test_a_schema_of_trees_is_followed_as_it_is(schema: Any) -> None:
     assert followed_schema(schema).schema == schema and not followed_schema(schema).left_out
 
 
+# --- numbers and sizes ------------------------------------------------------------------------------------------
+
+BIG = 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    ("schema", "left_out"),
+    [
+        ({"enum": [1, 1234567890123456789]}, "'enum'"), ({"const": BIG}, "'const'"),
+        ({"const": {"a": [-BIG]}}, "'const'"),
+        ({"const": 2**63}, "'const'"), ({"const": -(2**63)}, "'const'"), ({"const": -(2.0**63)}, "'const'"),
+        ({"const": 10**400}, "'const'"), ({"type": "integer", "minimum": BIG}, "'minimum'"),
+        ({"type": "integer", "minimum": 2**63 + 10, "maximum": 2**63 + 20}, "'minimum'"),
+        ({"type": "integer", "minimum": 10**30, "maximum": 10**30 + 5}, "'minimum'"),
+        ({"type": "number", "exclusiveMaximum": BIG, "minimum": 0}, "'exclusiveMaximum'"),
+        ({"type": "number", "minimum": 0, "maximum": 2**63}, "'maximum'"),
+        ({"type": "integer", "multipleOf": BIG}, "'multipleOf'"),
+    ],
+)  # fmt: skip
+def test_a_number_that_would_become_another_is_refused_by_its_place(schema: Any, left_out: str) -> None:
+    whole = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    assert followed_schema(whole).left_out == (f"{left_out} at '/properties/a'",)
+    with pytest.raises(UnsupportedError, match=rf"cannot be followed: {left_out} at '/properties/a'"):
+        json_grammar(whole)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": 2**53}, {"const": 2**60}, {"enum": [-(2**62), 0.1, 1e300, 10**22, True, None, "9007199254740993"]},
+        {"type": "integer", "minimum": -(2**53), "maximum": 2**53 - 1}, {"default": BIG, "examples": [BIG]},
+        {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, {"properties": {"const": {"type": "integer"}}},
+    ],
+)  # fmt: skip
+def test_a_number_that_stays_itself_is_followed(schema: Any) -> None:
+    assert followed_schema(schema).left_out == () and followed_schema(schema).schema == schema
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("string", "maxLength"), ("string", "minLength"), ("array", "maxItems"), ("array", "minItems")],
+)
+def test_a_count_with_a_point_is_an_integer_as_json_schema_has_it(kind: str, count: str) -> None:
+    schema = {"type": kind, count: 5.0}
+    assert followed_schema(schema).schema == {"type": kind, count: 5} and not followed_schema(schema).left_out
+    assert followed_schema({"type": kind, count: 5.5}).left_out == (f"'{count}' at '/'",)
+
+
+def test_more_optional_properties_than_can_be_followed_are_named_before_an_answer_begins(served: Served) -> None:
+    many = {f"p{n}": {"type": "integer"} for n in range(1500)}
+    inner = {"type": "object", "properties": many, "additionalProperties": False}
+    schema = {"type": "object", "properties": {"a": inner}, "required": ["a"]}
+    reply = formatted(served, schema, strict=True)
+    assert reply.status_code == 400 and error_of(reply)["param"] == "response_format"
+    told = "this JSON schema cannot be followed: 'properties' at '/properties/a'"
+    assert error_of(reply)["message"].startswith(f"response_format: {told}")
+    assert followed_schema(schema).left_out == ("'properties' at '/properties/a'",)
+    assert "additionalProperties" not in followed_schema(schema).schema["properties"]["a"]
+    assert not followed_schema({**inner, "required": list(many)}).left_out
+
+
 # --- what is left out -------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
-from serve.server.guard import GENERATION
+from serve.server.guard import GENERATION, not_json
 from slm.artifacts import require_file
 from slm.errors import DamagedFileError
 
@@ -123,7 +123,7 @@ def _read(line: bytes) -> tuple[str | None, str, LineFault | None]:
     try:
         value = from_json(line.strip(), allow_inf_nan=False)
     except ValueError as error:
-        return None, "", LineFault("invalid_json_line", f"it is not valid JSON: {str(error)[:200]}")
+        return None, "", LineFault("invalid_json_line", f"it {not_json(error)}")
     if not isinstance(value, dict):
         return None, "", LineFault("invalid_request", f"it is no JSON object (found: {type(value).__name__})")
     custom_id = value.get("custom_id")

@@ -182,6 +182,12 @@ def refuse_head(method: str, path: str, headers: Mapping[bytes, bytes], policy: 
         return Refusal(
             415, f"the body has to be JSON{found}. Send 'Content-Type: application/json'", "unsupported_media_type"
         )
+    coding = headers.get(b"content-encoding", b"").strip().lower()
+    if method not in _READING and coding not in (b"", b"identity"):
+        # A few kB could unpack to more than any limit below, so nothing is unpacked.
+        found = coding.decode("latin-1")[:80]
+        message = f"a body with 'Content-Encoding: {found}' is not unpacked. Send it as it is, without Content-Encoding"
+        return Refusal(415, message, "unsupported_content_encoding", headers=(("accept-encoding", "identity"),))
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > policy.limits.body_bytes:
         return too_large(policy.limits)
@@ -223,6 +229,14 @@ def refuse_values(body: bytes | bytearray) -> Refusal | None:
     return None
 
 
+def not_json(error: ValueError) -> str:
+    """What is wrong with a text that `pydantic_core.from_json` does not read; its depth is no fault of the JSON."""
+    said = str(error)
+    if said.startswith("recursion limit exceeded"):
+        return "is nested too deep: at most 200 levels are read"
+    return f"is not valid JSON: {said[:200]}"
+
+
 def refuse_body(value: Any, limits: Limits, context: int) -> Refusal | None:
     """Judge a parsed body: the length of its texts, `n`, and numbers that are none."""
     characters, finite = _measure(value)
@@ -235,8 +249,8 @@ def refuse_body(value: Any, limits: Limits, context: int) -> Refusal | None:
         return Refusal(400, message, "context_length_exceeded", param=field)
     if not isinstance(value, dict):
         return None
-    n = value.get("n")
-    if isinstance(n, int) and n > limits.choices:
+    n = _asked_n(value)
+    if n > limits.choices:
         return Refusal(400, f"n is {n:,}; at most {limits.choices} answers are given", "invalid_value", param="n")
     return None
 
@@ -279,9 +293,15 @@ def answers_asked(value: Any) -> int:
     """How many answers a sound body asks for: `n` for each of its prompts."""
     if not isinstance(value, dict):
         return 1
-    n, prompt = value.get("n"), value.get("prompt")
+    prompt = value.get("prompt")
     many = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    return max(1, n if isinstance(n, int) else 1) * many
+    return max(1, _asked_n(value)) * many
+
+
+def _asked_n(value: Mapping[str, Any]) -> int:
+    """`n` of a body, 2.0 as 2; 1 for what is no number, which is refused where the fields are read."""
+    n = value.get("n")
+    return int(n) if isinstance(n, int) or (isinstance(n, float) and n.is_integer()) else 1
 
 
 class Queue:

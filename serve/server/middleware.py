@@ -28,6 +28,7 @@ from serve.server.guard import (
     Queue,
     Refusal,
     answers_asked,
+    not_json,
     refuse_body,
     refuse_head,
     refuse_size,
@@ -181,7 +182,7 @@ class RequestGuard:
             async with self._parsing:
                 return await asyncio.to_thread(from_json, body, allow_inf_nan=False), None
         except ValueError as error:
-            return None, Refusal(400, f"the body is not valid JSON: {str(error)[:200]}", "invalid_request")
+            return None, Refusal(400, f"the body {not_json(error)}", "invalid_request")
 
     async def _run(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         """The application's answer, within the time a request may take."""

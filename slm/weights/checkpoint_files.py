@@ -39,6 +39,8 @@ _BESIDE = {
     "HQQ": (".W_q",),
     "AQLM": (".codebooks",),
 }
+# What quantizers write beside the weights (AutoGPTQ, AutoAWQ, NVIDIA ModelOpt), and the method where it names none.
+_SETTINGS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "hf_quant_config.json": "ModelOpt"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _MAX_HEADER = 100_000_000  # the reference implementation's own bound
 
@@ -87,13 +89,13 @@ def check_checkpoint(folder: Path) -> None:
         files = ()
     dtypes = {name: dtype for file in files for name, dtype in _dtypes(file).items()}
     config = _json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    told, shown = _told(config), _shown(dtypes)
+    told, shown = _told(config) or _left_beside(folder), _shown(dtypes)
     faults = [one for one in (told, shown) if one is not None]
     if not faults:
         return
     hint = "Take the checkpoint it was made from, in float32, float16 or bfloat16."
     if told and dtypes and not shown:
-        hint += f" If these weights are no longer quantized, remove the key {told[1]}."
+        hint += f" If these weights are no longer quantized, remove {told[1]}."
     raise UnsupportedError(f"the weights in '{folder}' are quantized ({faults[0][0]})", found=faults[-1][1], hint=hint)
 
 
@@ -190,12 +192,24 @@ def _told(config: Mapping[str, Any]) -> tuple[str, str] | None:
     for part in parts:
         for key in ("quantization_config", "compression_config", "quantization"):
             settings = part.get(key)
-            if isinstance(settings, dict) and settings:
-                return _described(settings, "MLX" if key == "quantization" else ""), f"'{key}' in {CONFIG}"
+            if settings:  # whatever it is: a plain name says the same as an object
+                return _described(settings, "MLX" if key == "quantization" else ""), f"the key '{key}' in {CONFIG}"
     return None
 
 
-def _described(settings: Mapping[str, Any], fallback: str) -> str:
+def _left_beside(folder: Path) -> tuple[str, str] | None:
+    """(the method, the file) where a quantizer left its own settings beside the weights."""
+    for name, method in _SETTINGS.items():
+        if (folder / name).is_file():
+            settings = _json(folder / name)
+            inner = settings.get("quantization")  # NVIDIA's has them one level down
+            return _described(inner if isinstance(inner, dict) else settings, method), f"the file {name}"
+    return None
+
+
+def _described(settings: Any, fallback: str) -> str:
+    if not isinstance(settings, dict):
+        return _shortened(settings.encode()) if isinstance(settings, str) else fallback or "by an unnamed method"
     method = str(settings.get("quant_method") or settings.get("quant_algo") or fallback or "by an unnamed method")
     bits = settings.get("bits") or settings.get("w_bit")
     if method == "bitsandbytes":

@@ -32,6 +32,8 @@ _HEADER = '%llguidance {"no_forcing": true}'
 # A slash would end a regular expression of Lark, and so would the end of the line.
 _ESCAPE_OR_SLASH = re.compile(r"\\.|[/\n\r]", re.DOTALL)
 _SLASHES = {"/": r"\/", "\n": r"\n", "\r": r"\r"}
+# llguidance's words for a place of the answer where too much may come next.
+_CROWD = re.compile(r"Current row has (\d+) items; max is (\d+)")
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -202,6 +204,9 @@ class Constraint:
     def _raise_error(self) -> None:
         if self._matcher.is_error():
             reason = " ".join(str(self._matcher.get_error()).split("<state>")[0].split())[:300]
+            if crowd := _CROWD.search(reason):
+                held, most = (f"{int(count):,}" for count in crowd.groups())
+                reason = f"{held} ways to go on at one place of the answer; at most {most} are followed"
             raise InputError("the form that the answer must have is too complex to be followed", found=reason)
 
 

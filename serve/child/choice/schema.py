@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from serve.child.choice.numbers import kept_exactly, whole_counts
 from slm.errors import InputError
 
 # Where a schema holds others (draft 2020-12, with the older `definitions`, `additionalItems` and lists of `items`).
@@ -23,6 +24,9 @@ _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Narrowed by what stands beside them, so they are tried after it.
 _LAST = ("required", "additionalProperties", "minProperties", "maxProperties")
 _NOTES = ("title", "description", "default", "examples", "example", "$comment", "$schema")
+# An optional property costs four places of the 2,000 that llguidance has for what may come next (max_items_in_row),
+# which it only counts while an answer is written.
+_MOST_OPTIONAL = 450
 # So many different parts are tried of one schema at most: about a second.
 _MOST_TRIALS = 1000
 
@@ -38,8 +42,9 @@ class Followed:
 def follow(schema: Any, compiles: Callable[[Any], bool], *, rest: Any = True) -> Followed:
     """The schema, or as much of it as `compiles`. rest: what stands for it where nothing of it does."""
     try:
+        schema = whole_counts(schema)
         repair = _Repair(schema, compiles)
-        if repair.sound(schema):
+        if not _crowded_anywhere(schema) and repair.sound(schema):
             return Followed(schema)
         loosened = repair.node(schema, "")
         if compiles(loosened):
@@ -86,12 +91,13 @@ class _Repair:
         self._accepts = compiles
 
     def sound(self, schema: Any) -> bool:
-        """Whether a schema compiles, and no reference in it leads to itself."""
-        return not self._circles(schema) and self._accepts(schema)
+        """Whether a schema compiles, all its numbers are kept, and no reference in it leads to itself."""
+        return not self._circles(schema) and kept_exactly(schema) and self._accepts(schema)
 
     def node(self, schema: Any, path: str) -> Any:
         """This part of the schema as far as it can be followed."""
-        if self._follows(schema) and not (path == "" and any(key in schema for key in _DEFINITIONS)):
+        whole_root = path == "" and any(key in schema for key in _DEFINITIONS)
+        if not whole_root and not _crowded_anywhere(schema) and self._follows(schema):
             return schema
         if not isinstance(schema, Mapping):  # false, or no schema at all
             self.left_out.append(f"{json.dumps(schema)[:40]} at '{path or '/'}'")
@@ -99,16 +105,18 @@ class _Repair:
         whole = {key: self._inside(key, value, f"{path}/{_escaped(key)}") for key, value in schema.items()}
         kept: dict[str, Any] = {}
         for key in sorted(whole, key=lambda key: (key != "type", key in _LAST)):
-            if self._follows({**kept, key: whole[key]}):
+            if key == "properties" and _crowded(schema):
+                self._leave(key, schema, path)
+            elif self._follows({**kept, key: whole[key]}):
                 kept[key] = whole[key]
             elif key == "oneOf" and "anyOf" not in whole and self._follows({**kept, "anyOf": whole[key]}):
                 kept["anyOf"] = whole[key]
                 self._leave(key, schema, path)
             else:
                 self._leave(key, schema, path)
-        missing = set(schema.get("patternProperties") or ()) - set(kept.get("patternProperties") or ())
+        missing = [key for key in ("properties", "patternProperties") if _names_of(schema, key) - _names_of(kept, key)]
         if missing and kept.get("additionalProperties", True) is not True:
-            del kept["additionalProperties"]  # it would forbid the names of the pattern that was left out
+            del kept["additionalProperties"]  # it would forbid the names of what was left out
         return {key: kept[key] for key in (*schema, "anyOf") if key in kept}  # in the schema's own order
 
     def _inside(self, key: str, value: Any, path: str) -> Any:
@@ -139,6 +147,8 @@ class _Repair:
     def _follows(self, schema: Any) -> bool:
         """Whether a part compiles, apart from what its sound references lead to."""
         bare = self._bare(schema)
+        if not kept_exactly(bare):
+            return False
         text = json.dumps(bare)
         if text not in self._tried:
             if len(self._tried) >= _MOST_TRIALS:
@@ -205,6 +215,26 @@ class _Repair:
             bool(part) and (any if key == "allOf" else all)(self._returns(one, goal, seen) for one in part)
             for key, part in parts.items()
         )
+
+
+def _names_of(schema: Mapping[str, Any], key: str) -> set[str]:
+    named = schema.get(key)
+    return set(named) if isinstance(named, Mapping) else set()
+
+
+def _crowded(schema: Any) -> bool:
+    """Whether an object has more optional properties than can be followed at once."""
+    if not isinstance(schema, Mapping):
+        return False
+    required = schema.get("required")
+    demanded = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    return len(_names_of(schema, "properties") - demanded) > _MOST_OPTIONAL
+
+
+def _crowded_anywhere(schema: Any) -> bool:
+    if isinstance(schema, list):
+        return any(map(_crowded_anywhere, schema))
+    return isinstance(schema, Mapping) and (_crowded(schema) or any(map(_crowded_anywhere, schema.values())))
 
 
 def _references(value: Any) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from serve.server.api.request.fields import HARMLESS, Fields, Off, refused
+from serve.server.api.request.fields import HARMLESS, Fields, Off, TokenId, refused
 
 # OpenAI's bound (api reference of embeddings).
 MOST_INPUTS = 2048
@@ -52,7 +52,7 @@ class EmbeddingRequest(Fields):
         "input_type": (), "extra_body": ({},), "embedding_types": (["float"],), "truncate": (), "options": ({},),
     }  # fmt: skip
 
-    input: Annotated[str | list[str] | list[int] | list[str | list[int]], BeforeValidator(_checked_input)]
+    input: Annotated[str | list[str] | list[TokenId] | list[str | list[TokenId]], BeforeValidator(_checked_input)]
     model: str = "base"
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
@@ -76,7 +76,7 @@ class TokenizeRequest(Fields):
 class DetokenizeRequest(Fields):
     """POST /detokenize, as llama-server."""
 
-    tokens: list[int]
+    tokens: list[TokenId]
 
 
 class LoadAdapter(Fields):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from serve.server.api.request.fields import HARMLESS, OFF, Fields, Off, one_name, refused
+from serve.server.api.request.fields import HARMLESS, OFF, Fields, Off, TokenId, one_name, refused
 from serve.server.api.request.messages import TurnOf
 from serve.server.api.request.retrieval import Retrieval
 from serve.server.api.request.tools import Choice, Tool, checked_choice
@@ -22,6 +22,8 @@ from slm.joints import EVERYTHING, Filters, Message, SamplingOptions
 
 # The answer's length when a request names none and the context has room for it.
 DEFAULT_MAX_TOKENS = 512
+# The names of an object are texts in JSON.
+_Key = Annotated[int, Field(strict=False)]
 # Every piece of text is searched for all of them.
 _STOPS, _STOP_CHARACTERS = 16, 1_000
 
@@ -55,7 +57,7 @@ class GenerationRequest(Shaped):
     max_completion_tokens: int | None = Field(None, ge=1)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=64)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=64)
     temperature: float = Field(0.7, ge=0, le=5)
     top_p: float = Field(0.95, gt=0, le=1)
     top_k: int = Field(40, ge=0)
@@ -64,10 +66,10 @@ class GenerationRequest(Shaped):
     repeat_last_n: int = Field(64, ge=-1, description="How far back repeat_penalty looks; -1: at everything")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
+    logit_bias: dict[_Key, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
     seed: int | None = None
     stop: str | list[str] | None = None
-    n: int = Field(1, ge=1, le=MAX_ANSWERS, strict=True)  # what --max-n allows is the guard's affair
+    n: int = Field(1, ge=1, le=MAX_ANSWERS)  # what --max-n allows is the guard's affair
     best_of: int | None = None
     lora: list[LoraScale] | None = Field(None, max_length=64)
 
@@ -225,8 +227,15 @@ class CompletionRequest(GenerationRequest):
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (True,)}
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     logprobs: int | None = Field(None, ge=0, le=20)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("is empty")
+        return value
 
     @property
     def prompts(self) -> list[str | list[int]]:

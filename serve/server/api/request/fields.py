@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 Off = Mapping[str, tuple[Any, ...]]
@@ -63,7 +63,8 @@ _ELSEWHERE = {
 class Fields(BaseModel):
     """Part of a request. harmless and off: further fields that it may carry, as `HARMLESS` and `OFF`."""
 
-    model_config = ConfigDict(extra="ignore")  # `_understood` has refused what is not known
+    # `_understood` has refused what is not known. strict: a type is never taken for another ("5", "yes", true for 1).
+    model_config = ConfigDict(extra="ignore", strict=True)
     harmless: ClassVar[frozenset[str]] = frozenset()
     off: ClassVar[Off] = {}
 
@@ -76,6 +77,7 @@ class Fields(BaseModel):
         known = {field.alias or name for name, field in cls.model_fields.items()}
         for name in list(given):
             if name in known:
+                given[name] = whole(given[name])
                 continue
             if name not in cls.harmless and not asks_nothing(given[name], cls.off.get(name, ())):
                 raise refused(name, "this server does not do it" if name in cls.off else _unknown(name, known))
@@ -88,9 +90,19 @@ class Fields(BaseModel):
         return given
 
 
+def whole(value: Any) -> Any:
+    """A number like 5.0 as the integer that it is to JSON, also in lists; what stands in objects is theirs to say."""
+    if isinstance(value, list):
+        return [whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def asks_nothing(value: Any, nothing: tuple[Any, ...]) -> bool:
     """Whether a value is one of those; a truth value is no number."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in nothing)
+
+
+TokenId = Annotated[int, Field(ge=0)]
 
 
 def refused(field: str | int, reason: str) -> PydanticCustomError:

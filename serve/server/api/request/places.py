@@ -29,7 +29,7 @@ def first_fault(errors: Sequence[Mapping[str, Any]], body: Any) -> tuple[str, st
         said = ["is missing"]
     message = " or ".join([said[0], *(text.removeprefix("has to be ") for text in said[1:])])
     given = next(error.get("input") for where, error in inside if where == place)
-    if message.startswith("has to be ") and isinstance(given, str | int | float | bool):
+    if message.startswith("has to be ") and isinstance(given, str | int | float | bool) and ", not " not in message:
         message += f", not {_short(given)}"
     shown = written(place)
     return f"{shown or 'body'}: {message}", shown or None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from serve.server.api.request.fields import Fields
 from slm.joints import Filters
@@ -27,6 +28,15 @@ class Retrieval(Fields):
     until: str = Field("", max_length=40)
     viewer: _Names | None = Field(None, alias="as")
     reader: Literal["point", "model"] | None = None
+
+    @field_validator("since", "until")
+    @classmethod
+    def _dated(cls, text: str) -> str:
+        try:
+            datetime.fromisoformat(text.strip().replace("Z", "+00:00") if text else "2026-04-01")
+        except ValueError:
+            raise ValueError(f"'{text}' is no date. A date looks like 2026-04-01 or 2026-04-01T09:00Z") from None
+        return text
 
     def filters(self) -> Filters:
         """The same as the index takes it."""

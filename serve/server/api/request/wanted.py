@@ -135,7 +135,9 @@ def _parsed(wanted: WantedForm) -> WantedForm:
         return wanted
     try:
         value = json.loads(wanted.value)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InputError(f"{wanted.field}: is nested too deep to be read") from error
+    except ValueError as error:
         raise InputError(f"{wanted.field}: is no JSON", found=str(error)[:200]) from error
     if not isinstance(value, Mapping | bool):
         raise InputError(f"{wanted.field}: has to be a JSON schema")

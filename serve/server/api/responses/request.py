@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from serve.server.api.request.bodies import ChatRequest
+from serve.server.api.request.fields import whole
 from serve.server.api.responses.input import string_of, turns_of
 from slm.errors import InputError, UnsupportedError
 
@@ -60,7 +61,7 @@ class ResponsesRequest(BaseModel):
     functions in the flat form. Nothing is stored: `store` is false in every answer, whatever was asked.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = "auto"
     input: str | list[dict[str, Any]]
@@ -87,7 +88,7 @@ class ResponsesRequest(BaseModel):
         """null is absent, and what cannot be done is refused by name."""
         if not isinstance(value, dict):
             return value
-        given = {name: field for name, field in value.items() if field is not None}
+        given = {name: whole(field) for name, field in value.items() if field is not None}
         for name, word in _CHATS_WORDS.items():
             if name in given:
                 raise InputError(f"{name}: is a field of chat completions", hint=f"Here it is: {word}")
