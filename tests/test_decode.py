@@ -266,3 +266,40 @@ def test_a_replacement_character_that_the_file_holds_itself_is_no_fault_of_a_str
     with open_text(path) as stream:
         assert len(list(stream)) == 3 and stream.note == ""
     assert decode(path.read_bytes()).note == ""
+
+
+# What a page declares
+
+
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [("iso-8859-15", "iso8859_15", "Café à 3 €"), ("ISO-8859-15", "iso8859_15", "Prix : 12 €"),
+     ("latin9", "iso8859_15", "Cœur et œuvre"), ("iso-8859-8-i", "iso8859_8", "מפתח המחסן נמצא בקבלה"),
+     ("logical", "iso8859_8", "שלום"), ("visual", "iso8859_8", "שלום"), ("windows-1255", "cp1255", "שלום"),
+     ("csisolatinarabic", "iso8859_6", "المفتاح"), ("tis-620", "cp874", "กุญแจ"), ("greek8", "iso8859_7", "Αθήνα"),
+     ("iso-8859-2", "iso8859_2", "žluťoučký kůň"), ("l2", "iso8859_2", "źródło"), ("koi", "koi8_r", "Привет"),
+     ("x-mac-cyrillic", "mac_cyrillic", "Привет"), ("ks_c_5601-1989", "cp949", "안녕하세요"),
+     ("cn-big5", "big5", "會議室"), ("csgb2312", "gb18030", "会议室"), ("macintosh", "mac_roman", "Größe"),
+     ("l5", "cp1254", "şubesi ığ"), ("iso-ir-100", "cp1252", "Größe")],
+)  # fmt: skip
+def test_every_name_of_the_whatwg_is_known_and_believed(label: str, codec: str, text: str) -> None:
+    decoded = decode(text.encode(codec), declared=label)
+    assert (decoded.text, decoded.note) == (text, ""), decoded
+
+
+@pytest.mark.parametrize("text", ["Café à 3 €", "Le prix est de 3 € pour le café", "Prix : 12 €"])
+def test_the_euro_sign_of_iso_8859_15_is_no_sign_of_a_currency_without_a_name(text: str) -> None:
+    decoded = decode(text.encode("iso8859_15"))
+    assert decoded.text == text, decoded
+    assert decode(text.encode("cp1252")).text == text and decode(text.encode("cp1252")).note == ""
+
+
+@pytest.mark.parametrize("text", ["Malmö", "Malmö och Lund", "på kontoret", "ändern", "övrigt", "Så är det"])
+def test_a_quotation_mark_that_belongs_to_no_other_is_noted_as_a_letter_of_dos(text: str) -> None:
+    decoded = decode(text.encode("cp850"))
+    assert decoded.text == text or "not certain" in decoded.note, decoded
+
+
+@pytest.mark.parametrize("text", ["“Anna”", "Er sagte „so“.", "a 6” pipe, “so”", "Sivu ”Hi” on", "he said “go on’"])
+def test_quotation_marks_that_belong_together_are_certain(text: str) -> None:
+    assert (decode(text.encode("cp1252")).text, decode(text.encode("cp1252")).note) == (text, "")

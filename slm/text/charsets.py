@@ -173,6 +173,8 @@ def _japanese(before: str, char: str, after: str) -> float:
         return 5.0
     if "\u30a1" <= char <= "\u30fa":
         return 6.5
+    if "\uff61" <= char <= "\uff65":  # ｡ ｢ ｣ ､ ･ stand beside Japanese
+        return 14.0 if before > "\u2fff" or after > "\u2fff" else _BAD
     if "\uff66" <= char <= "\uff9f":
         return _half_width(before, char, after)
     if "\u4e00" <= char <= "\u9fff":
@@ -294,6 +296,7 @@ CANDIDATES = (
     Charset("ISO-8859-2", "iso8859_2", _by("iso8859_2"), _alphabet(_CENTRAL), 7.0, CENTRAL),
     Charset("Windows-1254", "cp1254", _by("cp1254"), _alphabet(_TURKISH), 7.0, TURKISH),
     Charset("Windows-1257", "cp1257", _by("cp1257"), _alphabet(_BALTIC), 7.0, BALTIC),
+    Charset("ISO-8859-15", "iso8859_15", _by("iso8859_15"), _western, 6.0, WESTERN),
     Charset("Mac Roman", "mac_roman", _by("mac_roman"), _macintosh, 10.0, DOS),
     Charset("CP850", "cp850", _cp850, _western, 10.0, DOS),
     Charset("CP866", "cp866", _by("cp866"), _alphabet(_CYRILLIC, alone=True), 8.0),

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from slm.errors import DamagedFileError
 from slm.text import charsets, doubt
+from slm.text.labels import codec_of
 
 _BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
     (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
@@ -26,19 +27,6 @@ _BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
     (codecs.BOM_UTF16_LE, "utf-16-le", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
 )
-# Names that browsers know and Python does not, or reads more narrowly (https://encoding.spec.whatwg.org/#names-and-labels).
-_LABELS = {
-    "x-sjis": "cp932", "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "windows-31j": "cp932",
-    "ms_kanji": "cp932", "ms932": "cp932", "csshiftjis": "cp932", "ms-kanji": "cp932", "x-ms-cp932": "cp932",
-    "x-euc-jp": "euc_jp", "x-euc": "euc_jp", "eucjp": "euc_jp", "eucjp-ms": "euc_jp", "eucjp-win": "euc_jp",
-    "cseucpkdfmtjapanese": "euc_jp", "cp51932": "euc_jp", "csiso2022jp": "iso2022_jp", "cp50220": "iso2022_jp",
-    "gb2312": "gb18030", "gbk": "gb18030", "x-gbk": "gb18030", "gb_2312-80": "gb18030", "chinese": "gb18030",
-    "euc-kr": "cp949", "ks_c_5601-1987": "cp949", "ksc5601": "cp949", "ks_c_5601": "cp949", "korean": "cp949",
-    "windows-949": "cp949", "big5": "big5hkscs", "x-x-big5": "big5hkscs", "big5-hkscs": "big5hkscs",
-    "iso-8859-1": "cp1252", "iso8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "l1": "cp1252",
-    "us-ascii": "cp1252", "ascii": "cp1252", "x-cp1252": "cp1252", "x-cp1251": "cp1251", "iso-8859-9": "cp1254",
-    "dos-874": "cp874", "tis-620": "cp874", "iso-8859-11": "cp874", "unicode-1-1-utf-8": "utf-8", "x-unicode": "utf-8",
-}  # fmt: skip
 # Where Python's own codec leaves out what vendors added, streams take a wider one.
 _STREAMED = {"EUC-JP": "euc_jis_2004", "ISO-2022-JP": "iso2022_jp_2004"}
 _SAMPLE = 1 << 13
@@ -91,7 +79,7 @@ def decode(raw: bytes, *, declared: str = "") -> Decoded:
 def _narrow(raw: bytes, declared: str) -> Decoded:
     """As `decode`, for what is not UTF-16 and has no mark."""
     _refuse_binary(raw)
-    if charsets.is_iso2022_jp(raw) and (raw.isascii() or _codec_of(declared) == "iso2022_jp"):
+    if charsets.is_iso2022_jp(raw) and (raw.isascii() or codec_of(declared) == "iso2022_jp"):
         return _replaced(charsets.decode_iso2022_jp(raw), "ISO-2022-JP")
     try:
         return Decoded(raw.decode("utf-8"), "UTF-8")
@@ -99,7 +87,7 @@ def _narrow(raw: bytes, declared: str) -> Decoded:
         pass
     if _is_nearly_utf8(raw):
         return _replaced(_SURROGATE.sub(_NO_CHARACTER, raw).decode("utf-8", "replace"), "UTF-8")
-    return _legacy(raw, _codec_of(declared), declared)
+    return _legacy(raw, codec_of(declared), declared)
 
 
 def _replaced(text: str, name: str, note: str = "") -> Decoded:
@@ -110,21 +98,6 @@ def _replaced(text: str, name: str, note: str = "") -> Decoded:
         bad += "character and became U+FFFD"
         note = f"{bad}; {note}" if note else bad
     return Decoded(text, name, note)
-
-
-def _codec_of(label: str) -> str:
-    """The codec of an encoding's name as pages write it; "" for none or one that is not known."""
-    label = label.strip().strip("\"'").lower()
-    if not label:
-        return ""
-    try:
-        name = _LABELS.get(label) or _LABELS.get(label.replace("_", "-")) or codecs.lookup(label).name
-        b"".decode(name)  # not a codec of bytes to bytes, such as zip
-    except (LookupError, ValueError):
-        return ""
-    known = {"euc_jp": "euc_jp", "koi8-r": "koi8_r", "iso2022_jp": "iso2022_jp"}
-    name = known.get(name, name)
-    return "" if name.startswith(("utf-16", "utf-32", "utf-7", "idna", "punycode")) or "escape" in name else name
 
 
 def _wide(raw: bytes) -> tuple[str, str]:
@@ -266,7 +239,10 @@ def _reads_as_letters(raw: bytes, codec: str) -> bool:
     except UnicodeDecodeError:
         return False
     high = [char for char in text if char > "\x7f"]
-    return sum(unicodedata.category(char)[0] in "LM" or char in "“”‘’«»–—…°§№\xa0" for char in high) >= 0.8 * len(high)
+    marks = "“”‘’«»–—…°§№€₪\xa0"
+    return sum(unicodedata.category(char)[0] in "LM" or char in marks for char in high) >= 0.8 * len(
+        high
+    )
 
 
 class DecodedLines:
