@@ -29,9 +29,12 @@ _BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
 )
 # Where Python's own codec leaves out what vendors added, streams take a wider one.
 _STREAMED = {"EUC-JP": "euc_jis_2004", "ISO-2022-JP": "iso2022_jp_2004"}
+_SELDOM = re.compile("[\x00-\x7f\u0700-\u07ff]*")  # Syriac, Thaana and N'Ko
+_OR_EUC = "its encoding is not certain: it is read as UTF-8, EUC-JP fits nearly as well"
 _SAMPLE = 1 << 13
 _DAMAGE = 17.0  # bits a character above ASCII costs where no encoding fits
 _SURE = 25.0  # bits by which the best candidate has to be ahead of the next to be called certain
+_DECLARED = 1.0  # bits for each high byte by which a declared encoding may be worse than a guess besides
 _CONTROL_COST = 12.0  # bits a control character costs in text that is not UTF-16
 _EVERYDAY, _FREQUENT = 8.0, 10.0  # bits; what characters cost on the average in a few words of everyday Japanese
 _FEW = 32  # bytes; a longer text of ASCII is never UTF-16 by chance
@@ -46,6 +49,10 @@ _IN_WORDS = re.compile(
 )
 # Letters of Iceland and Estonia, which are Turkish and Hungarian ones in other tables: alone they prove nothing.
 _RARE = frozenset("ýÝþÞðÐõÕ")
+# Latin letters that touch kanji, half-width kana, symbols, and what is no character.
+_NO_JAPANESE_WORD = re.compile("[A-Za-z](?=[^\x00-\x7f])|(?<=[^\x00-\x7f])[A-Za-z]|[\x80-\u303f\ue000-\uffff]")
+_HALF_WIDTH_ALONE = re.compile("[\x00-\x7f\uff61-\uff9f]*")
+_SCRIPTS = frozenset(("cp1251", "koi8_r", "koi8_u", "cp1253"))
 _HIGH = re.compile(rb"[\x80-\xff]")
 _LAST_BOUNDARY = re.compile(rb"(?s:.*)[\t -/:-?]")  # characters that are the second byte of no other
 _DOS = next(charset for charset in charsets.CANDIDATES if charset.codec == "cp850")
@@ -82,12 +89,18 @@ def _narrow(raw: bytes, declared: str) -> Decoded:
     if charsets.is_iso2022_jp(raw) and (raw.isascii() or codec_of(declared) == "iso2022_jp"):
         return _replaced(charsets.decode_iso2022_jp(raw), "ISO-2022-JP")
     try:
-        return Decoded(raw.decode("utf-8"), "UTF-8")
+        text = raw.decode("utf-8")
+        return Decoded(text, "UTF-8", _OR_EUC if _may_be_euc_jp(text, raw) else "")
     except UnicodeDecodeError:
         pass
     if _is_nearly_utf8(raw):
         return _replaced(_SURROGATE.sub(_NO_CHARACTER, raw).decode("utf-8", "replace"), "UTF-8")
     return _legacy(raw, codec_of(declared), declared)
+
+
+def _may_be_euc_jp(text: str, raw: bytes) -> bool:
+    """Whether all that UTF-8 makes of the bytes are letters of scripts that are hardly met, and EUC-JP makes kanji."""
+    return not text.isascii() and _SELDOM.fullmatch(text) is not None and "\ufffd" not in charsets.decode_euc_jp(raw)
 
 
 def _replaced(text: str, name: str, note: str = "") -> Decoded:
@@ -193,39 +206,65 @@ def _sample_of(raw: bytes) -> bytes:
 
 def _legacy(raw: bytes, codec: str, declared: str) -> Decoded:
     sample = _sample_of(raw)
-    order = charsets.ranked(sample)
+    words = charsets.distinct(sample)
+    order = charsets.ranked(words)
     best_cost, best = order[0]
     if codec and codec not in ("utf-8", "iso2022_jp"):
         named = next((charset for charset in charsets.CANDIDATES if charset.codec == codec), None)
-        if named is not None and charsets.cost(named, sample) - named.prior <= best_cost + _SURE:
+        if named is not None and charsets.cost(named, words) - named.prior <= best_cost + _allowance(words):
             return _replaced(named.decode(raw), named.name)
         if named is None and _reads_as_letters(raw, codec):
             return _replaced(raw.decode(codec, "replace"), codec)
-    text = best.decode(sample)
+    text, once = best.decode(sample), best.decode(words)
     # A byte here and there that makes sense in no encoding is damage, not a language.
-    if best_cost - best.prior - charsets.ascii_cost(text) > _DAMAGE * _characters(text):
+    if best_cost - best.prior - charsets.ascii_cost(once) > _DAMAGE * _characters(once):
         return _replaced(raw.decode("utf-8", "replace"), "UTF-8")
     dos = doubt.of_dos(text, _DOS.decode(sample)) if best.codec == "cp1252" else doubt.Dos.NO
     if dos is doubt.Dos.LIKELY:
         note = f"its encoding is not certain: it is read as {_DOS.name}, {best.name} fits nearly as well"
         return _replaced(_DOS.decode(raw), _DOS.name, note)
     note = ""
-    rival = next(((bits, charset) for bits, charset in order[1:] if charset.decode(sample) != text), None)
+    rivals = [(bits - best_cost, charset) for bits, charset in order[1:] if charset.decode(words) != once]
+    near = [charset for ahead, charset in rivals if ahead < _margin(once, words, charset)]
     if codec and codec != best.codec:
         note = f"it declares the encoding {declared.strip()}, but is read as {best.name}"
-    elif rival is not None and rival[0] - best_cost < _SURE and best.codec != "cp1252":
-        note = f"its encoding is not certain: it is read as {best.name}, {rival[1].name} fits nearly as well"
+    elif near and best.codec != "cp1252":
+        note = f"its encoding is not certain: it is read as {best.name}, {near[0].name} fits nearly as well"
     elif dos is doubt.Dos.PERHAPS:
         note = f"its encoding is not certain: it is read as {best.name}, {_DOS.name} fits nearly as well"
-    elif rival is not None and rival[0] - best_cost < _SURE / 5:
+    elif rivals and rivals[0][0] < _SURE / 5:
         note = f"its encoding is not certain: it is read as {best.name}"
-    elif best.codec == "cp1252" and _IN_WORDS.search(text):
+    elif best.codec not in charsets.EAST_ASIAN and (name := _japanese_words(words, order, best_cost)):
+        note = f"its encoding is not certain: it is read as {best.name}, {name} fits nearly as well"
+    elif best.codec == "cp1252" and _IN_WORDS.search(once):
         note = f"its encoding is not certain: read as {best.name} it has symbols inside words"
     elif best.codec == "cp1252" and _RARE.issuperset(char for char in text if char > "\x7f" and char.isalpha()):
         note = f"its encoding is not certain: it is read as {best.name}" if _RARE & set(text) else ""
-    if best.codec == "cp1252" and not note and doubt.is_doubtful(text):
+    if best.codec == "cp1252" and not note and doubt.is_doubtful(once):
         note = f"its encoding is not certain: it is read as {best.name}"
     return _replaced(best.decode(raw), best.name, note)
+
+
+def _allowance(words: bytes) -> float:
+    """Bits by which a declared encoding may be behind the best guess: a guess that is a little better is no proof."""
+    return _SURE + _DECLARED * sum(byte > 0x7F for byte in words)
+
+
+def _margin(once: str, words: bytes, rival: charsets.Charset) -> float:
+    """Bits the best guess has to be ahead; more for half-width kana alone, which are capitals of Greek or Cyrillic."""
+    return 2 * _allowance(words) if rival.codec in _SCRIPTS and _HALF_WIDTH_ALONE.fullmatch(once) else _SURE
+
+
+def _japanese_words(words: bytes, order: list[tuple[float, charsets.Charset]], best_cost: float) -> str:
+    """The Japanese encoding that makes whole words of kanji or kana of all bytes above ASCII, or "".
+
+    åkån of Scandinavia is 蛆蝪 of Japan: where both make words, neither is certain, however rare the kanji are.
+    """
+    for bits, charset in order:
+        near = charset.codec in ("cp932", "euc_jp") and bits - best_cost < _SURE
+        if near and not _NO_JAPANESE_WORD.search(charset.decode(words)):
+            return charset.name
+    return ""
 
 
 def _characters(text: str) -> int:
@@ -240,9 +279,7 @@ def _reads_as_letters(raw: bytes, codec: str) -> bool:
         return False
     high = [char for char in text if char > "\x7f"]
     marks = "“”‘’«»–—…°§№€₪\xa0"
-    return sum(unicodedata.category(char)[0] in "LM" or char in marks for char in high) >= 0.8 * len(
-        high
-    )
+    return sum(unicodedata.category(char)[0] in "LM" or char in marks for char in high) >= 0.8 * len(high)
 
 
 class DecodedLines:

@@ -38,7 +38,7 @@ _WESTERN_WORDS = _names(
 )
 _ROMANCE_WORDS = _names("la le il di de un lo del per con non")  # and of Romanian, which DOS's table has no letters for
 # Letters in whose places Windows-1250, 1254 and 1257 and ISO's tables have others.
-_SHIFTED = frozenset("àãåæèêìïðñòõøùûþÀÃÅÆÈÊÌÏÐÑÒÕØÙÛÞâîÂÎ")
+_SHIFTED = frozenset("àãåæèêìïðñòõøùûýþÀÃÅÆÈÊÌÏÐÑÒÕØÙÛÝÞâîÂÎ")
 _FEW = 2  # of those letters; more of them are judged by what they cost
 # Where Western languages have them: words of one letter, ñ between vowels, São, crème, hôtel, naïve, på, København.
 _USUAL = re.compile(
@@ -46,7 +46,9 @@ _USUAL = re.compile(
     r"[bdfghklmnprstv]å|ø[bdjlnr]|æ[dglnrs]",
     re.IGNORECASE,
 )
-_SYMBOLS = re.compile(r"[a-zß-ÿ][†‡ˆ‰¤¥¢¬©®¶¦§¾¼]{2,}|[a-z]±(?!\s*[\d.])|(?<!\w)¾[a-z]")
+_SYMBOLS = re.compile(
+    r"[a-zß-ÿ][†‡ˆ‰¤¥¢¬©®¶¦§¾¼]{2,}|[a-z]±(?!\s*[\d.])|(?<!\w)¾[a-z]|[a-zß-ÿ][¼½](?!\w)|(?<![\w)])[¹³][a-z]"
+)
 
 
 # A quotation mark at a word that no other mark of the text belongs to is DOS's ö, ä or ô: Malm” of Malmö.
