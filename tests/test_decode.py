@@ -266,3 +266,96 @@ def test_a_replacement_character_that_the_file_holds_itself_is_no_fault_of_a_str
     with open_text(path) as stream:
         assert len(list(stream)) == 3 and stream.note == ""
     assert decode(path.read_bytes()).note == ""
+
+
+# What a page declares
+
+
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [("iso-8859-15", "iso8859_15", "Café à 3 €"), ("ISO-8859-15", "iso8859_15", "Prix : 12 €"),
+     ("latin9", "iso8859_15", "Cœur et œuvre"), ("iso-8859-8-i", "iso8859_8", "מפתח המחסן נמצא בקבלה"),
+     ("logical", "iso8859_8", "שלום"), ("visual", "iso8859_8", "שלום"), ("windows-1255", "cp1255", "שלום"),
+     ("csisolatinarabic", "iso8859_6", "المفتاح"), ("tis-620", "cp874", "กุญแจ"), ("greek8", "iso8859_7", "Αθήνα"),
+     ("iso-8859-2", "iso8859_2", "žluťoučký kůň"), ("l2", "iso8859_2", "źródło"), ("koi", "koi8_r", "Привет"),
+     ("x-mac-cyrillic", "mac_cyrillic", "Привет"), ("ks_c_5601-1989", "cp949", "안녕하세요"),
+     ("cn-big5", "big5", "會議室"), ("csgb2312", "gb18030", "会议室"), ("macintosh", "mac_roman", "Größe"),
+     ("l5", "cp1254", "şubesi ığ"), ("iso-ir-100", "cp1252", "Größe")],
+)  # fmt: skip
+def test_every_name_of_the_whatwg_is_known_and_believed(label: str, codec: str, text: str) -> None:
+    decoded = decode(text.encode(codec), declared=label)
+    assert (decoded.text, decoded.note) == (text, ""), decoded
+
+
+@pytest.mark.parametrize("text", ["Café à 3 €", "Le prix est de 3 € pour le café", "Prix : 12 €"])
+def test_the_euro_sign_of_iso_8859_15_is_no_sign_of_a_currency_without_a_name(text: str) -> None:
+    decoded = decode(text.encode("iso8859_15"))
+    assert decoded.text == text, decoded
+    assert decode(text.encode("cp1252")).text == text and decode(text.encode("cp1252")).note == ""
+
+
+@pytest.mark.parametrize("text", ["Malmö", "Malmö och Lund", "på kontoret", "ändern", "övrigt", "Så är det"])
+def test_a_quotation_mark_that_belongs_to_no_other_is_noted_as_a_letter_of_dos(text: str) -> None:
+    decoded = decode(text.encode("cp850"))
+    assert decoded.text == text or "not certain" in decoded.note, decoded
+
+
+@pytest.mark.parametrize("text", ["“Anna”", "Er sagte „so“.", "a 6” pipe, “so”", "Sivu ”Hi” on", "he said “go on’"])
+def test_quotation_marks_that_belong_together_are_certain(text: str) -> None:
+    assert (decode(text.encode("cp1252")).text, decode(text.encode("cp1252")).note) == (text, "")
+
+
+# UTF-16 and UTF-32 without a mark
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text",
+    ["氏名\t○\r\n佐藤\t○\r\n鈴木\t×\r\n", "①受付で鍵を受け取る\r\n②会議室を開ける\r\n", "● 受付", "→ 次へ",
+     "กุญแจอยู่ที่แผนกต้อนรับ\r\nกรุณาคืนก่อนเย็น\r\n", "المفتاح موجود في الاستقبال\r\n", "המפתח נמצא בקבלה\r\n",
+     "☆ お知らせ", "चाबी रिसेप्शन पर है\r\n", "Done 👍 🎉\r\nThanks ❤️\r\n", "👩‍💻 仕事", "שלום", "№ 5 – ✓ ok", "㎡ 30\r\n"],
+)  # fmt: skip
+def test_symbols_and_every_script_are_read_in_utf16_and_utf32_without_a_mark(text: str, codec: str) -> None:
+    decoded = decode(text.encode(codec))
+    assert decoded.text == text and decoded.encoding == codec[:6].upper(), decoded
+
+
+@pytest.mark.parametrize("text", ["㈱山田", "㈱佐藤", "№山田"])
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_a_few_characters_of_utf16_that_look_like_ascii_are_noted(text: str, codec: str) -> None:
+    decoded = decode(text.encode(codec))
+    assert decoded.text == text or decoded.note, decoded
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [("name\tvalue\r\n".encode("utf-16-le") * 9 + b"x", "UTF-16"), ("a\0b\0c\0 words\n".encode("utf-16-be"), "UTF-16"),
+     ("three\0 words\0\0\0\n".encode("utf-32-le"), "UTF-32")],
+)  # fmt: skip
+def test_damaged_utf16_and_utf32_are_named_where_they_are_refused(raw: bytes, name: str) -> None:
+    with pytest.raises(DamagedFileError, match=f"binary.*{name} without a byte order mark"):
+        decode(raw)
+
+
+def test_zero_characters_do_not_come_out_silently() -> None:
+    assert "1 zero character," in decode(b"word " * 500 + b"\0" + b" word").note
+    for count in range(1, 8):
+        with contextlib.suppress(DamagedFileError):
+            found = decode(b"word " * 900 + b"\0" * count + "é".encode("cp1252"))
+            assert "\0" not in found.text or found.note
+
+
+def test_numbers_of_a_binary_file_are_no_text_of_utf16_or_utf32() -> None:
+    dice = random.Random(5)
+    for width, most in ((2, 1 << 16), (4, 1 << 16), (4, 1 << 31), (2, 4000), (4, 4000)):
+        raw = b"".join(dice.randrange(most).to_bytes(width, "little") for _ in range(500))
+        with pytest.raises(DamagedFileError):
+            decode(raw)
+
+
+@pytest.mark.parametrize("codec", ["utf-32-le", "utf-32-be"])
+def test_a_stream_of_utf32_without_a_mark_is_read(codec: str, tmp_path: Path) -> None:
+    path = tmp_path / "wide.txt"
+    path.write_bytes((ROSTER * 90).encode(codec))
+    with open_text(path) as stream:
+        assert "".join(stream) == ROSTER * 90 and stream.note == "" and stream.encoding == "UTF-32"

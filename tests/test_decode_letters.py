@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from slm.text.alphabets import CENTRAL, WESTERN, strangeness
+from slm.text.charsets import distinct
 from slm.text.decode import decode
 
 HUNGARIAN = "A hűtőszekrényt ki kell üríteni.\nGyőrben a kulcs a portán van, kérjük, őrizze meg a számlát."
@@ -74,3 +77,62 @@ def test_letters_of_one_language_are_not_strange_and_those_of_several_are() -> N
     assert strangeness("kérjük a számlát", CENTRAL) < 2 < strangeness("kérjük a számlát és a hûtõt", WESTERN)
     assert strangeness("plain words\n", WESTERN) == strangeness("", WESTERN) == 0
     assert strangeness("café\n" * 5 + "Tür öffnen", WESTERN) < 8.1 < strangeness("café Tür öffnen ñ ã þ", WESTERN)
+
+
+PAYROLL = "ФИО;ОТДЕЛ\nИВАНОВ;ОТДЕЛ КАДРОВ\nПЕТРОВ;ОТДЕЛ КАДРОВ\nСИДОРОВ;БУХГАЛТЕРИЯ\n"
+CLOSED = "СКЛАД ЗАКРЫТ ПО ВОСКРЕСЕНЬЯМ."
+
+
+@pytest.mark.parametrize(("codec", "label"), [("cp1251", "windows-1251"), ("koi8_r", "koi8-r")])
+@pytest.mark.parametrize("case", [str.upper, str.lower, str.title])
+@pytest.mark.parametrize("text", [PAYROLL, CLOSED])
+def test_cyrillic_of_every_case_is_not_taken_for_its_twin(
+    text: str, case: Callable[[str], str], codec: str, label: str
+) -> None:
+    raw = case(text).encode(codec)
+    assert decode(raw).text == case(text)
+    assert (decode(raw, declared=label).text, decode(raw, declared=label).note) == (case(text), "")
+
+
+@pytest.mark.parametrize("text", ["ФИО", "МОСКВА", "Москва", "отдел"])
+@pytest.mark.parametrize(("codec", "label"), [("cp1251", "windows-1251"), ("koi8_r", "koi8-r")])
+def test_one_word_of_cyrillic_is_read_as_its_page_declares_and_noted_where_none_does(
+    text: str, codec: str, label: str
+) -> None:
+    found = decode(text.encode(codec), declared=label)
+    assert (found.text, found.note) == (text, "")
+    alone = decode(text.encode(codec))
+    assert alone.text == text or "not certain" in alone.note
+
+
+@pytest.mark.parametrize(
+    ("text", "codec"),
+    [("NOME;SETOR\nANA;INFORMAÇÕES\nRUI;INFORMAÇÕES\nEVA;OPERAÇÕES\n", "cp1252"),
+     ("SOLICITAÇÕES E INFORMAÇÕES", "cp1252"), ("KSIĄŻKA, KSIĄŻKA\nKSIĄŻKA\n", "cp1250"), ("KSIĄŻKA", "iso8859_2")],
+)  # fmt: skip
+def test_accented_capitals_inside_a_word_are_no_characters_of_east_asia(text: str, codec: str) -> None:
+    decoded = decode(text.encode(codec))
+    assert decoded.text == text and (codec == "cp1252" or "not certain" in decoded.note), decoded
+    named = decode(text.encode("cp1252", "replace"), declared="iso-8859-1")
+    assert (named.text, named.note) == (text.encode("cp1252", "replace").decode("cp1252"), "")
+
+
+def test_a_word_that_is_repeated_proves_no_more_than_once() -> None:
+    assert distinct("é;é\nabc;é\n".encode("cp1252")) == b"\xe9;\nabc;\n"
+    for word, codec in (("東京", "euc_jp"), ("KSIĄŻKA", "cp1250"), ("Москва", "koi8_r")):
+        assert "not certain" in decode(f"{word}\n".encode(codec) * 50).note
+
+
+@pytest.mark.parametrize("text", ["薔薇\n薔薇\n薔薇\n", "Room,Name\n1,薔薇\n2,薔薇\n3,薔薇\n", "蝋燭", "檸檬"])
+def test_rare_kanji_are_not_read_as_letters_in_impossible_places(text: str) -> None:
+    assert decode(text.encode("cp932")).text == text
+
+
+@pytest.mark.parametrize("text", ["åkån", "år", "äd"])
+def test_letters_that_are_kanji_as_well_are_noted(text: str) -> None:
+    assert "not certain" in decode(text.encode("cp1252")).note
+
+
+@pytest.mark.parametrize("text", ["X線CT", "WindowsとMac", "TeX入門"])
+def test_japanese_between_latin_letters_is_read(text: str) -> None:
+    assert decode(text.encode("cp932")).text == text

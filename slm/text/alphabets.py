@@ -54,6 +54,6 @@ def _of_line(line: str, alphabets: Alphabets) -> list[float]:
     letters = Counter(char for char in line if char > "\x7f" and char.isalpha() and char not in "ªºµ")
     bits = [sum(count * known.get(char, _OUTSIDE) for char, count in letters.items()) for known in alphabets]
     # Portuguese has its õ before e alone.
-    lone = letters["õ"] - line.count("õe")
+    lone = letters["õ"] + letters["Õ"] - line.count("õe") - line.count("ÕE")
     return [one + lone * (_OUTSIDE - known["õ"]) if "ã" in known and lone else one
             for one, known in zip(bits, alphabets, strict=True)]  # fmt: skip

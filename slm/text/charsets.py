@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from slm.text.alphabets import BALTIC, CENTRAL, DOS, TURKISH, WESTERN, Alphabets, strangeness
+from slm.text.letters import letter_bits
 
 _JAPANESE = frozenset(
     "日料時資答使間合場問分月質内見書用会休社出前当年円次人業番以入付務示認号取保手送事品理受電勤部後客工担期上申要名話必方一返房者報議様定修"
@@ -52,6 +53,7 @@ _VOWELS = frozenset("aeiou")
 _NO_PAIRS = frozenset(("èa", "èe", "èo", "èu", "áe", "úu"))  # of no Western language
 _LATIN_ALONE = frozenset("àáéèêíìóòúùâôûyÀÁÉÈÓÚÅåØøæöô")
 _VOICEABLE, _HALF_VOICEABLE = frozenset("ｳｶｷｸｹｺｻｼｽｾｿﾀﾁﾂﾃﾄﾊﾋﾌﾍﾎ"), frozenset("ﾊﾋﾌﾍﾎ")
+_USUAL_KANA = frozenset("ﾝｰｽﾄﾙﾗﾘｲｸｱｼﾌﾀｶｺﾚﾛﾏﾃｯｳｻｵﾐﾊﾁｬｭｮ")
 _NO_WORD_BEGINS = frozenset("ｧｨｩｪｫｬｭｮｯｰﾝｦﾞﾟ")
 _LETTER, _SMALL = re.compile(r"[A-Za-z]"), re.compile(r"[a-z]")
 _BAD, _FOREIGN = 22.0, 16.0  # an impossible character; one of another language
@@ -173,6 +175,8 @@ def _japanese(before: str, char: str, after: str) -> float:
         return 5.0
     if "\u30a1" <= char <= "\u30fa":
         return 6.5
+    if "\uff61" <= char <= "\uff65":  # ｡ ｢ ｣ ､ ･ stand beside Japanese
+        return 14.0 if before > "\u2fff" or after > "\u2fff" else _BAD
     if "\uff66" <= char <= "\uff9f":
         return _half_width(before, char, after)
     if "\u4e00" <= char <= "\u9fff":
@@ -192,7 +196,8 @@ def _half_width(before: str, char: str, after: str) -> float:
         return 6.0 if before in _HALF_VOICEABLE else 18.0
     if char in _NO_WORD_BEGINS and not kana:
         return 18.0
-    return 6.5 if kana or "\uff66" <= after <= "\uff9f" else 13.0
+    usual = 6.0 if char in _USUAL_KANA else 8.0
+    return usual if kana or "\uff66" <= after <= "\uff9f" else 13.0
 
 
 def _chinese(codec: str, level_1_to: int, frequent: frozenset[str]) -> Callable[[str, str, str], float]:
@@ -212,22 +217,33 @@ def _korean(before: str, char: str, after: str) -> float:
     return _punctuation(char) if not "\u3041" <= char <= "\u30fa" else _FOREIGN
 
 
-def _alphabet(letters: frozenset[str], alone: bool = False) -> Callable[[str, str, str], float]:
-    """The cost of letters of an alphabet; `alone`: its words hold no letter of ASCII."""
+def _alphabet(letters: frozenset[str]) -> Callable[[str, str, str], float]:
+    """The cost of letters that stand among those of ASCII."""
 
     def cost(before: str, char: str, after: str) -> float:
         if char not in letters:
-            return _western(before, char, after) + (6.0 if char not in _LATIN_LETTERS or alone else 3.0)
-        left, right = before.isalpha(), after.isalpha()
-        if alone and (_LETTER.match(before) or _LETTER.match(after)):
-            return _BAD
+            return _western(before, char, after) + (6.0 if char not in _LATIN_LETTERS else 3.0)
         if char.isupper() and before.islower():
             return 18.0
         if char.islower() and after.isascii() and after.isupper():
             return _FOREIGN
+        capital = 0.5 if before.isupper() or after.isupper() else 2.5
         # What is a letter of Western languages at another place of the table is rather that one.
-        bits = 5.5 if alone else 8.0 + (char not in _LATIN_LETTERS)
-        return bits + 2.5 * char.isupper() + 12.0 * (not left and not right)
+        bits = 8.0 + (char not in _LATIN_LETTERS) + capital * char.isupper()
+        return bits + 12.0 * (not before.isalpha() and not after.isalpha())
+
+    return cost
+
+
+def _script(letters: frozenset[str]) -> Callable[[str, str, str], float]:
+    """The cost of letters whose words hold none of ASCII."""
+
+    def cost(before: str, char: str, after: str) -> float:
+        if char not in letters:
+            return _western(before, char, after) + 6.0
+        if _LETTER.match(before) or _LETTER.match(after):
+            return _BAD
+        return letter_bits(before, char, after)
 
     return cost
 
@@ -252,6 +268,8 @@ def _western(before: str, char: str, after: str) -> float:
     if char in _LATIN_LETTERS:
         if not left and not right:
             return 10.0 if char in _LATIN_ALONE else _BAD
+        if char.islower() and char != "ß" and after.isupper() and not before.islower():
+            return _FOREIGN  # no word is written åK or KåN
         high = (before in _LATIN_LETTERS and left) + (after in _LATIN_LETTERS and right)
         if char in "ÿŸ":
             return 18.0  # hardly a language has them; 0xFF is damage more often
@@ -286,18 +304,24 @@ CANDIDATES = (
     Charset("GB18030", "gb18030", _by("gb18030"), _chinese("gb2312", 0xD7, _SIMPLIFIED), 8.0),
     Charset("EUC-KR (CP949)", "cp949", _by("cp949"), _korean, 8.0),
     Charset("Big5", "big5hkscs", _by("big5hkscs"), _chinese("big5", 0xC6, _TRADITIONAL), 8.0),
-    Charset("Windows-1251", "cp1251", _by("cp1251"), _alphabet(_CYRILLIC, alone=True), 4.0),
-    Charset("KOI8-R", "koi8_r", _by("koi8_r"), _alphabet(_CYRILLIC, alone=True), 4.0),
-    Charset("KOI8-U", "koi8_u", _by("koi8_u"), _alphabet(_CYRILLIC, alone=True), 5.0),
-    Charset("Windows-1253", "cp1253", _by("cp1253"), _alphabet(_GREEK, alone=True), 8.0),
+    Charset("Windows-1251", "cp1251", _by("cp1251"), _script(_CYRILLIC), 4.0),
+    Charset("KOI8-R", "koi8_r", _by("koi8_r"), _script(_CYRILLIC), 4.0),
+    Charset("KOI8-U", "koi8_u", _by("koi8_u"), _script(_CYRILLIC), 5.0),
+    Charset("Windows-1253", "cp1253", _by("cp1253"), _script(_GREEK), 8.0),
     Charset("Windows-1250", "cp1250", _by("cp1250"), _alphabet(_CENTRAL), 6.0, CENTRAL),
     Charset("ISO-8859-2", "iso8859_2", _by("iso8859_2"), _alphabet(_CENTRAL), 7.0, CENTRAL),
     Charset("Windows-1254", "cp1254", _by("cp1254"), _alphabet(_TURKISH), 7.0, TURKISH),
     Charset("Windows-1257", "cp1257", _by("cp1257"), _alphabet(_BALTIC), 7.0, BALTIC),
+    Charset("ISO-8859-15", "iso8859_15", _by("iso8859_15"), _western, 6.0, WESTERN),
     Charset("Mac Roman", "mac_roman", _by("mac_roman"), _macintosh, 10.0, DOS),
     Charset("CP850", "cp850", _cp850, _western, 10.0, DOS),
-    Charset("CP866", "cp866", _by("cp866"), _alphabet(_CYRILLIC, alone=True), 8.0),
+    Charset("CP866", "cp866", _by("cp866"), _script(_CYRILLIC), 8.0),
 )
+
+EAST_ASIAN = frozenset(("cp932", "euc_jp", "gb18030", "cp949", "big5hkscs"))
+_INSIDE = re.compile(r"(?<=[A-Za-z])[^\x00-\x7f]{1,3}(?=[A-Za-z])")
+_GLUED = 20.0  # bits for each run of East Asian characters inside a Latin word
+_RUN = re.compile(rb"[^\t\n\r -/:-?]+")  # what stands between characters that are the second byte of no other
 
 
 def cost(charset: Charset, sample: bytes) -> float:
@@ -312,20 +336,44 @@ def cost(charset: Charset, sample: bytes) -> float:
             bits += _BROKEN
         else:
             bits += charset.cost(padded[i - 1], char, padded[i + 1])
+    if charset.codec in EAST_ASIAN:
+        return bits + _glued(text)
     return bits + (strangeness(text, charset.alphabets) if charset.alphabets else 0.0)
 
 
-def wide_cost(text: str) -> float:
-    """What a text costs in bits whose characters may be of any language, as those of UTF-16 are."""
-    return sum(map(_wide, text))
+def _glued(text: str) -> float:
+    """Bits for East Asian characters inside Latin words, which are rather accented letters of these words."""
+    bits = 0.0
+    for match in _INSIDE.finditer(text):
+        run = match.group()
+        if all("\u3041" <= char <= "\u3096" for char in run):  # Japanese writes particles between words: WindowsのPath
+            continue
+        around = text[max(match.start() - 2, 0) : match.start()] + text[match.end() : match.end() + 2]
+        long = sum(bool(_LETTER.match(char)) for char in around) > 2
+        usual = all(char in _JAPANESE for char in run)
+        bits += (_GLUED / 5 if usual else _GLUED) if long else _GLUED / 5
+    return bits
+
+
+def distinct(sample: bytes) -> bytes:
+    """The sample with each word or run that is not ASCII once: repeating a word proves nothing about its encoding."""
+    seen: set[bytes] = set()
+
+    def once(match: re.Match[bytes]) -> bytes:
+        word = match.group()
+        if word.isascii():
+            return word
+        if word in seen:
+            return b""
+        seen.add(word)
+        return word
+
+    return _RUN.sub(once, sample)
 
 
 @lru_cache(maxsize=1 << 14)
-def _wide(char: str) -> float:
-    if char < "\x80":
-        return _ASCII
-    if char <= "\u052f":
-        return 8.0
+def character_bits(char: str) -> float:
+    """What a character of East Asia, a symbol or a mark costs wherever it stands, as in UTF-16."""
     if "\uac00" <= char <= "\ud7a3":
         return _korean("", char, "")
     if "\u4e00" <= char <= "\u9fff":

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from slm.errors import DamagedFileError
-from slm.text import charsets, doubt
+from slm.text import charsets, doubt, unmarked
+from slm.text.labels import codec_of
 
 _BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
     (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
@@ -26,31 +27,14 @@ _BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
     (codecs.BOM_UTF16_LE, "utf-16-le", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
 )
-# Names that browsers know and Python does not, or reads more narrowly (https://encoding.spec.whatwg.org/#names-and-labels).
-_LABELS = {
-    "x-sjis": "cp932", "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "windows-31j": "cp932",
-    "ms_kanji": "cp932", "ms932": "cp932", "csshiftjis": "cp932", "ms-kanji": "cp932", "x-ms-cp932": "cp932",
-    "x-euc-jp": "euc_jp", "x-euc": "euc_jp", "eucjp": "euc_jp", "eucjp-ms": "euc_jp", "eucjp-win": "euc_jp",
-    "cseucpkdfmtjapanese": "euc_jp", "cp51932": "euc_jp", "csiso2022jp": "iso2022_jp", "cp50220": "iso2022_jp",
-    "gb2312": "gb18030", "gbk": "gb18030", "x-gbk": "gb18030", "gb_2312-80": "gb18030", "chinese": "gb18030",
-    "euc-kr": "cp949", "ks_c_5601-1987": "cp949", "ksc5601": "cp949", "ks_c_5601": "cp949", "korean": "cp949",
-    "windows-949": "cp949", "big5": "big5hkscs", "x-x-big5": "big5hkscs", "big5-hkscs": "big5hkscs",
-    "iso-8859-1": "cp1252", "iso8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "l1": "cp1252",
-    "us-ascii": "cp1252", "ascii": "cp1252", "x-cp1252": "cp1252", "x-cp1251": "cp1251", "iso-8859-9": "cp1254",
-    "dos-874": "cp874", "tis-620": "cp874", "iso-8859-11": "cp874", "unicode-1-1-utf-8": "utf-8", "x-unicode": "utf-8",
-}  # fmt: skip
 # Where Python's own codec leaves out what vendors added, streams take a wider one.
 _STREAMED = {"EUC-JP": "euc_jis_2004", "ISO-2022-JP": "iso2022_jp_2004"}
+_SELDOM = re.compile("[\x00-\x7f\u0700-\u07ff]*")  # Syriac, Thaana and N'Ko
+_OR_EUC = "its encoding is not certain: it is read as UTF-8, EUC-JP fits nearly as well"
 _SAMPLE = 1 << 13
 _DAMAGE = 17.0  # bits a character above ASCII costs where no encoding fits
 _SURE = 25.0  # bits by which the best candidate has to be ahead of the next to be called certain
-_CONTROL_COST = 12.0  # bits a control character costs in text that is not UTF-16
-_EVERYDAY, _FREQUENT = 8.0, 10.0  # bits; what characters cost on the average in a few words of everyday Japanese
-_FEW = 32  # bytes; a longer text of ASCII is never UTF-16 by chance
-_OR_UTF16 = "its encoding is not certain: it may be UTF-16 without a mark"
-_WIDE_LETTER = 14.0  # bits; letters that cost more on the average are numbers of a binary file
-# Half of a pair of UTF-16, which some programs write into UTF-8 as if it were a character (CESU-8).
-_SURROGATE, _NO_CHARACTER = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]"), "\ufffd".encode()
+_DECLARED = 1.0  # bits for each high byte by which a declared encoding may be worse than a guess besides
 # What Windows-1252 makes of letters of DOS and the old Macintosh: symbols inside words, capitals behind small letters.
 _IN_WORDS = re.compile(
     r"[a-zß-ÿ](?:[†‡•…‰‹›€„‚ƒˆ˜™”“‘¤¥¢£¬®©¶¦§¹¼½¾¿](?=[a-zß-ÿ])|[‚„](?=\W|\Z)|[ŽŠŒŸ](?![A-Z]))"
@@ -58,10 +42,13 @@ _IN_WORDS = re.compile(
 )
 # Letters of Iceland and Estonia, which are Turkish and Hungarian ones in other tables: alone they prove nothing.
 _RARE = frozenset("ýÝþÞðÐõÕ")
+# Latin letters that touch kanji, half-width kana, symbols, and what is no character.
+_NO_JAPANESE_WORD = re.compile("[A-Za-z](?=[^\x00-\x7f])|(?<=[^\x00-\x7f])[A-Za-z]|[\x80-\u303f\ue000-\uffff]")
+_HALF_WIDTH_ALONE = re.compile("[\x00-\x7f\uff61-\uff9f]*")
+_SCRIPTS = frozenset(("cp1251", "koi8_r", "koi8_u", "cp1253"))
 _HIGH = re.compile(rb"[\x80-\xff]")
 _LAST_BOUNDARY = re.compile(rb"(?s:.*)[\t -/:-?]")  # characters that are the second byte of no other
 _DOS = next(charset for charset in charsets.CANDIDATES if charset.codec == "cp850")
-_CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -81,25 +68,34 @@ def decode(raw: bytes, *, declared: str = "") -> Decoded:
     for mark, codec, name in _BOMS:
         if raw.startswith(mark):
             return _replaced(raw[len(mark) :].decode(codec, "replace"), name)
-    codec, note = _wide(raw)
+    codec, note = unmarked.wide_codec(raw)
     if codec:
-        return _replaced(raw.decode(codec, "replace"), "UTF-16", note)
+        return _replaced(raw.decode(codec, "replace"), codec[:6].upper(), note)
     found = _narrow(raw, declared)
+    zeros = found.text.count("\0")
+    if zeros and not found.note:
+        note = f"it holds {zeros} zero {'character' if zeros == 1 else 'characters'}, which no text has"
     return found if found.note or not note else replace(found, note=note)
 
 
 def _narrow(raw: bytes, declared: str) -> Decoded:
     """As `decode`, for what is not UTF-16 and has no mark."""
     _refuse_binary(raw)
-    if charsets.is_iso2022_jp(raw) and (raw.isascii() or _codec_of(declared) == "iso2022_jp"):
+    if charsets.is_iso2022_jp(raw) and (raw.isascii() or codec_of(declared) == "iso2022_jp"):
         return _replaced(charsets.decode_iso2022_jp(raw), "ISO-2022-JP")
     try:
-        return Decoded(raw.decode("utf-8"), "UTF-8")
+        text = raw.decode("utf-8")
+        return Decoded(text, "UTF-8", _OR_EUC if _may_be_euc_jp(text, raw) else "")
     except UnicodeDecodeError:
         pass
-    if _is_nearly_utf8(raw):
-        return _replaced(_SURROGATE.sub(_NO_CHARACTER, raw).decode("utf-8", "replace"), "UTF-8")
-    return _legacy(raw, _codec_of(declared), declared)
+    if unmarked.is_nearly_utf8(raw):
+        return _replaced(unmarked.SURROGATE.sub(unmarked.NO_CHARACTER, raw).decode("utf-8", "replace"), "UTF-8")
+    return _legacy(raw, codec_of(declared), declared)
+
+
+def _may_be_euc_jp(text: str, raw: bytes) -> bool:
+    """Whether all that UTF-8 makes of the bytes are letters of scripts that are hardly met, and EUC-JP makes kanji."""
+    return not text.isascii() and _SELDOM.fullmatch(text) is not None and "\ufffd" not in charsets.decode_euc_jp(raw)
 
 
 def _replaced(text: str, name: str, note: str = "") -> Decoded:
@@ -112,91 +108,14 @@ def _replaced(text: str, name: str, note: str = "") -> Decoded:
     return Decoded(text, name, note)
 
 
-def _codec_of(label: str) -> str:
-    """The codec of an encoding's name as pages write it; "" for none or one that is not known."""
-    label = label.strip().strip("\"'").lower()
-    if not label:
-        return ""
-    try:
-        name = _LABELS.get(label) or _LABELS.get(label.replace("_", "-")) or codecs.lookup(label).name
-        b"".decode(name)  # not a codec of bytes to bytes, such as zip
-    except (LookupError, ValueError):
-        return ""
-    known = {"euc_jp": "euc_jp", "koi8-r": "koi8_r", "iso2022_jp": "iso2022_jp"}
-    name = known.get(name, name)
-    return "" if name.startswith(("utf-16", "utf-32", "utf-7", "idna", "punycode")) or "escape" in name else name
-
-
-def _wide(raw: bytes) -> tuple[str, str]:
-    """The codec of UTF-16 without a mark and a note, or ""; told by which way round it is a plausible text.
-
-    Where no zero byte speaks for it, it has to be more plausible than every encoding older than Unicode.
-    """
-    sample = raw[: _SAMPLE & ~1]
-    if len(sample) < 2 or (len(raw) % 2 and raw[-1:] not in (b"\n", b"\0")):
-        return "", ""
-    zeros = b"\0" in sample
-    plain = not zeros and _CONTROL.search(sample) is None and _is_utf8(sample)
-    if (plain and not 2 < len(raw) <= _FEW) or (not zeros and _is_nearly_utf8(sample)):
-        return "", ""
-    texts = [(sample.decode(codec, "replace"), codec) for codec in ("utf-16-le", "utf-16-be")]
-    if len(sample) < len(raw) or len(raw) % 2:  # the last character may be cut
-        texts = [(text.removesuffix("\ufffd"), codec) for text, codec in texts]
-    costs = sorted((charsets.wide_cost(text), codec) for text, codec in texts if _is_plausible(text))
-    if not costs or costs[0][0] > _WIDE_LETTER * len(sample) / 2:
-        return "", ""
-    best, codec = costs[0]
-    if zeros:
-        return codec, ""
-    part = sample[: 1 << 10]
-    rival_cost, rival = charsets.ranked(part)[0]
-    ahead = rival_cost + _CONTROL_COST * len(_CONTROL.findall(part)) - best * len(part) / len(sample)
-    each = best / (len(sample) / 2)
-    if plain:  # what is UTF-8 is read as UTF-8, but some bytes of ASCII are two or three everyday characters
-        return "", _OR_UTF16 if each <= _EVERYDAY and ahead > 0 else ""
-    if ahead >= _SURE:
-        return codec, ""
-    # Every other byte of kana is the same; without them a few Latin letters may look like rare ideographs.
-    kana = sample[codec == "utf-16-le" :: 2].count(0x30) >= 0.3 * len(sample) / 2
-    if ahead >= _SURE / 3 if kana else each <= _FREQUENT and ahead >= _SURE * 0.4:
-        return codec, f"its encoding is not certain: it is read as UTF-16, {rival.name} fits nearly as well"
-    return "", _OR_UTF16 if each <= _EVERYDAY and ahead > 0 else ""
-
-
-def _is_utf8(sample: bytes) -> bool:
-    """Whether the bytes are UTF-8, of which the last character may be cut."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(sample)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _is_plausible(text: str) -> bool:
-    usual = sum("\x20" <= c <= "\u052f" or "\u2010" <= c <= "\u203b" or "\u3000" <= c <= "\u30ff" or c in "\t\r\n"
-                or "\u4e00" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" or "\uff00" <= c <= "\uffef"
-                for c in text)  # fmt: skip
-    return bool(text) and usual >= 0.9 * len(text) and _CONTROL.search(text.encode("utf-8", "replace")) is None
-
-
 def _refuse_binary(raw: bytes) -> None:
     """Raise DamagedFileError where control characters or zero bytes are more than a slip."""
     sample = raw[: 1 << 16]
-    found = len(_CONTROL.findall(sample))
+    found = len(unmarked.CONTROL.findall(sample))
     if found > 2 + len(sample) // 200 or (found and len(sample) < 64 and b"\0" in sample):
+        if name := unmarked.resembles(sample):
+            raise DamagedFileError(f"it is binary, or damaged {name} without a byte order mark: save it as UTF-8")
         raise DamagedFileError("it is binary, not text")
-
-
-def _is_nearly_utf8(raw: bytes) -> bool:
-    """Whether the bytes are UTF-8 but for a few bad ones: many more whole sequences than broken ones."""
-    if _SURROGATE.search(raw) and _is_utf8(_SURROGATE.sub(_NO_CHARACTER, raw)):
-        return True
-    text = codecs.getincrementaldecoder("utf-8")("replace").decode(raw)  # a sequence cut by the end is not bad
-    bad = text.count("\ufffd")
-    whole = sum(char > "\x7f" for char in text) - bad
-    # By chance two bytes of another encoding look like a sequence about once in ten times, three hardly ever.
-    long = sum(char > "\u07ff" and char != "\ufffd" for char in text)
-    return whole + 3 * long > max(8 * bad, 2)
 
 
 def _sample_of(raw: bytes) -> bytes:
@@ -220,39 +139,65 @@ def _sample_of(raw: bytes) -> bytes:
 
 def _legacy(raw: bytes, codec: str, declared: str) -> Decoded:
     sample = _sample_of(raw)
-    order = charsets.ranked(sample)
+    words = charsets.distinct(sample)
+    order = charsets.ranked(words)
     best_cost, best = order[0]
     if codec and codec not in ("utf-8", "iso2022_jp"):
         named = next((charset for charset in charsets.CANDIDATES if charset.codec == codec), None)
-        if named is not None and charsets.cost(named, sample) - named.prior <= best_cost + _SURE:
+        if named is not None and charsets.cost(named, words) - named.prior <= best_cost + _allowance(words):
             return _replaced(named.decode(raw), named.name)
         if named is None and _reads_as_letters(raw, codec):
             return _replaced(raw.decode(codec, "replace"), codec)
-    text = best.decode(sample)
+    text, once = best.decode(sample), best.decode(words)
     # A byte here and there that makes sense in no encoding is damage, not a language.
-    if best_cost - best.prior - charsets.ascii_cost(text) > _DAMAGE * _characters(text):
+    if best_cost - best.prior - charsets.ascii_cost(once) > _DAMAGE * _characters(once):
         return _replaced(raw.decode("utf-8", "replace"), "UTF-8")
     dos = doubt.of_dos(text, _DOS.decode(sample)) if best.codec == "cp1252" else doubt.Dos.NO
     if dos is doubt.Dos.LIKELY:
         note = f"its encoding is not certain: it is read as {_DOS.name}, {best.name} fits nearly as well"
         return _replaced(_DOS.decode(raw), _DOS.name, note)
     note = ""
-    rival = next(((bits, charset) for bits, charset in order[1:] if charset.decode(sample) != text), None)
+    rivals = [(bits - best_cost, charset) for bits, charset in order[1:] if charset.decode(words) != once]
+    near = [charset for ahead, charset in rivals if ahead < _margin(once, words, charset)]
     if codec and codec != best.codec:
         note = f"it declares the encoding {declared.strip()}, but is read as {best.name}"
-    elif rival is not None and rival[0] - best_cost < _SURE and best.codec != "cp1252":
-        note = f"its encoding is not certain: it is read as {best.name}, {rival[1].name} fits nearly as well"
+    elif near and best.codec != "cp1252":
+        note = f"its encoding is not certain: it is read as {best.name}, {near[0].name} fits nearly as well"
     elif dos is doubt.Dos.PERHAPS:
         note = f"its encoding is not certain: it is read as {best.name}, {_DOS.name} fits nearly as well"
-    elif rival is not None and rival[0] - best_cost < _SURE / 5:
+    elif rivals and rivals[0][0] < _SURE / 5:
         note = f"its encoding is not certain: it is read as {best.name}"
-    elif best.codec == "cp1252" and _IN_WORDS.search(text):
+    elif best.codec not in charsets.EAST_ASIAN and (name := _japanese_words(words, order, best_cost)):
+        note = f"its encoding is not certain: it is read as {best.name}, {name} fits nearly as well"
+    elif best.codec == "cp1252" and _IN_WORDS.search(once):
         note = f"its encoding is not certain: read as {best.name} it has symbols inside words"
     elif best.codec == "cp1252" and _RARE.issuperset(char for char in text if char > "\x7f" and char.isalpha()):
         note = f"its encoding is not certain: it is read as {best.name}" if _RARE & set(text) else ""
-    if best.codec == "cp1252" and not note and doubt.is_doubtful(text):
+    if best.codec == "cp1252" and not note and doubt.is_doubtful(once):
         note = f"its encoding is not certain: it is read as {best.name}"
     return _replaced(best.decode(raw), best.name, note)
+
+
+def _allowance(words: bytes) -> float:
+    """Bits by which a declared encoding may be behind the best guess: a guess that is a little better is no proof."""
+    return _SURE + _DECLARED * sum(byte > 0x7F for byte in words)
+
+
+def _margin(once: str, words: bytes, rival: charsets.Charset) -> float:
+    """Bits the best guess has to be ahead; more for half-width kana alone, which are capitals of Greek or Cyrillic."""
+    return 2 * _allowance(words) if rival.codec in _SCRIPTS and _HALF_WIDTH_ALONE.fullmatch(once) else _SURE
+
+
+def _japanese_words(words: bytes, order: list[tuple[float, charsets.Charset]], best_cost: float) -> str:
+    """The Japanese encoding that makes whole words of kanji or kana of all bytes above ASCII, or "".
+
+    åkån of Scandinavia is 蛆蝪 of Japan: where both make words, neither is certain, however rare the kanji are.
+    """
+    for bits, charset in order:
+        near = charset.codec in ("cp932", "euc_jp") and bits - best_cost < _SURE
+        if near and not _NO_JAPANESE_WORD.search(charset.decode(words)):
+            return charset.name
+    return ""
 
 
 def _characters(text: str) -> int:
@@ -266,7 +211,8 @@ def _reads_as_letters(raw: bytes, codec: str) -> bool:
     except UnicodeDecodeError:
         return False
     high = [char for char in text if char > "\x7f"]
-    return sum(unicodedata.category(char)[0] in "LM" or char in "“”‘’«»–—…°§№\xa0" for char in high) >= 0.8 * len(high)
+    marks = "“”‘’«»–—…°§№€₪\xa0"
+    return sum(unicodedata.category(char)[0] in "LM" or char in marks for char in high) >= 0.8 * len(high)
 
 
 class DecodedLines:
@@ -323,7 +269,7 @@ def open_text(path: Path | str) -> DecodedLines:
         mark = next((mark for mark, codec, name in _BOMS if sample.startswith(mark)), b"")
         file.seek(len(mark))
         if found.encoding in ("UTF-8", "UTF-16", "UTF-32"):
-            codec = next((codec for m, codec, _ in _BOMS if m == mark), "") or _wide(sample)[0] or "utf-8"
+            codec = next((codec for m, codec, _ in _BOMS if m == mark), "") or unmarked.wide_codec(sample)[0] or "utf-8"
         else:
             named = (c.codec for c in charsets.CANDIDATES if c.name == found.encoding)
             codec = _STREAMED.get(found.encoding) or next(named, found.encoding)

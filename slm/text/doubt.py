@@ -38,7 +38,7 @@ _WESTERN_WORDS = _names(
 )
 _ROMANCE_WORDS = _names("la le il di de un lo del per con non")  # and of Romanian, which DOS's table has no letters for
 # Letters in whose places Windows-1250, 1254 and 1257 and ISO's tables have others.
-_SHIFTED = frozenset("àãåæèêìïðñòõøùûþÀÃÅÆÈÊÌÏÐÑÒÕØÙÛÞâîÂÎ")
+_SHIFTED = frozenset("àãåæèêìïðñòõøùûýþÀÃÅÆÈÊÌÏÐÑÒÕØÙÛÝÞâîÂÎ")
 _FEW = 2  # of those letters; more of them are judged by what they cost
 # Where Western languages have them: words of one letter, ñ between vowels, São, crème, hôtel, naïve, på, København.
 _USUAL = re.compile(
@@ -46,7 +46,15 @@ _USUAL = re.compile(
     r"[bdfghklmnprstv]å|ø[bdjlnr]|æ[dglnrs]",
     re.IGNORECASE,
 )
-_SYMBOLS = re.compile(r"[a-zß-ÿ][†‡ˆ‰¤¥¢¬©®¶¦§¾¼]{2,}|[a-z]±(?!\s*[\d.])|(?<!\w)¾[a-z]")
+_SYMBOLS = re.compile(
+    r"[a-zß-ÿ][†‡ˆ‰¤¥¢¬©®¶¦§¾¼]{2,}|[a-z]±(?!\s*[\d.])|(?<!\w)¾[a-z]|[a-zß-ÿ][¼½](?!\w)|(?<![\w)])[¹³][a-z]"
+)
+
+
+# A quotation mark at a word that no other mark of the text belongs to is DOS's ö, ä or ô: Malm” of Malmö.
+_CLOSED, _OPENED = re.compile(r"\w”"), re.compile(r"[“„](?=[a-z])")
+# The Scandinavians' words of two letters that end in å: p†, s†, f†.
+_DAGGER = re.compile(r"\b[a-zA-Z]†(?!\w)")
 
 
 class Dos(Enum):
@@ -93,6 +101,8 @@ def speaks_western(text: str) -> bool:
 
 def is_doubtful(text: str) -> bool:
     """Whether a text of Windows-1252 has so few letters of its own that it may as well be of another table."""
+    if _has_lone_quote(text) or _DAGGER.search(text):
+        return True
     if _SYMBOLS.search(text) or ("¿" in text and "?" not in text) or ("¡" in text and "!" not in text):
         return True
     shifted = sum(char in _SHIFTED for char in text)
@@ -100,3 +110,11 @@ def is_doubtful(text: str) -> bool:
         return False
     usual = sum(not _SHIFTED.isdisjoint(match.group().lower() + match.group()) for match in _USUAL.finditer(text))
     return usual < shifted
+
+
+def _has_lone_quote(text: str) -> bool:
+    """Whether a curly quotation mark touches a word and nothing opens or closes what it would quote."""
+    closed, opened = _CLOSED.search(text), _OPENED.search(text)
+    if closed and not re.search('[“„"«‘]', text) and text.count("”") < 2:
+        return True
+    return bool(opened and not re.search('[“”"»’‘]', text[opened.end() :]))
