@@ -313,7 +313,8 @@ def test_quotation_marks_that_belong_together_are_certain(text: str) -> None:
     "text",
     ["氏名\t○\r\n佐藤\t○\r\n鈴木\t×\r\n", "①受付で鍵を受け取る\r\n②会議室を開ける\r\n", "● 受付", "→ 次へ",
      "กุญแจอยู่ที่แผนกต้อนรับ\r\nกรุณาคืนก่อนเย็น\r\n", "المفتاح موجود في الاستقبال\r\n", "המפתח נמצא בקבלה\r\n",
-     "☆ お知らせ", "चाबी रिसेप्शन पर है\r\n", "Done 👍 🎉\r\nThanks ❤️\r\n", "👩‍💻 仕事", "שלום", "№ 5 – ✓ ok", "㎡ 30\r\n"],
+     "☆ お知らせ", "चाबी रिसेप्शन पर है\r\n",
+     "Done 👍 🎉\r\nThanks ❤️\r\n", "👩‍💻 仕事", "שלום", "№ 5 – ✓ ok", "㎡ 30\r\n"],
 )  # fmt: skip
 def test_symbols_and_every_script_are_read_in_utf16_and_utf32_without_a_mark(text: str, codec: str) -> None:
     decoded = decode(text.encode(codec))

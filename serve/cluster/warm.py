@@ -1,8 +1,8 @@
 """Which adapters a replica holds: Ray forgets the one that nobody has asked for longest, and it is unloaded when no
 request needs it any more.
 
-Ray does that whether or not somebody computes with the adapter. It knows nothing of Ray, of files or of the engine beyond
-the two functions it is handed.
+Ray does that whether or not somebody computes with the adapter. It knows nothing of Ray, of files or of the engine
+beyond the two functions it is handed.
 """
 
 from __future__ import annotations
