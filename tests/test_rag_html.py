@@ -7,7 +7,8 @@ import time
 import pytest
 
 from rag.document import Document
-from rag.sources.html.page import declared_charset, html_document, read_html
+from rag.sources.confluence.html_export import nodes_of_html
+from rag.sources.html.page import declared_charset, html_document, parse_html, read_html
 from rag.sources.markdown.page import plain_markdown
 from rag.sources.reader import markdown_of
 
@@ -223,6 +224,17 @@ def test_a_comment_that_closes_at_once_hides_nothing() -> None:
     for comment in ("<!-->", "<!--->", "<!---->", "<!-- -->"):
         assert plain_markdown(f"a {comment}b\n\nc -->").split() == ["a", "b", "c", "-->"]
         assert "b" in text_of(f"<html xmlns='x'><body>a {comment}b<p>c<!-- d --></body>")
+
+
+def test_a_processing_instruction_is_passed_over_wherever_it_stands() -> None:
+    page = '<?php x ?><body><h1>Keys</h1><p>At the<?mso-fld x?> desk.</p><nav>Menu<?y?></nav><?php include "a.php"; ?>'
+    assert text_of(page) == "At the desk." and html_document(page, "file").title == "Keys"
+    assert text_of("<pre>a<?x?>b</pre><p style='font-size:0'>no<?x?></p>") == "```\nab\n```"
+    assert text_of("<pre><?x?><span class=linenos><?x?>1 </span>x = 1</pre>") == "```\nx = 1\n```"
+    assert text_of("<main><?x?></main><math><msup><?x?><mn>10</mn><mn>3</mn></msup></math>") == "10^3"
+    cell = "<table><tr><?x?><td>A<?mso-fld x?></td><td>B</td></tr><tr><td>1<td>2</table>"
+    assert "| A | B |" in text_of(cell) and "| A | B |" in plain_markdown(cell)
+    assert [child.name for child in nodes_of_html(parse_html("<p>a<?x?></p><?y?>").body).elements()] == ["body"]
 
 
 @pytest.mark.parametrize("value", ["", "=1", "='1'", '="<b>"', " = x"])

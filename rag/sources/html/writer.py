@@ -260,7 +260,7 @@ def _between_parts(node: Any) -> str:
 
 def _is_first(node: Any) -> bool:
     before = node.prev
-    while before is not None and before.tag[0] in "-!_":
+    while before is not None and (before.tag is None or before.tag[0] in "-!_"):
         before = before.prev
     return before is None
 
