@@ -18,6 +18,7 @@ from pathlib import Path
 from rag.document import Document
 from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
+from slm.paths import resolved
 from slm.text.language import detect
 from slm.weights.checkpoint_files import pointer_of
 
@@ -107,7 +108,7 @@ def find_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] =
             if reason:
                 on_skip(Skipped(_printable(file), reason))
             elif file == path or file.suffix.lower() not in _SITE_FILES:
-                found[file.resolve()] = None
+                found[resolved(file)] = None
     return list(found)
 
 

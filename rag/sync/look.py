@@ -15,6 +15,7 @@ from rag.index.names import composed, is_below
 from rag.sources.files import Reading, find_files
 from rag.sources.reader import ReadOptions
 from slm.errors import MissingFileError
+from slm.paths import resolved
 
 # The reasons of a reader for a file that is whole and has no text; all others are a file that could not be read.
 BLANK = ("it is empty", "it holds no visible text")
@@ -29,7 +30,7 @@ def require_paths(paths: Sequence[Path], known: Collection[str], index: str) -> 
         raise MissingFileError(
             f"there is no file or folder '{path}'",
             found=f"{held} documents of it in the index, which go on answering" if held else "",
-            hint=f"To drop them: slm rag remove {index} {path.resolve().as_posix()}" if held else "",
+            hint=f"To drop them: slm rag remove {index} {resolved(path).as_posix()}" if held else "",
         )
 
 
@@ -63,4 +64,4 @@ def seen(paths: Sequence[Path], reading: Reading, wanted: ReadOptions = ReadOpti
 def _places(path: Path) -> list[str]:
     """A path as it was given, absolute, and the same without symbolic links where that is another one."""
     given = Path(os.path.normpath(Path.cwd() / path)).as_posix()
-    return list(dict.fromkeys(composed(place) for place in (given, path.resolve().as_posix())))
+    return list(dict.fromkeys(composed(place) for place in (given, resolved(path).as_posix())))
