@@ -70,6 +70,19 @@ def test_a_link_to_itself_is_named_and_the_rest_is_added(folder: Path) -> None:
     assert added(folder)["unchanged"] == 3
 
 
+def test_a_linked_file_has_one_name_however_it_is_found_and_is_removed_by_it(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "mine.md").symlink_to(folder / "a.md")
+    assert added(tmp_path / "links")["added"] == 1 and held() == ["links/mine.md"]
+    added(tmp_path / "links", folder)
+    assert held() == ["docs/a.md", "docs/b.md", "sub/c.md"]
+    (tmp_path / "links" / "plan.md").symlink_to(tmp_path / "3fa9c1")
+    (tmp_path / "3fa9c1").write_text("The plan.")
+    assert added(tmp_path / "links" / "plan.md")["added"] == 1
+    assert added(tmp_path / "links" / "plan.md")["unchanged"] == 1
+    assert run("remove", "i", str(tmp_path / "links" / "plan.md")).exit_code == 0 and "links/plan.md" not in held()
+
+
 @pytest.mark.parametrize("text", ["", " \n", "<!-- nothing any more -->", "---\ntitle: x\n---\n"])
 def test_an_emptied_file_stops_answering(folder: Path, text: str) -> None:
     added(folder)

@@ -95,7 +95,8 @@ def documents_named(sources: Collection[str], name: str, *, every: bool = False)
     Raises UnknownNameError for a name of nothing, InputError for one of several documents or folders unless `every`.
     """
     here = composed(resolved(name).as_posix())
-    exact = [source for source in sources if composed(source) in (composed(name), here)]
+    linked = composed((resolved(Path(name).parent) / Path(name).name).as_posix())  # a link is read by its own name
+    exact = [source for source in sources if composed(source) in (composed(name), here, linked)]
     by_path = name.startswith(("./", "../", "/"))
     if exact and (by_path or composed(exact[0]) == composed(name)):
         return exact
