@@ -128,6 +128,9 @@ def test_xhtml_keeps_code_in_cdata_and_closes_what_closes_itself() -> None:
         "<![CDATA[if [ $? -gt 0 ]; then x; fi]]></pre><p>See <i/>Vault.</p></html>"
     )
     assert text_of(html) == "```bash\nif [ $? -gt 0 ]; then x; fi\n```\n\nSee Vault."
+    assert text_of('<html title="a > b" xmlns="x"><p>See <i/>Vault.<script src="x"/> It is open.</p></html>') == (
+        "See Vault. It is open."
+    )
     page = '<?xml version="1.0"?><page><div/><script src="x"/><h1>Gate</h1><p>The gate closes.</p></page>'
     assert (html_document(page, "file").title, text_of(page)) == ("Gate", "The gate closes.")
 
@@ -136,7 +139,8 @@ def test_xhtml_keeps_code_in_cdata_and_closes_what_closes_itself() -> None:
     "page",
     ['<?xml version="1.0" encoding="Shift_JIS"?><html><body>%s', '<meta charset="x-sjis">%s', "%s",
      "<!-- " + "x" * 3000 + ' --><meta http-equiv=Content-Type content="text/html; charset=windows-31j">%s',
-     '<meta charset="euc-jp">%s'],
+     '<meta charset="euc-jp">%s', '<meta name="d" content="a > b" charset="Shift_JIS">%s',
+     "<META content='text/html; x=\">\"; charset=Shift_JIS' http-equiv=Content-Type>%s"],
 )  # fmt: skip
 def test_pages_are_read_in_the_encoding_that_they_declare_where_the_bytes_agree(page: str) -> None:
     words = "①倉庫の棚卸は三月に行います。担当は㈱青葉商会です。"
@@ -145,6 +149,11 @@ def test_pages_are_read_in_the_encoding_that_they_declare_where_the_bytes_agree(
     assert bool(read.note) == ("euc-jp" in page)
     assert read_html(f'<meta charset="Shift_JIS"><p>{words}'.encode(), "file").document.sections[0].text == words
     assert declared_charset(b"<p>none") == ""
+    assert declared_charset(b'<meta content="a > b"> charset=euc-jp <meta name=x charset=Shift_JIS>') == "Shift_JIS"
+    begun = time.process_time()
+    for unit in (b"<meta ", b'<meta a="', b"<meta a='\"", b"<meta a= ", b"<meta>", b"= "):
+        assert declared_charset(b"<meta " + unit * 200_000) == ""
+    assert time.process_time() - begun < 4
 
 
 def test_no_nesting_is_too_deep_and_no_page_of_junk_takes_long() -> None:
