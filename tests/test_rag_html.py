@@ -56,6 +56,13 @@ def test_readings_of_rubies_are_dropped_and_words_stay_whole() -> None:
     ("html", "text"),
     [("10<sup>-3</sup>", "10^-3"), ("E=mc<sup>2</sup>, H<sub>2</sub>O", "E=mc^2, H2O"), ("1<sup>st</sup>", "1st"),
      ("x<sup>n+1</sup>", "x^(n+1)"), ("x<sub>max</sub>", "x_max"),
+     ("log<sub>10</sub>5, x<sub>1</sub><b>2</b>", "log10 5, x1 2"), ("10<sup>3</sup>5", "10^3 5"),
+     ("101<sub>2</sub> = x<sup>2</sup><sub>1</sub>", "101_2 = x^2_1"), ("a<sub>1</sub>.5 H<sub>2</sub>.", "a1 .5 H2."),
+     ("x<sub>1</sub><sub>2</sub>3", "x1_2 3"), ("2<sup>n</sup>3, 1<sup>st</sup>2", "2^n3, 1st2"),
+     ("<math><msub><mi>log</mi><mn>10</mn></msub><mn>5</mn></math>", "log10 5"),
+     ("<math><mn>2</mn><mfrac><mn>1</mn><mn>2</mn></mfrac><mn>3</mn></math>", "2 1/2 3"),
+     ("<math><msub><mn>101</mn><mn>2</mn></msub> <msubsup><mi>x</mi><mn>1</mn><mn>2</mn></msubsup></math>",
+      "101_2 x1^2"),
      ("<math><msup><mn>10</mn><mn>-3</mn></msup></math>", "10^-3"), ("hy&shy;phen&#8203;ated", "hyphenated"),
      ("👩&zwj;💻", "👩\u200d💻"), ("می&zwnj;خواهم", "می\u200cخواهم"), ("wo&zwj;rd", "word"),
      ("<del>100</del> 90", "~~100~~ 90"), ("か&#x3099;", "が")],
@@ -261,7 +268,7 @@ def test_a_tag_with_very_many_attributes_is_read_in_time_and_nothing_behind_it_i
 
 @pytest.mark.parametrize(
     "unit",
-    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<q>x", "<del>x", "<p><code>x",
+    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<sub></sub>", "x<sub>1</sub>2", "<q>x", "<del>x", "<p><code>x",
      "<main><h1>x",
      "<span class=linenos>1", "<span class=linenos>1</span>", "<div class=gutter>1", "<article>x", "<main>x</main>",
      "<article>x</article>", "<h1></h1>", "<aside></aside>", "<nav>x</nav><main>x</main>", "<dl><dt>x<dd>y"],
