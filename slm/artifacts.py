@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import DamagedFileError, InputError, MissingFileError, ResourceError
-from slm.paths import elsewhere
+from slm.paths import elsewhere, resolved
 
 MANIFEST = "manifest.json"
 # What a killed process leaves of writing `of`: tempfile's names.
@@ -52,7 +52,7 @@ def require_folder(path: Path | str, *, hint: str = "") -> Path:
 
 def require_space(folder: Path, needed_bytes: int) -> None:
     """Raise ResourceError unless the file system of `folder` has `needed_bytes` free."""
-    existing = folder.resolve()
+    existing = resolved(folder)
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free

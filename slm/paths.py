@@ -13,6 +13,11 @@ def at_home(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 Path's own raises RuntimeError for a ~NAME of nobody
 
 
+def resolved(path: Path | str) -> Path:
+    """A path without symbolic links, as far as they lead somewhere; a link to itself stays in it."""
+    return Path(os.path.realpath(path))  # Path's own raises RuntimeError for a circle of links before Python 3.13
+
+
 def config_file() -> Path:
     """The TOML file with the user's defaults (XDG; `SLM_CONFIG` overrides it)."""
     named = os.environ.get("SLM_CONFIG")

@@ -15,7 +15,7 @@ from rag.index.change.gone import Seen, confirm_removal, departed
 from rag.index.names import index_path
 from rag.index.store import open_generation
 from rag.index.update import add_documents
-from slm.errors import InputError, MissingFileError
+from slm.errors import InputError, MissingFileError, UnknownNameError
 from tests.path_joints import PathJoints
 from tests.tiny_rag import PairEmbedder, own_home, page
 
@@ -55,6 +55,32 @@ def test_a_deleted_file_stops_answering_and_the_run_says_so(folder: Path) -> Non
     assert "b.md: it is no longer there" in again.stderr and "1 removed" in again.stdout
     assert held() == ["docs/a.md", "sub/c.md"]
     assert "8812" not in run("search", "i", "gym code").stdout
+
+
+def test_a_link_to_itself_is_named_and_the_rest_is_added(folder: Path) -> None:
+    (folder / "loop.md").symlink_to("loop.md")
+    (folder / "there").symlink_to("back")
+    (folder / "back").symlink_to("there")
+    first = run("add", "i", str(folder))
+    assert first.exit_code == 0 and "loop.md: Too many levels" in first.stderr, first.exception
+    assert held() == ["docs/a.md", "docs/b.md", "sub/c.md"]
+    for given in ("loop.md", "loop.md/x.md"):
+        assert isinstance(run("add", "i", str(folder / given)).exception, MissingFileError)
+        assert isinstance(run("remove", "i", str(folder / given)).exception, UnknownNameError)
+    assert added(folder)["unchanged"] == 3
+
+
+def test_a_linked_file_has_one_name_however_it_is_found_and_is_removed_by_it(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "mine.md").symlink_to(folder / "a.md")
+    assert added(tmp_path / "links")["added"] == 1 and held() == ["links/mine.md"]
+    added(tmp_path / "links", folder)
+    assert held() == ["docs/a.md", "docs/b.md", "sub/c.md"]
+    (tmp_path / "links" / "plan.md").symlink_to(tmp_path / "3fa9c1")
+    (tmp_path / "3fa9c1").write_text("The plan.")
+    assert added(tmp_path / "links" / "plan.md")["added"] == 1
+    assert added(tmp_path / "links" / "plan.md")["unchanged"] == 1
+    assert run("remove", "i", str(tmp_path / "links" / "plan.md")).exit_code == 0 and "links/plan.md" not in held()
 
 
 @pytest.mark.parametrize("text", ["", " \n", "<!-- nothing any more -->", "---\ntitle: x\n---\n"])

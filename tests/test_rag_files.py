@@ -107,6 +107,26 @@ def test_links_to_folders_are_followed_once_and_loops_end(folder: Path, tmp_path
     assert [path.name for path in find_files([folder])] == ["fees.md", "good.md"]
 
 
+def test_a_linked_file_is_read_by_its_own_name_unless_it_is_found_itself(folder: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "docs" / "blobs"
+    blobs.mkdir()
+    (blobs / "3fa9c1").write_text("# Guide\n\nThe gate closes at 22:10.")
+    (blobs / "77ab.txt").write_text("<p>The fee is <b>30</b>.</p>")
+    (folder / "guide.md").symlink_to("blobs/3fa9c1")
+    (folder / "fees.html").symlink_to(blobs / "77ab.txt")
+    (folder / "latest").symlink_to("good.md")
+    (folder / "same.md").symlink_to("good.md")
+    assert [path.relative_to(folder).as_posix() for path in find_files([folder])] == [
+        "guide.md", "blobs/77ab.txt", "good.md",
+    ]  # fmt: skip
+    files = [folder / name for name in ("guide.md", "fees.html", "latest")]
+    reading = read_files(files)
+    assert [Path(document.source).name for document in reading.documents] == ["guide.md", "fees.html", "good.md"]
+    assert (
+        "22:10" in reading.documents[0].sections[0].text and reading.documents[1].sections[0].text == "The fee is 30."
+    )
+
+
 def test_names_in_pieces_and_composed_are_one_name(tmp_path: Path) -> None:
     composed = "ガイド.md"
     in_pieces = unicodedata.normalize("NFD", composed)

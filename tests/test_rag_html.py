@@ -7,7 +7,8 @@ import time
 import pytest
 
 from rag.document import Document
-from rag.sources.html.page import declared_charset, html_document, read_html
+from rag.sources.confluence.html_export import nodes_of_html
+from rag.sources.html.page import declared_charset, html_document, parse_html, read_html
 from rag.sources.markdown.page import plain_markdown
 from rag.sources.reader import markdown_of
 
@@ -55,6 +56,13 @@ def test_readings_of_rubies_are_dropped_and_words_stay_whole() -> None:
     ("html", "text"),
     [("10<sup>-3</sup>", "10^-3"), ("E=mc<sup>2</sup>, H<sub>2</sub>O", "E=mc^2, H2O"), ("1<sup>st</sup>", "1st"),
      ("x<sup>n+1</sup>", "x^(n+1)"), ("x<sub>max</sub>", "x_max"),
+     ("log<sub>10</sub>5, x<sub>1</sub><b>2</b>", "log10 5, x1 2"), ("10<sup>3</sup>5", "10^3 5"),
+     ("101<sub>2</sub> = x<sup>2</sup><sub>1</sub>", "101_2 = x^2_1"), ("a<sub>1</sub>.5 H<sub>2</sub>.", "a1 .5 H2."),
+     ("x<sub>1</sub><sub>2</sub>3", "x1_2 3"), ("2<sup>n</sup>3, 1<sup>st</sup>2", "2^n3, 1st2"),
+     ("<math><msub><mi>log</mi><mn>10</mn></msub><mn>5</mn></math>", "log10 5"),
+     ("<math><mn>2</mn><mfrac><mn>1</mn><mn>2</mn></mfrac><mn>3</mn></math>", "2 1/2 3"),
+     ("<math><msub><mn>101</mn><mn>2</mn></msub> <msubsup><mi>x</mi><mn>1</mn><mn>2</mn></msubsup></math>",
+      "101_2 x1^2"),
      ("<math><msup><mn>10</mn><mn>-3</mn></msup></math>", "10^-3"), ("hy&shy;phen&#8203;ated", "hyphenated"),
      ("👩&zwj;💻", "👩\u200d💻"), ("می&zwnj;خواهم", "می\u200cخواهم"), ("wo&zwj;rd", "word"),
      ("<del>100</del> 90", "~~100~~ 90"), ("か&#x3099;", "が")],
@@ -127,6 +135,9 @@ def test_xhtml_keeps_code_in_cdata_and_closes_what_closes_itself() -> None:
         "<![CDATA[if [ $? -gt 0 ]; then x; fi]]></pre><p>See <i/>Vault.</p></html>"
     )
     assert text_of(html) == "```bash\nif [ $? -gt 0 ]; then x; fi\n```\n\nSee Vault."
+    assert text_of('<html title="a > b" xmlns="x"><p>See <i/>Vault.<script src="x"/> It is open.</p></html>') == (
+        "See Vault. It is open."
+    )
     page = '<?xml version="1.0"?><page><div/><script src="x"/><h1>Gate</h1><p>The gate closes.</p></page>'
     assert (html_document(page, "file").title, text_of(page)) == ("Gate", "The gate closes.")
 
@@ -135,7 +146,8 @@ def test_xhtml_keeps_code_in_cdata_and_closes_what_closes_itself() -> None:
     "page",
     ['<?xml version="1.0" encoding="Shift_JIS"?><html><body>%s', '<meta charset="x-sjis">%s', "%s",
      "<!-- " + "x" * 3000 + ' --><meta http-equiv=Content-Type content="text/html; charset=windows-31j">%s',
-     '<meta charset="euc-jp">%s'],
+     '<meta charset="euc-jp">%s', '<meta name="d" content="a > b" charset="Shift_JIS">%s',
+     "<META content='text/html; x=\">\"; charset=Shift_JIS' http-equiv=Content-Type>%s"],
 )  # fmt: skip
 def test_pages_are_read_in_the_encoding_that_they_declare_where_the_bytes_agree(page: str) -> None:
     words = "①倉庫の棚卸は三月に行います。担当は㈱青葉商会です。"
@@ -144,6 +156,11 @@ def test_pages_are_read_in_the_encoding_that_they_declare_where_the_bytes_agree(
     assert bool(read.note) == ("euc-jp" in page)
     assert read_html(f'<meta charset="Shift_JIS"><p>{words}'.encode(), "file").document.sections[0].text == words
     assert declared_charset(b"<p>none") == ""
+    assert declared_charset(b'<meta content="a > b"> charset=euc-jp <meta name=x charset=Shift_JIS>') == "Shift_JIS"
+    begun = time.process_time()
+    for unit in (b"<meta ", b'<meta a="', b"<meta a='\"", b"<meta a= ", b"<meta>", b"= "):
+        assert declared_charset(b"<meta " + unit * 200_000) == ""
+    assert time.process_time() - begun < 4
 
 
 def test_no_nesting_is_too_deep_and_no_page_of_junk_takes_long() -> None:
@@ -225,6 +242,17 @@ def test_a_comment_that_closes_at_once_hides_nothing() -> None:
         assert "b" in text_of(f"<html xmlns='x'><body>a {comment}b<p>c<!-- d --></body>")
 
 
+def test_a_processing_instruction_is_passed_over_wherever_it_stands() -> None:
+    page = '<?php x ?><body><h1>Keys</h1><p>At the<?mso-fld x?> desk.</p><nav>Menu<?y?></nav><?php include "a.php"; ?>'
+    assert text_of(page) == "At the desk." and html_document(page, "file").title == "Keys"
+    assert text_of("<pre>a<?x?>b</pre><p style='font-size:0'>no<?x?></p>") == "```\nab\n```"
+    assert text_of("<pre><?x?><span class=linenos><?x?>1 </span>x = 1</pre>") == "```\nx = 1\n```"
+    assert text_of("<main><?x?></main><math><msup><?x?><mn>10</mn><mn>3</mn></msup></math>") == "10^3"
+    cell = "<table><tr><?x?><td>A<?mso-fld x?></td><td>B</td></tr><tr><td>1<td>2</table>"
+    assert "| A | B |" in text_of(cell) and "| A | B |" in plain_markdown(cell)
+    assert [child.name for child in nodes_of_html(parse_html("<p>a<?x?></p><?y?>").body).elements()] == ["body"]
+
+
 @pytest.mark.parametrize("value", ["", "=1", "='1'", '="<b>"', " = x"])
 def test_a_tag_with_very_many_attributes_is_read_in_time_and_nothing_behind_it_is_lost(value: str) -> None:
     many = " ".join(f"a{i}{value}" for i in range(40_000))
@@ -240,7 +268,7 @@ def test_a_tag_with_very_many_attributes_is_read_in_time_and_nothing_behind_it_i
 
 @pytest.mark.parametrize(
     "unit",
-    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<q>x", "<del>x", "<p><code>x",
+    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<sub></sub>", "x<sub>1</sub>2", "<q>x", "<del>x", "<p><code>x",
      "<main><h1>x",
      "<span class=linenos>1", "<span class=linenos>1</span>", "<div class=gutter>1", "<article>x", "<main>x</main>",
      "<article>x</article>", "<h1></h1>", "<aside></aside>", "<nav>x</nav><main>x</main>", "<dl><dt>x<dd>y"],

@@ -79,6 +79,8 @@ def test_a_fence_behind_a_list_mark_ends_where_it_ends() -> None:
         ("[x](<a b> \"t\")", "x"), ("Footnote[^1].\n\n[^1]: Note", "Footnote[^1].\n\n[^1]: Note"),
         ("generic List<String>, <your-name>, 5 < 6", "generic List<String>, <your-name>, 5 < 6"),
         ("10<sup>-3</sup> <b>bold</b> H<sub>2</sub>O", "10^-3 bold H2O"), ("a &lt;b&gt; &amp; c", "a <b> & c"),
+        ("log<sub>10</sub>5 101<sub>2</sub> 10<sup>3</sup><b>5</b>", "log10 5 101_2 10^3 5"),
+        ("x<sub>1</sub>`2` x<sub>1</sub> 2", "x1`2` x1 2"),
         ("<ruby>避難<rt>ひなん</rt></ruby>所", "避難所"), ("a<!-- no -->b <!-- open", "ab <!-- open"),
         ('x <span style="display:none">no `code` no</span>y', "x y"),
     ],

@@ -80,6 +80,30 @@ def test_furigana_is_dropped_and_boxes_content_controls_and_formulas_are_read_on
     )
 
 
+def test_what_is_chosen_in_a_form_of_before_2007_is_read_once(tmp_path: Path) -> None:
+    def field(data: str, shown: str = "") -> str:
+        return (
+            f"<w:r><w:fldChar w:fldCharType='begin'><w:ffData><w:name w:val='x'/>{data}</w:ffData></w:fldChar></w:r>"
+            f"<w:r><w:instrText> FORM </w:instrText></w:r>{shown}<w:r><w:fldChar w:fldCharType='end'/></w:r>"
+        )
+
+    entries = "".join(f"<w:listEntry w:val='{entry}'/>" for entry in ("Tokyo", "Nagoya &amp; Gifu", "Osaka"))
+    shown = "<w:r><w:fldChar w:fldCharType='separate'/></w:r><w:r><w:t>Osaka</w:t></w:r>"
+    fields = [
+        field(f"<w:ddList><w:result w:val='1'/>{entries}</w:ddList>"),
+        field(f"<w:ddList><w:default w:val='2'/>{entries}</w:ddList>"),
+        field(f"<w:ddList>{entries}</w:ddList>"),
+        field(f"<w:ddList><w:result w:val='9'/>{entries}</w:ddList>"),
+        field(f"<w:ddList><w:result w:val='2'/>{entries}</w:ddList>", shown),
+        field("<w:checkBox><w:default w:val='0'/><w:checked/></w:checkBox>"),
+        field("<w:checkBox><w:default w:val='0'/></w:checkBox>"),
+    ]
+    raw = word("".join(f"<w:p><w:r><w:t>Site: </w:t></w:r>{one}<w:r><w:t>.</w:t></w:r></w:p>" for one in fields))
+    assert [line.removeprefix("Site:").strip() for line in text_of(tmp_path, raw).split("\n\n")[1:]] == [
+        "Nagoya & Gifu.", "Osaka.", "Tokyo.", ".", "Osaka.", "☑.", "☐.",
+    ]  # fmt: skip
+
+
 def test_footnotes_and_endnotes_stand_under_their_paragraph(tmp_path: Path) -> None:
     raw = word(
         "<w:p><w:r><w:t>Closed on Mondays</w:t></w:r><w:r><w:footnoteReference w:id='2'/></w:r></w:p>" + p("Next."),

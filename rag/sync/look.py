@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rag.index.change.gone import Seen
 from rag.index.names import composed, is_below
-from rag.sources.files import Reading, find_files
+from rag.sources.files import Reading, named_files
 from rag.sources.reader import ReadOptions
 from slm.errors import MissingFileError
+from slm.paths import resolved
 
 # The reasons of a reader for a file that is whole and has no text; all others are a file that could not be read.
 BLANK = ("it is empty", "it holds no visible text")
@@ -29,7 +30,7 @@ def require_paths(paths: Sequence[Path], known: Collection[str], index: str) -> 
         raise MissingFileError(
             f"there is no file or folder '{path}'",
             found=f"{held} documents of it in the index, which go on answering" if held else "",
-            hint=f"To drop them: slm rag remove {index} {path.resolve().as_posix()}" if held else "",
+            hint=f"To drop them: slm rag remove {index} {resolved(path).as_posix()}" if held else "",
         )
 
 
@@ -40,11 +41,13 @@ def seen(paths: Sequence[Path], reading: Reading, wanted: ReadOptions = ReadOpti
     """
     files: dict[str, set[str]] = {}
     roots: dict[str, list[str]] = {}
+    names = named_files(paths)  # a file that is found by several paths was read by one of its names
     for path in paths:
         root, *others = _places(path)
         roots[root] = [root, *others]
-        for file in find_files([path]):
-            files.setdefault(composed(file.as_posix()), set()).add(root)
+        for itself in named_files([path]):
+            if itself in names:
+                files.setdefault(composed(names[itself].as_posix()), set()).add(root)
     for source, file in reading.files.items():  # a file may hold many documents
         files.setdefault(composed(source), set()).update(files.get(composed(file.as_posix()), ()))
     unread: dict[str, str] = {}
@@ -61,6 +64,7 @@ def seen(paths: Sequence[Path], reading: Reading, wanted: ReadOptions = ReadOpti
 
 
 def _places(path: Path) -> list[str]:
-    """A path as it was given, absolute, and the same without symbolic links where that is another one."""
-    given = Path(os.path.normpath(Path.cwd() / path)).as_posix()
-    return list(dict.fromkeys(composed(place) for place in (given, path.resolve().as_posix())))
+    """A path as it was given, absolute, and the same without symbolic links, and with none but its own."""
+    given = Path(os.path.normpath(Path.cwd() / path))
+    places = (given, resolved(path), resolved(given.parent) / given.name)
+    return list(dict.fromkeys(composed(place.as_posix()) for place in places))

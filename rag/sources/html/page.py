@@ -20,8 +20,12 @@ from slm.text.decode import decode
 from slm.text.visible import one_line
 
 _XML_ENCODING = re.compile(rb"^\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*[\"']([\w.:-]{1,40})")
-_META_CHARSET = re.compile(rb"<meta\b[^>]{0,1000}?\bcharset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
-_XML = re.compile(r"\s*<\?xml\b|.{0,2000}?<html\b[^>]{0,1000}\bxmlns\s*=", re.DOTALL)
+# What is in a tag: a > between quotes does not end it.
+_IN_TAG = r"(?:[^>=]+|=\s*(?:\"[^\"]*\"|'[^']*')?)*"
+_META = re.compile(rb"<meta\b" + _IN_TAG.encode(), re.IGNORECASE)
+_CHARSET = re.compile(rb"\bcharset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+_XML, _HTML_TAG = re.compile(r"\s*<\?xml\b"), re.compile(rf".{{0,2000}}?<html\b({_IN_TAG})", re.DOTALL)
+_XMLNS = re.compile(r"\bxmlns\s*=")
 _MARKUP = re.compile(r"<!\[CDATA\[|<!--|<(?P<name>[A-Za-z][^\s<>/]*)|<\?")
 
 
@@ -51,8 +55,15 @@ def read_html(raw: bytes, name: str) -> Read:
 
 def declared_charset(raw: bytes) -> str:
     """The encoding that an XML declaration or a <meta> names, wherever it stands; "" for none."""
-    found = _XML_ENCODING.search(raw[:1024]) or _META_CHARSET.search(raw)
+    metas = (_CHARSET.search(meta.group()) for meta in _META.finditer(raw))
+    found = _XML_ENCODING.search(raw[:1024]) or next(filter(None, metas), None)
     return found.group(1).decode("ascii") if found else ""
+
+
+def _is_xml(html: str) -> bool:
+    """Whether a page says that it is XHTML, in which <x/> is closed."""
+    opening = _HTML_TAG.match(html)
+    return _XML.match(html) is not None or (opening is not None and _XMLNS.search(opening.group(1)) is not None)
 
 
 def html_document(html: str, name: str) -> Document:
@@ -81,7 +92,7 @@ def parse_html(html: str) -> Any:
     """The tree of a page by HTML5's rules, with elements nested no deeper than any author nests them."""
     from selectolax.lexbor import LexborHTMLParser
 
-    tree = LexborHTMLParser(_shallow(_few_attributes(_html_of_xml(html) if _XML.match(html) else html)))
+    tree = LexborHTMLParser(_shallow(_few_attributes(_html_of_xml(html) if _is_xml(html) else html)))
     if tree.body is not None and MAY_HIDE.search(html):
         strike_unseen(tree.body)
     if tree.body is not None and MAY_NUMBER.search(html):

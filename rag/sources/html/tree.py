@@ -33,10 +33,13 @@ _FRAME = "data-slm-frame"  # marks what is_dropped takes for the site's frame
 
 
 def traverse(root: Any, enter: Callable[[Any], bool], leave: Callable[[Any], None]) -> None:
-    """Visit a node and all below it; `enter` says whether to go inside, `leave` follows each that was gone into."""
+    """Visit a node and all below it; `enter` says whether to go inside, `leave` follows each that was gone into.
+
+    Processing instructions (<?php ... ?>) are passed over: they are nothing to read, and have no name to be known by.
+    """
     node, depth = root, 0
     while True:
-        inside = enter(node)
+        inside = node.tag is not None and enter(node)
         child = node.child if inside else None
         if child is not None:
             node, depth = child, depth + 1

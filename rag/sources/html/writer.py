@@ -37,6 +37,9 @@ _WIDE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 # What would begin a block of Markdown at the beginning of a line, and is only text here.
 _BLOCK_MARK = re.compile(r"(#{1,6}(?=\s)|`{3,}|~{3,}|(?:=+|-{2,})(?=\s*$))")
 _BREAK = "\x0b"
+# Parts of formulas whose own parts are not digits of one number, nor is what follows them.
+_FORMULAS = _names("msup msub msubsup munderover mfrac")
+_BEGINS_NUMBER = re.compile(r"[.,]?\d")
 _BOXES = ("[ ] ", "[x] ")
 _DEEPEST = 12
 
@@ -95,11 +98,12 @@ class _Writer:
         self._wraps: list[tuple[int, str]] = []
         self._heading = 0
         self._tight = False
+        self._apart = False  # whether a digit would be read into the number before it, which is raised or lowered
 
     def enter(self, node: Any) -> bool:
         tag = node.tag
         if tag == "-text":
-            self._inline.append((node.text_content or "").replace(_BREAK, " "))
+            self._text((node.text_content or "").replace(_BREAK, " "))
             return False
         if tag == "input" and (node.attributes.get("type") or "").lower() == "checkbox" and self._lists:
             self._inline.append(_BOXES["checked" in node.attributes])
@@ -118,8 +122,29 @@ class _Writer:
         elif tag in _BLOCKS:
             return self._enter_block(node, tag)
         else:
-            self._inline.append(_between_parts(node))
+            self._between_parts(node)
+            self._apart = self._apart or tag == "mfrac"
         return True
+
+    def _between_parts(self, node: Any) -> None:
+        """Write what stands between the parts of a formula: a half is not 12, and 101 to the base 2 not 1012."""
+        place = _place(node)
+        formula = node.parent.tag if place else ""
+        if formula == "mfrac":
+            self._inline.append("/")
+        elif formula == "msup" or place > 1:
+            self._inline.append("^")
+        elif place and self._last().isdigit():
+            self._inline.append("_")
+
+    def _text(self, text: str) -> None:
+        self._inline.append(apart(self._last(), text) if self._apart else text)
+        self._apart = self._apart and not text
+
+    def _last(self, end: int | None = None) -> str:
+        """The last character of the block in work, up to a place in it."""
+        places = range((len(self._inline) if end is None else end) - 1, -1, -1)
+        return next((self._inline[place][-1] for place in places if self._inline[place]), "")
 
     def _marks(self, tag: str) -> str:
         """The mark of an element that wraps: code in code is that code, and nobody raises a letter a dozen times."""
@@ -134,7 +159,11 @@ class _Writer:
             begin, mark = self._wraps.pop()
             if mark:
                 begin = min(begin, len(self._inline))
-                self._inline[begin:] = [wrapped(mark, "".join(self._inline[begin:]))]
+                text = "".join(self._inline[begin:])
+                self._inline[begin:] = [wrapped(mark, text, self._last(begin))] if text else []
+                self._apart = self._apart or mark in ("sup", "sub")
+        elif tag in _FORMULAS:
+            self._apart = True
         elif tag in _BLOCKS:
             self.flush()
             self._heading = 0
@@ -250,23 +279,24 @@ class _Writer:
         return ("; " if several else " ").join(inner.lines).replace("|", "\\|")
 
 
-def _between_parts(node: Any) -> str:
-    """What stands between the parts of a formula: 10^-3 is not 10-3, and a half is not 12."""
-    parent = node.parent
-    if parent is None or parent.tag not in ("msup", "mfrac") or _is_first(node):
-        return ""
-    return "^" if parent.tag == "msup" else "/"
-
-
-def _is_first(node: Any) -> bool:
-    before = node.prev
-    while before is not None and before.tag[0] in "-!_":
+def _place(node: Any) -> int:
+    """How many elements stand before one in its part of a formula: none, one, or more (2); none where it is in none."""
+    if node.parent is None or node.parent.tag not in _FORMULAS:
+        return 0
+    found, before = 0, node.prev
+    while before is not None and found < 2:
+        found += before.tag is not None and before.tag[0] not in "-!_"
         before = before.prev
-    return before is None
+    return found
 
 
-def wrapped(tag: str, text: str) -> str:
-    """The text of an inline element such as <sup> or <code>, as plain text writes it."""
+def apart(before: str, text: str) -> str:
+    """The text that follows a <sup> or <sub>, so that its digits are not read into a number there."""
+    return f" {text}" if before[-1:].isdigit() and _BEGINS_NUMBER.match(text) else text
+
+
+def wrapped(tag: str, text: str, before: str = "") -> str:
+    """The text of an inline element such as <sup> or <code>, as plain text writes it behind what stands before it."""
     inner = text.strip()
     if not inner:
         return text
@@ -275,7 +305,7 @@ def wrapped(tag: str, text: str) -> str:
     if tag == "sup":
         return _raised(inner)
     if tag == "sub":
-        return inner if inner.isdigit() else f"_{inner}"
+        return inner if inner.isdigit() and not before[-1:].isdigit() else f"_{inner}"
     return f"“{inner}”" if tag == "q" else f"~~{inner}~~"
 
 

@@ -15,7 +15,7 @@ from rag.sources.clean import clean, without_data_uris
 from rag.sources.html.inherited import Letters
 from rag.sources.html.page import html_to_markdown
 from rag.sources.html.tree import is_hiding
-from rag.sources.html.writer import wrapped
+from rag.sources.html.writer import apart, wrapped
 from rag.sources.markdown.front_matter import split_front_matter
 from rag.sources.markdown.links import definitions, without_targets
 from rag.sources.markdown.scan import AUTOLINK, MarkdownPart, scan
@@ -64,18 +64,21 @@ def plain_markdown(text: str) -> str:
     out: list[tuple[bool, str]] = []
     ends = _matching_ends(parts)
     at = 0
+    raised = ""  # the end of a <sup> or <sub> that no text follows yet
     while at < len(parts):
         part = parts[at]
         if part.kind == "code":
             out.append((True, _code(part.text)))
         elif part.kind == "text":
-            out.append((False, part.text))
+            out.append((False, apart(raised, part.text)))
+            raised = ""
         elif part.kind == "tag":
             end = ends.get(at)
             if end is not None and (_is_hidden(part) or _is_unseen(parts, at, end)):
                 at = end
             elif end == at + 2 and part.name in ("sup", "sub") and parts[at + 1].kind == "text":
-                out.append((False, wrapped(part.name, parts[at + 1].text)))
+                raised = wrapped(part.name, parts[at + 1].text, out[-1][1] if out else "")
+                out.append((False, raised))
                 at = end
             elif end is not None and part.name in _REWRITTEN:
                 out.append((True, _rewritten("".join(p.text for p in parts[at : end + 1]), part.name)))

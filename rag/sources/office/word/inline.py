@@ -37,6 +37,7 @@ def paragraph_of(element: Any, styles: dict[str, Style], mark: Callable[[str, st
     """Read one paragraph; `mark` gives the mark of a note of a kind and id."""
     found = Paragraph()
     parts: list[str] = []
+    fields: list[tuple[str, int]] = []  # of each open field: what is chosen in it, and how many parts stood before it
 
     def walk(node: Any) -> None:
         for part in node:
@@ -57,6 +58,8 @@ def paragraph_of(element: Any, styles: dict[str, Style], mark: Callable[[str, st
                 parts.append(mark(kind, attribute(part, "id")))
             elif name == "w:r":
                 run(part)
+            elif name == "w:fldChar":
+                mark_of_field(part)
             elif name == "w:txbxContent":
                 found.boxes.append(part)
             elif name in ("wp:docPr", "docPr"):
@@ -87,6 +90,15 @@ def paragraph_of(element: Any, styles: dict[str, Style], mark: Callable[[str, st
                 return
         walk(node)
 
+    def mark_of_field(node: Any) -> None:
+        kind = attribute(node, "fldCharType")
+        if kind == "begin":
+            fields.append((_chosen(node), len(parts)))
+        elif kind == "end" and fields:
+            chosen, before = fields.pop()
+            if len(parts) == before:  # some programs write what is shown as the field's text as well
+                parts.append(escape(chosen))
+
     def wrapped(node: Any, name: str) -> None:
         begin = len(parts)
         walk(node)
@@ -107,3 +119,17 @@ def paragraph_of(element: Any, styles: dict[str, Style], mark: Callable[[str, st
     marks = child(element, "w:pPr", "w:rPr")
     found.joins_next = marks is not None and any(child(marks, name) is not None for name in DELETED)
     return found
+
+
+def _chosen(field_mark: Any) -> str:
+    """What a form field of before 2007 shows: the chosen entry of a list, the state of a box; "" for other fields."""
+    entries = child(field_mark, "w:ffData", "w:ddList")
+    if entries is not None:
+        listed = [attribute(entry, "val") for entry in entries if tag(entry) == "w:listEntry"]
+        place = value(entries, "w:result") or value(entries, "w:default") or "0"
+        return listed[int(place)] if place.isdecimal() and len(place) < 9 and int(place) < len(listed) else ""
+    box = child(field_mark, "w:ffData", "w:checkBox")
+    if box is None:
+        return ""
+    checked = child(box, "w:checked")
+    return "☑" if is_on(checked if checked is not None else child(box, "w:default")) else "☐"
