@@ -19,6 +19,7 @@ from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
 
 CONFIG, SINGLE = "config.json", "model.safetensors"
 INDEX = SINGLE + ".index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Both spellings of the first line (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser is its old name).
 _POINTERS = (b"version https://git-lfs", b"version https://hawser")
 _HEAD = 1024  # the specification's own bound for pointers
