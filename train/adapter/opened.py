@@ -28,7 +28,7 @@ _MOST_GROWTH = 4  # times the rows of the base
 def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
     """The adapter's manifest (empty if it is not one of ours), once it is known to be trained on `base`.
 
-    Raises MissingFileError, DamagedFileError, or MismatchError when the manifest names other weights.
+    Raises MissingFileError, DamagedFileError, or MismatchError when it names other weights.
     """
     require_folder(adapter, hint="Give an adapter folder as `slm train` writes it.")
     for name in ("adapter_config.json", WEIGHTS):
@@ -46,9 +46,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
             hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
         )
     refuse_empty(adapter / WEIGHTS, _shapes(adapter))
-    if not (adapter / MANIFEST).exists():
-        return {}
-    manifest = read_manifest(adapter)
+    manifest = read_manifest(adapter) if (adapter / MANIFEST).exists() else {}
     check_same_base(adapter, manifest, base)
     return manifest
 
