@@ -24,7 +24,7 @@ from convert.vocabulary.vocab_source import chat_template
 from slm.artifacts import MANIFEST, new_file, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, UnsupportedError
 from slm.families.parts.base import EMBEDDING, HEAD, FloatArray
-from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_pointers
+from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_adapted, refuse_pointers
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_same_base
 from slm.weights.named_base import named_base
@@ -63,6 +63,7 @@ def convert_adapter(folder: Path | str, out: Path | str, base: Path | str | None
     if not is_adapter_folder(folder):
         raise MissingFileError(f"'{folder}' has no {ADAPTER_CONFIG}, so it is not a PEFT adapter")
     refuse_pointers(folder)
+    refuse_adapted(folder)
     settings = read_json(folder / ADAPTER_CONFIG)
     check_kind(settings)
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
