@@ -25,7 +25,15 @@ from slm.errors import DamagedFileError, MismatchError
 from slm.models import caches
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.gguf_reader import read_gguf
-from slm.weights.identity import checkpoint_fingerprint, identity_of, names_of
+from slm.weights.identity import (
+    BASE_FINGERPRINT,
+    BASE_WEIGHTS,
+    checkpoint_fingerprint,
+    identity_of,
+    names_of,
+    other_weights,
+    trained_on,
+)  # fmt: skip
 from tests import tiny_checkpoints as tiny
 from tests.tiny_gguf import write_model
 from train.adapter.merge import merge
@@ -137,6 +145,13 @@ def test_a_manifest_does_not_speak_for_weights_that_were_changed_beside_it(
     save_file(weights, tmp_path / "restored/model.safetensors", metadata={"format": "pt"})
     changed = identity_of(tmp_path / "restored")
     assert not changed.names & known.names
+
+
+def test_a_refusal_calls_a_base_by_its_fingerprint_whatever_its_files_hash_is() -> None:
+    for names in (("1" * 64, "9" * 64), ("9" * 64, "1" * 64)):
+        wanted = trained_on(dict(zip((BASE_FINGERPRINT, BASE_WEIGHTS), names, strict=True)))
+        refused = other_weights(Path("a.gguf"), Path("m.gguf"), wanted, "5" * 64)
+        assert refused.found == f"base {names[0][:12]}, model {'5' * 12}"
 
 
 def test_the_same_tensors_in_other_files_are_the_same_weights(base: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ are keyed by those. It knows nothing of what a file is used for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -121,9 +121,12 @@ def tensors_hash(file: GgufFile) -> str:
     return _TENSORS_HASHED.setdefault(key, _OF_TENSORS + name)
 
 
-def trained_on(adapter: Mapping[str, Any]) -> frozenset[str]:
-    """The names of the weights that an adapter file's key-values say it was trained on; none where it does not."""
-    return frozenset(filter(None, (text_of(adapter, BASE_FINGERPRINT), text_of(adapter, BASE_WEIGHTS))))
+def trained_on(adapter: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the weights that an adapter file's key-values say it was trained on; none where it does not.
+
+    The fingerprint is the first of them: it is what every message calls the weights.
+    """
+    return tuple(filter(None, (text_of(adapter, BASE_FINGERPRINT), text_of(adapter, BASE_WEIGHTS))))
 
 
 def names_of(model: Mapping[str, Any]) -> frozenset[str]:
@@ -150,7 +153,7 @@ def _may_be_one(left: str, right: str) -> bool:
     return left == right or (vectors == theirs and types != their_types)
 
 
-def other_weights(adapter: Path, model: Path, wanted: Collection[str], given: str) -> MismatchError:
+def other_weights(adapter: Path, model: Path, wanted: Sequence[str], given: str) -> MismatchError:
     """The error for an adapter trained on weights called `wanted`, beside a model whose weights are called `given`.
 
     Somebody else's files of the same types and vectors are one model quantized by two programs, or a model and a
@@ -165,7 +168,7 @@ def other_weights(adapter: Path, model: Path, wanted: Collection[str], given: st
         )
     return MismatchError(
         f"the adapter '{adapter}' was trained on other weights than those of '{model}'",
-        found=f"base {short(min(wanted))}, model {short(given)}",
+        found=f"base {short(wanted[0])}, model {short(given)}",
         hint=hint,
     )
 
