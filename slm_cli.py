@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,29 +187,42 @@ class Roof:
         return file
 
     def adapter_gguf_of(self, folder: Path, model: str) -> Path:
-        """The adapter GGUF of a PEFT folder for that model; converted once for both their contents, and kept."""
+        """The adapter GGUF of a PEFT folder for that model; converted once for all that shapes it, and kept.
+
+        Where the base that the folder names cannot be read, or holds other weights by now, the model is taken for it.
+        """
         from convert.lora.adapter import WEIGHTS, convert_adapter
         from convert.output.version import converter_version
-        from slm.artifacts import sha256_file
         from slm.models import caches
         from slm.weights.checkpoint_files import shaping_files
         from slm.weights.gguf_reader import read_gguf
         from slm.weights.identity import gguf_fingerprint
+        from slm.weights.named_base import named_base, taken_as_base
 
-        base, converter = gguf_fingerprint(read_gguf(self.gguf_of(model))), converter_version()
+        served, converter = gguf_fingerprint(read_gguf(self.gguf_of(model))), converter_version()
         files = [*(path for path in (folder / WEIGHTS,) if path.exists()), *shaping_files(folder)]
-        source = caches.key_of(base, *(f"{file.relative_to(folder)} {sha256_file(file)}" for file in files))
-        file = caches.export_file(folder.resolve().name, source, converter, ".adapter.gguf")
-        if file.exists():
-            return file
-        try:
-            convert_adapter(folder, file)
-        except (MissingFileError, MismatchError) as error:
-            # Its base is elsewhere on this machine, or another one by now: then it has to be the served model.
-            note(f"{error.what}: taking {model} as the base of '{folder.name}'")
-            convert_adapter(folder, file, self.checkpoint_of(model))
-        caches.drop_of_other_converters(file, converter)
-        return file
+        named = named_base(folder)
+        shaping = [served, *_contents(folder, files), *(_state_of(named.folder) if named.folder else ())]
+
+        def kept(base: str) -> Path:
+            source = caches.key_of(base, *shaping)
+            return caches.export_file(folder.resolve().name, source, converter, ".adapter.gguf")
+
+        own, assumed = kept("its own"), kept("the model")
+        made = own if named.folder else assumed
+        if not own.exists() and not assumed.exists():
+            try:
+                convert_adapter(folder, made, None if named.folder else self.checkpoint_of(model))
+            except MismatchError:
+                if made == assumed:
+                    raise
+                made = assumed
+                convert_adapter(folder, made, self.checkpoint_of(model))
+            caches.drop_of_other_converters(made, converter)
+        if own.exists():
+            return own
+        note(taken_as_base(folder, model, named.fault or f"'{named.name}' holds other weights by now"))
+        return assumed
 
     def converter(self) -> str:
         from convert.output.version import converter_version
@@ -235,14 +248,31 @@ if TYPE_CHECKING:
 
 def _content_of(checkpoint: Path) -> str:
     """A hash of all files of a checkpoint folder that shape what is made of it."""
-    from slm.artifacts import sha256_file
     from slm.models.caches import key_of
     from slm.weights.checkpoint_files import check_checkpoint, shaping_files
     from slm.weights.identity import identity_of
 
     check_checkpoint(checkpoint)
-    beside = [f"{file.relative_to(checkpoint)} {sha256_file(file)}" for file in shaping_files(checkpoint)]
-    return key_of(identity_of(checkpoint).weights, *beside)
+    return key_of(identity_of(checkpoint).weights, *_contents(checkpoint, shaping_files(checkpoint)))
+
+
+def _contents(folder: Path, files: Iterable[Path]) -> list[str]:
+    """Each file of a folder with the hash of what is in it."""
+    from slm.artifacts import sha256_file
+
+    return [f"{file.relative_to(folder)} {sha256_file(file)}" for file in files]
+
+
+def _state_of(base: Path) -> list[str]:
+    """What tells that a named base is the one it was when an adapter was converted with it.
+
+    Its weights count by their place, size and times, as gigabytes would be read at every start of a server.
+    """
+    from slm.weights.checkpoint_files import shaping_files, weight_files
+
+    states = [(path.resolve(), path.stat()) for path in weight_files(base).files]
+    weights = [f"{path} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}" for path, state in states]
+    return weights + _contents(base, shaping_files(base))
 
 
 def _config_defaults(ctx: click.Context) -> dict[str, Any]:

@@ -233,3 +233,44 @@ def test_a_name_that_is_not_pulled_says_what_the_folder_of_that_name_lacks(
     (tmp_path / name).mkdir()
     with pytest.raises(MissingFileError, match=rf"not pulled.*folder '{name}' here is no model.*slm pull"):
         model_argument(name)
+
+
+def test_a_folder_that_is_a_model_and_an_adapter_is_refused_wherever_it_is_read(tmp_path: Path) -> None:
+    from train.adapter.merge import merge
+    from train.adapter.opened import check_adapter
+
+    base, both = tiny.llama(tmp_path / "base"), tiny.llama(tmp_path / "both")
+    (both / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    save_file({"a": torch.zeros(1)}, both / "adapter_model.safetensors")
+    for use in (
+        read_config,
+        lambda f: convert_checkpoint(f, tmp_path / "m.gguf"),
+        lambda f: convert_adapter(f, tmp_path / "m.gguf", base),
+        lambda f: merge(f, base, tmp_path / "merged"),
+        lambda f: check_adapter(f, base),
+    ):
+        with pytest.raises(UnsupportedError, match=r"model and an adapter.*model\.safetensors;.*adapter_config\.json"):
+            use(both)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("model-00001-of-00002.safetensors", r"shards without.*model\.safetensors\.index\.json"),
+        ("consolidated.safetensors", r"Mistral's own.*consolidated\.safetensors.*transformers' form"),
+        ("model.fp16.safetensors", r"variant.*mv .*model\.fp16\.safetensors .*model\.safetensors"),
+        ("mine.safetensors", r"mine\.safetensors.*transformers_weights"),
+        ("model.gguf", r"Give the GGUF file itself: .*model\.gguf"),
+        ("adapter_config.json", r"an adapter where a model is needed.*slm merge"),
+        ("pytorch_model.bin", r"Pickled weights"),
+        ("notes.txt", r"found: no weights.*download the checkpoint again"),
+    ],
+)
+def test_what_is_there_in_place_of_weights_is_named_with_what_to_do(name: str, told: str, tmp_path: Path) -> None:
+    from slm.weights.checkpoint_files import weight_files
+
+    folder = tiny.llama(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "kept")
+    (folder / name).write_text("{}")
+    with pytest.raises(MissingFileError, match=told):
+        weight_files(folder)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -23,9 +25,18 @@ from slm.errors import DamagedFileError, MismatchError
 from slm.models import caches
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.gguf_reader import read_gguf
-from slm.weights.identity import checkpoint_fingerprint, identity_of, names_of
+from slm.weights.identity import (
+    BASE_FINGERPRINT,
+    BASE_WEIGHTS,
+    checkpoint_fingerprint,
+    identity_of,
+    names_of,
+    other_weights,
+    trained_on,
+)  # fmt: skip
 from tests import tiny_checkpoints as tiny
 from tests.tiny_gguf import write_model
+from train.adapter.merge import merge
 
 TYPES = ["f32", "f16", "q8_0", "q4_k_m"]
 
@@ -136,6 +147,13 @@ def test_a_manifest_does_not_speak_for_weights_that_were_changed_beside_it(
     assert not changed.names & known.names
 
 
+def test_a_refusal_calls_a_base_by_its_fingerprint_whatever_its_files_hash_is() -> None:
+    for names in (("1" * 64, "9" * 64), ("9" * 64, "1" * 64)):
+        wanted = trained_on(dict(zip((BASE_FINGERPRINT, BASE_WEIGHTS), names, strict=True)))
+        refused = other_weights(Path("a.gguf"), Path("m.gguf"), wanted, "5" * 64)
+        assert refused.found == f"base {names[0][:12]}, model {'5' * 12}"
+
+
 def test_the_same_tensors_in_other_files_are_the_same_weights(base: Path, tmp_path: Path) -> None:
     known = identity_of(base)
     weights = load_file(base / "model.safetensors")
@@ -200,6 +218,70 @@ def test_an_adapter_without_a_known_base_belongs_to_the_served_model_whichever_w
         assert slm_cli.Roof().adapter_gguf_of(folder, str(model)) == made
 
 
+def test_the_cached_file_of_an_adapter_follows_what_its_named_base_holds_now(
+    base: Path, siblings: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    named, other = tmp_path / "named", tiny.llama(tmp_path / "other", seed=5)
+    folder = peft_folder(base, tmp_path / "hub", manifest=False, base_model_name_or_path=str(named))
+    convert_checkpoint(other, tmp_path / "other.gguf", "f32")
+
+    def fits(model: Path) -> bool:
+        made = slm_cli.Roof().adapter_gguf_of(folder, str(model))
+        return vet_base(model).is_base_of(read_gguf(made))
+
+    assert fits(tmp_path / "other.gguf")  # nobody can know
+    for held, model, right in (
+        (base, tmp_path / "other.gguf", False), (base, siblings["f16"], True),
+        (other, siblings["f16"], False), (other, tmp_path / "other.gguf", True), (base, siblings["f16"], True),
+    ):  # fmt: skip
+        shutil.rmtree(named, ignore_errors=True)
+        shutil.copytree(held, named)
+        assert fits(model) == right, (held, model)
+
+
+def test_that_a_model_was_taken_as_the_base_is_said_every_time(
+    base: Path, siblings: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    unknown = peft_folder(base, tmp_path / "hub", manifest=False, base_model_name_or_path="somebody/model")
+    shutil.copytree(base, tmp_path / "named")
+    changed = peft_folder(tmp_path / "named", tmp_path / "changed")
+    shutil.rmtree(tmp_path / "named")
+    tiny.llama(tmp_path / "named", seed=5)
+    for folder, why in ((unknown, "somebody/model"), (changed, "holds other weights by now")):
+        for _ in range(2):
+            slm_cli.Roof().adapter_gguf_of(folder, str(siblings["f16"]))
+            said = capsys.readouterr().err
+            assert f"as the base of '{folder.name}'" in said and why in said
+
+
+def test_an_adapter_that_names_a_base_which_is_here_is_not_put_onto_another(base: Path, tmp_path: Path) -> None:
+    folder = peft_folder(base, tmp_path / "adapter", manifest=False)
+    other = tiny.llama(tmp_path / "other", seed=5)
+    for use in (
+        lambda: convert_adapter(folder, tmp_path / "a.gguf", other),
+        lambda: merge(other, folder, tmp_path / "merged"),
+    ):
+        with pytest.raises(MismatchError, match=f"names another base.*'{base}' is .*base_model_name_or_path"):
+            use()
+    assert not (tmp_path / "a.gguf").exists() and not (tmp_path / "merged").exists()
+    shutil.copytree(base, tmp_path / "copy")
+    convert_adapter(folder, tmp_path / "a.gguf", tmp_path / "copy")
+
+
+def test_a_base_given_for_an_adapter_whose_own_is_not_here_is_noted(base: Path, tmp_path: Path) -> None:
+    folder = peft_folder(base, tmp_path / "adapter", manifest=False, base_model_name_or_path="somebody/model")
+    for command in (
+        ["convert", str(folder), "-o", str(tmp_path / "a.gguf"), "--base", str(base)],
+        ["merge", "--base", str(base), "--adapter", str(folder), "-o", str(tmp_path / "merged")],
+    ):
+        run = CliRunner().invoke(slm_cli.cli, command)
+        assert run.exit_code == 0 and f"taking {base} as the base of 'adapter'" in run.stderr, command
+        assert "somebody/model" in run.stderr
+
+
 def test_the_manifest_of_an_adapter_is_part_of_its_cached_file(
     base: Path, siblings: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,8 +322,6 @@ def test_another_converter_makes_everything_anew_where_it_was(
 
 
 def test_caches_are_listed_with_their_sizes_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from click.testing import CliRunner
-
     from slm.doctor.report import doctor
 
     monkeypatch.setenv("SLM_HOME", str(tmp_path))

@@ -114,6 +114,21 @@ def test_a_citation_of_the_wrong_passage_gives_way_to_the_one_that_holds_the_sen
     assert cited_text("大阪は13,000円までです。[1]", japanese) == ("大阪は13,000円までです。[2]", [2])
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| Osaka 13,000 yen [1] | commuting paid monthly [2] |",
+        "|Osaka 13,000 yen [1]|commuting paid monthly [2]|",
+        "Osaka 13,000 yen [1] | commuting paid monthly [2]",
+        "| hotel Osaka | 13,000 yen a night | [1] |\n| commuting | paid monthly | [2] |",
+    ],
+)
+def test_a_citation_in_a_table_stands_for_its_cell(row: str) -> None:
+    texts = ["The hotel limit in Osaka is 13,000 yen a night.", "Commuting costs are paid monthly by the company."]
+    passages = [passage(text) for text in texts]
+    assert cited_text(row, passages) == (row, [1, 2])
+
+
 def test_a_citation_that_nothing_contradicts_stays() -> None:
     assert cited_text("That is fine [3].", HOTELS) == ("That is fine [3].", [3])
 

@@ -67,6 +67,7 @@ def convert(
     from convert.model import convert_checkpoint
     from convert.publish.card import check_replaceable, write_card
     from slm.models.model_argument import is_model_folder
+    from slm.weights.named_base import assumed_base
 
     settings = CostSettings(**cost)
     if settings.card:
@@ -76,6 +77,8 @@ def convert(
             raise InputError("an adapter is always written in f32", hint="Leave --type out.")
         folder = None if base is None else Path(base) if is_model_folder(Path(base)) else joints.checkpoint_of(base)
         result = convert_adapter(source, target, folder)
+        if base is not None and (assumed := assumed_base(Path(source), base)):
+            note(assumed)
         if settings.card:
             result["card_files"] = [str(path) for path in write_card([result], Path(source))]
         if as_json:

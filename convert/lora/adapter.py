@@ -22,14 +22,14 @@ from convert.source.checkpoint import Checkpoint, PlannedTensor, read_checkpoint
 from convert.source.safetensors_file import TensorEntry, read_header
 from convert.vocabulary.vocab_source import chat_template
 from slm.artifacts import MANIFEST, new_file, read_json, read_manifest, require_folder
-from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, SlmError, UnsupportedError
+from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, UnsupportedError
 from slm.families.parts.base import EMBEDDING, HEAD, FloatArray
-from slm.weights.checkpoint_files import CONFIG, check_checkpoint, refuse_pointers
+from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_adapted, refuse_pointers
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_same_base
+from slm.weights.named_base import named_base
 
-ADAPTER_CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = ADAPTER_WEIGHTS
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(.+)\.lora_(?:([AB])(?:\.[^.]+)?\.weight|embedding_([AB])(?:\.[^.]+)?)$")
 _PIECE_ELEMENTS = 1 << 22
@@ -56,16 +56,18 @@ def convert_adapter(folder: Path | str, out: Path | str, base: Path | str | None
     """Write the adapter GGUF `out` from a PEFT folder; returns {file, architecture, rank, alpha, modules, ...}.
 
     base: the base's checkpoint folder; default: the one the adapter's manifest or adapter_config.json names. Raises
-    UnsupportedError (with the way out) for what the runtime cannot load, MismatchError for another base.
+    UnsupportedError (with the way out) for what the runtime cannot load, MismatchError for another base than the
+    adapter names (where that one is here).
     """
     folder = require_folder(folder)
     if not is_adapter_folder(folder):
         raise MissingFileError(f"'{folder}' has no {ADAPTER_CONFIG}, so it is not a PEFT adapter")
     refuse_pointers(folder)
+    refuse_adapted(folder)
     settings = read_json(folder / ADAPTER_CONFIG)
     check_kind(settings)
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-    checkpoint = read_checkpoint(_base_folder(folder, base, settings, manifest))
+    checkpoint = read_checkpoint(_base_folder(folder, base))
     identity = check_same_base(folder, manifest, checkpoint.folder)
     alpha = runtime_alpha(settings)
     factors = read_factors(folder, settings, checkpoint, alpha)
@@ -109,25 +111,17 @@ def convert_adapter(folder: Path | str, out: Path | str, base: Path | str | None
     }
 
 
-def _base_folder(
-    folder: Path, base: Path | str | None, settings: Mapping[str, Any], manifest: Mapping[str, Any]
-) -> Path:
+def _base_folder(folder: Path, base: Path | str | None) -> Path:
     if base is not None:
         return require_folder(base)
-    found = str(settings.get("base_model_name_or_path") or "no name")
-    for named in ((manifest.get("base") or {}).get("path"), settings.get("base_model_name_or_path")):
-        if isinstance(named, str) and named and (Path(named) / CONFIG).is_file():
-            try:
-                check_checkpoint(Path(named))
-            except SlmError as error:  # the 4-bit copy that a QLoRA was trained on, for one
-                found = error.what
-                continue
-            return Path(named)
-    raise MissingFileError(
-        f"the base of the adapter '{folder}' is not where it says, or cannot be read",
-        found=found,
-        hint="Give its base with --base: a checkpoint folder, a GGUF file or a model's name.",
-    )
+    named = named_base(folder)
+    if named.folder is None:
+        raise MissingFileError(
+            f"the base of the adapter '{folder}' is not where it says, or cannot be read",
+            found=named.fault,
+            hint="Give its base with --base: a checkpoint folder, a GGUF file or a model's name.",
+        )
+    return named.folder
 
 
 def read_factors(folder: Path, settings: Mapping[str, Any], checkpoint: Checkpoint, alpha: float) -> list[Factors]:

@@ -142,7 +142,7 @@ def base_beside(adapter: Path) -> Path:
 
     Raises MissingFileError: Ollama needs both files in one place, and another base would give wrong answers.
     """
-    found, wanted = [], trained_on(read_gguf(adapter).metadata)
+    found, wanted = [], frozenset(trained_on(read_gguf(adapter).metadata))
     for path in adapter.parent.glob("*.gguf"):
         if path == adapter:
             continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.lora.adapter import ADAPTER_CONFIG, WEIGHTS, convert_adapter, is_adapter_folder
+from convert.lora.adapter import WEIGHTS, convert_adapter, is_adapter_folder
 from convert.publish.card import CARD, MODELFILE
 from convert.publish.checksums import write_sums
 from convert.publish.inspect import inspect_gguf
@@ -26,9 +26,10 @@ from slm import __version__
 from slm.artifacts import MANIFEST, new_folder, read_json, read_manifest, require_folder, require_replaceable
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.console import note
-from slm.weights.checkpoint_files import CONFIG, INDEX, check_checkpoint, shaping_files, weight_files
+from slm.weights.checkpoint_files import ADAPTER_CONFIG, CONFIG, INDEX, check_checkpoint, shaping_files, weight_files
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import identity_of
+from slm.weights.named_base import assumed_base
 
 KIND = "export"
 TYPES = ("q8_0", "q4_k_m", "q4_0")
@@ -129,6 +130,8 @@ def _adapter(folder: Path, name: str, source: Path, options: ExportOptions) -> d
     made = folder / ADAPTERS / f"{name}.gguf"
     made.parent.mkdir(exist_ok=True)
     record = convert_adapter(source, made, options.checkpoint)
+    if assumed := assumed_base(source, options.terms.base or options.checkpoint):
+        note(assumed)
     into = folder / ADAPTERS / name
     into.mkdir()
     beside = [path for path in shaping_files(source) if path.parent == source and path.name != MANIFEST]

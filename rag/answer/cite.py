@@ -22,6 +22,8 @@ NOT_FOUND = {"en": "I could not find this in the documents", "ja": "資料には
 # The end of a text that may yet become an escape sequence or a line end.
 _UNFINISHED = re.compile(r"(?:\r|\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]*\x1b?)?)\Z")
 _SENTENCE_END = re.compile(r"[。！？\n]|[.!?](?=\s)")
+# The borders of a table's cells: every bar in a row that begins with one, else those between blanks.
+_BORDER, _BLANK_BORDER = re.compile(r"(?<!\\)\|"), re.compile(r"(?<!\S)\|(?=\s)")
 _DIGITS = re.compile(r"\d")
 _NUMBER_WEIGHT = 3.0
 # What a model makes up as the number of a passage is small; [404] and [2024] are text.
@@ -146,10 +148,17 @@ def _checked(support: Sequence[float], numbers: Sequence[int]) -> list[int]:
 
 
 def _sentence(text: str) -> str:
-    """What a citation after a text without citations stands for: its last sentence, be its full stop there or not."""
+    """What a citation after a text without citations stands for: its last sentence, be its full stop there or not.
+
+    In a table that is the cell; a citation that has a cell of its own stands for the row.
+    """
     bare = text.rstrip()
     ends = [m.end() for m in _SENTENCE_END.finditer(bare) if m.end() < len(bare)]
-    return bare[ends[-1] :] if ends else bare
+    row = bare.rfind("\n") + 1
+    if not bare.endswith("|"):
+        border = _BORDER if bare[row:].lstrip().startswith("|") else _BLANK_BORDER
+        ends += [m.end() for m in border.finditer(bare, row)]
+    return bare[max(ends, default=0) :]
 
 
 def refuses(text: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +19,7 @@ from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
 
 CONFIG, SINGLE = "config.json", "model.safetensors"
 INDEX = SINGLE + ".index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Both spellings of the first line (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser is its old name).
 _POINTERS = (b"version https://git-lfs", b"version https://hawser")
 _HEAD = 1024  # the specification's own bound for pointers
@@ -42,6 +43,7 @@ _BESIDE = {
 # What quantizers write beside the weights (AutoGPTQ, AutoAWQ, NVIDIA ModelOpt), and the method where it names none.
 _SETTINGS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "hf_quant_config.json": "ModelOpt"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _MAX_HEADER = 100_000_000  # the reference implementation's own bound
 
 
@@ -61,12 +63,7 @@ def weight_files(folder: Path) -> WeightFiles:
     """
     named = _named_weights(folder)
     if named is None and not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
-        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".safetensors", ".gguf"))
-        raise MissingFileError(
-            f"'{folder}' has no .safetensors weights ({SINGLE}, or shards with their index)",
-            found=", ".join(found[:8]) or "no weights",
-            hint="Pickled weights (.bin) are not read; save the model again with save_pretrained.",
-        )
+        raise _without_weights(folder)
     first = named or (SINGLE if (folder / SINGLE).is_file() else INDEX)
     if not first.endswith(".index.json"):
         return WeightFiles((_weight_file(folder, first),))
@@ -77,12 +74,75 @@ def weight_files(folder: Path) -> WeightFiles:
     return WeightFiles(tuple(_weight_file(folder, name) for name in shards), frozenset(map(str, weight_map)))
 
 
+def _without_weights(folder: Path) -> MissingFileError:
+    """The error for a folder without weights that are read: what is there instead, and what to do with it."""
+    names = sorted(path.name for path in folder.iterdir())
+    weights = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".safetensors", ".gguf"))]
+    what, hint = _instead(folder, frozenset(names))
+    return MissingFileError(
+        what or f"'{folder}' has no .safetensors weights ({SINGLE}, or shards with their index)",
+        found=", ".join(weights[:8]) or "no weights",
+        hint=hint,
+    )
+
+
+def _instead(folder: Path, names: Collection[str]) -> tuple[str, str]:
+    """(what is wrong, or "" for the plain absence of weights; what to do) by the names of the files there are."""
+    endings = {ending: sorted(name for name in names if name.endswith(ending)) for ending in (".gguf", ".safetensors")}
+    ggufs, tensors = endings.values()
+    if ADAPTER_CONFIG in names:
+        return f"'{folder}' is an adapter where a model is needed", (
+            "Name its base here and give the adapter with --adapter, or fold it in: slm merge --base BASE "
+            f"--adapter {folder} -o FOLDER"
+        )
+    if any(_SHARD.fullmatch(name) for name in tensors):
+        return f"'{folder}' has shards without their index", (
+            f"Copy or download {INDEX} into it, which says what the shards hold."
+        )
+    if "consolidated.safetensors" in tensors:
+        return f"'{folder}' has its weights only under the names of Mistral's own programs", (
+            f"Take the files of transformers' form from the same place: {SINGLE}, or shards with {INDEX}."
+        )
+    if variants := [name for name in tensors if name.startswith("model.")]:
+        return f"'{folder}' has only a variant of the weights, under a name that is not read", (
+            f"Rename it: mv {folder / variants[0]} {folder / SINGLE}"
+        )
+    if tensors:
+        return "", f'Rename the file to {SINGLE}, or name it in {CONFIG}: "transformers_weights": "{tensors[0]}"'
+    if ggufs:
+        return "", f"Give the GGUF file itself: {folder / ggufs[0]}"
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return "", "Pickled weights (.bin) are not read; save the model again with save_pretrained."
+    return "", "Copy or download the checkpoint again."
+
+
+def refuse_adapted(folder: Path) -> None:
+    """Raise UnsupportedError for a folder with a model's weights and with an adapter's configuration.
+
+    transformers loads such a model with the adapter on it, every other reader without: it is two things in one place.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return
+    of_model = [p.name for p in sorted(folder.iterdir()) if p.name in (SINGLE, INDEX) or _SHARD.fullmatch(p.name)]
+    named = _named_weights(folder)
+    if named and (folder / named).is_file() and named != ADAPTER_WEIGHTS:
+        of_model.append(named)
+    if of_model:
+        of_adapter = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / name).is_file()]
+        raise UnsupportedError(
+            f"'{folder}' is a model and an adapter at once",
+            found=f"of a model: {', '.join(dict.fromkeys(of_model[:4]))}; of an adapter: {', '.join(of_adapter)}",
+            hint=f"Move {' and '.join(of_adapter)} into a folder of their own, and say then which of the two is meant.",
+        )
+
+
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder whose files are Git LFS pointers, or whose weights are quantized.
+    """Refuse a folder whose files are Git LFS pointers, whose weights are quantized, or that is an adapter as well.
 
     Raises DamagedFileError or UnsupportedError. Weights that are missing are left to `weight_files`.
     """
     refuse_pointers(folder)
+    refuse_adapted(folder)
     try:
         files = weight_files(folder).files
     except MissingFileError:

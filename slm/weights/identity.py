@@ -9,7 +9,7 @@ are keyed by those. It knows nothing of what a file is used for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any
 from slm.artifacts import MANIFEST, read_manifest, sha256_files
 from slm.errors import MismatchError
 from slm.native.background import in_background
-from slm.weights.checkpoint_files import weight_files
+from slm.weights.checkpoint_files import ADAPTER_CONFIG, weight_files
 from slm.weights.gguf_reader import GgufFile
+from slm.weights.named_base import named_base
 from slm.weights.tensor_hash import hash_of, tensor_hashes
 
 # Keys of GGUF files: of a model what it came from, of an adapter what it was trained on.
@@ -120,9 +121,12 @@ def tensors_hash(file: GgufFile) -> str:
     return _TENSORS_HASHED.setdefault(key, _OF_TENSORS + name)
 
 
-def trained_on(adapter: Mapping[str, Any]) -> frozenset[str]:
-    """The names of the weights that an adapter file's key-values say it was trained on; none where it does not."""
-    return frozenset(filter(None, (text_of(adapter, BASE_FINGERPRINT), text_of(adapter, BASE_WEIGHTS))))
+def trained_on(adapter: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the weights that an adapter file's key-values say it was trained on; none where it does not.
+
+    The fingerprint is the first of them: it is what every message calls the weights.
+    """
+    return tuple(filter(None, (text_of(adapter, BASE_FINGERPRINT), text_of(adapter, BASE_WEIGHTS))))
 
 
 def names_of(model: Mapping[str, Any]) -> frozenset[str]:
@@ -149,7 +153,7 @@ def _may_be_one(left: str, right: str) -> bool:
     return left == right or (vectors == theirs and types != their_types)
 
 
-def other_weights(adapter: Path, model: Path, wanted: Collection[str], given: str) -> MismatchError:
+def other_weights(adapter: Path, model: Path, wanted: Sequence[str], given: str) -> MismatchError:
     """The error for an adapter trained on weights called `wanted`, beside a model whose weights are called `given`.
 
     Somebody else's files of the same types and vectors are one model quantized by two programs, or a model and a
@@ -164,7 +168,7 @@ def other_weights(adapter: Path, model: Path, wanted: Collection[str], given: st
         )
     return MismatchError(
         f"the adapter '{adapter}' was trained on other weights than those of '{model}'",
-        found=f"base {short(min(wanted))}, model {short(given)}",
+        found=f"base {short(wanted[0])}, model {short(given)}",
         hint=hint,
     )
 
@@ -175,20 +179,47 @@ def _share_vectors(left: str, right: str) -> bool:
 
 
 def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> WeightsIdentity:
-    """The identity of `base`, once the adapter folder's manifest (which may be empty) is known to mean it.
+    """The identity of `base`, once nothing in the adapter folder is known to mean another one.
 
-    Raises MismatchError when the adapter was trained on other weights.
+    The manifest (which may be empty) knows the weights themselves. Without it there is the base that the folder names,
+    where it can be read. Raises MismatchError when the adapter was trained on other weights.
     """
     known, said = identity_of(base), manifest.get("base")
     said = said if isinstance(said, dict) else {}
-    wanted = {said[key] for key in ("fingerprint", "weights") if isinstance(said.get(key), str)}
-    if wanted and wanted.isdisjoint(known.names):
+    wanted = [said[key] for key in ("fingerprint", "weights") if isinstance(said.get(key), str)]
+    if not wanted:
+        _check_named(adapter, base, known)
+    elif known.names.isdisjoint(wanted):
         raise MismatchError(
             f"the adapter '{adapter}' was trained on another base than '{base}'",
-            found=f"trained on {short(str(said.get('fingerprint')))}, given {short(known.fingerprint)}",
+            found=f"trained on {short(wanted[0])}, given {short(known.fingerprint)}",
             hint=f"Its base was: {said.get('path', 'unknown')}",
         )
     return known
+
+
+def _check_named(adapter: Path, base: Path, known: WeightsIdentity) -> None:
+    """Raise MismatchError where the base that an adapter folder names is here and holds other weights than `base`."""
+    named = named_base(adapter)
+    if named.folder is None or named.folder.resolve() == base.resolve():
+        return
+    own = identity_of(named.folder)
+    if _are_others(own, known):
+        raise MismatchError(
+            f"the adapter '{adapter}' names another base than '{base}'",
+            found=f"'{named.name}' is {short(own.fingerprint)}, given {short(known.fingerprint)}",
+            hint="Give the one it names. If you know that the weights are the same in another form, put this one's "
+            f"path into its {ADAPTER_CONFIG} (base_model_name_or_path).",
+        )
+
+
+def _are_others(left: WeightsIdentity, right: WeightsIdentity) -> bool:
+    """Whether two weights are known to be different ones; of somebody else's GGUF files that is not always told."""
+    names = left.fingerprint, right.fingerprint
+    of_files = [name.startswith(_OF_TENSORS) for name in names]
+    if left.names & right.names or any(of_files) != all(of_files):
+        return False
+    return not all(of_files) or not _share_vectors(*names)
 
 
 def short(fingerprint: str) -> str:

@@ -17,6 +17,7 @@ from slm.errors import DamagedFileError, InputError, MismatchError
 from slm.terminal.console import note
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.identity import checkpoint_fingerprint
+from slm.weights.named_base import assumed_base
 from train.adapter.combine import combine, untie_adapted
 from train.adapter.opened import check_adapter, load_with_adapter
 from train.adapter.sample import end_of_turn_ids
@@ -47,6 +48,8 @@ def merge(base: Path, adapters: Path | Sequence[Path], output: Path, weights: Se
     read_config(base)
     for adapter in chosen:
         check_adapter(adapter, base)
+        if assumed := assumed_base(adapter, base):
+            note(assumed)
     require_space(output.parent, 2 * sum(file.stat().st_size for file in weight_files(base).files))
     tokenizer = _tokenizer_of(base, chosen)
     with new_folder(output, "checkpoint") as (folder, manifest):

@@ -10,7 +10,7 @@ from typing import Any
 
 from slm.artifacts import MANIFEST, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
-from slm.weights.checkpoint_files import refuse_pointer
+from slm.weights.checkpoint_files import refuse_adapted, refuse_pointer
 from slm.weights.empty_tensors import refuse_empty
 from slm.weights.identity import check_same_base
 from train.base import load_model, load_tokenizer
@@ -28,7 +28,7 @@ _MOST_GROWTH = 4  # times the rows of the base
 def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
     """The adapter's manifest (empty if it is not one of ours), once it is known to be trained on `base`.
 
-    Raises MissingFileError, DamagedFileError, or MismatchError when the manifest names other weights.
+    Raises MissingFileError, DamagedFileError, UnsupportedError, or MismatchError when it names other weights.
     """
     require_folder(adapter, hint="Give an adapter folder as `slm train` writes it.")
     for name in ("adapter_config.json", WEIGHTS):
@@ -38,6 +38,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
                 found=", ".join(sorted(p.name for p in adapter.iterdir())[:6]) or "an empty folder",
             )
         refuse_pointer(adapter / name)
+    refuse_adapted(adapter)
     config = _settings(adapter)
     if str(config.get("init_lora_weights")).startswith("pissa_niter"):
         raise UnsupportedError(
@@ -46,9 +47,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
             hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
         )
     refuse_empty(adapter / WEIGHTS, _shapes(adapter))
-    if not (adapter / MANIFEST).exists():
-        return {}
-    manifest = read_manifest(adapter)
+    manifest = read_manifest(adapter) if (adapter / MANIFEST).exists() else {}
     check_same_base(adapter, manifest, base)
     return manifest
 
