@@ -35,6 +35,33 @@ def test_a_mark_on_a_turn_whose_name_speaks_of_learning_is_refused_and_not_count
         record(messages=[ASKED, {**ANSWERED, **mark}])
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [{"train": False}, {"weight": 0}, {"weight": 0.5}, {"loss": False}, {"mask": 1}, {"masked": True}, {"label": 0}],
+)
+def test_a_part_of_a_turn_that_is_not_to_be_learned_is_refused_and_not_learned(mark: dict[str, Any]) -> None:
+    parts = [{"type": "text", "text": "Hel", **mark}, {"type": "text", "text": "lo", "train": True}]
+    name = next(iter(mark))
+    with pytest.raises(UnsupportedError, match=f'turn 2, part 1 of the content: .*("{name}"|marked as not learned)'):
+        record(messages=[ASKED, {"role": "assistant", "content": parts}])
+    function = {"name": "seats", "arguments": {}}
+    for marked in ({"function": function, **mark}, {"function": {**function, **mark}}):
+        with pytest.raises(UnsupportedError, match="turn 2, a call: "):
+            record(messages=[ASKED, {"role": "assistant", "content": None, "tool_calls": [marked]}])
+
+
+def test_parts_that_are_learned_with_their_turn_are_read_and_their_other_fields_counted() -> None:
+    def parts(*texts: str, **more: Any) -> list[dict[str, Any]]:
+        return [{"type": "text", "text": text, **more} for text in texts]
+
+    asked = {"role": "user", "content": parts("Hi", weight=0, cache_control={"type": "ephemeral"})}
+    found = record(messages=[asked, {"role": "assistant", "content": parts("Hel", "lo", train=True, weight=1)}])
+    assert contents(found) == [("user", "Hi"), ("assistant", "Hello")] and found.skipped == frozenset()
+    assert found.unused == ("messages[].content[].cache_control",)
+    with pytest.raises(UnsupportedError, match=r"turn 1, part 1 of the content: .*turn of the user"):
+        record(messages=[{"role": "user", "content": parts("Hi", train=True)}, ANSWERED])
+
+
 @pytest.mark.parametrize("mark", [{"sample_weight": 0.2}, {"is_train": False}, {"trainable": 0}])
 def test_a_mark_on_a_row_whose_name_speaks_of_learning_is_refused(mark: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=f'"{next(iter(mark))}".*whether the example is learned'):

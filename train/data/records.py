@@ -92,17 +92,16 @@ def conversation_record(values: dict[str, Any], where: str) -> Record:
     skipped = frozenset(
         n for n, learned in enumerate(turns.learned) if not learned and messages[n]["role"] == "assistant"
     )
-    return Record(tuple(messages), "", tools, skipped, (*row.unused(), *turns.unused))
+    return Record(tuple(messages), "", tools, skipped, tuple(row.unused()))
 
 
 class _Turns:
-    """The turns of a row as they are read, whether each is learned, and their fields that mean nothing here."""
+    """The turns of a row as they are read, and whether each is learned."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
         self.messages: list[Message] = []
         self.learned: list[bool] = []
-        self.unused: list[str] = []
 
     def add(self, role: str, content: str, learned: bool = True) -> None:
         self.messages.append(Message(role=role, content=content))
@@ -113,11 +112,9 @@ class _Turns:
         for number, turn in enumerate(self._row.take_list(name), start=1):
             if not isinstance(turn, dict):
                 raise self._row.fault(f'turn {number} of "{name}" is {kind(turn)}, not an object')
-            one = Row(turn, f"{self._row.where}, turn {number}")
-            message, learned = turn_of(one)
+            message, learned = turn_of(self._row.inner(name, turn, f"turn {number}"))
             self.messages.append(message)
             self.learned.append(learned)
-            self.unused += [f"{name}[].{field}" for field in one.unused()]
 
     def begin_with(self, *names: str) -> None:
         """Put the row's own system text, in one of these fields, first, unless the turns begin with the same."""

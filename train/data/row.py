@@ -19,6 +19,13 @@ class Row:
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self.values, self.where = values, where
         self._taken: set[str] = set()
+        self._inner: list[tuple[str, Row]] = []
+
+    def inner(self, name: str, values: dict[str, Any], where: str) -> Row:
+        """An object inside the field `name`; what nobody takes of it is told with what nobody took of this one."""
+        one = Row(values, f"{self.where}, {where}")
+        self._inner.append((name, one))
+        return one
 
     def has(self, name: str) -> bool:
         """Whether the field says anything."""
@@ -53,9 +60,13 @@ class Row:
             raise self.fault(f'"{name}" must be a list of turns')
         return value
 
-    def unused(self) -> list[str]:
-        """The fields that say something and were not taken."""
+    def own_unused(self) -> list[str]:
+        """The fields of the object itself that say something and were not taken."""
         return [name for name in self.values if name not in self._taken and self.has(name)]
+
+    def unused(self) -> list[str]:
+        """The same with those of the objects inside it: "messages[].name"."""
+        return self.own_unused() + [f"{name}[].{field}" for name, one in self._inner for field in one.unused()]
 
     def fault(self, what: str, *, found: str = "", hint: str = "") -> DamagedFileError:
         """An error that names the place."""
