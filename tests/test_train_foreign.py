@@ -68,6 +68,16 @@ def test_a_mark_on_a_row_whose_name_speaks_of_learning_is_refused(mark: dict[str
         record(messages=[ASKED, ANSWERED], **mark)
 
 
+@pytest.mark.parametrize("value", ["true", "False", " FALSE ", "no", "0", "0.0", "1e-1", [0, 1], ["0"]])
+def test_a_mark_spelled_as_text_or_in_a_list_is_refused_as_any_other(value: Any) -> None:
+    for name in ("masked", "train", "is_trained"):
+        with pytest.raises(UnsupportedError, match=f'turn 2: "{name}"'):
+            record(messages=[ASKED, {**ANSWERED, name: value}])
+    for name in ("masked", "train", "weight", "sample_weight"):
+        with pytest.raises(UnsupportedError, match=f'the "{name}"|"{name}" seems'):
+            record(messages=[ASKED, ANSWERED], **{name: value})
+
+
 def test_names_that_speak_of_something_else_are_only_counted() -> None:
     found = record(messages=[ASKED, {**ANSWERED, "label": "greeting"}], loss=2.3, training_set="a", restraint=1)
     assert found.unused == ("loss", "training_set", "restraint", "messages[].label")

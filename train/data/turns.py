@@ -32,6 +32,7 @@ _ABOUT_LEARNING = frozenset((
     "train", "trained", "training", "trainable", "learn", "learned", "learnable", "mask", "masked", "weight", "weights",
     "weighting", "supervise", "supervised",
 ))  # fmt: skip
+_SAYS_HOW_MUCH = re.compile(r"true|false|yes|no|on|off|[tfyn]|[-+]?\d*\.?\d+(?:e[-+]?\d+)?")  # as text
 _ABOUT_LOSS = frozenset(("loss", "grad", "label", "labels"))  # of a turn; a row may tell what its loss was
 # gpt-oss writes thoughts and calls as turns of their own, told apart by their channel.
 _ANSWERS_CHANNEL = "final"
@@ -91,9 +92,18 @@ def about_learning(row: Row, words: frozenset[str] = _ABOUT_LEARNING) -> str:
     """The first field that nobody took, whose name speaks of learning and whose value says how much; "" for none."""
     for name in row.own_unused():
         parts = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_").split("_")
-        if isinstance(row.values[name], bool | int | float) and not words.isdisjoint(parts):
+        if _says_how_much(row.values[name]) and not words.isdisjoint(parts):
             return name
     return ""
+
+
+def _says_how_much(value: Any) -> bool:
+    """Whether a value is a truth value or a number, be it spelled as text, or a list of them."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_says_how_much, value))
+    if isinstance(value, str):
+        return _SAYS_HOW_MUCH.fullmatch(value.strip().lower()) is not None
+    return isinstance(value, bool | int | float)
 
 
 def name_results(messages: Sequence[Message]) -> None:
