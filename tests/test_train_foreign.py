@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from slm.errors import DamagedFileError, UnsupportedError
-from train.data.records import Record, conversation_record
+from train.data.records import Record, conversation_record, text_record
 
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 
@@ -126,6 +126,38 @@ def test_turns_in_columns_and_in_the_words_of_other_services_are_read() -> None:
     )
     with pytest.raises(DamagedFileError, match="must be a list of turns"):
         record(messages={"role": ["user", "assistant"], "content": ["Hi"]})
+
+
+@pytest.mark.parametrize("none", [None, "", []])
+def test_a_column_that_is_null_or_empty_hides_no_other(none: Any) -> None:
+    plain = contents(record(messages=[ASKED, ANSWERED]))
+    turns = [
+        {"role": none, "from": "human", "content": none, "value": "Hi"},
+        {"role": "assistant", "content": none, "text": "Hello"},
+    ]
+    for found in (
+        record(messages=none, conversations=turns, chosen=None, rejected=None, input_ids=None),
+        record(messages=none, prompt="Hi", completion="Hello", conversation=none),
+        record(instruction="Hi", output=none, response="Hello", text=none),
+        record(prompt=none, question="Hi", completion=none, answer="Hello"),
+    ):
+        assert contents(found) == plain and found.unused == ()
+    assert record(messages=none, text="A line.").text == "A line."
+    assert text_record({"text": none, "prompt": "Hi", "completion": " there"}, "x").text == "Hi there"
+    assert text_record({"text": "A line.", "prompt": none, "completion": none}, "x").text == "A line."
+
+
+def test_columns_that_are_all_null_are_named_as_before_and_a_call_needs_no_text() -> None:
+    for values, says in (
+        ({"messages": None}, '"messages" must be a list of turns'),
+        ({"instruction": "Q", "output": None}, '"output" must be text .is null'),
+        ({"messages": [{"role": "user", "value": None}, ANSWERED]}, 'no text in "value"'),
+    ):
+        with pytest.raises(DamagedFileError, match=says):
+            record(**values)
+    call = {"type": "function", "function": None, "name": "seats", "arguments": None, "parameters": {"floor": 2}}
+    turn = record(messages=[ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}]).messages[1]
+    assert turn["content"] == "" and turn["tool_calls"][0]["function"] == {"name": "seats", "arguments": {"floor": 2}}
 
 
 def test_the_preferences_of_openai_are_named_and_the_hint_keeps_the_question() -> None:

@@ -49,9 +49,10 @@ class Record:
 def text_record(values: dict[str, Any], where: str) -> Record:
     """A running text: "text", or a prompt and its completion. Raises the errors of `conversation_record`."""
     row = Row(values, where)
-    if "text" not in values or _rejected(row):  # a label beside a mere text says what it is about
+    if not row.has("text") or _rejected(row):  # a label beside a mere text says what it is about
         _refuse_preferences(row)
-    if "text" in values:
+    paired = row.has("prompt") or row.has("completion") or "text" not in values
+    if row.has("text") or not paired:
         text = row.take_text("text")
     elif "prompt" in values:
         text = row.take_text("prompt") + row.take_text("completion")
@@ -74,10 +75,15 @@ def conversation_record(values: dict[str, Any], where: str) -> Record:
     row = Row(values, where)
     _refuse(row)
     turns = _Turns(row)
-    if name := row.first(*_CONVERSATIONS):
-        turns.add_all(name)
+    told = row.named(*_CONVERSATIONS)
+    if row.has(told):
+        turns.add_all(told)
     elif (question := next((name for name in _QUESTIONS if row.has(name)), None)) and _answer_of(row, question):
         _pair(row, turns, question, _answer_of(row, question))
+    elif row.has("text"):
+        return text_record(values, where)
+    elif told:
+        turns.add_all(told)  # which says what is wrong with it
     elif "text" in values:
         return text_record(values, where)
     else:
@@ -133,7 +139,7 @@ class _Turns:
 
 def _answer_of(row: Row, question: str) -> str:
     """The field with the answer to the question in `question`; "" where there is none."""
-    return next((name for name in _ANSWERS if name in row.values), "")
+    return row.named(*_ANSWERS)
 
 
 def _pair(row: Row, turns: _Turns, question: str, answer: str) -> None:
@@ -190,7 +196,7 @@ def _tools(row: Row) -> list[dict[str, Any]]:
             raise row.fault(f'"{name}" is not JSON', found=str(row.values[name])[:40])
     tools = []
     for tool in given if isinstance(given, list) else [] if given is None else [given]:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        function = (tool.get("function") or tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise row.fault(f'an entry of "{name}" has no name of a function', found=str(tool)[:60])
         tools.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
@@ -199,7 +205,7 @@ def _tools(row: Row) -> list[dict[str, Any]]:
 
 def _rejected(row: Row) -> list[str]:
     """The fields with an answer that is not wanted, as preference data calls them: rejected, non_preferred, ..."""
-    paired = "chosen" in row.values
+    paired = row.values.get("chosen") is not None
     return [
         name for name, value in row.values.items()
         if _REJECTED.search(name.lower()) and (value is True or isinstance(value, str | list | dict))
@@ -267,7 +273,7 @@ def _of_chosen(row: Row, rejected: list[str]) -> str:
 def _refuse(row: Row) -> None:
     """Raise UnsupportedError for rows that are to be learned otherwise than answer by answer."""
     _refuse_preferences(row)
-    if "input_ids" in row.values:
+    if row.has("input_ids"):
         raise row.refusal("these are tokens, not text", found=_names(row.values), hint=f"Known: {_KNOWN}.")
     for name in _WEIGHTS:
         if row.has(name) and (name == "mask" or row.values[name] != 1):
@@ -284,7 +290,7 @@ def _refuse(row: Row) -> None:
     for name, hint in _REFUSED.items():
         if row.values.get(name):
             raise row.refusal(f'"{name}" is not learned from', hint=hint)
-    if any(row.has(name) for name in ("choices", "options")) and row.first("messages", "conversations") is None:
+    if any(row.has(name) for name in ("choices", "options")) and not row.has(row.named(*_CONVERSATIONS)):
         raise row.refusal(
             "the question has choices, which would be lost",
             hint="Write them into the question, and the answer in words.",

@@ -32,8 +32,13 @@ class Row:
         return self.values.get(name) not in (None, "", [], {})
 
     def first(self, *names: str) -> str | None:
-        """The first of the fields that is there, be it empty; None where none is."""
-        return next((name for name in names if name in self.values), None)
+        """The first of the fields that says something, else the first that is not null; None where all are."""
+        given = (name for name in names if self.values.get(name) is not None)
+        return next((name for name in names if self.has(name)), None) or next(given, None)
+
+    def named(self, *names: str) -> str:
+        """The same, else the first that is there at all, for the error that names it; "" where none is."""
+        return self.first(*names) or next((name for name in names if name in self.values), "")
 
     def take(self, *names: str) -> Any:
         """The value of the first of the fields that says something, else None; all of them count as used."""

@@ -65,7 +65,7 @@ def turn_of(row: Row) -> tuple[Message, bool]:
             f"the turn is of the channel {row.values['channel']!r}, which would be learned as an answer",
             hint='Write a thought as "thinking" of the turn that answers, and a call as "tool_calls".',
         )
-    text_key = row.first("content", "value", "text", "message") or "content"
+    text_key = row.named("content", "value", "text", "message") or "content"
     raw = row.take(text_key)
     calls = _calls(row, role)
     if str(name).lower() in _CALLS:
@@ -136,7 +136,7 @@ def text_of(row: Row, key: str, value: Any, role: str) -> str:
 def _part(row: Row, key: str, part: str | dict[str, Any], number: int, role: str) -> str:
     if isinstance(part, str):
         return part
-    name = part.get("type", "text" if "text" in part else None)
+    name = part.get("type") or ("text" if "text" in part else None)
     # datasets gives every part the fields of all, null where they are not its own.
     if name not in _TEXT_PARTS or not isinstance(part.get("text"), str):
         raise row.refusal(f"part {number} of the content is {name!r}", hint="Only parts of type 'text' are learned.")
@@ -210,12 +210,14 @@ def _calls_of_text(row: Row, key: str, text: Any, role: str) -> list[dict[str, A
 
 def _call(row: Row, key: str, call: Any, role: str) -> dict[str, Any]:
     """A call in OpenAI's form, with its arguments as a mapping where they are one."""
-    function = call.get("function", call) if isinstance(call, dict) else None
+    function = (call.get("function") or call) if isinstance(call, dict) else None
     if isinstance(function, str):  # Cohere's and older exports: {"function": "name", "arguments": ...}
         function = {**call, "name": function}
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise row.fault("a call has no function's name", found=json.dumps(call, ensure_ascii=False)[:60])
-    arguments = function.get("arguments", function.get("parameters"))
+    arguments = function.get("arguments")
+    if arguments is None:
+        arguments = function.get("parameters")
     if isinstance(arguments, str):  # what is no object is shown to the model as it was written
         value = parsed(arguments)
         arguments = value if isinstance(value, dict) else arguments
