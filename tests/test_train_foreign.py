@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from slm.errors import DamagedFileError, UnsupportedError
-from train.data.records import Record, conversation_record
+from train.data.records import Record, conversation_record, text_record
 
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 
@@ -35,10 +35,47 @@ def test_a_mark_on_a_turn_whose_name_speaks_of_learning_is_refused_and_not_count
         record(messages=[ASKED, {**ANSWERED, **mark}])
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [{"train": False}, {"weight": 0}, {"weight": 0.5}, {"loss": False}, {"mask": 1}, {"masked": True}, {"label": 0}],
+)
+def test_a_part_of_a_turn_that_is_not_to_be_learned_is_refused_and_not_learned(mark: dict[str, Any]) -> None:
+    parts = [{"type": "text", "text": "Hel", **mark}, {"type": "text", "text": "lo", "train": True}]
+    name = next(iter(mark))
+    with pytest.raises(UnsupportedError, match=f'turn 2, part 1 of the content: .*("{name}"|marked as not learned)'):
+        record(messages=[ASKED, {"role": "assistant", "content": parts}])
+    function = {"name": "seats", "arguments": {}}
+    for marked in ({"function": function, **mark}, {"function": {**function, **mark}}):
+        with pytest.raises(UnsupportedError, match="turn 2, a call: "):
+            record(messages=[ASKED, {"role": "assistant", "content": None, "tool_calls": [marked]}])
+
+
+def test_parts_that_are_learned_with_their_turn_are_read_and_their_other_fields_counted() -> None:
+    def parts(*texts: str, **more: Any) -> list[dict[str, Any]]:
+        return [{"type": "text", "text": text, **more} for text in texts]
+
+    asked = {"role": "user", "content": parts("Hi", weight=0, cache_control={"type": "ephemeral"})}
+    found = record(messages=[asked, {"role": "assistant", "content": parts("Hel", "lo", train=True, weight=1)}])
+    assert contents(found) == [("user", "Hi"), ("assistant", "Hello")] and found.skipped == frozenset()
+    assert found.unused == ("messages[].content[].cache_control",)
+    with pytest.raises(UnsupportedError, match=r"turn 1, part 1 of the content: .*turn of the user"):
+        record(messages=[{"role": "user", "content": parts("Hi", train=True)}, ANSWERED])
+
+
 @pytest.mark.parametrize("mark", [{"sample_weight": 0.2}, {"is_train": False}, {"trainable": 0}])
 def test_a_mark_on_a_row_whose_name_speaks_of_learning_is_refused(mark: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=f'"{next(iter(mark))}".*whether the example is learned'):
         record(messages=[ASKED, ANSWERED], **mark)
+
+
+@pytest.mark.parametrize("value", ["true", "False", " FALSE ", "no", "0", "0.0", "1e-1", [0, 1], ["0"]])
+def test_a_mark_spelled_as_text_or_in_a_list_is_refused_as_any_other(value: Any) -> None:
+    for name in ("masked", "train", "is_trained"):
+        with pytest.raises(UnsupportedError, match=f'turn 2: "{name}"'):
+            record(messages=[ASKED, {**ANSWERED, name: value}])
+    for name in ("masked", "train", "weight", "sample_weight"):
+        with pytest.raises(UnsupportedError, match=f'the "{name}"|"{name}" seems'):
+            record(messages=[ASKED, ANSWERED], **{name: value})
 
 
 def test_names_that_speak_of_something_else_are_only_counted() -> None:
@@ -89,6 +126,38 @@ def test_turns_in_columns_and_in_the_words_of_other_services_are_read() -> None:
     )
     with pytest.raises(DamagedFileError, match="must be a list of turns"):
         record(messages={"role": ["user", "assistant"], "content": ["Hi"]})
+
+
+@pytest.mark.parametrize("none", [None, "", []])
+def test_a_column_that_is_null_or_empty_hides_no_other(none: Any) -> None:
+    plain = contents(record(messages=[ASKED, ANSWERED]))
+    turns = [
+        {"role": none, "from": "human", "content": none, "value": "Hi"},
+        {"role": "assistant", "content": none, "text": "Hello"},
+    ]
+    for found in (
+        record(messages=none, conversations=turns, chosen=None, rejected=None, input_ids=None),
+        record(messages=none, prompt="Hi", completion="Hello", conversation=none),
+        record(instruction="Hi", output=none, response="Hello", text=none),
+        record(prompt=none, question="Hi", completion=none, answer="Hello"),
+    ):
+        assert contents(found) == plain and found.unused == ()
+    assert record(messages=none, text="A line.").text == "A line."
+    assert text_record({"text": none, "prompt": "Hi", "completion": " there"}, "x").text == "Hi there"
+    assert text_record({"text": "A line.", "prompt": none, "completion": none}, "x").text == "A line."
+
+
+def test_columns_that_are_all_null_are_named_as_before_and_a_call_needs_no_text() -> None:
+    for values, says in (
+        ({"messages": None}, '"messages" must be a list of turns'),
+        ({"instruction": "Q", "output": None}, '"output" must be text .is null'),
+        ({"messages": [{"role": "user", "value": None}, ANSWERED]}, 'no text in "value"'),
+    ):
+        with pytest.raises(DamagedFileError, match=says):
+            record(**values)
+    call = {"type": "function", "function": None, "name": "seats", "arguments": None, "parameters": {"floor": 2}}
+    turn = record(messages=[ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}]).messages[1]
+    assert turn["content"] == "" and turn["tool_calls"][0]["function"] == {"name": "seats", "arguments": {"floor": 2}}
 
 
 def test_the_preferences_of_openai_are_named_and_the_hint_keeps_the_question() -> None:

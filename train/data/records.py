@@ -49,9 +49,10 @@ class Record:
 def text_record(values: dict[str, Any], where: str) -> Record:
     """A running text: "text", or a prompt and its completion. Raises the errors of `conversation_record`."""
     row = Row(values, where)
-    if "text" not in values or _rejected(row):  # a label beside a mere text says what it is about
+    if not row.has("text") or _rejected(row):  # a label beside a mere text says what it is about
         _refuse_preferences(row)
-    if "text" in values:
+    paired = row.has("prompt") or row.has("completion") or "text" not in values
+    if row.has("text") or not paired:
         text = row.take_text("text")
     elif "prompt" in values:
         text = row.take_text("prompt") + row.take_text("completion")
@@ -74,10 +75,15 @@ def conversation_record(values: dict[str, Any], where: str) -> Record:
     row = Row(values, where)
     _refuse(row)
     turns = _Turns(row)
-    if name := row.first(*_CONVERSATIONS):
-        turns.add_all(name)
+    told = row.named(*_CONVERSATIONS)
+    if row.has(told):
+        turns.add_all(told)
     elif (question := next((name for name in _QUESTIONS if row.has(name)), None)) and _answer_of(row, question):
         _pair(row, turns, question, _answer_of(row, question))
+    elif row.has("text"):
+        return text_record(values, where)
+    elif told:
+        turns.add_all(told)  # which says what is wrong with it
     elif "text" in values:
         return text_record(values, where)
     else:
@@ -92,17 +98,16 @@ def conversation_record(values: dict[str, Any], where: str) -> Record:
     skipped = frozenset(
         n for n, learned in enumerate(turns.learned) if not learned and messages[n]["role"] == "assistant"
     )
-    return Record(tuple(messages), "", tools, skipped, (*row.unused(), *turns.unused))
+    return Record(tuple(messages), "", tools, skipped, tuple(row.unused()))
 
 
 class _Turns:
-    """The turns of a row as they are read, whether each is learned, and their fields that mean nothing here."""
+    """The turns of a row as they are read, and whether each is learned."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
         self.messages: list[Message] = []
         self.learned: list[bool] = []
-        self.unused: list[str] = []
 
     def add(self, role: str, content: str, learned: bool = True) -> None:
         self.messages.append(Message(role=role, content=content))
@@ -113,11 +118,9 @@ class _Turns:
         for number, turn in enumerate(self._row.take_list(name), start=1):
             if not isinstance(turn, dict):
                 raise self._row.fault(f'turn {number} of "{name}" is {kind(turn)}, not an object')
-            one = Row(turn, f"{self._row.where}, turn {number}")
-            message, learned = turn_of(one)
+            message, learned = turn_of(self._row.inner(name, turn, f"turn {number}"))
             self.messages.append(message)
             self.learned.append(learned)
-            self.unused += [f"{name}[].{field}" for field in one.unused()]
 
     def begin_with(self, *names: str) -> None:
         """Put the row's own system text, in one of these fields, first, unless the turns begin with the same."""
@@ -136,7 +139,7 @@ class _Turns:
 
 def _answer_of(row: Row, question: str) -> str:
     """The field with the answer to the question in `question`; "" where there is none."""
-    return next((name for name in _ANSWERS if name in row.values), "")
+    return row.named(*_ANSWERS)
 
 
 def _pair(row: Row, turns: _Turns, question: str, answer: str) -> None:
@@ -193,7 +196,7 @@ def _tools(row: Row) -> list[dict[str, Any]]:
             raise row.fault(f'"{name}" is not JSON', found=str(row.values[name])[:40])
     tools = []
     for tool in given if isinstance(given, list) else [] if given is None else [given]:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        function = (tool.get("function") or tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise row.fault(f'an entry of "{name}" has no name of a function', found=str(tool)[:60])
         tools.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
@@ -202,7 +205,7 @@ def _tools(row: Row) -> list[dict[str, Any]]:
 
 def _rejected(row: Row) -> list[str]:
     """The fields with an answer that is not wanted, as preference data calls them: rejected, non_preferred, ..."""
-    paired = "chosen" in row.values
+    paired = row.values.get("chosen") is not None
     return [
         name for name, value in row.values.items()
         if _REJECTED.search(name.lower()) and (value is True or isinstance(value, str | list | dict))
@@ -270,7 +273,7 @@ def _of_chosen(row: Row, rejected: list[str]) -> str:
 def _refuse(row: Row) -> None:
     """Raise UnsupportedError for rows that are to be learned otherwise than answer by answer."""
     _refuse_preferences(row)
-    if "input_ids" in row.values:
+    if row.has("input_ids"):
         raise row.refusal("these are tokens, not text", found=_names(row.values), hint=f"Known: {_KNOWN}.")
     for name in _WEIGHTS:
         if row.has(name) and (name == "mask" or row.values[name] != 1):
@@ -287,7 +290,7 @@ def _refuse(row: Row) -> None:
     for name, hint in _REFUSED.items():
         if row.values.get(name):
             raise row.refusal(f'"{name}" is not learned from', hint=hint)
-    if any(row.has(name) for name in ("choices", "options")) and row.first("messages", "conversations") is None:
+    if any(row.has(name) for name in ("choices", "options")) and not row.has(row.named(*_CONVERSATIONS)):
         raise row.refusal(
             "the question has choices, which would be lost",
             hint="Write them into the question, and the answer in words.",

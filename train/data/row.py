@@ -19,14 +19,26 @@ class Row:
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self.values, self.where = values, where
         self._taken: set[str] = set()
+        self._inner: list[tuple[str, Row]] = []
+
+    def inner(self, name: str, values: dict[str, Any], where: str) -> Row:
+        """An object inside the field `name`; what nobody takes of it is told with what nobody took of this one."""
+        one = Row(values, f"{self.where}, {where}")
+        self._inner.append((name, one))
+        return one
 
     def has(self, name: str) -> bool:
         """Whether the field says anything."""
         return self.values.get(name) not in (None, "", [], {})
 
     def first(self, *names: str) -> str | None:
-        """The first of the fields that is there, be it empty; None where none is."""
-        return next((name for name in names if name in self.values), None)
+        """The first of the fields that says something, else the first that is not null; None where all are."""
+        given = (name for name in names if self.values.get(name) is not None)
+        return next((name for name in names if self.has(name)), None) or next(given, None)
+
+    def named(self, *names: str) -> str:
+        """The same, else the first that is there at all, for the error that names it; "" where none is."""
+        return self.first(*names) or next((name for name in names if name in self.values), "")
 
     def take(self, *names: str) -> Any:
         """The value of the first of the fields that says something, else None; all of them count as used."""
@@ -53,9 +65,13 @@ class Row:
             raise self.fault(f'"{name}" must be a list of turns')
         return value
 
-    def unused(self) -> list[str]:
-        """The fields that say something and were not taken."""
+    def own_unused(self) -> list[str]:
+        """The fields of the object itself that say something and were not taken."""
         return [name for name in self.values if name not in self._taken and self.has(name)]
+
+    def unused(self) -> list[str]:
+        """The same with those of the objects inside it: "messages[].name"."""
+        return self.own_unused() + [f"{name}[].{field}" for name, one in self._inner for field in one.unused()]
 
     def fault(self, what: str, *, found: str = "", hint: str = "") -> DamagedFileError:
         """An error that names the place."""
