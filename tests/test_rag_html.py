@@ -106,6 +106,20 @@ def test_text_inside_a_form_is_read_and_its_controls_are_not() -> None:
     assert text_of(html) == "Needs form L-9."
 
 
+def test_a_button_that_is_a_heading_is_read_and_one_beside_its_words_is_not() -> None:
+    html = (
+        "<h2 class=accordion-header><button>How many days off?</button></h2><p>Twenty.</p>"
+        "<button type=button><h3>Who pays?</h3></button><p>ACME.<button>Send</button></p>"
+        "<h2>Fees <button>Edit</button></h2><p>30.</p><h2>4. <button>Keys</button></h2><p>Desk.</p>"
+        "<h2><button hidden>no</button></h2><details><summary><button>More</button></summary>Detail 5.</details>"
+    )
+    sections = html_document(html, "file").sections
+    assert [(section.headings[-1], section.text) for section in sections] == [
+        ("How many days off?", "Twenty."), ("Who pays?", "ACME."), ("Fees", "30."),
+        ("4. Keys", "Desk.\n\nMore\n\nDetail 5."),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("attribute", ["class='overflow-hidden'", "data-x='hidden display:none'", "title='hidden'",
                                        "style='overflow:hidden'", "hidden=until-found"])  # fmt: skip
 def test_attributes_that_only_contain_the_word_hide_nothing(attribute: str) -> None:
@@ -268,10 +282,12 @@ def test_a_tag_with_very_many_attributes_is_read_in_time_and_nothing_behind_it_i
 
 @pytest.mark.parametrize(
     "unit",
-    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<sub></sub>", "x<sub>1</sub>2", "<q>x", "<del>x", "<p><code>x",
+    ["<code>x", "x <code> y", "<code>`", "<code>x\n\n", "<sub>x", "<sup>x", "<sub></sub>", "x<sub>1</sub>2",
+     "<q>x", "<del>x", "<p><code>x",
      "<main><h1>x",
      "<span class=linenos>1", "<span class=linenos>1</span>", "<div class=gutter>1", "<article>x", "<main>x</main>",
-     "<article>x</article>", "<h1></h1>", "<aside></aside>", "<nav>x</nav><main>x</main>", "<dl><dt>x<dd>y"],
+     "<article>x</article>", "<h1></h1>", "<aside></aside>", "<nav>x</nav><main>x</main>", "<button><h2>x",
+     "<h2><button>x</button>", "<dl><dt>x<dd>y"],
 )  # fmt: skip
 @pytest.mark.parametrize("around", ["", "<div>" * 900])
 def test_elements_that_are_never_closed_take_time_in_proportion_to_their_number(unit: str, around: str) -> None:

@@ -103,6 +103,22 @@ def test_html_in_markdown_is_read_as_in_pages() -> None:
     assert plain_markdown("<script>\nno\n</script>yes").strip() == "yes"
 
 
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [("<ul><li>Password</li><li>Passkey</li></ul>", "Password; Passkey"), ("<ol><li>a<li>b\\|c</ol>", "a; b\\|c"),
+     ("by <ul><li>x</li></ul> or y", "by x or y"), ("<p>a</p><p>b</p>", "a b"), ("a<br>b<br/>c", "a b c"),
+     ("<div>a</div><div>b</div>", "a b"), ("<h3>a</h3>b<hr>c", "a b c"), ("<li>a</li><li>b</li>", "a b"),
+     ("<pre>a  b</pre>", "`a b`"), ("<dl><dt>a<dd>b</dl>", "a; b"), ("<ul></ul>", ""),
+     ("<table><tr><td>a<td>b</table>", "a; b"), ("10<sup>3</sup> <code>x</code>", "10^3 `x`")],
+)  # fmt: skip
+def test_elements_in_a_cell_of_a_table_stay_on_its_line(cell: str, text: str) -> None:
+    table = f"| Way | How |\n| --- | --- |\n| Login | {cell} |\n| Door | key |"
+    lines = plain_markdown(table).split("\n")
+    assert [" ".join(line.split()) for line in lines] == [
+        "| Way | How |", "| --- | --- |", " ".join(f"| Login | {text} |".split()), "| Door | key |",
+    ]  # fmt: skip
+
+
 def test_embedded_images_are_dropped_at_once() -> None:
     data = "data:image/png;base64," + "QUJD" * 200_000
     text = f"![][image1]\n\nRoom 214. ![plan]({data})\n\n[image1]: <{data}>\n"

@@ -13,7 +13,7 @@ from typing import Any
 from rag.document import Document, sections_of
 from rag.sources.clean import clean, without_data_uris
 from rag.sources.html.inherited import MAY_HIDE, strike_unseen
-from rag.sources.html.tree import MAY_NUMBER, is_seen, mark_line_numbers, regions
+from rag.sources.html.tree import MAY_NUMBER, is_seen, mark_buttons, mark_line_numbers, regions
 from rag.sources.html.writer import write
 from rag.sources.reader import Read, titled
 from slm.text.decode import decode
@@ -97,6 +97,8 @@ def parse_html(html: str) -> Any:
         strike_unseen(tree.body)
     if tree.body is not None and MAY_NUMBER.search(html):
         mark_line_numbers(tree.body)
+    if tree.body is not None and tree.css_first("button") is not None:
+        mark_buttons(tree.body)
     return tree
 
 

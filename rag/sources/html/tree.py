@@ -27,8 +27,10 @@ MAY_NUMBER = re.compile(r"linenos?|lineno|gutter|line-numbers-rows")
 _ZERO = re.compile(r"0+(?:\.0*)?(?:[a-z]{1,4}|%)?")
 _NUMBERS = re.compile(r"[\d\s.:]*")
 _CODE = ("pre", "code")
+_TITLES = _names("h1 h2 h3 h4 h5 h6 summary")
 _BESIDE = 5  # a column is a cell in a row in a body of a table, at most
 _COLUMN = "data-slm-numbers"  # marks a column of line numbers
+_WORDS = "data-slm-words"  # marks a button whose words are those of a heading
 _FRAME = "data-slm-frame"  # marks what is_dropped takes for the site's frame
 
 
@@ -61,9 +63,9 @@ def is_dropped(node: Any) -> bool:
         return tag != "-text"
     if tag in ("html", "body"):
         return False  # hidden until a script shows them: a page that hides all of itself is still one
-    if tag in _DROPPED:
-        return True
     attributes = node.attributes
+    if tag in _DROPPED and not (tag == "button" and attributes and _WORDS in attributes):
+        return True
     if not attributes:
         return False
     if _FRAME in attributes or _COLUMN in attributes:
@@ -107,6 +109,44 @@ def mark_line_numbers(root: Any) -> None:
     for column in columns:
         if _numbers_code(column, with_code):
             column.attrs[_COLUMN] = ""
+
+
+def mark_buttons(root: Any) -> None:
+    """Mark the buttons that say what a heading does: one that is all of a heading's words, or that holds a heading.
+
+    A button beside the words of a heading (Edit, Copy link) is a control.
+    """
+    titles: list[tuple[list[bool], list[Any]]] = []  # of each open heading: whether it has words, and its buttons
+    open_buttons: list[Any] = []
+    kept: list[Any] = []
+
+    def enter(node: Any) -> bool:
+        if node.tag == "-text":
+            if titles and not open_buttons and any(map(str.isalpha, node.text_content or "")):
+                titles[-1][0][0] = True
+            return False
+        if node.tag == "button":
+            open_buttons.append(node)
+            if titles:
+                titles[-1][1].append(node)
+        elif is_dropped(node):
+            return False
+        elif node.tag in _TITLES:
+            kept.extend(open_buttons[-1:])
+            titles.append(([False], []))
+        return True
+
+    def leave(node: Any) -> None:
+        if node.tag == "button":
+            open_buttons.pop()
+        elif node.tag in _TITLES:
+            (has_words,), buttons = titles.pop()
+            if not has_words:
+                kept.extend(buttons)
+
+    traverse(root, enter, leave)
+    for button in kept:
+        button.attrs[_WORDS] = ""
 
 
 def _numbers_code(column: Any, with_code: set[int]) -> bool:

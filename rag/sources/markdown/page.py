@@ -81,7 +81,8 @@ def plain_markdown(text: str) -> str:
                 out.append((False, raised))
                 at = end
             elif end is not None and part.name in _REWRITTEN:
-                out.append((True, _rewritten("".join(p.text for p in parts[at : end + 1]), part.name)))
+                markup = "".join(p.text for p in parts[at : end + 1])
+                out.append((True, _in_cell(markup) if _in_row(out) else _rewritten(markup, part.name)))
                 at = end
             else:
                 out.append((False, _tag_text(part, out)))
@@ -140,10 +141,20 @@ def _rewritten(markup: str, name: str) -> str:
     return f"\n\n{text}\n\n" if block else text
 
 
+def _in_cell(markup: str) -> str:
+    """What stands in a cell of a Markdown table, on one line: as a cell of a page is written."""
+    # A bar is escaped in such a cell already; the table has a header, so that it is none that arranges a page.
+    bare = markup.replace("\\|", "|")
+    lines = html_to_markdown(f"<table><tr><th>x<tr><td>{bare}</td></tr></table>").split("\n")
+    return lines[2][2:-2] if len(lines) == 3 else " ".join(lines[2:])[2:-2]
+
+
 def _tag_text(part: MarkdownPart, before: Sequence[tuple[bool, str]]) -> str:
     """What is left of a tag: a line end, a heading's mark, an image's words; a tag that is none stays."""
     name = part.name.removeprefix("/")
     heading = _HEADING.match(name)
+    if name in ("h1", "h2", "h3", "h4", "h5", "h6", "li", "dt", "dd", "tr", "td", "th") and _in_row(before):
+        return " "
     if heading:
         return "\n\n" if part.name.startswith("/") else f"\n\n{'#' * int(heading.group(1))} "
     if name == "img":
