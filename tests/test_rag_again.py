@@ -248,6 +248,13 @@ def test_an_index_that_does_not_know_where_its_documents_came_from_loses_only_fi
     assert dict(left.gone) == {"/d/b.md": "it is no longer there"} and not left.kept
 
 
+def test_nothing_is_left_below_a_folder_that_is_a_file_by_now() -> None:
+    seen = Seen({"/d": ["/d"]}, {"/d/a.md": ["/d"]}, {"/d/k": "files of the kind 'k' are not read"})
+    documents = {"/d/k/k.md": {"roots": ["/d"]}, "/d/a.md": {"roots": ["/d"]}}
+    left = departed(documents, seen, lambda source: False, lambda place: place == "/d/k")
+    assert (dict(left.gone), dict(left.kept)) == ({"/d/k/k.md": "it is no longer there"}, {})
+
+
 def test_documents_below_a_folder_that_cannot_be_listed_keep_their_text() -> None:
     seen = Seen({"/d": ["/d"]}, {}, {"/d/private": "Permission denied"})
     documents: dict[str, dict[str, Any]] = {"/d/private/a.md": {"roots": ["/d"]}, "/d/privately.md": {"roots": ["/d"]}}

