@@ -182,10 +182,8 @@ def _is_learned(row: Row, role: str) -> bool:
 
 def _calls(row: Row, role: str) -> list[dict[str, Any]]:
     """The calls in OpenAI's field, and in the one it had before ("function_call")."""
-    calls = row.take("tool_calls") or []
-    if isinstance(calls, str):
-        calls = parsed(calls)
-    old = row.take("function_call")
+    calls = row.take_json("tool_calls") or []
+    old = row.take_json("function_call")
     if not isinstance(calls, list):
         raise row.fault(f'"tool_calls" must be a list (is {kind(calls)})')
     read = [_call(row, "tool_calls", call, role) for call in calls]
