@@ -105,6 +105,20 @@ def test_a_thought_beside_an_answer_is_learned_as_one_in_a_turn_is(name: str) ->
     assert contents(paired) == contents(turned) and "<think>\nAdd.\n</think>" in contents(paired)[1][1]
 
 
+def test_a_second_thought_is_refused_and_the_same_one_twice_is_one() -> None:
+    for said in ({"content": "x</think>A", "thinking": "Add."}, {"thinking": "Add.", "reasoning": "Multiply."}):
+        with pytest.raises(UnsupportedError, match=r"turn 2: there are several thoughts: .*thinking"):
+            record(messages=[ASKED, {**ANSWERED, **said}])
+        with pytest.raises(UnsupportedError, match="several thoughts"):
+            record(
+                **{"question": "Hi", "answer": said.get("content", "Hello"), "think": "No."} | said | {"content": None}
+            )
+    whole = "<think>\nAdd.\n</think>\n\nHello"
+    for said in ({"content": whole, "thinking": "Add.\n"}, {"thinking": "Add.", "reasoning": "Add.", "think": None}):
+        found = record(messages=[ASKED, {**ANSWERED, **said}])
+        assert contents(found)[1][1] == whole and found.unused == ()
+
+
 def test_a_second_question_is_refused_unless_one_holds_the_other() -> None:
     with pytest.raises(UnsupportedError, match='both "instruction" and "prompt" ask'):
         record(instruction="Be brief.", prompt="Where is the key?", response="Drawer 6.")

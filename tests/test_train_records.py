@@ -158,7 +158,8 @@ def test_functions_are_written_by_a_template_that_knows_them() -> None:
         ({"from": "function_call", "value": "weather in Oslo"}, "the call is not JSON"),
         ({"from": "function_call", "value": '{"arguments": {}}'}, "no function's name"),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 3}}]}, "arguments.*a number"),
-        ({"role": "assistant", "tool_calls": "f()"}, "must be a list"),
+        ({"role": "assistant", "tool_calls": "f()"}, '"tool_calls" is not JSON'),
+        ({"role": "assistant", "tool_calls": '{"name": "f"}'}, "must be a list"),
         ({"role": "user", "content": "x", "tool_calls": [CALL]}, "a turn of the user calls"),
         ({"role": "user", "content": None}, "no text"),
         ({"role": "user"}, "no text"),
@@ -174,6 +175,10 @@ def test_a_broken_turn_is_named_by_its_number(turn: dict[str, Any], says: str) -
 def test_a_list_of_functions_that_is_none_is_named() -> None:
     with pytest.raises(DamagedFileError, match='"tools" is not JSON'):
         record(**openai(tools="weather"))
+    assert record(**openai(tools="null")).tools == record(**openai(tools=" null\n", functions="[]")).tools == ()
+    assert record(**openai(tools="null", functions=json.dumps([WEATHER]))).tools == (TOOL,)
+    said = {"role": "assistant", "content": "x", "tool_calls": "null", "function_call": "null"}
+    assert record(messages=[HI, said]).messages[1] == {"role": "assistant", "content": "x"}
     with pytest.raises(DamagedFileError, match='entry of "tools" has no name'):
         record(**openai(tools=[{"type": "function"}]))
     assert record(**openai(tools="[]")).tools == record(**openai(tools=None)).tools == ()

@@ -12,7 +12,7 @@ from typing import Any
 
 from slm.errors import SlmError
 from slm.joints import Message
-from train.data.row import Row, kind, parsed
+from train.data.row import Row, kind
 from train.data.turns import ROLES, about_learning, name_results, text_of, turn_of, with_thought
 
 _KNOWN = "messages, conversations (ShareGPT), instruction/output (alpaca), prompt/completion, question/answer, text"
@@ -185,19 +185,13 @@ def _history(row: Row, turns: _Turns) -> None:
 
 def _tools(row: Row) -> list[dict[str, Any]]:
     """The functions that may be called, in OpenAI's form, from "tools" or the older "functions", or JSON text."""
-    name = "tools" if row.has("tools") else "functions"
-    given = row.take("tools", "functions")
+    given = row.take_json("tools", "functions")
     row.take("parallel_tool_calls")  # what the answer shows itself
-    if isinstance(given, str):
-        given = parsed(given)
-        if given in ([], {}):
-            return []
-        if given is None:
-            raise row.fault(f'"{name}" is not JSON', found=str(row.values[name])[:40])
     tools = []
     for tool in given if isinstance(given, list) else [] if given is None else [given]:
         function = (tool.get("function") or tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            name = "tools" if row.has("tools") else "functions"
             raise row.fault(f'an entry of "{name}" has no name of a function', found=str(tool)[:60])
         tools.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
     return tools

@@ -148,12 +148,19 @@ def _part(row: Row, key: str, part: str | dict[str, Any], number: int, role: str
 
 def with_thought(row: Row, content: str) -> str:
     """The answer with its thought before it, in the form that Qwen3's and DeepSeek's templates know."""
-    thought = row.take(*_THOUGHTS)
-    if thought is None:
-        return content
-    if not isinstance(thought, str):
-        raise row.fault(f"the thought must be text (is {kind(thought)})")
-    return content if "</think>" in content else f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+    thoughts = {name: row.values[name] for name in _THOUGHTS if row.has(name)}
+    row.take(*_THOUGHTS)
+    for thought in thoughts.values():
+        if not isinstance(thought, str):
+            raise row.fault(f"the thought must be text (is {kind(thought)})")
+    told = dict.fromkeys(thought.strip() for thought in thoughts.values())
+    before, end, _ = content.partition("</think>")
+    if len(told) > 1 or (end and not all(thought in before for thought in told)):
+        beside = ' and one before the content\'s "</think>"' if end else ""
+        raise row.refusal(
+            f"there are several thoughts: {', '.join(thoughts)}{beside}; one is learned", hint="Join them in one."
+        )
+    return content if end or not told else f"<think>\n{next(iter(told))}\n</think>\n\n{content}"
 
 
 def _require_learned(inside: Row, role: str) -> None:
@@ -182,10 +189,8 @@ def _is_learned(row: Row, role: str) -> bool:
 
 def _calls(row: Row, role: str) -> list[dict[str, Any]]:
     """The calls in OpenAI's field, and in the one it had before ("function_call")."""
-    calls = row.take("tool_calls") or []
-    if isinstance(calls, str):
-        calls = parsed(calls)
-    old = row.take("function_call")
+    calls = row.take_json("tool_calls") or []
+    old = row.take_json("function_call")
     if not isinstance(calls, list):
         raise row.fault(f'"tool_calls" must be a list (is {kind(calls)})')
     read = [_call(row, "tool_calls", call, role) for call in calls]
