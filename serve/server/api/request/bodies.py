@@ -150,6 +150,7 @@ class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions. `rag`: answer from the server's index (or from some of its pages), with citations."""
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (False,)}  # a template writes them itself
+    effort_field: ClassVar[str] = "reasoning_effort"  # what the client calls it
 
     messages: list[TurnOf]
     rag: bool | Retrieval = False
@@ -201,6 +202,12 @@ class ChatRequest(GenerationRequest):
         if self.reasoning_effort == "none":  # off, in whichever word the template has for it
             return {"enable_thinking": False, "thinking": False, **given}
         return {"reasoning_effort": self.reasoning_effort, **given} if self.reasoning_effort else given
+
+    @property
+    def variable_fields(self) -> dict[str, str]:
+        """The field that a variable of the template stands in, where it is not chat_template_kwargs."""
+        given = "reasoning_effort" in self.chat_template_kwargs
+        return {} if given else {"reasoning_effort": self.effort_field}
 
     def conversation(self) -> list[Message]:
         """The messages for the chat template; a tool's result gets the name of the function that was called."""

@@ -264,6 +264,7 @@ def _chosen(choice: str | Mapping[str, Any], tools: list[dict[str, Any]]) -> tup
 
 class _Chat(ChatRequest):
     format_field = "text.format"
+    effort_field = "reasoning.effort"
 
 
 def _format(text: Mapping[str, Any]) -> dict[str, Any] | None:
