@@ -73,10 +73,10 @@ class GenerationRequest(Shaped):
 
     @classmethod
     def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
-        one_name(given, "repeat_penalty", "repetition_penalty")
+        one_name(given, "repeat_penalty")
         if given.get("n_predict") == -1:  # llama-server's word for no limit
             del given["n_predict"]
-        one_name(given, "max_tokens", "n_predict")
+        one_name(given, "max_tokens")
         if given.get("top_k") == -1:  # vLLM's word for all of them
             given["top_k"] = 0
         return given
