@@ -249,3 +249,32 @@ def test_calls_are_found_however_the_text_is_cut() -> None:
         assert arguments == {0: stream.calls[0].arguments, 1: "{}"}
     plain = CallStream()
     assert plain.feed("1 <tool") == [{"content": "1 "}] and plain.flush() == [{"content": "<tool"}]
+
+
+def test_a_marker_that_the_end_cuts_is_no_text() -> None:
+    call = call_text("weather", '{"city": {"x": "}"}}')
+    for size in range(1, len(call) + 1):
+        for said in ("", "Let me see. "):
+            stream = CallStream()
+            deltas = stream.feed(said + call[:size]) + stream.flush(cut=True)
+            assert "".join(delta.get("content", "") for delta in deltas) == said
+            for told in stream.calls:
+                assert '{"city": {"x": "}"}}'.startswith(told.arguments)
+    for text in ("1 < 2", "a <toolbox", "<tool_calx", "\n "):
+        stream = CallStream()
+        assert "".join(delta["content"] for delta in stream.feed(text) + stream.flush(cut=True)) == text
+    ended = CallStream()
+    assert ended.feed("1 <") + ended.flush() == [{"content": "1 "}, {"content": "<"}]
+
+
+@pytest.mark.parametrize("size", [1, 6, 11, 15])
+def test_a_demanded_call_that_is_cut_before_its_name_says_nothing(served: Served, size: int) -> None:
+    asked: dict[str, Any] = {"model": "en", "max_tokens": size, "tools": TOOLS, "tool_choice": "required"}
+    whole = served.chat("Hello", **asked).json()["choices"][0]
+    assert whole["finish_reason"] == "length" and not whole["message"]["content"]
+    streamed = served.client.chat.completions.create(messages=HELLO, stream=True, **asked)
+    assert not any(event.choices[0].delta.content for event in streamed)
+    answer = {"model": "en", "input": "Hello", "max_output_tokens": size, "tool_choice": "required"}
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    body = served.post("/v1/responses", {**answer, "tools": tools}).json()
+    assert body["status"] == "incomplete" and [part["text"] for part in body["output"][0]["content"]] == [""]
