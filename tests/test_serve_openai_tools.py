@@ -130,6 +130,30 @@ def test_what_cannot_be_done_is_a_400_that_says_why(served: Served, fields: dict
     assert served.chat("Hello", model="en").status_code == 200
 
 
+FORMS: list[tuple[str, Any]] = [
+    ("guided_choice", ["a", "b"]), ("guided_regex", "a"), ("guided_json", WEATHER), ("guided_grammar", 'root ::= "a"'),
+    ("grammar", 'root ::= "a"'), ("json_schema", WEATHER), ("response_format", {"type": "json_object"}),
+    ("structured_outputs.choice", ["a"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), FORMS)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "function": {"name": "clock"}},
+        {"type": "allowed_tools", "mode": "required", "tools": [TOOLS[1]]},
+    ],
+)
+def test_a_form_beside_a_demanded_call_is_refused_by_name(served: Served, name: str, value: Any, choice: Any) -> None:
+    field, _, inner = name.partition(".")
+    fields = {field: {inner: value} if inner else value}
+    error = error_of(reply := served.chat("Hello", model="en", tools=TOOLS, tool_choice=choice, **fields))
+    assert reply.status_code == 400 and error["param"] == name and "demands a call" in error["message"]
+    assert served.chat("Hello", tools=TOOLS, tool_choice=choice, response_format={"type": "text"}).status_code == 200
+
+
 # --- tools ------------------------------------------------------------------------------------------------------
 
 
