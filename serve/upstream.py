@@ -36,7 +36,10 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class UpstreamOptions:
-    """What both servers are told. context: tokens of one request; threads 0: one for each physical core."""
+    """What both servers are told. context: tokens of one request; threads 0: one for each physical core.
+
+    name: of the model, "" for its file's.
+    """
 
     model: Path
     adapters: tuple[tuple[str, Path], ...] = ()
@@ -46,6 +49,12 @@ class UpstreamOptions:
     host: str = "127.0.0.1"
     port: int = 8080
     api_key: str | None = None
+    name: str = ""
+
+    @property
+    def alias(self) -> str:
+        """What the model is called."""
+        return self.name or self.model.stem
 
     @property
     def url(self) -> str:
@@ -70,7 +79,7 @@ def llama_server_launch(options: UpstreamOptions, binary: str = LLAMA_SERVER) ->
     several begin with scale 0, because otherwise a request that names none gets the sum of all
     (--lora-init-without-apply does not reach the slots: tools/server/server-context.cpp, `launch_slot_with_task`).
     """
-    argv = [binary, "--model", str(options.model), "--alias", options.model.stem]
+    argv = [binary, "--model", str(options.model), "--alias", options.alias]
     argv += ["--ctx-size", str(options.context * options.parallel), "--parallel", str(options.parallel)]
     argv += ["--host", options.host, "--port", str(options.port)]
     if options.threads:
@@ -96,7 +105,7 @@ def llama_cpp_python_launch(options: UpstreamOptions, config: Path, *, python: s
         "model": str(options.model), "n_ctx": options.context, "n_threads": threads, "n_threads_batch": threads,
         "logits_all": False, "verbose": False,
     }  # fmt: skip
-    models = [{**shared, "model_alias": options.model.stem}]
+    models = [{**shared, "model_alias": options.alias}]
     models += [{**shared, "model_alias": name, "lora_path": str(path)} for name, path in options.adapters]
     settings = {"host": options.host, "port": options.port, "interrupt_requests": False, "models": models}
     # HOST and PORT of the environment would overrule the file (llama_cpp/server/__main__.py).

@@ -15,7 +15,7 @@ from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
 from slm.errors import DamagedFileError, MissingFileError, SlmError, UnknownNameError, UnsupportedError
 from slm.models.catalog import CATALOG
-from slm.models.model_argument import model_argument
+from slm.models.model_argument import model_argument, name_of_model
 from tests import tiny_checkpoints as tiny
 from train.base import load_tokenizer, read_config
 
@@ -198,11 +198,28 @@ def test_a_folder_that_is_no_model_does_not_shadow_a_name(tmp_path: Path, monkey
     monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    assert model_argument(name) == home / "m.gguf"
+    assert model_argument(name) == home / "m.gguf" and name_of_model(name) == name
     assert model_argument(f"./{name}") == Path(name)
     tiny.llama(tmp_path / name / "inner")
     (tmp_path / name / "config.json").write_text("{}")
     assert model_argument(name) == Path(name)
+
+
+def test_a_model_is_called_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = next(iter(CATALOG.values()))
+    (tmp_path / "checkpoints/mine").mkdir(parents=True)
+    (tmp_path / "checkpoints/mine/config.json").write_text("{}")
+    (tmp_path / "mine-q8_0.v2.gguf").write_bytes(b"GGUF")
+    (tmp_path / "current").symlink_to(tmp_path / "checkpoints/mine", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    names = {
+        entry.name: entry.name, entry.hub.repo: entry.name, "owner/some-model": "owner/some-model",
+        "checkpoints/mine": "mine", "./checkpoints/mine/": "mine", "current": "current",
+        str(tmp_path / "checkpoints/mine"): "mine", "mine-q8_0.v2.gguf": "mine-q8_0.v2",
+    }  # fmt: skip
+    assert {given: name_of_model(given) for given in names} == names
+    monkeypatch.chdir(tmp_path / "checkpoints/mine")
+    assert name_of_model(".") == "mine"
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,36 @@ def test_an_error_names_the_place_and_what_stands_there(served: Served, fields: 
     assert error["param"] == message.partition(":")[0]
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "place"),
+    [
+        ("chat/completions", {"repetition_penalty": 0}, "repetition_penalty"),
+        ("chat/completions", {"repetition_penalty": 99, "repeat_penalty": None}, "repetition_penalty"),
+        ("chat/completions", {"repeat_penalty": 99}, "repeat_penalty"),
+        ("completions", {"repetition_penalty": 99}, "repetition_penalty"),
+        ("completions", {"n_predict": 0}, "n_predict"),
+        ("chat/completions", {"n_predict": "x"}, "n_predict"),
+        ("responses", {"repetition_penalty": 99}, "repetition_penalty"),
+        ("responses", {"n_predict": 0}, "n_predict"),
+        ("responses", {"text": {"format": {"type": "json_schema", "name": 5, "schema": {}}}}, "text.format.name"),
+        ("chat/completions", {"messages": [{"role": "assistant", "content": "x", "partial": "x"}]},
+         "messages[0].partial"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x", "reasoning": "x"}]},
+         "messages[0].reasoning"),
+        ("chat/completions", {"messages": [{"role": "assistant", "function_call": {"name": 5}}]},
+         "messages[0].function_call.name"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x", "function_call": {"name": "f"}}]},
+         "messages[0].function_call"),
+        ("chat/completions", {"tools": _call(), "tool_choice": {"type": "function", "name": 5}}, "tool_choice.name"),
+    ],
+)  # fmt: skip
+def test_an_error_has_the_name_that_was_sent(served: Served, path: str, fields: dict[str, Any], place: str) -> None:
+    asked = {"chat/completions": {"messages": HELLO}, "completions": {"prompt": "a"}, "responses": {"input": "a"}}
+    reply = served.post(f"/v1/{path}", {"model": "base", **asked[path], **fields})
+    assert reply.status_code == 400
+    assert error_of(reply)["param"] == place and error_of(reply)["message"].startswith(f"{place}: ")
+
+
 def test_no_union_shows_its_branches(served: Served) -> None:
     bad: list[Any] = [["a", 5], [[1], ["x"]], {"a": 1}, 5, [None], [[[1]]], True]
     for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input")):

@@ -82,6 +82,19 @@ def test_a_template_is_told_its_variables_and_no_others(served: Served) -> None:
     assert served.chat("Hello", model="en", reasoning_effort="high").status_code == 400
 
 
+def test_an_effort_that_the_template_does_not_know_is_refused_by_its_own_name(served: Served) -> None:
+    refused = {
+        "reasoning_effort": served.chat("Hello", model="en", reasoning_effort="high"),
+        "reasoning.effort": served.post(
+            "/v1/responses", {"model": "en", "input": "Hello", "reasoning": {"effort": "high"}}
+        ),
+        "chat_template_kwargs": served.chat("Hello", model="en", chat_template_kwargs={"reasoning_effort": "high"}),
+    }
+    for name, reply in refused.items():
+        assert reply.status_code == 400 and error_of(reply)["param"] == name
+        assert error_of(reply)["message"].startswith(f"{name}: the model's chat template has no variable 'reasoning_")
+
+
 def test_other_spellings_mean_the_same(served: Served) -> None:
     for one, other in (
         ({"repeat_penalty": 2.0}, {"repetition_penalty": 2.0}),

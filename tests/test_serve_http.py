@@ -37,6 +37,15 @@ ROOT = Path(__file__).parent.parent
 JOINTS = PathJoints()
 
 
+class Converted(PathJoints):
+    """Joints that have one file for whatever model is asked for, as for a folder that was converted."""
+
+    file = Path()
+
+    def gguf_of(self, model: str) -> Path:
+        return self.file
+
+
 class Index:
     """A retriever over one page, as the retrieval room hands one over."""
 
@@ -91,6 +100,43 @@ def test_the_openai_client_completes_plain_text_and_lists_models(served: Served)
     assert len(done.choices[0].text) == 6
     assert "".join(e.choices[0].text for e in events) == done.choices[0].text
     assert [model.id for model in served.client.models.list()] == ["tiny", "en", "ja"]
+
+
+def test_the_model_has_the_name_it_is_served_by_and_its_files_name(served: Served) -> None:
+    model = served.folder / "tiny.gguf"
+    with open_engine(model, {}, name="owner/folder", threads=1) as engine, running(engine, served.folder) as named:
+        client = named.client
+        assert [row.id for row in client.models.list()] == ["owner/folder"]
+        assert httpx.get(f"{named.url}/v1/models/").json() == httpx.get(f"{named.url}/v1/models").json()
+        for name in ("owner/folder", "tiny", "base", "auto"):
+            assert client.models.retrieve(name).id == "owner/folder"
+            assert client.embeddings.create(model=name, input="a").model == "owner/folder"
+            assert named.chat("Hello", model=name).json()["model"] == "owner/folder"
+            answer = named.post("/v1/responses", {"model": name, "input": "a", "max_output_tokens": 2})
+            assert answer.json()["model"] == "owner/folder"
+        with pytest.raises(openai.NotFoundError, match="known: owner/folder"):
+            client.models.retrieve("fr")
+        for name in ("owner/folder", "tiny"):
+            with pytest.raises(InputError, match="cannot be an adapter's name"):
+                engine.load_adapter(name, served.folder / "en.gguf")
+    with open_engine(model, {}, name="auto", threads=1) as engine:
+        assert engine.base.name == "tiny", "auto is what asks for a choice by language"
+
+
+def test_serve_and_generate_call_a_model_as_they_were_given_it(
+    monkeypatch: pytest.MonkeyPatch, served: Served, tmp_path: Path
+) -> None:
+    (tmp_path / "cached-0123.gguf").write_bytes((served.folder / "tiny.gguf").read_bytes())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text("{}")
+    monkeypatch.setattr(Converted, "file", tmp_path / "cached-0123.gguf")
+    heard: list[str] = []
+    monkeypatch.setattr(cli, "_run", lambda app, listeners, policy: None)
+    monkeypatch.setattr(cli, "_announce", lambda url, engine, needs_key: heard.append(engine.base.name))
+    result = CliRunner().invoke(cli.serve, [str(tmp_path / "mine"), "--port", "0", "--threads", "1"], obj=Converted())
+    assert result.exception is None and heard == ["mine"]
+    args = [str(tmp_path / "mine"), "-m", "mine", "-p", "a", "--max-tokens", "2", "--threads", "1"]
+    assert CliRunner().invoke(cli.generate, args, obj=Converted()).exception is None
 
 
 def test_errors_are_the_openai_clients_own_exceptions(served: Served) -> None:

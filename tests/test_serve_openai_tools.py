@@ -130,6 +130,30 @@ def test_what_cannot_be_done_is_a_400_that_says_why(served: Served, fields: dict
     assert served.chat("Hello", model="en").status_code == 200
 
 
+FORMS: list[tuple[str, Any]] = [
+    ("guided_choice", ["a", "b"]), ("guided_regex", "a"), ("guided_json", WEATHER), ("guided_grammar", 'root ::= "a"'),
+    ("grammar", 'root ::= "a"'), ("json_schema", WEATHER), ("response_format", {"type": "json_object"}),
+    ("structured_outputs.choice", ["a"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), FORMS)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "function": {"name": "clock"}},
+        {"type": "allowed_tools", "mode": "required", "tools": [TOOLS[1]]},
+    ],
+)
+def test_a_form_beside_a_demanded_call_is_refused_by_name(served: Served, name: str, value: Any, choice: Any) -> None:
+    field, _, inner = name.partition(".")
+    fields = {field: {inner: value} if inner else value}
+    error = error_of(reply := served.chat("Hello", model="en", tools=TOOLS, tool_choice=choice, **fields))
+    assert reply.status_code == 400 and error["param"] == name and "demands a call" in error["message"]
+    assert served.chat("Hello", tools=TOOLS, tool_choice=choice, response_format={"type": "text"}).status_code == 200
+
+
 # --- tools ------------------------------------------------------------------------------------------------------
 
 
@@ -249,3 +273,32 @@ def test_calls_are_found_however_the_text_is_cut() -> None:
         assert arguments == {0: stream.calls[0].arguments, 1: "{}"}
     plain = CallStream()
     assert plain.feed("1 <tool") == [{"content": "1 "}] and plain.flush() == [{"content": "<tool"}]
+
+
+def test_a_marker_that_the_end_cuts_is_no_text() -> None:
+    call = call_text("weather", '{"city": {"x": "}"}}')
+    for size in range(1, len(call) + 1):
+        for said in ("", "Let me see. "):
+            stream = CallStream()
+            deltas = stream.feed(said + call[:size]) + stream.flush(cut=True)
+            assert "".join(delta.get("content", "") for delta in deltas) == said
+            for told in stream.calls:
+                assert '{"city": {"x": "}"}}'.startswith(told.arguments)
+    for text in ("1 < 2", "a <toolbox", "<tool_calx", "\n "):
+        stream = CallStream()
+        assert "".join(delta["content"] for delta in stream.feed(text) + stream.flush(cut=True)) == text
+    ended = CallStream()
+    assert ended.feed("1 <") + ended.flush() == [{"content": "1 "}, {"content": "<"}]
+
+
+@pytest.mark.parametrize("size", [1, 6, 11, 15])
+def test_a_demanded_call_that_is_cut_before_its_name_says_nothing(served: Served, size: int) -> None:
+    asked: dict[str, Any] = {"model": "en", "max_tokens": size, "tools": TOOLS, "tool_choice": "required"}
+    whole = served.chat("Hello", **asked).json()["choices"][0]
+    assert whole["finish_reason"] == "length" and not whole["message"]["content"]
+    streamed = served.client.chat.completions.create(messages=HELLO, stream=True, **asked)
+    assert not any(event.choices[0].delta.content for event in streamed)
+    answer = {"model": "en", "input": "Hello", "max_output_tokens": size, "tool_choice": "required"}
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    body = served.post("/v1/responses", {**answer, "tools": tools}).json()
+    assert body["status"] == "incomplete" and [part["text"] for part in body["output"][0]["content"]] == [""]

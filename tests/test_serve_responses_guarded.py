@@ -57,6 +57,7 @@ __all__ = ["served"]  # a fixture
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "only functions may be called (found: web_search)"),
         ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": [{"name": "x"}]}}, "'x' is allowed"),
         ({"tool_choice": "required"}, "needs tools"),
+        ({"tools": TOOLS, "tool_choice": "required", "text": {"format": {"type": "json_object"}}}, "text.format: does"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}}, "stand beside type"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),

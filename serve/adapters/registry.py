@@ -32,7 +32,10 @@ _SPELLED = {"english": "en", "japanese": "ja", "german": "de", "french": "fr", "
 
 @dataclass(frozen=True)
 class Base:
-    """What the parent keeps of the model file: identity, shapes of its weights, and what a prompt needs."""
+    """What the parent keeps of the model file: identity, shapes of its weights, and what a prompt needs.
+
+    name: what clients are told that the model is called.
+    """
 
     path: Path
     name: str
@@ -47,6 +50,11 @@ class Base:
     trained_context: int
     marker_like: tuple[str, ...] = ()
     ends: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may call it: its name, and its file's."""
+        return (self.name, self.path.stem)
 
     def is_base_of(self, adapter: GgufFile) -> bool:
         """Whether an adapter was trained on these weights, or nothing says that it was not."""
@@ -78,8 +86,11 @@ class Adapter:
     scale: float
 
 
-def vet_base(path: Path) -> Base:
-    """Read a model file's header. Raises InputError kinds for what is not a sound language model."""
+def vet_base(path: Path, name: str = "") -> Base:
+    """Read a model file's header. name: what the model is called, "" for the file's name.
+
+    Raises InputError kinds for what is not a sound language model.
+    """
     file = read_gguf(path)
     if file.is_adapter:
         raise InputError(f"'{path}' is an adapter, not a model", hint="Give its base as MODEL and it with --adapter.")
@@ -92,7 +103,7 @@ def vet_base(path: Path) -> Base:
     template = file.metadata.get("tokenizer.chat_template")
     return Base(
         path=path,
-        name=path.stem,
+        name=path.stem if name in ("", "auto") else name,  # auto asks for a choice by language
         architecture=architecture,
         fingerprint=text_of(file.metadata, FINGERPRINT),
         weights=text_of(file.metadata, WEIGHTS),
@@ -161,10 +172,10 @@ def _vetted(name: str, path: Path, copy: Path, base: Base, scale: float) -> Adap
 
 def check_name(name: str, base: Base) -> None:
     """Raise InputError for a name that cannot be told from the base or from 'auto', or that is not a plain word."""
-    if name in (*RESERVED, base.name) or not re.fullmatch(r"[\w.:@+-]{1,64}", name):
+    if name in (*RESERVED, *base.names) or not re.fullmatch(r"[\w.:@+-]{1,64}", name):
         raise InputError(
             f"'{name}' cannot be an adapter's name",
-            hint=f"Use letters, digits, '_' and '-', and none of: {', '.join((*RESERVED, base.name))}",
+            hint=f"Use letters, digits, '_' and '-', and none of: {', '.join(dict.fromkeys((*RESERVED, *base.names)))}",
         )
 
 

@@ -140,7 +140,7 @@ def _answer(
 def _made_with(engine: Engine) -> dict[str, Any]:
     """What shapes the answers beside the requests."""
     return {
-        "model": {"name": engine.base.name, "sha256": engine.base.content},
+        "model": {"name": engine.base.path.stem, "sha256": engine.base.content},
         "adapters": {adapter.name: adapter.content for adapter in engine.adapters()},
         "context": engine.context,
     }

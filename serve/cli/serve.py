@@ -27,6 +27,7 @@ from serve.cli.options import (
     with_wanted,
 )
 from slm.joints import Joints, Message, pass_joints
+from slm.models.model_argument import name_of_model
 from slm.terminal.answer import ShownAnswer
 from slm.terminal.arguments import TEXT, Named, TextCommand, one_of_each
 from slm.terminal.asking import reader_of_index
@@ -113,7 +114,7 @@ def generate(
             with ExitStack() as stack:
                 yield _open(
                     stack, joints.gguf_of(model), one_of_each(adapters), context=context, threads=threads,
-                    parallel=parallel, hot=hot,
+                    parallel=parallel, hot=hot, name=name_of_model(model),
                 )  # fmt: skip
 
         answer_batch(batch, output, options_of_batch, opened, as_json=as_json)
@@ -124,7 +125,8 @@ def generate(
     grammar = grammar_of(schema) if schema else ""
     with ExitStack() as stack:
         named = one_of_each(adapters)
-        engine = _open(stack, joints.gguf_of(model), named, context=context, threads=threads, parallel=1)
+        path, name = joints.gguf_of(model), name_of_model(model)
+        engine = _open(stack, path, named, context=context, threads=threads, parallel=1, name=name)
         options = replace(sampling_of(sampling, temperature=0.0, stop=stop), grammar=grammar)
         way = engine.route(wanted or ("auto" if adapters else None), [Message(role="user", content=asked_for.question)])
         if raw:
@@ -218,7 +220,7 @@ def serve(
                 listener.close()
             options = upstream.UpstreamOptions(
                 joints.gguf_of(model).resolve(), tuple((n, p.resolve()) for n, p in one_of_each(adapters).items()),
-                context, threads, parallel, host, port, policy.keys.single(),
+                context, threads, parallel, host, port, policy.keys.single(), name_of_model(model),
             )  # fmt: skip
             ctx.exit(upstream.serve_upstream(engine, options))
         from serve.server.app import create_app
@@ -230,6 +232,7 @@ def serve(
         opened = _open(
             stack, path, files, context=context, threads=threads, parallel=parallel, hot=hot, draft=draft_max,
             default_adapter=default_adapter, cache_bytes=cache_ram << 20, cache_folder=cache_dir,
+            name=name_of_model(model),
         )  # fmt: skip
         if adapters_dir:
             from serve.adapters.watch import WatchedFolder, watching

@@ -25,6 +25,7 @@ from serve.cluster.wire import Ask, Telling
 from serve.server.app import create_app
 from slm.errors import EngineError
 from slm.joints import Joints
+from slm.models.model_argument import name_of_model
 from slm.terminal.asking import reader_of_index
 
 
@@ -62,7 +63,7 @@ class Entrance:
 
     def _opened(self, settings: ClusterSettings, joints: Joints, loop: asyncio.AbstractEventLoop) -> FastAPI:
         model, documents = settings.model, settings.documents
-        base = vet_base(joints.gguf_of(model.model))
+        base = vet_base(joints.gguf_of(model.model), name_of_model(model.model))
 
         def convert(folder: Path) -> Path:
             return joints.adapter_gguf_of(folder, model.model)

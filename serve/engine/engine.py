@@ -56,9 +56,11 @@ class Engine:
         model: Path,
         adapters: Mapping[str, Path],
         *,
+        name: str = "",
         default_adapter: str | None = None,
         options: EngineOptions = _DEFAULTS,
     ) -> None:
+        """name: what the model is called, "" for its file's name."""
         self.default_adapter = default_adapter
         self.options = options
         self.context = 0
@@ -69,7 +71,7 @@ class Engine:
         self._child = Supervisor(self._prepare)
         try:
             self._child.spawn()
-            self.base: Base = vet_base(model)
+            self.base: Base = vet_base(model, name)
             self._registry = Registry(self.base)
             for name, path in adapters.items():
                 self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
@@ -329,10 +331,10 @@ class Engine:
 
 @contextmanager
 def open_engine(
-    model: Path, adapters: Mapping[str, Path], *, default_adapter: str | None = None, **options: Any
+    model: Path, adapters: Mapping[str, Path], *, name: str = "", default_adapter: str | None = None, **options: Any
 ) -> Iterator[Engine]:
     """An Engine that is closed at the end of the block; options: the fields of EngineOptions."""
-    engine = Engine(model, adapters, default_adapter=default_adapter, options=EngineOptions(**options))
+    engine = Engine(model, adapters, name=name, default_adapter=default_adapter, options=EngineOptions(**options))
     try:
         yield engine
     finally:

@@ -38,13 +38,15 @@ class TemplateOptions:
     """What a chat template is told beside the messages, and how the answer begins.
 
     tools: functions the model may call, as OpenAI describes them. generation_prompt: the answer begins after the
-    template's words for it; continues: inside the final message. variables: vLLM's chat_template_kwargs.
+    template's words for it; continues: inside the final message. variables: vLLM's chat_template_kwargs; fields: the
+    field that the client wrote a variable in, where it is another one.
     """
 
     tools: Tools = ()
     generation_prompt: bool = True
     continues: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 def chat_prompt(
@@ -68,7 +70,7 @@ def chat_prompt(
     def rendered(turns: Sequence[Message], functions: Tools) -> str:
         text = render_guarded(
             template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=options.variables,
-            add_generation_prompt=options.generation_prompt and not options.continues,
+            add_generation_prompt=options.generation_prompt and not options.continues, fields=options.fields,
         )  # fmt: skip
         return cut(text, mark) if mark else text
 

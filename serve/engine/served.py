@@ -76,6 +76,8 @@ class ServedEngine(Observed, Protocol):
 def way_of(engine: ServedEngine, wanted: str | None, messages: Sequence[Message], lora: Lora | None) -> Route:
     """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
     loaded = engine.adapters()
+    if wanted in engine.base.names:
+        wanted = engine.base.name
     if lora is None:
         known = {adapter.name: adapter.language for adapter in loaded}
         return route(wanted, messages, known, base=engine.base.name, default=engine.default_adapter)

@@ -54,7 +54,7 @@ _MARKERS = {"gemma": "<start_of_turn>", "chatml": "<|im_start|>"}
 _ARGUMENTS = frozenset({"messages", "tools", "bos_token", "eos_token", "add_generation_prompt"})
 ROLES = ("system", "user", "assistant", "tool")
 VARIABLES = "chat_template_kwargs"
-"""What requests call the variables that a template is told besides."""
+"""The field of a request that holds the variables a template is told besides."""
 
 
 def named_template(name: str) -> str:
@@ -83,17 +83,19 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InputError(f"message {number} has no text content")
 
 
-def _check_variables(variables: Mapping[str, Any], known: Collection[str]) -> None:
+def _check_variables(variables: Mapping[str, Any], known: Collection[str], fields: Mapping[str, str]) -> None:
     """Raise InputError for what a template is not told from outside, or never looks at.
 
-    Off (false or null) is what a variable is that the template does not know, so that changes nothing.
+    Off (false or null) is what a variable is that the template does not know, so that changes nothing. fields: as for
+    `render`.
     """
     for name, value in variables.items():
+        field = fields.get(name, VARIABLES)
         if name in _ARGUMENTS:
-            raise InputError(f"{VARIABLES}: the chat template's '{name}' cannot be set as a variable")
+            raise InputError(f"{field}: the chat template's '{name}' cannot be set as a variable")
         if name not in known and value not in (None, False):
             listed = ", ".join(sorted(set(known) - _ARGUMENTS)) or "none"
-            raise InputError(f"{VARIABLES}: the model's chat template has no variable '{name}'; known: {listed}")
+            raise InputError(f"{field}: the model's chat template has no variable '{name}'; known: {listed}")
 
 
 def render(
@@ -105,15 +107,17 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
     variables: Mapping[str, Any] = MappingProxyType({}),
+    fields: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
 
-    variables: what the template is told besides. Every system text is in it (`slm.chat.system_text`), and every
-    function, call and result, as text where the template loses one (`slm.chat.tools_kept`). Raises InputError when
-    the template refuses it or has none of the variables.
+    variables: what the template is told besides; fields: which field of the request one stands in, where that is not
+    `VARIABLES`, so that an error names what was sent. Every system text is in the result (`slm.chat.system_text`), and
+    every function, call and result, as text where the template loses one (`slm.chat.tools_kept`). Raises InputError
+    when the template refuses it or has none of the variables.
     """
     compiled = _compiled(template)
-    _check_variables(variables, compiled.variables)
+    _check_variables(variables, compiled.variables, fields)
     told = {**variables, "bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
     return _rendered(compiled, messages, tools, told)
 

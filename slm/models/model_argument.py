@@ -7,10 +7,11 @@ is a name of the catalog; a folder that only happens to have that name does not 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from slm.errors import InputError, MissingFileError, UnknownNameError
-from slm.models.catalog import CATALOG, find_pulled, is_hub_id, model_path
+from slm.models.catalog import CATALOG, entry_of, find_pulled, is_hub_id, model_path
 from slm.paths import at_home
 from slm.terminal.console import note
 
@@ -45,6 +46,20 @@ def model_argument(text: str) -> Path:
         ) from error  # fmt: skip
     except MissingFileError as error:
         raise MissingFileError(error.what, found=beside or error.found, hint=error.hint) from error
+
+
+def name_of_model(text: str) -> str:
+    """What a MODEL that is there is called: its name in the catalog or on the hub, its folder's or its file's.
+
+    Unlike the name of a file in the caches it stays the same when the model's content changes.
+    """
+    path = at_home(text)
+    if path.is_file():
+        return path.stem
+    if not (is_model_folder(path) or (path.is_dir() and _is_spelled_as_path(text))):
+        with suppress(UnknownNameError):
+            return entry_of(text).name
+    return (path.resolve() if path.name in ("", "..") else path).name
 
 
 def is_model_folder(path: Path) -> bool:

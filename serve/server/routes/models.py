@@ -53,10 +53,12 @@ def model_routes(engine: ServedEngine, *, retrieval: bool, reader: str | None = 
     def models() -> dict[str, Any]:
         return {"object": "list", "data": rows()}
 
-    @router.get("/v1/models/{name}")
+    @router.get("/v1/models/{name:path}")  # a hub id has a slash
     def model(name: str) -> JSONResponse:
         listed = rows()
-        wanted = engine.base.name if name in ("base", "auto") else name
+        if not name:  # the list's own path with a slash behind it
+            return Json({"object": "list", "data": listed})
+        wanted = engine.base.name if name in ("base", "auto", *engine.base.names) else name
         for row in listed:
             if row["id"] == wanted:
                 return Json(row)
@@ -64,7 +66,7 @@ def model_routes(engine: ServedEngine, *, retrieval: bool, reader: str | None = 
 
     @router.post("/v1/embeddings")
     async def embeddings(request: Request, body: EmbeddingRequest) -> JSONResponse:
-        if body.model not in ("base", "auto", engine.base.name):
+        if body.model not in ("base", "auto", *engine.base.names):
             raise UnknownNameError("embedding model", body.model, ["base", engine.base.name])
         rows, tokens = await unless_left(request, _embedded(engine, body))
         return Json({

@@ -6,6 +6,7 @@ apart. It knows nothing of grammars, of the engine or of HTTP.
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from dataclasses import dataclass
@@ -46,16 +47,21 @@ class CallStream:
             pass
         return deltas
 
-    def flush(self) -> list[dict[str, Any]]:
-        """The rest at the end of the answer.
+    def flush(self, *, cut: bool = False) -> list[dict[str, Any]]:
+        """The rest at the end of the answer. cut: the model had more to say, so what begins a marker is one.
 
         Of a call whose function is not known yet nothing can be told, and behind a call only another one follows.
         """
         if self._where == self._in_head or not self._held:
             return []
         if self._where == self._in_arguments:
-            return [self._arguments(self._held)]
-        return [] if self.calls else [{"content": self._held}]
+            # The marker begins with a bracket as arguments end with one: it is the marker's where they are whole.
+            return [] if cut and _is_json(self.calls[-1].arguments) else [self._arguments(self._held)]
+        if self.calls:
+            return []
+        begun = overlap(self._held, CALL_BEGIN) if cut else 0
+        text = self._held[: len(self._held) - begun]
+        return [{"content": text}] if text.strip() or not begun else []
 
     def _in_text(self, deltas: list[dict[str, Any]]) -> bool:
         at = self._held.find(CALL_BEGIN)
@@ -94,3 +100,11 @@ class CallStream:
     def _arguments(self, text: str) -> dict[str, Any]:
         self.calls[-1].arguments += text
         return {"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": text}}]}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -42,7 +42,7 @@ class Choice:
         """What this event adds, as entries for the `choices` of a stream."""
         if isinstance(event, Finish):
             self.finish = event
-            yield from map(self._part, self._rest())
+            yield from map(self._part, self._rest(cut=event.reason == "length"))
             yield self._part({}, reason=self.reason)
             return
         text, scores = (event.text, event.tokens) if isinstance(event, Scored) else (event, ())
@@ -82,9 +82,9 @@ class Choice:
         deltas = self._calls.feed(text) if self._calls else [{"content": text}] if text else []
         return self._remember(deltas)
 
-    def _rest(self) -> list[dict[str, Any]]:
+    def _rest(self, *, cut: bool) -> list[dict[str, Any]]:
         text = self._grounded.citations.end() if self._grounded else ""
-        deltas = self._calls.flush() if self._calls else [{"content": text}] if text else []
+        deltas = self._calls.flush(cut=cut) if self._calls else [{"content": text}] if text else []
         return self._remember(deltas)
 
     def _remember(self, deltas: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -75,10 +75,10 @@ class GenerationRequest(Shaped):
 
     @classmethod
     def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
-        one_name(given, "repeat_penalty", "repetition_penalty")
+        one_name(given, "repeat_penalty")
         if given.get("n_predict") == -1:  # llama-server's word for no limit
             del given["n_predict"]
-        one_name(given, "max_tokens", "n_predict")
+        one_name(given, "max_tokens")
         if given.get("top_k") == -1:  # vLLM's word for all of them
             given["top_k"] = 0
         return given
@@ -152,6 +152,7 @@ class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions. `rag`: answer from the server's index (or from some of its pages), with citations."""
 
     off: ClassVar[Off] = {**OFF, "add_special_tokens": (False,)}  # a template writes them itself
+    effort_field: ClassVar[str] = "reasoning_effort"  # what the client calls it
 
     messages: list[TurnOf]
     rag: bool | Retrieval = False
@@ -203,6 +204,12 @@ class ChatRequest(GenerationRequest):
         if self.reasoning_effort == "none":  # off, in whichever word the template has for it
             return {"enable_thinking": False, "thinking": False, **given}
         return {"reasoning_effort": self.reasoning_effort, **given} if self.reasoning_effort else given
+
+    @property
+    def variable_fields(self) -> dict[str, str]:
+        """The field that a variable of the template stands in, where it is not chat_template_kwargs."""
+        given = "reasoning_effort" in self.chat_template_kwargs
+        return {} if given else {"reasoning_effort": self.effort_field}
 
     def conversation(self) -> list[Message]:
         """The messages for the chat template; a tool's result gets the name of the function that was called."""

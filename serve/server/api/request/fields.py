@@ -59,6 +59,12 @@ _ELSEWHERE = {
     "system": "a message of the role 'system'", "adapter": "model", "lora_adapter": "model",
 }  # fmt: skip
 
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "repeat_penalty": ("repetition_penalty",), "max_tokens": ("n_predict",), "prefix": ("partial",),
+    "reasoning_content": ("reasoning",), "tool_calls": ("function_call",),
+}  # fmt: skip
+"""Fields that clients may send under other names; errors name the one that was sent (`spelled`)."""
+
 
 class Fields(BaseModel):
     """Part of a request. harmless and off: further fields that it may carry, as `HARMLESS` and `OFF`."""
@@ -110,9 +116,14 @@ def refused(field: str | int, reason: str) -> PydanticCustomError:
     return PydanticCustomError("refused_field", "{reason}", {"field": field, "reason": reason})
 
 
-def one_name(given: dict[str, Any], name: str, *others: str) -> None:
+def spelled(name: str, given: Mapping[str, Any]) -> str:
+    """The name that the client sent a field by; null is as good as absent."""
+    return next((one for one in (name, *OTHER_NAMES.get(name, ())) if given.get(one) is not None), name)
+
+
+def one_name(given: dict[str, Any], name: str) -> None:
     """Move the value of another spelling to `name`. Raises an error when two of them differ."""
-    for other in others:
+    for other in OTHER_NAMES[name]:
         if other in given:
             value = given.pop(other)
             if given.setdefault(name, value) != value:

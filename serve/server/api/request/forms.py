@@ -78,6 +78,10 @@ def _calling(request: ChatRequest, wanted: WantedForm | None) -> Form:
         if name not in known:
             raise InputError(f"tool_choice: names '{name}', which is not among the tools")
     if needed:
+        if wanted is not None:
+            raise InputError(
+                f"{wanted.field}: does not go with a tool_choice that demands a call, which has its own form"
+            )
         _no_stops(request, "a tool_choice that demands a call")
     left_out: list[str] = []
     functions: dict[str, Any] = {}

@@ -96,8 +96,8 @@ class TurnOf(Fields):
 
     @classmethod
     def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
-        one_name(given, "prefix", "partial")
-        one_name(given, "reasoning_content", "reasoning")
+        one_name(given, "prefix")
+        one_name(given, "reasoning_content")
         if call := given.pop("function_call", None):  # OpenAI's former shape of one call
             if given.get("tool_calls"):
                 raise refused("function_call", "it is the former name of 'tool_calls', which is there as well")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serve.server.api.request.fields import spelled
+
 _Place = tuple[str | int, ...]
 _KINDS = {
     "model_type": "an object", "model_attributes_type": "an object", "dict_type": "an object", "list_type": "a list",
@@ -44,11 +46,12 @@ def written(place: _Place) -> str:
 
 
 def _place(error: Mapping[str, Any], body: Any) -> _Place:
-    """Where in the body, without the names of a union's branches."""
+    """Where in the body, by the names that the client sent, without those of a union's branches."""
     place: list[str | int] = []
     at = body
     steps = [step for number, step in enumerate(error["loc"]) if not (number == 0 and step == "body")]
     for number, step in enumerate(steps):
+        step = _as_sent(step, at)
         inside = isinstance(at, Mapping) and step in at
         inside = inside or (isinstance(at, list) and isinstance(step, int) and step < len(at))
         if inside:
@@ -57,7 +60,11 @@ def _place(error: Mapping[str, Any], body: Any) -> _Place:
             continue
         place.append(step)
     field = error.get("ctx", {}).get("field") if error["type"] == "refused_field" else None
-    return tuple(place) if field is None else (*place, field)
+    return tuple(place) if field is None else (*place, _as_sent(field, at))
+
+
+def _as_sent(step: str | int, at: Any) -> str | int:
+    return spelled(step, at) if isinstance(step, str) and isinstance(at, Mapping) else step
 
 
 def _said(error: Mapping[str, Any]) -> str:

@@ -176,7 +176,7 @@ class ResponsesRequest(BaseModel):
             return _Chat.model_validate({name: value for name, value in fields.items() if value is not None})
         except ValidationError as error:
             rows = [{**row, "loc": _place(row["loc"])} for row in error.errors()]
-            sent = {**fields, "tools": self.tools, "reasoning": self.reasoning}
+            sent = {**fields, "tools": self.tools, "reasoning": self.reasoning, "text": self.text}
             raise RequestValidationError(rows, body=sent) from error
 
     def echoed(self, chat: ChatRequest) -> dict[str, Any]:
@@ -210,6 +210,8 @@ def _place(place: Sequence[str | int]) -> tuple[str | int, ...]:
     """Where a field of chat's stands here; a function's fields stand directly in its tool."""
     if place[:1] == ("reasoning_effort",):
         return ("reasoning", "effort")
+    if place[:1] == ("response_format",):  # whose schema stands beside its type here
+        return ("text", "format", *(step for step in place[1:] if step != "json_schema"))
     return tuple(step for step in place if step != "function")
 
 
@@ -265,6 +267,7 @@ def _chosen(choice: str | Mapping[str, Any], tools: list[dict[str, Any]]) -> tup
 
 class _Chat(ChatRequest):
     format_field = "text.format"
+    effort_field = "reasoning.effort"
 
 
 def _format(text: Mapping[str, Any]) -> dict[str, Any] | None:
