@@ -303,3 +303,66 @@ def test_a_quotation_mark_that_belongs_to_no_other_is_noted_as_a_letter_of_dos(t
 @pytest.mark.parametrize("text", ["“Anna”", "Er sagte „so“.", "a 6” pipe, “so”", "Sivu ”Hi” on", "he said “go on’"])
 def test_quotation_marks_that_belong_together_are_certain(text: str) -> None:
     assert (decode(text.encode("cp1252")).text, decode(text.encode("cp1252")).note) == (text, "")
+
+
+# UTF-16 and UTF-32 without a mark
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text",
+    ["氏名\t○\r\n佐藤\t○\r\n鈴木\t×\r\n", "①受付で鍵を受け取る\r\n②会議室を開ける\r\n", "● 受付", "→ 次へ",
+     "กุญแจอยู่ที่แผนกต้อนรับ\r\nกรุณาคืนก่อนเย็น\r\n", "المفتاح موجود في الاستقبال\r\n", "המפתח נמצא בקבלה\r\n",
+     "☆ お知らせ", "चाबी रिसेप्शन पर है\r\n",
+     "Done 👍 🎉\r\nThanks ❤️\r\n", "👩‍💻 仕事", "שלום", "№ 5 – ✓ ok", "㎡ 30\r\n"],
+)  # fmt: skip
+def test_symbols_and_every_script_are_read_in_utf16_and_utf32_without_a_mark(text: str, codec: str) -> None:
+    decoded = decode(text.encode(codec))
+    assert decoded.text == text and decoded.encoding == codec[:6].upper(), decoded
+
+
+@pytest.mark.parametrize("text", ["㈱山田", "㈱佐藤", "№山田"])
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_a_few_characters_of_utf16_that_look_like_ascii_are_noted(text: str, codec: str) -> None:
+    decoded = decode(text.encode(codec))
+    assert decoded.text == text or decoded.note, decoded
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [("name\tvalue\r\n".encode("utf-16-le") * 9 + b"x", "UTF-16"), ("a\0b\0c\0 words\n".encode("utf-16-be"), "UTF-16"),
+     ("three\0 words\0\0\0\n".encode("utf-32-le"), "UTF-32")],
+)  # fmt: skip
+def test_damaged_utf16_and_utf32_are_named_where_they_are_refused(raw: bytes, name: str) -> None:
+    with pytest.raises(DamagedFileError, match=f"binary.*{name} without a byte order mark"):
+        decode(raw)
+
+
+@pytest.mark.parametrize("raw", [b"ab\0cd", b"<p>twenty\0 days</p>", b"\0" * 50, bytes(range(256)) * 40])
+def test_words_of_a_byte_each_with_zeros_are_plainly_binary(raw: bytes) -> None:
+    with pytest.raises(DamagedFileError, match=r"^it is binary, not text$"):
+        decode(raw)
+
+
+def test_zero_characters_do_not_come_out_silently() -> None:
+    assert "1 zero character," in decode(b"word " * 500 + b"\0" + b" word").note
+    for count in range(1, 8):
+        with contextlib.suppress(DamagedFileError):
+            found = decode(b"word " * 900 + b"\0" * count + "é".encode("cp1252"))
+            assert "\0" not in found.text or found.note
+
+
+def test_numbers_of_a_binary_file_are_no_text_of_utf16_or_utf32() -> None:
+    dice = random.Random(5)
+    for width, most in ((2, 1 << 16), (4, 1 << 16), (4, 1 << 31), (2, 4000), (4, 4000)):
+        raw = b"".join(dice.randrange(most).to_bytes(width, "little") for _ in range(500))
+        with pytest.raises(DamagedFileError):
+            decode(raw)
+
+
+@pytest.mark.parametrize("codec", ["utf-32-le", "utf-32-be"])
+def test_a_stream_of_utf32_without_a_mark_is_read(codec: str, tmp_path: Path) -> None:
+    path = tmp_path / "wide.txt"
+    path.write_bytes((ROSTER * 90).encode(codec))
+    with open_text(path) as stream:
+        assert "".join(stream) == ROSTER * 90 and stream.note == "" and stream.encoding == "UTF-32"

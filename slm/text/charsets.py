@@ -371,17 +371,9 @@ def distinct(sample: bytes) -> bytes:
     return _RUN.sub(once, sample)
 
 
-def wide_cost(text: str) -> float:
-    """What a text costs in bits whose characters may be of any language, as those of UTF-16 are."""
-    return sum(map(_wide, text))
-
-
 @lru_cache(maxsize=1 << 14)
-def _wide(char: str) -> float:
-    if char < "\x80":
-        return _ASCII
-    if char <= "\u052f":
-        return 8.0
+def character_bits(char: str) -> float:
+    """What a character of East Asia, a symbol or a mark costs wherever it stands, as in UTF-16."""
     if "\uac00" <= char <= "\ud7a3":
         return _korean("", char, "")
     if "\u4e00" <= char <= "\u9fff":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from slm.errors import DamagedFileError
-from slm.text import charsets, doubt
+from slm.text import charsets, doubt, unmarked
 from slm.text.labels import codec_of
 
 _BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
@@ -35,13 +35,6 @@ _SAMPLE = 1 << 13
 _DAMAGE = 17.0  # bits a character above ASCII costs where no encoding fits
 _SURE = 25.0  # bits by which the best candidate has to be ahead of the next to be called certain
 _DECLARED = 1.0  # bits for each high byte by which a declared encoding may be worse than a guess besides
-_CONTROL_COST = 12.0  # bits a control character costs in text that is not UTF-16
-_EVERYDAY, _FREQUENT = 8.0, 10.0  # bits; what characters cost on the average in a few words of everyday Japanese
-_FEW = 32  # bytes; a longer text of ASCII is never UTF-16 by chance
-_OR_UTF16 = "its encoding is not certain: it may be UTF-16 without a mark"
-_WIDE_LETTER = 14.0  # bits; letters that cost more on the average are numbers of a binary file
-# Half of a pair of UTF-16, which some programs write into UTF-8 as if it were a character (CESU-8).
-_SURROGATE, _NO_CHARACTER = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]"), "\ufffd".encode()
 # What Windows-1252 makes of letters of DOS and the old Macintosh: symbols inside words, capitals behind small letters.
 _IN_WORDS = re.compile(
     r"[a-zß-ÿ](?:[†‡•…‰‹›€„‚ƒˆ˜™”“‘¤¥¢£¬®©¶¦§¹¼½¾¿](?=[a-zß-ÿ])|[‚„](?=\W|\Z)|[ŽŠŒŸ](?![A-Z]))"
@@ -56,7 +49,6 @@ _SCRIPTS = frozenset(("cp1251", "koi8_r", "koi8_u", "cp1253"))
 _HIGH = re.compile(rb"[\x80-\xff]")
 _LAST_BOUNDARY = re.compile(rb"(?s:.*)[\t -/:-?]")  # characters that are the second byte of no other
 _DOS = next(charset for charset in charsets.CANDIDATES if charset.codec == "cp850")
-_CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -76,10 +68,13 @@ def decode(raw: bytes, *, declared: str = "") -> Decoded:
     for mark, codec, name in _BOMS:
         if raw.startswith(mark):
             return _replaced(raw[len(mark) :].decode(codec, "replace"), name)
-    codec, note = _wide(raw)
+    codec, note = unmarked.wide_codec(raw)
     if codec:
-        return _replaced(raw.decode(codec, "replace"), "UTF-16", note)
+        return _replaced(raw.decode(codec, "replace"), codec[:6].upper(), note)
     found = _narrow(raw, declared)
+    zeros = found.text.count("\0")
+    if zeros and not found.note:
+        note = f"it holds {zeros} zero {'character' if zeros == 1 else 'characters'}, which no text has"
     return found if found.note or not note else replace(found, note=note)
 
 
@@ -93,8 +88,8 @@ def _narrow(raw: bytes, declared: str) -> Decoded:
         return Decoded(text, "UTF-8", _OR_EUC if _may_be_euc_jp(text, raw) else "")
     except UnicodeDecodeError:
         pass
-    if _is_nearly_utf8(raw):
-        return _replaced(_SURROGATE.sub(_NO_CHARACTER, raw).decode("utf-8", "replace"), "UTF-8")
+    if unmarked.is_nearly_utf8(raw):
+        return _replaced(unmarked.SURROGATE.sub(unmarked.NO_CHARACTER, raw).decode("utf-8", "replace"), "UTF-8")
     return _legacy(raw, codec_of(declared), declared)
 
 
@@ -113,76 +108,14 @@ def _replaced(text: str, name: str, note: str = "") -> Decoded:
     return Decoded(text, name, note)
 
 
-def _wide(raw: bytes) -> tuple[str, str]:
-    """The codec of UTF-16 without a mark and a note, or ""; told by which way round it is a plausible text.
-
-    Where no zero byte speaks for it, it has to be more plausible than every encoding older than Unicode.
-    """
-    sample = raw[: _SAMPLE & ~1]
-    if len(sample) < 2 or (len(raw) % 2 and raw[-1:] not in (b"\n", b"\0")):
-        return "", ""
-    zeros = b"\0" in sample
-    plain = not zeros and _CONTROL.search(sample) is None and _is_utf8(sample)
-    if (plain and not 2 < len(raw) <= _FEW) or (not zeros and _is_nearly_utf8(sample)):
-        return "", ""
-    texts = [(sample.decode(codec, "replace"), codec) for codec in ("utf-16-le", "utf-16-be")]
-    if len(sample) < len(raw) or len(raw) % 2:  # the last character may be cut
-        texts = [(text.removesuffix("\ufffd"), codec) for text, codec in texts]
-    costs = sorted((charsets.wide_cost(text), codec) for text, codec in texts if _is_plausible(text))
-    if not costs or costs[0][0] > _WIDE_LETTER * len(sample) / 2:
-        return "", ""
-    best, codec = costs[0]
-    if zeros:
-        return codec, ""
-    part = sample[: 1 << 10]
-    rival_cost, rival = charsets.ranked(part)[0]
-    ahead = rival_cost + _CONTROL_COST * len(_CONTROL.findall(part)) - best * len(part) / len(sample)
-    each = best / (len(sample) / 2)
-    if plain:  # what is UTF-8 is read as UTF-8, but some bytes of ASCII are two or three everyday characters
-        return "", _OR_UTF16 if each <= _EVERYDAY and ahead > 0 else ""
-    if ahead >= _SURE:
-        return codec, ""
-    # Every other byte of kana is the same; without them a few Latin letters may look like rare ideographs.
-    kana = sample[codec == "utf-16-le" :: 2].count(0x30) >= 0.3 * len(sample) / 2
-    if ahead >= _SURE / 3 if kana else each <= _FREQUENT and ahead >= _SURE * 0.4:
-        return codec, f"its encoding is not certain: it is read as UTF-16, {rival.name} fits nearly as well"
-    return "", _OR_UTF16 if each <= _EVERYDAY and ahead > 0 else ""
-
-
-def _is_utf8(sample: bytes) -> bool:
-    """Whether the bytes are UTF-8, of which the last character may be cut."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(sample)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _is_plausible(text: str) -> bool:
-    usual = sum("\x20" <= c <= "\u052f" or "\u2010" <= c <= "\u203b" or "\u3000" <= c <= "\u30ff" or c in "\t\r\n"
-                or "\u4e00" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" or "\uff00" <= c <= "\uffef"
-                for c in text)  # fmt: skip
-    return bool(text) and usual >= 0.9 * len(text) and _CONTROL.search(text.encode("utf-8", "replace")) is None
-
-
 def _refuse_binary(raw: bytes) -> None:
     """Raise DamagedFileError where control characters or zero bytes are more than a slip."""
     sample = raw[: 1 << 16]
-    found = len(_CONTROL.findall(sample))
+    found = len(unmarked.CONTROL.findall(sample))
     if found > 2 + len(sample) // 200 or (found and len(sample) < 64 and b"\0" in sample):
+        if name := unmarked.resembles(sample):
+            raise DamagedFileError(f"it is binary, or damaged {name} without a byte order mark: save it as UTF-8")
         raise DamagedFileError("it is binary, not text")
-
-
-def _is_nearly_utf8(raw: bytes) -> bool:
-    """Whether the bytes are UTF-8 but for a few bad ones: many more whole sequences than broken ones."""
-    if _SURROGATE.search(raw) and _is_utf8(_SURROGATE.sub(_NO_CHARACTER, raw)):
-        return True
-    text = codecs.getincrementaldecoder("utf-8")("replace").decode(raw)  # a sequence cut by the end is not bad
-    bad = text.count("\ufffd")
-    whole = sum(char > "\x7f" for char in text) - bad
-    # By chance two bytes of another encoding look like a sequence about once in ten times, three hardly ever.
-    long = sum(char > "\u07ff" and char != "\ufffd" for char in text)
-    return whole + 3 * long > max(8 * bad, 2)
 
 
 def _sample_of(raw: bytes) -> bytes:
@@ -336,7 +269,7 @@ def open_text(path: Path | str) -> DecodedLines:
         mark = next((mark for mark, codec, name in _BOMS if sample.startswith(mark)), b"")
         file.seek(len(mark))
         if found.encoding in ("UTF-8", "UTF-16", "UTF-32"):
-            codec = next((codec for m, codec, _ in _BOMS if m == mark), "") or _wide(sample)[0] or "utf-8"
+            codec = next((codec for m, codec, _ in _BOMS if m == mark), "") or unmarked.wide_codec(sample)[0] or "utf-8"
         else:
             named = (c.codec for c in charsets.CANDIDATES if c.name == found.encoding)
             codec = _STREAMED.get(found.encoding) or next(named, found.encoding)
