@@ -338,6 +338,12 @@ def test_damaged_utf16_and_utf32_are_named_where_they_are_refused(raw: bytes, na
         decode(raw)
 
 
+@pytest.mark.parametrize("raw", [b"ab\0cd", b"<p>twenty\0 days</p>", b"\0" * 50, bytes(range(256)) * 40])
+def test_words_of_a_byte_each_with_zeros_are_plainly_binary(raw: bytes) -> None:
+    with pytest.raises(DamagedFileError, match=r"^it is binary, not text$"):
+        decode(raw)
+
+
 def test_zero_characters_do_not_come_out_silently() -> None:
     assert "1 zero character," in decode(b"word " * 500 + b"\0" + b" word").note
     for count in range(1, 8):

@@ -88,7 +88,8 @@ def resembles(raw: bytes) -> str:
             plain = sum(u[least : least + 1].isascii() and (u[least] >= 32 or u[least] in b"\t\r\n")
                         and u.count(0) == width - 1 for u in units)  # fmt: skip
             turned = sum(u[least] == 0 for u in units)
-            if plain and plain >= len(units) / 10 and turned <= plain / 2:
+            words = sum(u.isascii() and 0 not in u for u in units)  # letters of ASCII side by side, a byte each
+            if plain and plain >= len(units) / 10 and turned <= plain / 2 and words <= plain / 2:
                 return name
     return ""
 
