@@ -256,6 +256,23 @@ def test_a_comment_that_closes_at_once_hides_nothing() -> None:
         assert "b" in text_of(f"<html xmlns='x'><body>a {comment}b<p>c<!-- d --></body>")
 
 
+def test_a_page_that_is_written_into_a_frame_is_a_part_of_the_page() -> None:
+    inner = "<style>no</style><h2>Fees</h2><p>It is 30 &amp;amp; more.<script>no</script><p hidden>no"
+    page = f"<p>a<iframe srcdoc='{inner}' src=x>no</iframe><p>b<iframe src=x>no</iframe><iframe srcdoc>no</iframe>"
+    sections = html_document(page, "file").sections
+    assert [(section.headings, section.text) for section in sections] == [
+        ((), "a"),
+        (("Fees",), "It is 30 & more.\n\nb"),
+    ]
+    assert text_of("<p>a</p><iframe srcdoc='<nav>no</nav><main>b</main>'></iframe><p>c") == "a\n\nb\n\nc"
+    deeper = f"<iframe srcdoc='<p>c<iframe srcdoc=&quot;<p>d&quot;></iframe>'></iframe><iframe srcdoc='{inner}' hidden>"
+    assert text_of(deeper) == "c\n\nd"
+    assert plain_markdown(f"a\n\n<iframe srcdoc='{inner}'></iframe>\n\nb").split() == [
+        "a", "##", "Fees", "It", "is", "30", "&", "more.", "b",
+    ]  # fmt: skip
+    assert "| x | y |" in text_of("<table><tr><td>x<td><iframe srcdoc='<p>y'></iframe><tr><td>1<td>2</table>")
+
+
 def test_a_processing_instruction_is_passed_over_wherever_it_stands() -> None:
     page = '<?php x ?><body><h1>Keys</h1><p>At the<?mso-fld x?> desk.</p><nav>Menu<?y?></nav><?php include "a.php"; ?>'
     assert text_of(page) == "At the desk." and html_document(page, "file").title == "Keys"
@@ -286,6 +303,7 @@ def test_a_tag_with_very_many_attributes_is_read_in_time_and_nothing_behind_it_i
      "<q>x", "<del>x", "<p><code>x",
      "<main><h1>x",
      "<span class=linenos>1", "<span class=linenos>1</span>", "<div class=gutter>1", "<article>x", "<main>x</main>",
+     "<iframe srcdoc=x></iframe>",
      "<article>x</article>", "<h1></h1>", "<aside></aside>", "<nav>x</nav><main>x</main>", "<button><h2>x",
      "<h2><button>x</button>", "<dl><dt>x<dd>y"],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 from rag.document import Document, sections_of
 from rag.sources.clean import clean, without_data_uris
 from rag.sources.html.inherited import MAY_HIDE, strike_unseen
-from rag.sources.html.tree import MAY_NUMBER, is_seen, mark_buttons, mark_line_numbers, regions
+from rag.sources.html.tree import MAY_NUMBER, hides, is_seen, mark_buttons, mark_line_numbers, put_before, regions
 from rag.sources.html.writer import write
 from rag.sources.reader import Read, titled
 from slm.text.decode import decode
@@ -88,11 +88,19 @@ def _finish(roots: list[Any]) -> str:
     return without_data_uris(clean("\n\n".join(filter(None, (write(root) for root in roots if root is not None)))))
 
 
-def parse_html(html: str) -> Any:
-    """The tree of a page by HTML5's rules, with elements nested no deeper than any author nests them."""
+def parse_html(html: str, pages_in_it: int = 2) -> Any:
+    """The tree of a page by HTML5's rules, with elements nested no deeper than any author nests them.
+
+    Pages that are written into it (<iframe srcdoc>) are parts of it, and those in them down to a depth.
+    """
     from selectolax.lexbor import LexborHTMLParser
 
     tree = LexborHTMLParser(_shallow(_few_attributes(_html_of_xml(html) if _is_xml(html) else html)))
+    if tree.body is not None and pages_in_it:
+        for frame in tree.css("iframe[srcdoc]"):
+            inner = "" if hides(frame.attributes) else frame.attributes["srcdoc"] or ""
+            if inner.strip():
+                put_before(frame, parse_html(inner, pages_in_it - 1))
     if tree.body is not None and MAY_HIDE.search(html):
         strike_unseen(tree.body)
     if tree.body is not None and MAY_NUMBER.search(html):

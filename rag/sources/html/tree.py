@@ -31,6 +31,8 @@ _TITLES = _names("h1 h2 h3 h4 h5 h6 summary")
 _BESIDE = 5  # a column is a cell in a row in a body of a table, at most
 _COLUMN = "data-slm-numbers"  # marks a column of line numbers
 _WORDS = "data-slm-words"  # marks a button whose words are those of a heading
+_INNER = "data-slm-inner"  # marks the main part of a page in a page, which is not that of the whole
+_MAINS = "main, [role=main], #main-content"
 _FRAME = "data-slm-frame"  # marks what is_dropped takes for the site's frame
 
 
@@ -66,8 +68,11 @@ def is_dropped(node: Any) -> bool:
     attributes = node.attributes
     if tag in _DROPPED and not (tag == "button" and attributes and _WORDS in attributes):
         return True
-    if not attributes:
-        return False
+    return bool(attributes) and hides(attributes)
+
+
+def hides(attributes: Mapping[str, str | None]) -> bool:
+    """Whether an element's attributes say that it and all in it is not seen, or is not the page's text."""
     if _FRAME in attributes or _COLUMN in attributes:
         return True
     if "hidden" in attributes and attributes["hidden"] != "until-found" and attributes.get("role") != "tabpanel":
@@ -109,6 +114,14 @@ def mark_line_numbers(root: Any) -> None:
     for column in columns:
         if _numbers_code(column, with_code):
             column.attrs[_COLUMN] = ""
+
+
+def put_before(place: Any, page: Any) -> None:
+    """Put the body of another page into a page, before an element."""
+    for main in page.css(_MAINS):
+        main.attrs[_INNER] = ""
+    if page.body is not None:
+        place.insert_before(page.body)
 
 
 def mark_buttons(root: Any) -> None:
@@ -185,7 +198,7 @@ def regions(tree: Any, chrome_too: bool = False) -> list[Any]:
         for node in tree.css(f"[{_FRAME}]"):
             del node.attrs[_FRAME]
         return [body]
-    mains = _seen(body, {node.mem_id for node in tree.css("main, [role=main], #main-content")})
+    mains = _seen(body, {node.mem_id for node in tree.css(_MAINS) if _INNER not in node.attributes})
     _mark_frame(body)
     if not any(map(_holds_text, mains)):
         return [body]  # what a script would fill is no reason to leave out what is there
