@@ -96,8 +96,8 @@ class _Repair:
 
     def node(self, schema: Any, path: str) -> Any:
         """This part of the schema as far as it can be followed."""
-        whole_root = path == "" and any(key in schema for key in _DEFINITIONS)
-        if not whole_root and not _crowded_anywhere(schema) and self._follows(schema):
+        defines = path == "" and isinstance(schema, Mapping) and any(key in schema for key in _DEFINITIONS)
+        if not defines and not _crowded_anywhere(schema) and self._follows(schema):
             return schema
         if not isinstance(schema, Mapping):  # false, or no schema at all
             self.left_out.append(f"{json.dumps(schema)[:40]} at '{path or '/'}'")
