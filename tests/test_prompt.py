@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.chat.generation_tag import taken_out
+from slm.chat.generation_tag import has_tag, taken_out
 from slm.chat.prompt import TEMPLATES, render, render_marked
 from slm.chat.system_text import fold
 from slm.errors import InputError
@@ -226,3 +226,17 @@ def test_what_a_template_loses_of_tools_is_written_as_text(lost: str) -> None:
 def test_a_template_that_loses_nothing_of_tools_writes_them_itself() -> None:
     text = render(_TOLD + "{% for m in messages %}" + _TURN + _CALLS + "{% endfor %}", CALLED, tools=[TOOL])
     assert "<tool>4 degrees" in text and "You may call" not in text and text.count("save_page") == 1
+
+
+def test_a_generation_tag_in_a_comment_a_raw_block_or_a_text_is_none() -> None:
+    tag = "{% generation %}x{% endgeneration %}"
+    assert has_tag(tag) and has_tag("a {#- no -#}\n{%- generation -%}x{%+ endgeneration %}") and has_tag(TAGGED)
+    others = (
+        "{# {% generation %} #}x",
+        "{% raw %}" + tag + "{% endraw %}",
+        "{{ '{% generation %}' }}",
+        "{% set generation = 1 %}{% if generation %}{% endif %}",
+        "{% generation %}{{ 'open",
+    )
+    for other in others:
+        assert not has_tag(other)

@@ -78,6 +78,26 @@ def test_a_mark_spelled_as_text_or_in_a_list_is_refused_as_any_other(value: Any)
             record(messages=[ASKED, ANSWERED], **{name: value})
 
 
+@pytest.mark.parametrize("row", [{"text": "A line."}, {"prompt": "Hi", "completion": " there"}])
+def test_a_running_text_is_refused_for_the_marks_that_a_conversation_is(row: dict[str, Any]) -> None:
+    for mark in ({"weight": 0}, {"train": False}, {"train": "false"}, {"loss_mask": [0, 1]}, {"mask": 1},
+                 {"sample_weight": 0.5}, {"images": ["a.png"]}, {"input_ids": [1, 2]}):  # fmt: skip
+        for read in (text_record, conversation_record):
+            with pytest.raises(UnsupportedError, match=next(iter(mark)) if "input_ids" not in mark else "tokens"):
+                read(row | mark, "f.jsonl:1")
+    found = text_record(row | {"weight": 1, "loss_mask": None, "url": "x"}, "f.jsonl:1")
+    assert found.unused == ("url",) and found.text
+
+
+@pytest.mark.parametrize("name", ["system", "instructions", "input", "context", "reasoning", "instruction", "choices"])
+def test_what_a_running_text_would_lose_is_refused_unless_the_prompt_has_it(name: str) -> None:
+    row = {"prompt": "Hi", "completion": " there"}
+    with pytest.raises(UnsupportedError, match=name):
+        text_record({**row, name: "Be brief."}, "f.jsonl:1")
+    assert name == "choices" or text_record({**row, name: "Hi"}, "f.jsonl:1").unused == ()
+    assert text_record({"text": "A line.", name: "Be brief."}, "f.jsonl:1").unused == (name,)
+
+
 def test_names_that_speak_of_something_else_are_only_counted() -> None:
     found = record(messages=[ASKED, {**ANSWERED, "label": "greeting"}], loss=2.3, training_set="a", restraint=1)
     assert found.unused == ("loss", "training_set", "restraint", "messages[].label")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from slm.chat.prompt import TEMPLATES
 from slm.errors import InputError
-from tests.tiny_masks import STOCK, example, learned
+from tests.tiny_masks import STOCK, TAGGED_TEMPLATES, example, learned
 from tests.tiny_runs import base, options
 from tests.tiny_templates import FAMILIES, HIDING, tokenizer_of
 from tests.tiny_training import (
@@ -21,7 +21,7 @@ from tests.tiny_training import (
     write_sentencepiece_checkpoint,
 )
 from train.base import load_tokenizer, lookalikes
-from train.data.masks import ExampleEncoder, choose_template, end_of_turn_id
+from train.data.masks import IGNORE, ExampleEncoder, choose_template, end_of_turn_id
 from train.data.prepare import prepare_conversations
 from train.data.show import show_masks
 
@@ -150,3 +150,27 @@ def test_what_is_shown_is_the_text_the_model_reads(base: Path, instruct: Path) -
     body = Text.from_markup(shown).plain.split("\n", 1)[1]
     asked = "<|im_start|>user\nWhere is desk 0?<|im_end|>\n<|im_start|>assistant\n"
     assert body == f"{asked}⟦Desk 0 is here.<|im_end|>⟧"
+
+
+@pytest.mark.parametrize("name", ["with the end", "without the end", "in two pieces"])
+def test_what_a_templates_tag_holds_is_what_transformers_learns(name: str) -> None:
+    tokenizer = byte_level_tokenizer()
+    template, _ = TAGGED_TEMPLATES[name]
+    for turns in (("Hi", "Hello"), ("Hi", "Hello", "?", "Yes."), ("Hi", "<|im_end|>", "?", "日本語です。")):
+        talk = example(*turns)
+        theirs = tokenizer.apply_chat_template(
+            [dict(message) for message in talk.messages], chat_template=template, tokenize=True, return_dict=True,
+            return_assistant_tokens_mask=True,
+        )  # fmt: skip
+        (ours,) = ExampleEncoder(tokenizer, template).conversation(talk)
+        labelled = [int(label != IGNORE) for label in ours.labels]
+        if "<|im_end|>" not in turns:  # which they read as the marker, and we as text
+            assert list(ours.ids) == theirs["input_ids"][: len(ours.ids)]
+            assert labelled == theirs["assistant_masks"][: len(ours.ids)] and not any(
+                theirs["assistant_masks"][len(ours.ids) :]
+            )
+        else:
+            pieces = [tokenizer.decode([i for i, is_on in zip(ours.ids, labelled, strict=True) if is_on])]
+            assert "|x|" not in pieces[0] and pieces[0].endswith(
+                "日本語です。" + "<|im_end|>" * ("without" not in name)
+            )

@@ -61,6 +61,16 @@ TAGGED_TEMPLATES = {
         _tagged(_HEADER + "{{ '<think>\n\n</think>\n\n' }}", "{{ m.content + '<|im_end|>' }}", "{{ '\n' }}"),
         ["Hello<|im_end|>", "Yes.<|im_end|>"],
     ),
+    "in two pieces": (
+        _tagged(_HEADER, "{{ m.content[:2] }}{% endgeneration %}{{ '|x|' }}{% generation %}{{ m.content[2:] }}"
+                "{% endgeneration %}{{ ' ' }}{% generation %}{{ '<|im_end|>' }}", "{{ '\n' }}"),
+        ["He", "llo", "<|im_end|>", "Ye", "s.", "<|im_end|>"],
+    ),
+    "in a comment alone": (
+        "{# {% generation %} #}" + _tagged(_HEADER, "{{ m.content + '<|im_end|>\n' }}", "")
+        .replace("{% generation %}", "").replace("{% endgeneration %}", ""),
+        ["Hello<|im_end|>", "Yes.<|im_end|>"],
+    ),
     "the last answer only": (
         _tagged(_HEADER, "{{ m.content + '<|im_end|>' }}", "{{ '\n' }}").replace(
             "{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' and loop.last %}"

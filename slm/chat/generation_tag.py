@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import secrets
+from itertools import pairwise
 
-from jinja2 import nodes
+from jinja2 import Environment, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
@@ -17,12 +18,15 @@ from jinja2.parser import Parser
 _NONCE = secrets.token_hex(8)
 _BEGIN, _END = f"\ue000{_NONCE}\ue001", f"\ue000{_NONCE}\ue002"
 _MARK = re.compile(f"\ue000{_NONCE}[\ue001\ue002]")
-_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 def has_tag(template: str) -> bool:
-    """Whether a template says itself what the model has to write."""
-    return _TAG.search(template) is not None
+    """Whether a template says itself what the model has to write: in a statement, not in a comment or a raw block."""
+    try:
+        tokens = [(kind, text) for _, kind, text in Environment().lex(template) if kind != "whitespace"]
+    except TemplateSyntaxError:  # which is told where it is rendered
+        return False
+    return any(one[0] == "block_begin" and two == ("name", "generation") for one, two in pairwise(tokens))
 
 
 class GenerationTag(Extension):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,13 +69,18 @@ class _Answer(NamedTuple):
     """A conversation up to an answer as text: as the answer is asked for, and with the answer up to its end marker.
 
     `answered[border:]` is what the model has to write itself. disguise: how it was rendered where contents
-    name markers.
+    name markers. gaps: what of it is not learned, as (start, end) in characters: between two of the template's marks.
     """
 
     asked: str
     answered: str
     border: int
     disguise: Disguise | None = None
+    gaps: tuple[tuple[int, int], ...] = ()
+
+    def cuts(self) -> list[str]:
+        """The answer up to each end of a gap."""
+        return [self.answered[:place] for gap in self.gaps for place in gap]
 
 
 class ExampleEncoder:
@@ -136,7 +141,7 @@ class ExampleEncoder:
         for chunk in _chunks(examples, _CHUNK):
             answers = [self._answers(example) for example in chunk]
             plain = [answer for talk in answers for answer in talk if answer.disguise is None]
-            texts = list(dict.fromkeys(text for a in plain for text in (a.answered[: a.border], a.answered)))
+            texts = list(dict.fromkeys(text for a in plain for text in (a.answered[: a.border], a.answered, *a.cuts())))
             ids = dict(zip(texts, self._all_ids(texts), strict=True))
             for example, talk in zip(chunk, answers, strict=True):
                 yield from self._sequences(example, talk, ids)
@@ -284,18 +289,29 @@ class ExampleEncoder:
         return place
 
     def _sequences(self, example: Example, talk: list[_Answer], ids: dict[str, list[int]]) -> Iterator[Encoded]:
-        spans = [self._span(example, answer, ids) for answer in talk]
-        if not spans:
+        parts = [self._labelled(example, answer, ids) for answer in talk]
+        if not parts:
             return
-        whole = spans[-1][0]
-        if all(whole[: len(part)] == part for part, _ in spans):
+        whole = parts[-1][0]
+        if all(whole[: len(part)] == part for part, _ in parts):
             labels = [IGNORE] * len(whole)
-            for part, start in spans:
-                labels[start : len(part)] = part[start:]
+            for _, own in parts:
+                labels[: len(own)] = [old if new == IGNORE else new for old, new in zip(labels, own, strict=False)]
             yield self._encoded(whole, labels, example)
             return
-        for part, start in spans:
-            yield self._encoded(part, [IGNORE] * start + part[start:], example)
+        for part, own in parts:
+            yield self._encoded(part, own, example)
+
+    def _labelled(self, example: Example, answer: _Answer, ids: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+        """(ids up to the end of the answer, their labels); a token that reaches over the end of a gap is learned."""
+        part, start = self._span(example, answer, ids)
+        labels = [IGNORE] * start + part[start:]
+        cuts = [self._span(example, answer._replace(answered=text), ids)[0] for text in answer.cuts()]
+        for before, behind in zip(cuts[::2], cuts[1::2], strict=True):
+            left, right = _common_length(before, part), _common_length(behind, part)
+            left = min(left + (left < len(before)), max(left, right))
+            labels[left:right] = [IGNORE] * max(0, right - left)
+        return part, labels
 
     def _span(self, example: Example, answer: _Answer, ids: dict[str, list[int]]) -> tuple[list[int], int]:
         """(ids up to the end of the answer, index of the first that is learned)."""
@@ -344,7 +360,8 @@ def _tagged_answer(asked: str, marked: str) -> _Answer | None:
     own = [span for span in spans if span[1] > known] if answered.startswith(asked) else spans[-1:]
     if not own:
         return None
-    return _Answer(asked, answered[: own[-1][1]], max(own[0][0], known))
+    gaps = tuple((one[1], two[0]) for one, two in pairwise(own) if one[1] < two[0])
+    return _Answer(asked, answered[: own[-1][1]], max(own[0][0], known), gaps=gaps)
 
 
 def _nothing_left(example: Example) -> InputError:

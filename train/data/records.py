@@ -13,7 +13,7 @@ from typing import Any
 from slm.errors import SlmError
 from slm.joints import Message
 from train.data.row import Row, kind
-from train.data.turns import ROLES, about_learning, name_results, text_of, turn_of, with_thought
+from train.data.turns import ROLES, THOUGHTS, about_learning, name_results, text_of, turn_of, with_thought
 
 _KNOWN = "messages, conversations (ShareGPT), instruction/output (alpaca), prompt/completion, question/answer, text"
 _CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -28,6 +28,7 @@ _REFUSED = {
 }
 _REJECTED = re.compile(r"(?:^|_)(?:rejected|non_?preferred|dispreferred|unpreferred)(?:_|$)")
 _SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "developer", "instructions")
+_BESIDE = (*_SYSTEMS, *THOUGHTS, "input", "context", "history", "tools", "functions")
 # What says how much the whole example counts: once is what is done.
 _WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss_mask", "mask")
 
@@ -49,6 +50,7 @@ class Record:
 def text_record(values: dict[str, Any], where: str) -> Record:
     """A running text: "text", or a prompt and its completion. Raises the errors of `conversation_record`."""
     row = Row(values, where)
+    _refuse_unlearned(row)
     if not row.has("text") or _rejected(row):  # a label beside a mere text says what it is about
         _refuse_preferences(row)
     paired = row.has("prompt") or row.has("completion") or "text" not in values
@@ -56,6 +58,9 @@ def text_record(values: dict[str, Any], where: str) -> Record:
         text = row.take_text("text")
     elif "prompt" in values:
         text = row.take_text("prompt") + row.take_text("completion")
+        _refuse_choices(row)
+        _refuse_second(row, "prompt", text)
+        _refuse_beside(row, text)
     else:
         raise row.fault(
             'there is neither "text" nor "prompt" and "completion"',
@@ -65,6 +70,18 @@ def text_record(values: dict[str, Any], where: str) -> Record:
     if not text.strip():
         raise row.fault("the text is empty")
     return Record(text=text, unused=tuple(row.unused()))
+
+
+def _refuse_beside(row: Row, text: str) -> None:
+    """Raise UnsupportedError for what a conversation would be told besides, where a prompt's text has none of it."""
+    for name in _BESIDE:
+        said = row.values.get(name)
+        if row.has(name) and not (isinstance(said, str) and said.strip() in text):
+            raise row.refusal(
+                f'"{name}" has no place in running text and would be lost',
+                hint='Write it into "prompt", or learn conversations: slm train sft',
+            )
+    row.take(*_BESIDE)
 
 
 def conversation_record(values: dict[str, Any], where: str) -> Record:
@@ -267,6 +284,12 @@ def _of_chosen(row: Row, rejected: list[str]) -> str:
 def _refuse(row: Row) -> None:
     """Raise UnsupportedError for rows that are to be learned otherwise than answer by answer."""
     _refuse_preferences(row)
+    _refuse_unlearned(row)
+    _refuse_choices(row)
+
+
+def _refuse_unlearned(row: Row) -> None:
+    """Raise UnsupportedError for rows that are not text alone, or not to be learned once and whole."""
     if row.has("input_ids"):
         raise row.refusal("these are tokens, not text", found=_names(row.values), hint=f"Known: {_KNOWN}.")
     for name in _WEIGHTS:
@@ -284,6 +307,10 @@ def _refuse(row: Row) -> None:
     for name, hint in _REFUSED.items():
         if row.values.get(name):
             raise row.refusal(f'"{name}" is not learned from', hint=hint)
+
+
+def _refuse_choices(row: Row) -> None:
+    """Raise UnsupportedError for a question whose answers to choose from stand beside it."""
     if any(row.has(name) for name in ("choices", "options")) and not row.has(row.named(*_CONVERSATIONS)):
         raise row.refusal(
             "the question has choices, which would be lost",

@@ -36,7 +36,7 @@ _SAYS_HOW_MUCH = re.compile(r"true|false|yes|no|on|off|[tfyn]|[-+]?\d*\.?\d+(?:e
 _ABOUT_LOSS = frozenset(("loss", "grad", "label", "labels"))  # of a turn; a row may tell what its loss was
 # gpt-oss writes thoughts and calls as turns of their own, told apart by their channel.
 _ANSWERS_CHANNEL = "final"
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "think")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "think")
 _REFUSED = {
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "only text is learned"),
     "refusal": "write what the assistant says as its content",
@@ -148,8 +148,8 @@ def _part(row: Row, key: str, part: str | dict[str, Any], number: int, role: str
 
 def with_thought(row: Row, content: str) -> str:
     """The answer with its thought before it, in the form that Qwen3's and DeepSeek's templates know."""
-    thoughts = {name: row.values[name] for name in _THOUGHTS if row.has(name)}
-    row.take(*_THOUGHTS)
+    thoughts = {name: row.values[name] for name in THOUGHTS if row.has(name)}
+    row.take(*THOUGHTS)
     for thought in thoughts.values():
         if not isinstance(thought, str):
             raise row.fault(f"the thought must be text (is {kind(thought)})")
