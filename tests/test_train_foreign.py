@@ -134,8 +134,8 @@ def test_a_second_thought_is_refused_and_the_same_one_twice_is_one() -> None:
                 **{"question": "Hi", "answer": said.get("content", "Hello"), "think": "No."} | said | {"content": None}
             )
     whole = "<think>\nAdd.\n</think>\n\nHello"
-    for said in ({"content": whole, "thinking": "Add.\n"}, {"thinking": "Add.", "reasoning": "Add.", "think": None}):
-        found = record(messages=[ASKED, {**ANSWERED, **said}])
+    for alike in ({"content": whole, "thinking": "Add.\n"}, {"thinking": "Add.", "reasoning": "Add.", "think": None}):
+        found = record(messages=[ASKED, {**ANSWERED, **alike}])
         assert contents(found)[1][1] == whole and found.unused == ()
 
 
