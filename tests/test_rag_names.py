@@ -63,6 +63,15 @@ def test_an_unknown_index_says_what_is_known_and_where_it_looked(own_home: Path)
         open_generation(index_path("other"))
 
 
+def test_a_path_without_an_index_says_how_the_index_of_that_name_is_meant(
+    tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    add_documents(index_path("handbook"), [page("a.md", "apples")], PairEmbedder())
+    with pytest.raises(UnknownNameError, match=r"'handbook' is a path.*by its name alone: handbook\."):
+        open_generation(index_path("handbook/"))
+
+
 SOURCES = ["/d/README.md", "/d/docs/README.md", "/d/docs/en/a.md", "/d/docs/en/b.md", "/d/ja/a.md", f"/d/{NFD}"]
 
 

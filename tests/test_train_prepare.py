@@ -19,6 +19,7 @@ from train.data import store as store_module
 from train.data.examples import Example
 from train.data.masks import IGNORE, Encoded
 from train.data.prepare import prepare_conversations, prepare_texts
+from train.data.show import show_masks
 from train.data.split import held_out
 from train.data.store import StoreWriter, TokenStore
 
@@ -68,6 +69,8 @@ def test_long_examples_are_refused_with_their_lines_or_left_out_by_language(
     records[0]["messages"][0]["content"] *= 100
     with pytest.raises(InputError, match="base reads 256 tokens at most"):
         prepare_conversations(options(base, write_jsonl(data, records), max_length=1000))
+    for most, told in ((100, "longer than --max-length 100"), (1000, "longer than the 256 tokens that the base")):
+        assert told in show_masks(options(base, data, max_length=most), 1)[0]
 
 
 def test_the_held_out_split_is_stratified_seeded_and_keeps_equal_examples_together(base: Path, tmp_path: Path) -> None:

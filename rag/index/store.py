@@ -29,7 +29,7 @@ from rag.index.generation.part import Part, open_part, part_files
 from rag.index.lexical.bm25 import Bm25, open_bm25
 from rag.index.lexical.pairs import terms_of
 from rag.index.lexical.terms import kept_wording
-from rag.index.names import CURRENT, command_anew, index_name, is_index, known_indexes
+from rag.index.names import CURRENT, command_anew, composed, index_name, is_index, known_indexes
 from slm.errors import DamagedFileError, MissingFileError, ResourceError, UnknownNameError, UnsupportedError
 
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, EOFError)
@@ -141,6 +141,13 @@ def open_inventory(path: Path) -> Inventory:
     return _opened(path, lambda inventory: inventory)
 
 
+def _instead(path: Path) -> str:
+    """What was meant by a path without an index, where the data folder has one of that name."""
+    if composed(path.name) not in known_indexes():
+        return ""
+    return f"'{path}' is a path; the index of the data folder is meant by its name alone: {path.name}. "
+
+
 def _opened(path: Path, use: Callable[[Inventory], _T]) -> _T:
     for attempt in range(3):
         folder = current_folder(path)
@@ -149,7 +156,7 @@ def _opened(path: Path, use: Callable[[Inventory], _T]) -> _T:
                 "index",
                 path.name,
                 known_indexes(),
-                hint=f"Looked in '{path}'. Make one with: slm rag add INDEX PATH...",
+                hint=f"{_instead(path)}Looked in '{path}'. Make one with: slm rag add INDEX PATH...",
             )
         try:
             roots: set[str] = set()

@@ -182,7 +182,7 @@ def _encode(
             "no example has a turn to learn", hint='Turns with "weight": 0 or "train": false are not learned.'
         )
     if not len(store):
-        raise InputError(f"every example is longer than --max-length {counts.limit} tokens")
+        raise InputError(f"every example is longer than {told_limit(options)}")
     return store
 
 
@@ -209,6 +209,12 @@ def _report_long(counts: ReadCounts, options: TrainOptions) -> None:
 def length_limit(options: TrainOptions) -> int:
     """The longest sequence, in tokens: --max-length, or what the base can read where that is less."""
     return min(options.max_length, base_limit(options))
+
+
+def told_limit(options: TrainOptions) -> str:
+    """What bounds a sequence, as it is said: the option that was given, or the base where that reads less."""
+    limit = length_limit(options)
+    return f"--max-length {limit}" if limit == options.max_length else f"the {limit} tokens that the base reads"
 
 
 def base_limit(options: TrainOptions) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from train.config import TrainOptions
 from train.data.examples import read_conversations
 from train.data.masks import Encoded, ExampleEncoder
-from train.data.prepare import ReadCounts, conversation_template, length_limit
+from train.data.prepare import ReadCounts, conversation_template, length_limit, told_limit
 
 
 def show_masks(options: TrainOptions, count: int) -> list[str]:
@@ -27,7 +27,7 @@ def show_masks(options: TrainOptions, count: int) -> list[str]:
         if item.example.messages:
             head += f", template: {name or 'of the base'}"
         if len(item.ids) > limit:
-            head += f"; longer than --max-length {limit}"
+            head += f"; longer than {told_limit(options)}"
         shown.append(f"[bold]{head}[/]\n{_marked(tokenizer, item)}")
     counts.tell()
     return shown
