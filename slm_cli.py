@@ -194,10 +194,10 @@ class Roof:
         from convert.lora.adapter import WEIGHTS, convert_adapter
         from convert.output.version import converter_version
         from slm.models import caches
+        from slm.weights.adapter_origin import named_base, taken_as_base
         from slm.weights.checkpoint_files import shaping_files
         from slm.weights.gguf_reader import read_gguf
         from slm.weights.identity import gguf_fingerprint
-        from slm.weights.named_base import named_base, taken_as_base
 
         served, converter = gguf_fingerprint(read_gguf(self.gguf_of(model))), converter_version()
         files = [*(path for path in (folder / WEIGHTS,) if path.exists()), *shaping_files(folder)]

@@ -67,7 +67,7 @@ def convert(
     from convert.model import convert_checkpoint
     from convert.publish.card import check_replaceable, write_card
     from slm.models.model_argument import is_model_folder
-    from slm.weights.named_base import assumed_base
+    from slm.weights.adapter_origin import assumed_base
 
     settings = CostSettings(**cost)
     if settings.card:

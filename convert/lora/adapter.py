@@ -24,10 +24,10 @@ from convert.vocabulary.vocab_source import chat_template
 from slm.artifacts import MANIFEST, new_file, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, UnsupportedError
 from slm.families.parts.base import EMBEDDING, HEAD, FloatArray
+from slm.weights.adapter_origin import named_base
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_adapted, refuse_pointers
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_same_base
-from slm.weights.named_base import named_base
 
 WEIGHTS = ADAPTER_WEIGHTS
 _PREFIX = "base_model.model."

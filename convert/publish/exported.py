@@ -26,10 +26,10 @@ from slm import __version__
 from slm.artifacts import MANIFEST, new_folder, read_json, read_manifest, require_folder, require_replaceable
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.console import note
+from slm.weights.adapter_origin import assumed_base
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, CONFIG, INDEX, check_checkpoint, shaping_files, weight_files
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import identity_of
-from slm.weights.named_base import assumed_base
 
 KIND = "export"
 TYPES = ("q8_0", "q4_k_m", "q4_0")

@@ -18,9 +18,9 @@ from typing import Any
 from slm.artifacts import MANIFEST, read_manifest, sha256_files
 from slm.errors import MismatchError
 from slm.native.background import in_background
+from slm.weights.adapter_origin import named_base
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, weight_files
 from slm.weights.gguf_reader import GgufFile
-from slm.weights.named_base import named_base
 from slm.weights.tensor_hash import hash_of, tensor_hashes
 
 # Keys of GGUF files: of a model what it came from, of an adapter what it was trained on.

@@ -15,9 +15,9 @@ from typing import Any
 from slm.artifacts import new_folder, read_json, require_space, sha256_files
 from slm.errors import DamagedFileError, InputError, MismatchError
 from slm.terminal.console import note
+from slm.weights.adapter_origin import assumed_base
 from slm.weights.checkpoint_files import weight_files
 from slm.weights.identity import checkpoint_fingerprint
-from slm.weights.named_base import assumed_base
 from train.adapter.combine import combine, untie_adapted
 from train.adapter.opened import check_adapter, load_with_adapter
 from train.adapter.sample import end_of_turn_ids
