@@ -126,6 +126,7 @@ def test_a_thought_beside_an_answer_is_learned_as_one_in_a_turn_is(name: str) ->
 
 
 def test_a_second_thought_is_refused_and_the_same_one_twice_is_one() -> None:
+    said: dict[str, Any]
     for said in ({"content": "x</think>A", "thinking": "Add."}, {"thinking": "Add.", "reasoning": "Multiply."}):
         with pytest.raises(UnsupportedError, match=r"turn 2: there are several thoughts: .*thinking"):
             record(messages=[ASKED, {**ANSWERED, **said}])

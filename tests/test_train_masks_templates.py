@@ -152,7 +152,7 @@ def test_what_is_shown_is_the_text_the_model_reads(base: Path, instruct: Path) -
     assert body == f"{asked}⟦Desk 0 is here.<|im_end|>⟧"
 
 
-@pytest.mark.parametrize("name", ["with the end", "without the end", "in two pieces"])
+@pytest.mark.parametrize("name", ["with the end", "without the end", "in two pieces", "the last answer only"])
 def test_what_a_templates_tag_holds_is_what_transformers_learns(name: str) -> None:
     tokenizer = byte_level_tokenizer()
     template, _ = TAGGED_TEMPLATES[name]

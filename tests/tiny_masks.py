@@ -75,6 +75,6 @@ TAGGED_TEMPLATES = {
         _tagged(_HEADER, "{{ m.content + '<|im_end|>' }}", "{{ '\n' }}").replace(
             "{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' and loop.last %}"
         ),
-        ["Hello<|im_end|>", "Yes.<|im_end|>"],
+        ["Yes.<|im_end|>"],
     ),
 }  # fmt: skip

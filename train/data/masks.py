@@ -27,6 +27,7 @@ IGNORE = -100  # the label of a token that is not learned, as PyTorch's cross-en
 # So many examples go to the tokenizer at once.
 _CHUNK = 256
 _T = TypeVar("_T")
+_Marked = tuple[str, list[tuple[int, int]]]  # a text, and what of it the template marks, in characters
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,9 @@ class ExampleEncoder:
 
     def _answers(self, example: Example) -> list[_Answer]:
         example, disguise = self._disguised(example)
-        found = [self._answer(example, turn, disguise) for turn in example.answers]
+        tagged = self._tagged and example.answers  # the tag may stand around the last answer alone
+        whole = taken_out(self._shown(example, len(example.messages), ask=False)) if tagged else None
+        found = [self._answer(example, turn, disguise, whole) for turn in example.answers]
         answers = [answer._replace(disguise=disguise) for answer in found if answer is not None]
         if found and not answers:
             raise _nothing_left(example)
@@ -241,15 +244,19 @@ class ExampleEncoder:
             return []
         return [self._guard.markers_in(text) for text in texts]
 
-    def _answer(self, example: Example, turn: int, disguise: Disguise | None) -> _Answer | None:
-        """None where the template's `{% generation %}` leaves the answer out."""
+    def _shown(self, example: Example, turns: int, *, ask: bool) -> str:
+        """The first turns as text. Raises InputError with the line."""
         try:
-            asked = self._render(example.messages[:turn], example.tools, ask=True) if turn else ""
-            answered = self._render(example.messages[: turn + 1], example.tools, ask=False)
+            return self._render(example.messages[:turns], example.tools, ask=ask)
         except InputError as error:
             raise InputError(f"{example.where}: {error.what}", hint="Another template: --template chatml") from error
-        if self._tagged:
-            return _tagged_answer(asked, answered)
+
+    def _answer(self, example: Example, turn: int, disguise: Disguise | None, whole: _Marked | None) -> _Answer | None:
+        """None where the template's `{% generation %}` leaves the answer out."""
+        asked = self._shown(example, turn, ask=True) if turn else ""
+        answered = self._shown(example, turn + 1, ask=False)
+        if whole is not None:
+            return _tagged_answer(asked, answered, whole)
         (said,) = as_plain_turns(example.messages[turn : turn + 1], ())
         content = said["content"]
         if not turn:  # no template renders the question that nobody asked
@@ -352,12 +359,21 @@ def _undone(text: str, disguise: Disguise | None) -> str:
     return text if disguise is None else disguise.undone(text)
 
 
-def _tagged_answer(asked: str, marked: str) -> _Answer | None:
-    """The answer as the template marks it: from what nobody asked for, to the end of the last mark."""
+def _tagged_answer(asked: str, marked: str, whole: _Marked) -> _Answer | None:
+    """The answer as the template marks it in the whole conversation, or up to it where that reads otherwise.
+
+    It goes from what nobody asked for to the end of the last mark.
+    """
     answered, spans = taken_out(marked)
     known = len(asked) if answered.startswith(asked) else _common_length(asked, answered)
     # A template that writes the question otherwise once it is answered has marked earlier answers behind `known` too.
     own = [span for span in spans if span[1] > known] if answered.startswith(asked) else spans[-1:]
+    end = len(answered) if whole[0].startswith(answered) else own[-1][1] if own else 0
+    if whole[0].startswith(answered[:end]):
+        if answered.startswith(asked):
+            own = [(left, min(right, end)) for left, right in whole[1] if left < end and right > known]
+        else:
+            own = [span for span in own if span in whole[1]]
     if not own:
         return None
     gaps = tuple((one[1], two[0]) for one, two in pairwise(own) if one[1] < two[0])
