@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag.answer.candidates import DEPTH
 from rag.answer.reader.form import MAX_QUESTION, rows_of, texts_of
 from rag.answer.retriever import IndexRetriever
 from rag.index.update import remove_documents
@@ -131,7 +132,7 @@ def test_thirty_pages_of_instructions_do_not_get_into_what_is_read_of_others(tmp
     assert (
         [lines for lines in own[1] if FACT["en"] in lines] == [lines for lines in own[0] if FACT["en"] in lines] != []
     )
-    assert len(judges[1].asked) == 10 > len(own[1]), "pages of instructions were read as well"
+    assert len(judges[1].asked) == DEPTH.same + DEPTH.other > len(own[1]), "pages of instructions were read as well"
     assert facts_of(found[1]) == facts_of(found[0])
 
 

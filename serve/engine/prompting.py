@@ -68,14 +68,26 @@ def chat_prompt(
     messages, mark = marked(messages) if options.continues else (messages, "")
 
     def rendered(turns: Sequence[Message], functions: Tools) -> str:
-        text = render_guarded(
-            template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=options.variables,
-            add_generation_prompt=options.generation_prompt and not options.continues, fields=options.fields,
-        )  # fmt: skip
+        try:
+            text = render_guarded(
+                template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=options.variables,
+                add_generation_prompt=options.generation_prompt and not options.continues,
+            )  # fmt: skip
+        except InputError as error:
+            raise _as_sent(error, options.fields) from error
         return cut(text, mark) if mark else text
 
     segments = conversation(guard, messages, options.tools, rendered)
     return Prompt(tuple(segments), needs_bos(base, segments), tuple(m for m in _TEXT_MARKERS if m in template))
+
+
+def _as_sent(error: InputError, fields: Mapping[str, str]) -> InputError:
+    """The error with the field in which the client sent the variable that it is about, where that was another one."""
+    said = error.what
+    for name, sent in fields.items():
+        if said.startswith(f"{VARIABLES}: ") and f"'{name}'" in said.partition(";")[0]:
+            return InputError(f"{sent}{said.removeprefix(VARIABLES)}", found=error.found, hint=error.hint)
+    return error
 
 
 def _refuse_markers(guard: Guard, variables: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ A template is a program from a stranger: the sandbox keeps it from the system, b
 filling the memory, and inside one process neither can be stopped. Templates of ours are rendered where they are.
 It knows nothing of tokens or of HTTP.
 
-In:  {"template", "messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "variables", "fields"}
+In:  {"template", "messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "variables"}
 Out: {"text"} | {"error"}, a line of JSON each.
 """
 
@@ -42,12 +42,11 @@ def render_guarded(
     tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = True,
     variables: Mapping[str, Any] = MappingProxyType({}),
-    fields: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """As `slm.chat.prompt.render`. Raises InputError also when the template runs too long or wants too much memory."""
     told: dict[str, Any] = {
         "tools": list(tools), "bos_token": bos_token, "eos_token": eos_token, "variables": dict(variables),
-        "add_generation_prompt": add_generation_prompt, "fields": dict(fields),
+        "add_generation_prompt": add_generation_prompt,
     }  # fmt: skip
     if template in _OURS:
         return render(template, messages, **told)

@@ -83,19 +83,17 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InputError(f"message {number} has no text content")
 
 
-def _check_variables(variables: Mapping[str, Any], known: Collection[str], fields: Mapping[str, str]) -> None:
+def _check_variables(variables: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise InputError for what a template is not told from outside, or never looks at.
 
-    Off (false or null) is what a variable is that the template does not know, so that changes nothing. fields: as for
-    `render`.
+    Off (false or null) is what a variable is that the template does not know, so that changes nothing.
     """
     for name, value in variables.items():
-        field = fields.get(name, VARIABLES)
         if name in _ARGUMENTS:
-            raise InputError(f"{field}: the chat template's '{name}' cannot be set as a variable")
+            raise InputError(f"{VARIABLES}: the chat template's '{name}' cannot be set as a variable")
         if name not in known and value not in (None, False):
             listed = ", ".join(sorted(set(known) - _ARGUMENTS)) or "none"
-            raise InputError(f"{field}: the model's chat template has no variable '{name}'; known: {listed}")
+            raise InputError(f"{VARIABLES}: the model's chat template has no variable '{name}'; known: {listed}")
 
 
 def render(
@@ -107,17 +105,15 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
     variables: Mapping[str, Any] = MappingProxyType({}),
-    fields: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
 
-    variables: what the template is told besides; fields: which field of the request one stands in, where that is not
-    `VARIABLES`, so that an error names what was sent. Every system text is in the result (`slm.chat.system_text`), and
-    every function, call and result, as text where the template loses one (`slm.chat.tools_kept`). Raises InputError
-    when the template refuses it or has none of the variables.
+    variables: what the template is told besides (`VARIABLES` of a request). Every system text is in the result
+    (`slm.chat.system_text`), and every function, call and result, as text where the template loses one
+    (`slm.chat.tools_kept`). Raises InputError when the template refuses it or has none of the variables.
     """
     compiled = _compiled(template)
-    _check_variables(variables, compiled.variables, fields)
+    _check_variables(variables, compiled.variables)
     told = {**variables, "bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
     return _rendered(compiled, messages, tools, told)
 

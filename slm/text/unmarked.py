@@ -9,6 +9,7 @@ import codecs
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import pairwise
 
 from slm.text import charsets
 
@@ -39,6 +40,8 @@ def wide_codec(raw: bytes) -> tuple[str, str]:
     zeros = b"\0" in sample
     plain = not zeros and CONTROL.search(sample) is None and is_utf8(sample)
     if (plain and not 2 < len(raw) <= _FEW) or (not zeros and is_nearly_utf8(sample)):
+        return "", ""
+    if zeros and _is_of_bytes(sample):
         return "", ""
     texts = [(sample.decode(codec, "replace"), codec) for codec in ("utf-16-le", "utf-16-be")]
     if len(sample) < len(raw) or len(raw) % 2:  # the last character may be cut
@@ -96,9 +99,32 @@ def resembles(raw: bytes) -> str:
 
 def _is_plausible(text: str) -> bool:
     usual = sum(char in "\t\r\n" or unicodedata.category(char) not in _UNUSUAL for char in text) - text.count("\ufffd")
-    return bool(text) and usual >= 0.9 * len(text) and CONTROL.search(text.encode("utf-8", "replace")) is None
+    return (
+        bool(text)
+        and usual >= 0.9 * len(text)
+        and not _leaps(text)
+        and CONTROL.search(text.encode("utf-8", "replace")) is None
+    )
 
 
+def _is_of_bytes(sample: bytes) -> bool:
+    """Whether nearly all pairs of bytes are two characters of ASCII: text with a stray zero, and no UTF-16."""
+    printable = sample.translate(_PRINTABLE)
+    return sum(map(int.__and__, printable[::2], printable[1::2])) >= _BYTES * (len(sample) // 2)
+
+
+_PRINTABLE = bytes(32 <= byte < 127 or byte in b"\t\r\n" for byte in range(256))
+_BYTES = 0.75  # of ideographs' pairs of bytes less than half are
+
+
+def _leaps(text: str) -> bool:
+    """Whether the script changes from letter to letter, as where the numbers of a binary file are taken for letters."""
+    scripts = [ord(char) >> 7 for char in text if "\x80" <= char < "\u2000"]
+    changes = sum(one != other for one, other in pairwise(scripts))
+    return len(set(scripts)) > _SCRIPTS and changes > len(text) / 2
+
+
+_SCRIPTS = 4
 _UNUSUAL = frozenset(("Cc", "Cn", "Co", "Cs"))
 
 
