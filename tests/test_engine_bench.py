@@ -253,7 +253,7 @@ def test_a_real_model_is_measured_beside_the_library(
     slm: Callable[..., subprocess.CompletedProcess[str]], pulled_model: Callable[[str], Path]
 ) -> None:
     model = pulled_model("smollm2-135m-instruct")
-    sizes = ["--prefill", "64", "--depth", "16", "--decode", "8", "--long", "70", "--repeat", "1", "--threads", "1"]
+    sizes = ["--prefill", "64", "--depth", "16", "--decode", "24", "--long", "70", "--repeat", "1", "--threads", "1"]
     done = slm("bench", "engine", str(model), "--peer", "llama.cpp", *sizes, "--json", timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
