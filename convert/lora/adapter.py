@@ -27,7 +27,7 @@ from slm.families.parts.base import EMBEDDING, HEAD, FloatArray
 from slm.weights.adapter_origin import named_base
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_adapted, refuse_pointers
 from slm.weights.gguf_reader import read_gguf
-from slm.weights.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_same_base
+from slm.weights.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_named_base, check_same_base
 
 WEIGHTS = ADAPTER_WEIGHTS
 _PREFIX = "base_model.model."
@@ -70,7 +70,12 @@ def convert_adapter(folder: Path | str, out: Path | str, base: Path | str | None
     checkpoint = read_checkpoint(_base_folder(folder, base))
     identity = check_same_base(folder, manifest, checkpoint.folder)
     alpha = runtime_alpha(settings)
-    factors = read_factors(folder, settings, checkpoint, alpha)
+    try:
+        factors = read_factors(folder, settings, checkpoint, alpha)
+    except UnsupportedError:  # another base's own embedding, saved along, looks like one that was replaced
+        check_named_base(folder, manifest, checkpoint.folder, identity)
+        raise
+    check_named_base(folder, manifest, checkpoint.folder, identity)
     keys: dict[str, Any] = {
         "general.architecture": checkpoint.family.gguf_architecture,
         "general.type": "adapter",

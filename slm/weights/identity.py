@@ -179,27 +179,34 @@ def _share_vectors(left: str, right: str) -> bool:
 
 
 def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> WeightsIdentity:
-    """The identity of `base`, once nothing in the adapter folder is known to mean another one.
+    """The identity of `base`, once the adapter folder's manifest (which may be empty) is known to mean it.
 
-    The manifest (which may be empty) knows the weights themselves. Without it there is the base that the folder names,
-    where it can be read. Raises MismatchError when the adapter was trained on other weights.
+    Raises MismatchError when the adapter was trained on other weights.
     """
-    known, said = identity_of(base), manifest.get("base")
-    said = said if isinstance(said, dict) else {}
-    wanted = [said[key] for key in ("fingerprint", "weights") if isinstance(said.get(key), str)]
-    if not wanted:
-        _check_named(adapter, base, known)
-    elif known.names.isdisjoint(wanted):
+    known, wanted = identity_of(base), _told_weights(manifest)
+    if wanted and known.names.isdisjoint(wanted):
         raise MismatchError(
             f"the adapter '{adapter}' was trained on another base than '{base}'",
             found=f"trained on {short(wanted[0])}, given {short(known.fingerprint)}",
-            hint=f"Its base was: {said.get('path', 'unknown')}",
+            hint=f"Its base was: {manifest['base'].get('path', 'unknown')}",
         )
     return known
 
 
-def _check_named(adapter: Path, base: Path, known: WeightsIdentity) -> None:
-    """Raise MismatchError where the base that an adapter folder names is here and holds other weights than `base`."""
+def _told_weights(manifest: Mapping[str, Any]) -> list[str]:
+    """What an adapter's manifest calls the weights it was trained on, the fingerprint first."""
+    said = manifest.get("base")
+    said = said if isinstance(said, dict) else {}
+    return [said[key] for key in ("fingerprint", "weights") if isinstance(said.get(key), str)]
+
+
+def check_named_base(adapter: Path, manifest: Mapping[str, Any], base: Path, known: WeightsIdentity) -> None:
+    """Raise MismatchError where the base that an adapter folder names is here and holds other weights than `base`.
+
+    A manifest that tells the weights themselves says more than a place does, so that nothing is asked then.
+    """
+    if _told_weights(manifest):
+        return
     named = named_base(adapter)
     if named.folder is None or named.folder.resolve() == base.resolve():
         return

@@ -12,7 +12,7 @@ from slm.artifacts import MANIFEST, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
 from slm.weights.checkpoint_files import refuse_adapted, refuse_pointer
 from slm.weights.empty_tensors import refuse_empty
-from slm.weights.identity import check_same_base
+from slm.weights.identity import check_named_base, check_same_base
 from train.base import load_model, load_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
@@ -48,7 +48,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
         )
     refuse_empty(adapter / WEIGHTS, _shapes(adapter))
     manifest = read_manifest(adapter) if (adapter / MANIFEST).exists() else {}
-    check_same_base(adapter, manifest, base)
+    check_named_base(adapter, manifest, base, check_same_base(adapter, manifest, base))
     return manifest
 
 
