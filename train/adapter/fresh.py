@@ -58,7 +58,7 @@ def add_adapter(model: Any, options: TrainOptions) -> Any:
             f"--targets '{options.targets}' fits no layer of this model",
             hint=f"Presets: qv, attention, all. Layers: {', '.join(sorted(linear))}.",
         ) from error
-    return begin_with(adapted, options.from_adapter) if options.from_adapter else adapted
+    return begin_with(adapted, options.from_adapter, options.base) if options.from_adapter else adapted
 
 
 def initial_factors(model: Any) -> dict[str, torch.Tensor]:

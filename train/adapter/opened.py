@@ -12,7 +12,7 @@ from slm.artifacts import MANIFEST, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
 from slm.weights.checkpoint_files import refuse_adapted, refuse_pointer
 from slm.weights.empty_tensors import refuse_empty
-from slm.weights.identity import check_named_base, check_same_base
+from slm.weights.identity import check_named_base, check_same_base, identity_of
 from train.base import load_model, load_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
@@ -28,7 +28,8 @@ _MOST_GROWTH = 4  # times the rows of the base
 def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
     """The adapter's manifest (empty if it is not one of ours), once it is known to be trained on `base`.
 
-    Raises MissingFileError, DamagedFileError, UnsupportedError, or MismatchError when it names other weights.
+    Raises MissingFileError, DamagedFileError, UnsupportedError, or MismatchError when its manifest names other weights.
+    The base of an adapter without one is asked once the shapes are known to fit, which tell more (`_require_named`).
     """
     require_folder(adapter, hint="Give an adapter folder as `slm train` writes it.")
     for name in ("adapter_config.json", WEIGHTS):
@@ -48,7 +49,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
         )
     refuse_empty(adapter / WEIGHTS, _shapes(adapter))
     manifest = read_manifest(adapter) if (adapter / MANIFEST).exists() else {}
-    check_named_base(adapter, manifest, base, check_same_base(adapter, manifest, base))
+    check_same_base(adapter, manifest, base)
     return manifest
 
 
@@ -90,10 +91,11 @@ def load_with_adapter(base: Path, adapter: Path | None) -> Any:
             hint="Give the base it was trained on.",
         ) from error
     _require_all(adapter, wrapped)
+    _require_named(adapter, base)
     return wrapped.eval()
 
 
-def begin_with(adapted: Any, adapter: Path) -> Any:
+def begin_with(adapted: Any, adapter: Path, base: Path) -> Any:
     """The model with a fresh adapter, its weights those of an adapter folder of the same form.
 
     The folder is one that `check_adapter` took for this base: a run asks that before the base is loaded. Raises
@@ -112,6 +114,7 @@ def begin_with(adapted: Any, adapter: Path) -> Any:
                 hint=f"Give the adapter's own with {flag}.",
             )
     _require_all(adapter, adapted)
+    _require_named(adapter, base)
     set_peft_model_state_dict(adapted, load_peft_weights(str(adapter), device="cpu"))
     return adapted
 
@@ -139,6 +142,12 @@ def _require_all(adapter: Path, wrapped: Any) -> None:
     elif any(".language_model." in name for name in strays):
         hint = "It was trained on the language part of a model with images, which is named otherwise there."
     raise MismatchError(f"the adapter '{adapter}' does not fit the base", found=found, hint=hint)
+
+
+def _require_named(adapter: Path, base: Path) -> None:
+    """Raise MismatchError where the adapter folder names a base that is here and holds other weights."""
+    manifest = read_manifest(adapter) if (adapter / MANIFEST).exists() else {}
+    check_named_base(adapter, manifest, base, identity_of(base))
 
 
 def _plain(name: str) -> str:
