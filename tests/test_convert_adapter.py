@@ -164,12 +164,8 @@ def test_an_adapter_of_another_base_is_refused(bases: dict[str, tuple[Path, Path
     base, _ = bases["llama"]
     folder = peft_folder(base, tmp_path / "adapter", target_modules=LLAMA)
     wider = tiny.llama(tmp_path / "wider", width=128)
-    refused(folder, MismatchError, "names another base", wider)
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "acme/away"}))
     refused(folder, MismatchError, "does not fit its base at 'model.layers.0", wider)
     refused(folder, MismatchError, "is not part of its base", bases["gpt2"][0])
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
     (folder / "manifest.json").write_text(json.dumps({"kind": "adapter", "base": {"fingerprint": "0" * 64}}))
     refused(folder, MismatchError, "trained on another base")
 
