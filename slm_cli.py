@@ -191,16 +191,16 @@ class Roof:
 
         Where the base that the folder names cannot be read, or holds other weights by now, the model is taken for it.
         """
-        from convert.lora.adapter import WEIGHTS, convert_adapter
+        from convert.lora.adapter import convert_adapter
         from convert.output.version import converter_version
         from slm.models import caches
         from slm.weights.adapter_origin import named_base, taken_as_base
-        from slm.weights.checkpoint_files import shaping_files
+        from slm.weights.checkpoint_files import ADAPTER_WEIGHTS, shaping_files
         from slm.weights.gguf_reader import read_gguf
         from slm.weights.identity import gguf_fingerprint
 
         served, converter = gguf_fingerprint(read_gguf(self.gguf_of(model))), converter_version()
-        files = [*(path for path in (folder / WEIGHTS,) if path.exists()), *shaping_files(folder)]
+        files = [*(path for path in (folder / ADAPTER_WEIGHTS,) if path.exists()), *shaping_files(folder)]
         named = named_base(folder)
         shaping = [served, *_contents(folder, files), *(_state_of(named.folder) if named.folder else ())]
 

@@ -18,6 +18,12 @@ def resolved(path: Path | str) -> Path:
     return Path(os.path.realpath(path))  # Path's own raises RuntimeError for a circle of links before Python 3.13
 
 
+def own_name(path: Path | str) -> Path:
+    """A path by its own last name, be that a link, in a folder without links."""
+    path = Path(path)
+    return resolved(path.parent) / path.name
+
+
 def config_file() -> Path:
     """The TOML file with the user's defaults (XDG; `SLM_CONFIG` overrides it)."""
     named = os.environ.get("SLM_CONFIG")

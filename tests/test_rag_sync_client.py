@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.sources.confluence.rest.client import AbsentError, Client, DeniedError, OverloadError, TokenError
-from rag.sources.confluence.rest.content import Page, instant, placed
+from rag.sources.confluence.rest.content import Page, placed
 from rag.sources.confluence.rest.credentials import Credentials, find_credentials
 from rag.sources.confluence.rest.paging import walk
 from rag.sources.confluence.rest.retry import Do, judge, retry_after
 from rag.sources.confluence.rest.site import site_address
 from slm.errors import DownloadError, InputError
+from slm.text.dates import instant
 
 SECRET = "a-s3cret"
 

@@ -15,7 +15,7 @@ from slm.artifacts import read_json, require_folder
 from slm.errors import DamagedFileError, InputError, MissingFileError, UnsupportedError
 from slm.families import Family
 from slm.families.targets import PRESETS, decoder_families, encoder_families, keeps_columns_first, linear_layers
-from slm.weights.checkpoint_files import check_checkpoint, refuse_pointers, weight_files
+from slm.weights.checkpoint_files import ADAPTER_CONFIG, check_checkpoint, refuse_pointers, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def read_config(folder: Path, *, encoder: bool = False) -> dict[str, Any]:
     Raises MissingFileError, DamagedFileError, UnsupportedError or InputError.
     """
     require_folder(folder, hint=_WEIGHTS_HINT)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         raise InputError(
             f"'{folder}' is an adapter where a base checkpoint is needed",
             hint="Name its base here and give the adapter with --adapter.",

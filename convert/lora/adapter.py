@@ -29,7 +29,6 @@ from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_named_base, check_same_base
 
-WEIGHTS = ADAPTER_WEIGHTS
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(.+)\.lora_(?:([AB])(?:\.[^.]+)?\.weight|embedding_([AB])(?:\.[^.]+)?)$")
 _PIECE_ELEMENTS = 1 << 22
@@ -131,13 +130,13 @@ def _base_folder(folder: Path, base: Path | str | None) -> Path:
 
 def read_factors(folder: Path, settings: Mapping[str, Any], checkpoint: Checkpoint, alpha: float) -> list[Factors]:
     """Every LoRA pair of the folder, checked against the base. Raises the errors `convert_adapter` names."""
-    if not (folder / WEIGHTS).exists():
+    if not (folder / ADAPTER_WEIGHTS).exists():
         raise MissingFileError(
-            f"'{folder}' has no {WEIGHTS}", hint="Save it with safe serialization (save_pretrained does)."
+            f"'{folder}' has no {ADAPTER_WEIGHTS}", hint="Save it with safe serialization (save_pretrained does)."
         )
     base = {planned.gguf_name: planned for planned in checkpoint.plan()}
     sides: dict[str, dict[str, TensorEntry]] = {}
-    for name, entry in read_header(folder / WEIGHTS).items():
+    for name, entry in read_header(folder / ADAPTER_WEIGHTS).items():
         match = _FACTOR.match(name.removeprefix(_PREFIX))
         if match is None:
             _check_copy(name, entry, checkpoint, base)  # PEFT saves an adapted embedding or head along

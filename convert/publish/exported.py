@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.lora.adapter import WEIGHTS, convert_adapter, is_adapter_folder
+from convert.lora.adapter import convert_adapter, is_adapter_folder
 from convert.publish.card import CARD, MODELFILE
 from convert.publish.checksums import write_sums
 from convert.publish.inspect import inspect_gguf
@@ -27,7 +27,15 @@ from slm.artifacts import MANIFEST, new_folder, read_json, read_manifest, requir
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.console import note
 from slm.weights.adapter_origin import assumed_base
-from slm.weights.checkpoint_files import ADAPTER_CONFIG, CONFIG, INDEX, check_checkpoint, shaping_files, weight_files
+from slm.weights.checkpoint_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    INDEX,
+    check_checkpoint,
+    shaping_files,
+    weight_files,
+)
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import identity_of
 
@@ -135,7 +143,7 @@ def _adapter(folder: Path, name: str, source: Path, options: ExportOptions) -> d
     into = folder / ADAPTERS / name
     into.mkdir()
     beside = [path for path in shaping_files(source) if path.parent == source and path.name != MANIFEST]
-    for path in dict.fromkeys([source / ADAPTER_CONFIG, source / WEIGHTS, *beside]):
+    for path in dict.fromkeys([source / ADAPTER_CONFIG, source / ADAPTER_WEIGHTS, *beside]):
         shutil.copyfile(path, into / path.name)
     _forget_paths(into / ADAPTER_CONFIG, options.terms.base or options.name)
     manifest = read_manifest(source) if (source / MANIFEST).exists() else {}

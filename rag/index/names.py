@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from slm.errors import InputError, UnknownNameError
-from slm.paths import at_home, home, resolved
+from slm.paths import at_home, home, own_name, resolved
 
 CURRENT = "CURRENT"
 _NAME = re.compile(r"\w[\w.-]*")
@@ -95,7 +95,7 @@ def documents_named(sources: Collection[str], name: str, *, every: bool = False)
     Raises UnknownNameError for a name of nothing, InputError for one of several documents or folders unless `every`.
     """
     here = composed(resolved(name).as_posix())
-    linked = composed((resolved(Path(name).parent) / Path(name).name).as_posix())  # a link is read by its own name
+    linked = composed(own_name(name).as_posix())  # a link is read by its own name
     exact = [source for source in sources if composed(source) in (composed(name), here, linked)]
     by_path = name.startswith(("./", "../", "/"))
     if exact and (by_path or composed(exact[0]) == composed(name)):

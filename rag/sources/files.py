@@ -18,7 +18,7 @@ from pathlib import Path
 from rag.document import Document
 from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
-from slm.paths import resolved
+from slm.paths import own_name, resolved
 from slm.text.language import detect
 from slm.weights.checkpoint_files import pointer_of
 
@@ -127,7 +127,7 @@ def _name_to_read(file: Path, itself: Path) -> Path:
 
     A hub's cache links guide.md to a blob that is named by its hash, and a folder may link "latest" to a page.
     """
-    own = resolved(file.parent) / file.name
+    own = own_name(file)
     return itself if _is_read(itself) and not _is_read(own) else own
 
 

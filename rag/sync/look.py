@@ -15,7 +15,7 @@ from rag.index.names import composed, is_below
 from rag.sources.files import Reading, named_files
 from rag.sources.reader import ReadOptions
 from slm.errors import MissingFileError
-from slm.paths import resolved
+from slm.paths import own_name, resolved
 
 # The reasons of a reader for a file that is whole and has no text; all others are a file that could not be read.
 BLANK = ("it is empty", "it holds no visible text")
@@ -66,5 +66,5 @@ def seen(paths: Sequence[Path], reading: Reading, wanted: ReadOptions = ReadOpti
 def _places(path: Path) -> list[str]:
     """A path as it was given, absolute, and the same without symbolic links, and with none but its own."""
     given = Path(os.path.normpath(Path.cwd() / path))
-    places = (given, resolved(path), resolved(given.parent) / given.name)
+    places = (given, resolved(path), own_name(given))
     return list(dict.fromkeys(composed(place.as_posix()) for place in places))

@@ -19,7 +19,7 @@ from rag.index.embed import Embedder
 from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.rest.attached import read_attached
 from rag.sources.confluence.rest.client import AbsentError, DeniedError, OverloadError, TokenError
-from rag.sources.confluence.rest.content import UNKNOWN, Page, instant, placed
+from rag.sources.confluence.rest.content import UNKNOWN, Page, placed
 from rag.sources.confluence.rest.convert import nodes_of, read_page
 from rag.sources.confluence.rest.site import OVERLAP, Site, Space
 from rag.sources.files import is_document
@@ -27,6 +27,7 @@ from rag.stores.interface import IndexStore
 from rag.sync.plan import Plan, confirm_removal, held_by, page_of, plan, remembered
 from rag.sync.report import Report
 from slm.errors import DownloadError, InputError, SlmError
+from slm.text.dates import instant
 
 # A batch goes into the index with so many characters or pages: some minutes of embedding.
 _BATCH_CHARACTERS, _BATCH_PAGES = 500_000, 500

@@ -15,9 +15,10 @@ from typing import Protocol
 
 from slm.errors import SlmError
 from slm.terminal.console import note
+from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 # What makes a folder a PEFT adapter; the weights are written before or after the settings, so both must be there.
-_PEFT = ("adapter_config.json", "adapter_model.safetensors")
+_PEFT = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 Signature = tuple[tuple[str, int, int], ...]
 
 

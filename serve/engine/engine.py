@@ -73,8 +73,8 @@ class Engine:
             self._child.spawn()
             self.base: Base = vet_base(model, name)
             self._registry = Registry(self.base)
-            for name, path in adapters.items():
-                self._registry.put(vet_adapter(name, path, self.base, vault=self._vault))
+            for called, path in adapters.items():
+                self._registry.put(vet_adapter(called, path, self.base, vault=self._vault))
             if default_adapter is not None:
                 self._registry.get(default_adapter)
             self._trials = Trials(self.base.path, {adapter.content for adapter in self._registry.all()})

@@ -25,6 +25,10 @@ CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 _SCRIPT, _OTHER_SCRIPT = 7.0, 14.0  # bits of a character in the same script as the last one, and in another
 _SYMBOL, _JOINER, _EMOJI, _ASTRAL, _NEVER = 10.0, 6.0, 16.0, 30.0, 40.0
 _ASCII = 4.5
+_UNUSUAL = frozenset(("Cc", "Cn", "Co", "Cs"))  # categories of characters that no text has
+_PRINTABLE = bytes(32 <= byte < 127 or byte in b"\t\r\n" for byte in range(256))
+_BYTES = 0.75  # the share of printable pairs that is text of a byte a character; less than half of ideographs' are
+_SCRIPTS = 4  # more of them, in turns, are the numbers of a binary file
 
 
 def wide_codec(raw: bytes) -> tuple[str, str]:
@@ -113,19 +117,11 @@ def _is_of_bytes(sample: bytes) -> bool:
     return sum(map(int.__and__, printable[::2], printable[1::2])) >= _BYTES * (len(sample) // 2)
 
 
-_PRINTABLE = bytes(32 <= byte < 127 or byte in b"\t\r\n" for byte in range(256))
-_BYTES = 0.75  # of ideographs' pairs of bytes less than half are
-
-
 def _leaps(text: str) -> bool:
     """Whether the script changes from letter to letter, as where the numbers of a binary file are taken for letters."""
     scripts = [ord(char) >> 7 for char in text if "\x80" <= char < "\u2000"]
     changes = sum(one != other for one, other in pairwise(scripts))
     return len(set(scripts)) > _SCRIPTS and changes > len(text) / 2
-
-
-_SCRIPTS = 4
-_UNUSUAL = frozenset(("Cc", "Cn", "Co", "Cs"))
 
 
 def _cost(text: str) -> float:

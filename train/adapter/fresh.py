@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from slm.errors import DivergenceError, InputError
+from slm.weights.checkpoint_files import ADAPTER_WEIGHTS
 from train.adapter.opened import begin_with
 from train.base import has_columns_first, not_finite, target_modules
 from train.batch.layers import lowest_layer
@@ -116,4 +117,4 @@ def save_adapter(model: Any, base: Path, folder: Path, initial: dict[str, torch.
         raise DivergenceError(f"the adapter is not written: '{name}' holds NaN or infinite numbers")
     config.save_pretrained(folder)
     # In memory first: safetensors' own writing tells a full disk in another error than the system's.
-    (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+    (folder / ADAPTER_WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))

@@ -16,7 +16,7 @@ from slm.artifacts import new_folder, read_json, require_space, sha256_files
 from slm.errors import DamagedFileError, InputError, MismatchError
 from slm.terminal.console import note
 from slm.weights.adapter_origin import assumed_base
-from slm.weights.checkpoint_files import weight_files
+from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weight_files
 from slm.weights.identity import checkpoint_fingerprint
 from train.adapter.combine import combine, untie_adapted
 from train.adapter.opened import check_adapter, load_with_adapter
@@ -106,8 +106,8 @@ def _check_weights(adapters: Sequence[Path], weights: Sequence[float]) -> None:
 def _described(adapter: Path, weight: float) -> dict[str, Any]:
     return {
         "path": str(adapter.resolve()),
-        "sha256": sha256_files([adapter / "adapter_model.safetensors"]),
-        "rank": read_json(adapter / "adapter_config.json").get("r"),
+        "sha256": sha256_files([adapter / ADAPTER_WEIGHTS]),
+        "rank": read_json(adapter / ADAPTER_CONFIG).get("r"),
         "weight": weight,
     }
 

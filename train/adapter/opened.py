@@ -10,12 +10,11 @@ from typing import Any
 
 from slm.artifacts import MANIFEST, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
-from slm.weights.checkpoint_files import refuse_adapted, refuse_pointer
+from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_adapted, refuse_pointer
 from slm.weights.empty_tensors import refuse_empty
 from slm.weights.identity import check_named_base, check_same_base, identity_of
 from train.base import load_model, load_tokenizer
 
-WEIGHTS = "adapter_model.safetensors"
 _WRAPPINGS = {"default", "base_layer", "modules_to_save", "original_module", "token_adapter"}
 # What gives the same weights another meaning, and the option that it comes from.
 _MEANING = {
@@ -32,7 +31,7 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
     The base of an adapter without one is asked once the shapes are known to fit, which tell more (`_require_named`).
     """
     require_folder(adapter, hint="Give an adapter folder as `slm train` writes it.")
-    for name in ("adapter_config.json", WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (adapter / name).exists():
             raise MissingFileError(
                 f"'{adapter}' is not an adapter folder: it has no {name}",
@@ -47,14 +46,14 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
             found="the base's part of it is drawn anew at every loading, so the two would not fit",
             hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
         )
-    refuse_empty(adapter / WEIGHTS, _shapes(adapter))
+    refuse_empty(adapter / ADAPTER_WEIGHTS, _shapes(adapter))
     manifest = read_manifest(adapter) if (adapter / MANIFEST).exists() else {}
     check_same_base(adapter, manifest, base)
     return manifest
 
 
 def _settings(adapter: Path) -> dict[str, Any]:
-    return read_json(adapter / "adapter_config.json")
+    return read_json(adapter / ADAPTER_CONFIG)
 
 
 def load_with_adapter(base: Path, adapter: Path | None) -> Any:
@@ -83,7 +82,7 @@ def load_with_adapter(base: Path, adapter: Path | None) -> Any:
                     table[old:] = table[:old].mean(dim=0)
         wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     except SafetensorError as error:
-        raise DamagedFileError(f"'{adapter / WEIGHTS}' cannot be read: {error}") from error
+        raise DamagedFileError(f"'{adapter / ADAPTER_WEIGHTS}' cannot be read: {error}") from error
     except (RuntimeError, ValueError, IndexError) as error:
         raise MismatchError(
             f"the adapter '{adapter}' does not fit the base '{base}'",
@@ -185,7 +184,7 @@ def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(adapter / WEIGHTS, framework="pt") as file:
+        with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
-        raise DamagedFileError(f"'{adapter / WEIGHTS}' cannot be read: {error}") from error
+        raise DamagedFileError(f"'{adapter / ADAPTER_WEIGHTS}' cannot be read: {error}") from error

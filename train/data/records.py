@@ -95,8 +95,8 @@ def conversation_record(values: dict[str, Any], where: str) -> Record:
     told = row.named(*_CONVERSATIONS)
     if row.has(told):
         turns.add_all(told)
-    elif (question := next((name for name in _QUESTIONS if row.has(name)), None)) and _answer_of(row, question):
-        _pair(row, turns, question, _answer_of(row, question))
+    elif (question := next((name for name in _QUESTIONS if row.has(name)), None)) and _answer_of(row):
+        _pair(row, turns, question, _answer_of(row))
     elif row.has("text"):
         return text_record(values, where)
     elif told:
@@ -154,8 +154,8 @@ class _Turns:
             self.learned.insert(0, False)
 
 
-def _answer_of(row: Row, question: str) -> str:
-    """The field with the answer to the question in `question`; "" where there is none."""
+def _answer_of(row: Row) -> str:
+    """The field with the answer to a question; "" where there is none."""
     return row.named(*_ANSWERS)
 
 

@@ -10,6 +10,11 @@ from slm.errors import DamagedFileError, UnsupportedError
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
 
 
+def _says(value: Any) -> bool:
+    """Whether a value is more than an empty one of its kind."""
+    return value not in (None, "", [], {})
+
+
 class Row:
     """One object of a file. `where` begins every error: the file and line, and the turn where it is one.
 
@@ -29,7 +34,7 @@ class Row:
 
     def has(self, name: str) -> bool:
         """Whether the field says anything."""
-        return self.values.get(name) not in (None, "", [], {})
+        return _says(self.values.get(name))
 
     def first(self, *names: str) -> str | None:
         """The first of the fields that says something, else the first that is not null; None where all are."""
@@ -55,7 +60,7 @@ class Row:
                 if read is None and value.strip() != "null":
                     raise self.fault(f'"{name}" is not JSON', found=value[:40])
                 value = read
-            if value not in (None, "", [], {}):
+            if _says(value):
                 return value
         return None
 

@@ -22,9 +22,10 @@ from slm.errors import InputError, MismatchError, MissingFileError, ResourceErro
 from slm.native.locks import take_lock
 from slm.native.process import cpu_name
 from slm.terminal.console import note
+from slm.weights.checkpoint_files import ADAPTER_WEIGHTS
 from slm.weights.identity import identity_of
 from train import ranks
-from train.adapter.opened import WEIGHTS, check_adapter
+from train.adapter.opened import check_adapter
 from train.config import TrainOptions
 from train.run.history import CURVE, EVENTS, HISTORY
 from train.run.saved_states import SavedState, remove_all_but, whole_checkpoints
@@ -106,7 +107,7 @@ def asked_of(
 def _known_adapter(adapter: Path, base: Path) -> str:
     """The hash of an adapter's weights, once it is known to be one for the base."""
     check_adapter(adapter, base)
-    return sha256_file(adapter / WEIGHTS)
+    return sha256_file(adapter / ADAPTER_WEIGHTS)
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:

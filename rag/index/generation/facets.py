@@ -6,7 +6,7 @@ Nothing here walks the chunks: a filter is decided for the documents, and an arr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from slm.errors import InputError, UnknownNameError
 from slm.joints import EVERYTHING, Filters
+from slm.text.dates import FORM, instant
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
@@ -181,14 +182,5 @@ def spelled(name: str) -> tuple[str, ...]:
 def _bound(option: str, text: str) -> datetime:
     found = instant(text)
     if found is None:
-        raise InputError(f"{option}: '{text}' is no date", hint="A date looks like 2026-04-01 or 2026-04-01T09:00Z.")
+        raise InputError(f"{option}: '{text}' is no date", hint=f"{FORM}.")
     return found
-
-
-def instant(text: str) -> datetime | None:
-    """A date of ISO 8601, in UTC where it does not say; None for what is none."""
-    try:
-        found = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)

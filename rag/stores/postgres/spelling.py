@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rag.index.generation.facets import instant
+from slm.text.dates import instant
 
 _UNHELD = re.compile("[\\\\\\x00\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(\\|u[0-9a-f]{4})")

@@ -15,7 +15,7 @@ _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "m
 _VALUES = ("const", "enum")
 # Its names are the client's, and no keywords.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_NOTES = ("title", "description", "default", "examples", "example", "$comment", "$schema")
+NOTES = ("title", "description", "default", "examples", "example", "$comment", "$schema")
 _END = 2**63
 
 
@@ -37,7 +37,7 @@ def kept_exactly(schema: Any) -> bool:
         return all(kept_exactly(part) for part in schema)
     if not isinstance(schema, Mapping):
         return True
-    return all(_keyword_kept(key, part, schema) for key, part in schema.items() if key not in _NOTES)
+    return all(_keyword_kept(key, part, schema) for key, part in schema.items() if key not in NOTES)
 
 
 def _keyword_kept(key: str, part: Any, schema: Mapping[str, Any]) -> bool:

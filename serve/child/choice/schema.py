@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from serve.child.choice.numbers import kept_exactly, whole_counts
+from serve.child.choice.numbers import NOTES, kept_exactly, whole_counts
 from slm.errors import InputError
 
 # Where a schema holds others (draft 2020-12, with the older `definitions`, `additionalItems` and lists of `items`).
@@ -23,7 +23,6 @@ _DEFINITIONS = ("$defs", "definitions")
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Narrowed by what stands beside them, so they are tried after it.
 _LAST = ("required", "additionalProperties", "minProperties", "maxProperties")
-_NOTES = ("title", "description", "default", "examples", "example", "$comment", "$schema")
 # An optional property costs four places of the 2,000 that llguidance has for what may come next (max_items_in_row),
 # which it only counts while an answer is written.
 _MOST_OPTIONAL = 450
@@ -167,7 +166,7 @@ class _Repair:
             for key, part in value.items()
             if not (key == "$ref" and self._leads_somewhere(part))
             and not (key in _DEFINITIONS and isinstance(part, Mapping))
-            and not (key in _NOTES and not isinstance(part, Mapping))
+            and not (key in NOTES and not isinstance(part, Mapping))
         }
 
     def _leads_somewhere(self, reference: Any) -> bool:

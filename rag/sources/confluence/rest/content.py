@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
+
+from slm.text.dates import instant
 
 UNKNOWN = ("unknown",)  # the rule of a page whose restrictions could not be read: it names nobody
-_OFFSET = re.compile(r"([+-]\d\d)(\d\d)$")  # +0900, which Python 3.10 does not read
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,6 @@ class Page:
         """Differs when anything differs that an index holds of the page; labels and restrictions have no version."""
         held = (self.version, self.title, self.space, self.ancestors, self.labels, self.restrictions)
         return hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]
-
-
-def instant(date: str) -> datetime | None:
-    """The instant of an ISO 8601 date (UTC where it names no offset); None for what is none."""
-    try:
-        then = datetime.fromisoformat(_OFFSET.sub(r"\1:\2", date.strip().replace("Z", "+00:00")))
-    except ValueError:
-        return None
-    return then if then.tzinfo else then.replace(tzinfo=timezone.utc)
 
 
 def placed(pages: Mapping[str, Page]) -> dict[str, Page]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from serve.server.api.request.fields import Fields
 from slm.joints import Filters
+from slm.text.dates import FORM, instant
 
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Names = _Name | Annotated[list[_Name], Field(max_length=100)]
@@ -32,10 +32,8 @@ class Retrieval(Fields):
     @field_validator("since", "until")
     @classmethod
     def _dated(cls, text: str) -> str:
-        try:
-            datetime.fromisoformat(text.strip().replace("Z", "+00:00") if text else "2026-04-01")
-        except ValueError:
-            raise ValueError(f"'{text}' is no date. A date looks like 2026-04-01 or 2026-04-01T09:00Z") from None
+        if text and instant(text) is None:
+            raise ValueError(f"'{text}' is no date. {FORM}")
         return text
 
     def filters(self) -> Filters:
