@@ -282,6 +282,19 @@ def test_a_base_given_for_an_adapter_whose_own_is_not_here_is_noted(base: Path, 
         assert "somebody/model" in run.stderr
 
 
+def test_a_base_that_was_moved_is_known_by_its_weights_and_nothing_is_said(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    shutil.copytree(base, tmp_path / "before" / "base")
+    folder = peft_folder(tmp_path / "before" / "base", tmp_path / "adapter")
+    moved = (tmp_path / "before").rename(tmp_path / "after") / "base"
+    for command in (
+        ["convert", str(folder), "-o", str(tmp_path / "a.gguf"), "--base", str(moved)],
+        ["merge", "--base", str(moved), "--adapter", str(folder), "-o", str(tmp_path / "merged")],
+    ):
+        run = CliRunner().invoke(slm_cli.cli, command)
+        assert run.exit_code == 0 and "as the base of" not in run.stderr, run.stderr
+
+
 def test_the_manifest_of_an_adapter_is_part_of_its_cached_file(
     base: Path, siblings: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

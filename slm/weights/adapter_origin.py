@@ -5,9 +5,10 @@ The manifest that our training writes is asked first, then PEFT's adapter_config
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slm.artifacts import MANIFEST, read_json, read_manifest
 from slm.errors import SlmError
@@ -44,8 +45,19 @@ def named_base(adapter: Path) -> NamedBase:
     return NamedBase(named, None, fault or named or "no name")
 
 
+def told_weights(manifest: Mapping[str, Any]) -> list[str]:
+    """What an adapter's manifest calls the weights it was trained on, the fingerprint first."""
+    said = manifest.get("base")
+    said = said if isinstance(said, dict) else {}
+    return [said[key] for key in ("fingerprint", "weights") if isinstance(said.get(key), str)]
+
+
+def _manifest(adapter: Path) -> Mapping[str, Any]:
+    return read_manifest(adapter) if (adapter / MANIFEST).exists() else {}
+
+
 def _names(adapter: Path) -> Iterator[str]:
-    said = read_manifest(adapter).get("base") if (adapter / MANIFEST).exists() else None
+    said = _manifest(adapter).get("base")
     settings = read_json(adapter / ADAPTER_CONFIG) if (adapter / ADAPTER_CONFIG).exists() else {}
     for name in ((said if isinstance(said, dict) else {}).get("path"), settings.get("base_model_name_or_path")):
         if isinstance(name, str) and name:
@@ -53,7 +65,12 @@ def _names(adapter: Path) -> Iterator[str]:
 
 
 def assumed_base(adapter: Path, base: Path | str) -> str:
-    """What to say of a base that was given for an adapter whose own cannot be looked at; "" where it can."""
+    """What to say of a base that was given for an adapter whose own cannot be looked at; "" where it can.
+
+    A manifest that tells the weights themselves was compared with the base, wherever that lies by now.
+    """
+    if told_weights(_manifest(adapter)):
+        return ""
     named = named_base(adapter)
     return taken_as_base(adapter, base, named.fault) if named.folder is None else ""
 

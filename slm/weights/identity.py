@@ -18,7 +18,7 @@ from typing import Any
 from slm.artifacts import MANIFEST, read_manifest, sha256_files
 from slm.errors import MismatchError
 from slm.native.background import in_background
-from slm.weights.adapter_origin import named_base
+from slm.weights.adapter_origin import named_base, told_weights
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, weight_files
 from slm.weights.gguf_reader import GgufFile
 from slm.weights.tensor_hash import hash_of, tensor_hashes
@@ -183,7 +183,7 @@ def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> W
 
     Raises MismatchError when the adapter was trained on other weights.
     """
-    known, wanted = identity_of(base), _told_weights(manifest)
+    known, wanted = identity_of(base), told_weights(manifest)
     if wanted and known.names.isdisjoint(wanted):
         raise MismatchError(
             f"the adapter '{adapter}' was trained on another base than '{base}'",
@@ -193,19 +193,12 @@ def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> W
     return known
 
 
-def _told_weights(manifest: Mapping[str, Any]) -> list[str]:
-    """What an adapter's manifest calls the weights it was trained on, the fingerprint first."""
-    said = manifest.get("base")
-    said = said if isinstance(said, dict) else {}
-    return [said[key] for key in ("fingerprint", "weights") if isinstance(said.get(key), str)]
-
-
 def check_named_base(adapter: Path, manifest: Mapping[str, Any], base: Path, known: WeightsIdentity) -> None:
     """Raise MismatchError where the base that an adapter folder names is here and holds other weights than `base`.
 
     A manifest that tells the weights themselves says more than a place does, so that nothing is asked then.
     """
-    if _told_weights(manifest):
+    if told_weights(manifest):
         return
     named = named_base(adapter)
     if named.folder is None or named.folder.resolve() == base.resolve():
