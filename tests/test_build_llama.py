@@ -16,7 +16,7 @@ import pytest
 from convert.model import convert_checkpoint
 from slm.doctor.installed import LlamaTrial, llama_checks
 from slm.native import build
-from slm.native.llama import ContextParams, forget, has_our_kernels, open_context, open_model
+from slm.native.llama import ContextParams, forget, has_our_kernels, library, open_context, open_model
 from tests.tiny_checkpoints import llama
 from tests.tiny_families import decode_rest, vocabulary_of
 from tests.tiny_training import ROOT
@@ -152,3 +152,10 @@ def test_rows_of_a_batch_agree_with_rows_computed_alone(kind: str, tmp_path: Pat
         alone = [decode_rest(model, context, ids[: at + 1], at)[0] for at in range(len(ids))]
     # An activation that is rounded the other way by the other kernel moves a row by half a per cent (q4_k).
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-2 * float(np.ptp(alone)))
+
+
+def test_no_amx_is_in_the_library() -> None:
+    """llama.cpp's products by AMX end the process where the compiler dropped what describes the tiles."""
+    info = library().llama_print_system_info().decode()
+    assert "AVX2 = 1" in info or platform.machine() not in ("x86_64", "AMD64")
+    assert "AMX" not in info

@@ -24,10 +24,10 @@ from slm.native.process import cpu_fields, cpu_name
 # As /proc/cpuinfo names it -> as llama.cpp's build does (ggml/src/ggml-cpu/ggml-cpu.cpp, its features).
 _BUILT_AS = {
     "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
-    "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI", "amx_int8": "AMX_INT8", "amx_bf16": "", "asimd": "NEON",
+    "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI", "amx_bf16": "", "asimd": "NEON",
     "asimddp": "DOTPROD", "i8mm": "MATMUL_INT8", "bf16": "",
 }  # fmt: skip
-_DOTS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+_DOTS = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 # Below this gain rounding to bfloat16 is not worth it; train/batch/precision.py decides by the same.
 _WORTH = 1.5

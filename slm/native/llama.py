@@ -103,6 +103,9 @@ def open_model(stack: ExitStack, path: Path, *, vocab_only: bool = False, withou
     params.n_gpu_layers = 0
     params.load_mode = lib.LLAMA_LOAD_MODE_NONE if without_data else lib.LLAMA_LOAD_MODE_MMAP
     params.no_alloc = without_data
+    if not has_our_kernels() and "amx_int8" in next(iter(cpu_fields("flags")), "").split():
+        # A build that knows AMX may end the process at the first product (recipe/build.cmake leaves AMX out).
+        params.use_extra_bufts = False
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise DamagedFileError(

@@ -53,7 +53,8 @@ def departed(
 ) -> Departed:
     """What of an index's documents (source: entry with its "roots") a run has to remove or to keep as it was.
 
-    Below a place that could not be read anything may still lie, but not where that place is a file by now.
+    Below a place that could not be read anything may still lie, but not where that place is a file by now; pages of an
+    export lie in a file.
     """
     gone: dict[str, str] = {}
     kept: dict[str, str] = {}
@@ -64,12 +65,12 @@ def departed(
         meta = entry.get("meta", {})
         if meta.get("id") in seen.ids:
             continue  # the page is there, be it in another file
-        if meta.get("id") and meta.get("space") in seen.spaces and not _unread(source, seen.unread, places):
+        reason = _unread(source, seen.unread, seen.unread if meta.get("id") else places)
+        if meta.get("id") and meta.get("space") in seen.spaces and not reason:
             gone[source] = f"it is not in the new export of the space {meta['space']}"
             continue
         if not given:
             continue
-        reason = _unread(source, seen.unread, places)
         if composed(source) in seen.blank:
             gone[source] = "it is empty now"
         elif reason:

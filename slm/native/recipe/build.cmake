@@ -4,6 +4,17 @@
 # out. Saves most of the build.
 set(LLAMA_BUILD_COMMON OFF)
 
+# Where the processor has AMX, llama.cpp loads weights into buffers for it, and the first product ends the process: the
+# compiler drops the stores that describe the tiles, so every tile instruction is illegal (llama.cpp's pull request 26954).
+# Without it the products are ours, with VNNI.
+include(CheckCXXCompilerFlag)
+foreach(slm_amx tile int8 bf16)
+  check_cxx_compiler_flag(-mno-amx-${slm_amx} SLM_CAN_LEAVE_OUT_AMX_${slm_amx})
+  if(SLM_CAN_LEAVE_OUT_AMX_${slm_amx} AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    add_compile_options(-mno-amx-${slm_amx})
+  endif()
+endforeach()
+
 option(SLM_KERNELS "let llama.cpp's x86 kernels fetch weights ahead, multiply q4_0 without moving signs, and hand many rows to ours" ON)
 set(slm_kernels "${PROJECT_SOURCE_DIR}/ggml/src/ggml-cpu")
 set(slm_here "${CMAKE_CURRENT_LIST_DIR}")
