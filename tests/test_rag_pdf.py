@@ -240,3 +240,34 @@ def test_off_the_page_is_not_read_and_an_empty_file_says_so(tmp_path: Path) -> N
         canvas.drawString(50, 5000, "UNSEEN")
 
     assert markdown(tmp_path, "a.pdf", pdf(page)) == "# a\n\nSeen"
+
+
+def test_notes_in_other_directions_stand_behind_the_text_and_break_no_line(tmp_path: Path) -> None:
+    def page(canvas: Any) -> None:
+        canvas.drawString(50, 700, "The pump runs from six")
+        for x, y, turn, text in (
+            (30, 690, 90, "printed in May"),
+            (570, 720, -90, "see page 4 of"),
+            (99, 99, 45, "DRAFT 2"),
+        ):
+            canvas.saveState()
+            canvas.translate(x, y)
+            canvas.rotate(turn)
+            canvas.drawString(0, 0, text)
+            canvas.restoreState()
+        canvas.drawString(50, 686, "to nine every day.")
+
+    assert markdown(tmp_path, "a.pdf", pdf(page)) == (
+        "# a\n\nThe pump runs from six to nine every day.\n\nprinted in May\n\nsee page 4 of\n\nDRAFT 2"
+    )
+
+
+def test_a_page_that_is_mostly_written_sideways_is_read_so(tmp_path: Path) -> None:
+    def page(canvas: Any) -> None:
+        canvas.drawString(250, 40, "7")
+        canvas.translate(300, 100)
+        canvas.rotate(90)
+        canvas.drawString(0, 14, "A wide table was turned, and its")
+        canvas.drawString(0, 0, "caption with it.")
+
+    assert markdown(tmp_path, "a.pdf", pdf(page)) == "# a\n\nA wide table was turned, and its caption with it.\n\n7"

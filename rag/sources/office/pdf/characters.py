@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -18,13 +18,18 @@ _MOST_OBJECTS, _MOST_SEGMENTS, _MOST_CHARACTERS = 20_000, 5_000, 400_000
 _THIN = 2.5  # points: a filled box that is thinner is a rule
 # Ligatures, and radicals that some programs write for the ideographs that look the same.
 _COMPATIBLE = re.compile("[\ufb00-\ufb06\u2f00-\u2fdf]")
+_ASKEW = -1
+_BLANKS = " \xa0\u3000\r\n\t\0"
 _HYPHENS = ("\x02", "\ufffe")  # what pdfium makes of a hyphen at the end of a line
 
 Place = Callable[[float, float], tuple[float, float]]
 
 
-def read_sheet(page: Any, number: int) -> Sheet:
-    """What stands on a page. Raises whatever pdfium does at one that is damaged."""
+def read_sheets(page: Any, number: int) -> list[Sheet]:
+    """What stands on a page: most of it first, then what is written in other directions, as if that were turned upright.
+
+    Raises whatever pdfium does at one that is damaged.
+    """
     import pypdfium2.raw as pdf
 
     if pdf.FPDFPage_GetAnnotCount(page) > 0:
@@ -37,39 +42,75 @@ def read_sheet(page: Any, number: int) -> Sheet:
     return _read(page, number, pdf)
 
 
-def _read(page: Any, number: int, pdf: Any) -> Sheet:
+def _read(page: Any, number: int, pdf: Any) -> list[Sheet]:
+    text_page = page.get_textpage()
+    try:
+        groups = _by_direction(text_page, pdf, page.get_rotation())
+        (most, indices), *others = sorted(groups, key=lambda group: group[0] == _ASKEW)
+        sheet, place = _sheet(page, number, most)
+        sheet.pieces = list(_pieces(text_page, pdf, place, sheet, indices))
+        _objects(page, pdf, place, sheet)
+        sheets = [sheet]
+        for turn, indices in others:
+            sheet, place = _sheet(page, number, turn)
+            if turn == _ASKEW:
+                sheet.pieces = list(_askew(text_page, pdf, indices))
+            else:
+                sheet.pieces = list(_pieces(text_page, pdf, place, sheet, indices))
+            sheet.is_aside = True
+            sheets += [sheet] if sheet.pieces else []
+    finally:
+        text_page.close()
+    return sheets
+
+
+def _sheet(page: Any, number: int, turn: int) -> tuple[Sheet, Place]:
+    """An empty sheet for a page that is turned by so many degrees, and where on it a point of the page lies."""
     left, bottom, right, top = page.get_cropbox()
-    turned = page.get_rotation()
     place: Place
-    if turned == 90:
+    if turn == 90:
         place = lambda x, y: (y - bottom, x - left)  # noqa: E731
-    elif turned == 180:
+    elif turn == 180:
         place = lambda x, y: (right - x, y - bottom)  # noqa: E731
-    elif turned == 270:
+    elif turn == 270:
         place = lambda x, y: (top - y, right - x)  # noqa: E731
     else:
         place = lambda x, y: (x - left, top - y)  # noqa: E731
-    width, height = (top - bottom, right - left) if turned in (90, 270) else (right - left, top - bottom)
-    sheet = Sheet(number, width, height)
-    text_page = page.get_textpage()
-    try:
-        sheet.pieces = list(_pieces(text_page, pdf, place, width, height))
-    finally:
-        text_page.close()
-    _objects(page, pdf, place, sheet)
-    return sheet
+    width, height = (top - bottom, right - left) if turn in (90, 270) else (right - left, top - bottom)
+    return Sheet(number, width, height), place
 
 
-def _pieces(text_page: Any, pdf: Any, place: Place, width: float, height: float) -> Iterator[LinePiece]:
+def _by_direction(text_page: Any, pdf: Any, turned: int) -> list[tuple[int, list[int]]]:
+    """(by how many degrees a page has to be turned to read them, characters), the most of them first.
+
+    turned: what the page is turned by as it is shown. What is at no right angle to the edges (a stamp across the page)
+    is _ASKEW. A blank has no direction: it belongs to what stands before it.
+    """
+    groups: dict[int, list[int]] = {turned: []}
+    counts: dict[int, int] = {turned: 0}
+    turn = turned
+    for index in range(min(text_page.count_chars(), _MOST_CHARACTERS)):
+        if chr(pdf.FPDFText_GetUnicode(text_page, index)) not in _BLANKS:
+            angle = max(0.0, math.degrees(pdf.FPDFText_GetCharAngle(text_page, index)))
+            turn = -round(angle / 90) % 4 * 90 if abs(angle / 90 - round(angle / 90)) < 0.1 else _ASKEW
+            counts[turn] = counts.get(turn, 0) + 1
+        groups.setdefault(turn, []).append(index)
+    return sorted(groups.items(), key=lambda group: -counts[group[0]])
+
+
+def _pieces(text_page: Any, pdf: Any, place: Place, sheet: Sheet, indices: Sequence[int]) -> Iterator[LinePiece]:
     """Characters that follow each other on one line, as pieces; blanks that a program only guessed are weighed."""
     box = pdf.FS_RECTF()
     piece: LinePiece | None = None
     blank = False
     box_before = (0.0, 0.0, 0.0, 0.0)
     seen: set[tuple[str, int, int]] = set()
-    for index in range(min(text_page.count_chars(), _MOST_CHARACTERS)):
+    before = -1
+    for index in indices:
+        blank = blank or index != before + 1
+        before = index
         char = chr(pdf.FPDFText_GetUnicode(text_page, index))
-        if char in " \xa0\u3000\r\n\t\0":
+        if char in _BLANKS:
             blank = True
             continue
         if char in _HYPHENS:
@@ -78,7 +119,7 @@ def _pieces(text_page: Any, pdf: Any, place: Place, width: float, height: float)
             continue
         (ax, ay), (bx, by) = place(box.left, box.top), place(box.right, box.bottom)
         x0, x1, y0, y1 = min(ax, bx), max(ax, bx), min(ay, by), max(ay, by)
-        if not (0 <= (x0 + x1) / 2 <= width and 0 <= (y0 + y1) / 2 <= height):
+        if not (0 <= (x0 + x1) / 2 <= sheet.width and 0 <= (y0 + y1) / 2 <= sheet.height):
             continue  # off the page, where nobody sees it
         if char == "-" and piece is not None and x1 - x0 < 0.1:
             x0 = x1 = piece.x1
@@ -104,6 +145,16 @@ def _pieces(text_page: Any, pdf: Any, place: Place, width: float, height: float)
         blank = False
     if piece is not None:
         yield _finished(piece)
+
+
+def _askew(text_page: Any, pdf: Any, indices: Sequence[int]) -> Iterator[LinePiece]:
+    """Characters that run across the page, as the program wrote them: a piece for each of its lines, below each other."""
+    text = "".join(chr(pdf.FPDFText_GetUnicode(text_page, index)) for index in indices)
+    size, bold, fixed = _font(text_page, pdf, indices[0])
+    for number, line in enumerate(filter(None, (" ".join(line.split()) for line in text.splitlines()))):
+        y, width = 2 * size * number, size * len(line)
+        lefts = array("f", (size * at for at in range(len(line))))
+        yield _finished(LinePiece(line, 0.0, y, width, y + size, size, bold, fixed, False, lefts))
 
 
 def _follows(piece: LinePiece, char: str, x0: float, y0: float, x1: float, y1: float, blank: bool) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rag.sources.office.markup import document_of, escape, html_list
 from rag.sources.office.package import told_title
-from rag.sources.office.pdf.characters import read_sheet
+from rag.sources.office.pdf.characters import read_sheets
 from rag.sources.office.pdf.columns import flows_of
 from rag.sources.office.pdf.paragraphs import Block, Book, across_breaks, levels, parts_of
 from rag.sources.office.pdf.ruled import ruled_tables
@@ -57,14 +57,14 @@ def read_pdf(raw: bytes, name: str) -> Read:
 
 
 def _sheets(pdf: Any, count: int) -> tuple[list[Sheet], list[int]]:
-    """The pages that could be read, and the numbers of the others."""
+    """What stands on the pages that could be read, and the numbers of the others."""
     sheets: list[Sheet] = []
     damaged: list[int] = []
     for index in range(count):
         try:
             page = pdf[index]
             try:
-                sheets.append(read_sheet(page, index + 1))
+                sheets += read_sheets(page, index + 1)
             finally:
                 page.close()
         except Exception:  # whatever one page makes the library fail at, the others are read
@@ -79,15 +79,20 @@ def _counted(numbers: Sequence[int]) -> str:
 
 def _parts(sheets: Sequence[Sheet]) -> list[Block]:
     """What is on all pages, in the order of reading."""
-    without_running(sheets)
+    without_running([sheet for sheet in sheets if not sheet.is_aside])
     book = Book(sheets)
     flows: list[list[Block]] = []
+    asides: list[list[Block]] = []
     for sheet in sheets:
         tables, pieces = ruled_tables(sheet.rules, sheet.pieces, book.joined)
         pieces = pieces + [LinePiece("", t.x0, t.y0, t.x1, t.y1, book.size, html=t.html) for t in tables]
         if pieces:
-            flows += [parts_of(flow, book) for flow in flows_of(pieces)]
-    parts = across_breaks(flows, book)
+            made = [parts_of(flow, book) for flow in flows_of(pieces)]
+            if sheet.is_aside:
+                asides += made
+            else:
+                flows += made
+    parts = across_breaks(flows, book) + [part for flow in asides for part in flow]
     levels(parts)
     return parts
 

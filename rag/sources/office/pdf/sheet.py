@@ -39,7 +39,10 @@ class Rule:
 
 @dataclass
 class Sheet:
-    """One page: what stands on it, and how many pictures are there."""
+    """One page: what stands on it in one direction, and how many pictures are there.
+
+    is_aside: most of the page is written in another direction.
+    """
 
     number: int
     width: float
@@ -47,6 +50,7 @@ class Sheet:
     pieces: list[LinePiece] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     pictures: int = 0
+    is_aside: bool = False
 
 
 def is_wide(text: str) -> bool:
