@@ -136,11 +136,15 @@ class Roof:
     def reader_of(self, wanted: str) -> Reader | None:
         if wanted == "model":
             return None
-        from rag.answer.reader.card import RELEASED
+        from rag.answer.reader.card import RELEASED, SECOND
         from rag.answer.reader.judge import open_reader
 
         if wanted not in ("auto", "point"):
-            return open_reader(Path(wanted))
+            return open_reader(Path(wanted), self.causal_reader)
+        try:
+            return open_reader(SECOND, self.causal_reader)
+        except MissingFileError as error:
+            note(f"one reader reads instead of two: {error}")
         try:
             return open_reader(RELEASED)
         except MissingFileError as error:
@@ -148,6 +152,13 @@ class Roof:
                 raise
             note(f"the model answers from the documents, no reader: {error}")
             return None
+
+    def causal_reader(self, folder: Path) -> tuple[Path, Path]:
+        """The GGUF files of the base that a reader's adapter folder names, and of the adapter."""
+        from slm.artifacts import read_manifest
+
+        base = str(read_manifest(folder)["base"]["path"])
+        return self.gguf_of(base), self.adapter_gguf_of(folder, base)
 
     def checkpoint_of(self, model: str) -> Path:
         """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""

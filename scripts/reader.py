@@ -1,7 +1,8 @@
-"""Makes a reader from the reading set: `make reader` runs this (docs/reader.md).
+"""Makes a reader from the reading set: `make reader` and `make second-reader` run this (docs/reader.md).
 
 pull -> an index for each organisation -> examples from its questions and what retrieval brings -> slm train reader ->
-thresholds fitted on the development organisations. The test organisations are not opened.
+thresholds fitted on the development organisations; for a second reader also how much its scores count beside the
+first's. The test organisations are not opened.
 """
 
 from __future__ import annotations
@@ -13,28 +14,42 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rag.answer.candidates import Depth, candidates  # noqa: E402
-from rag.answer.reader.examples import example_of, require_places  # noqa: E402
+from rag.answer.reader.card import CARD, RELEASED, SECOND, read_card, write_card  # noqa: E402
+from rag.answer.reader.contrast import CausalTokenizer  # noqa: E402
+from rag.answer.reader.examples import example_of, require_places, right_lines  # noqa: E402
+from rag.answer.reader.form import TextTokenizer, texts_of  # noqa: E402
+from rag.answer.reader.judge import open_reader  # noqa: E402
 from rag.answer.reader.weights import base_file, base_fingerprint, reader_tokenizer  # noqa: E402
+from rag.evaluate.together import TwiceJudged, fitted_sum, nats  # noqa: E402
 from rag.index.embed import DEFAULT_EMBEDDER, Embedder, open_embedder  # noqa: E402
 from rag.index.embedders.packed import read_packed, write_checkpoint  # noqa: E402
 from rag.index.store import open_generation  # noqa: E402
 from rag.index.update import add_documents  # noqa: E402
-from rag.questions import read_questions  # noqa: E402
+from rag.questions import Question, read_questions  # noqa: E402
 from rag.sources.files import read_files  # noqa: E402
 from slm.joints import Passage  # noqa: E402
+from slm.native.llama import open_model  # noqa: E402
 from slm.terminal.console import note, progress  # noqa: E402
+from slm_cli import Roof  # noqa: E402
 
 READING = ROOT / "data/reading"
 # All examples once take longer than this on slow processors; the schedule of the rate follows the time that is left.
 _BOUNDED = ("--epochs", "1", "--time-limit-s", "5400")
 # Deeper than what is read for an answer, so that not all neighbours of a right passage are the same in every example.
 _DEPTH = Depth(same=12, other=8, tokens=10_000)
+# How many of the first reader's likeliest passages a second one reads.
+_AGAIN = 6
+# Where training departs from the defaults of slm train reader.
+_OPTIONS = {DEFAULT_EMBEDDER: (), "gemma-3-270m": ("--rank", "16", "--lr", "5e-4")}
 
 
 def index_of(organisation: Path, work: Path, embedder: Embedder) -> Path:
@@ -45,12 +60,24 @@ def index_of(organisation: Path, work: Path, embedder: Embedder) -> Path:
     return path
 
 
+def tokenizer_of(base: str, stack: ExitStack) -> TextTokenizer:
+    """What cuts texts for a base: the packaged embedder, or a causal model that is pulled."""
+    if base == DEFAULT_EMBEDDER:
+        return reader_tokenizer(base_file())
+    return CausalTokenizer(open_model(stack, Roof().gguf_of(base), vocab_only=True))
+
+
 def write_examples(
-    organisations: list[Path], work: Path, out: Path, seed: int, draws: int = 1, most: int | None = None
+    organisations: list[Path],
+    work: Path,
+    out: Path,
+    tokenizer: TextTokenizer,
+    seed: int,
+    draws: int = 1,
+    most: int | None = None,
 ) -> int:
     """Examples of each question (of at most so many an organisation), each with other passages, in a file; how many."""
     embedder, draw, rows = open_embedder(DEFAULT_EMBEDDER), random.Random(seed), []
-    tokenizer = reader_tokenizer(base_file())
     with progress(f"examples for {out.stem}", total=len(organisations), unit="organisations") as done:
         for number, organisation in enumerate(organisations, 1):
             generation = open_generation(index_of(organisation, work, embedder))
@@ -68,28 +95,68 @@ def write_examples(
     return len(rows)
 
 
+def asked_of_development(most: int) -> Iterator[tuple[Path, list[Question]]]:
+    """So many questions of each development organisation."""
+    for organisation in sorted((READING / "development").iterdir()):
+        questions = read_questions(organisation / "questions.jsonl")
+        random.Random(0).shuffle(questions)
+        yield organisation, questions[:most]
+
+
+def judged_twice(second: Path, work: Path, most: int) -> list[TwiceJudged]:
+    """What the released reader and a second one make of the lines before development questions."""
+    embedder = open_embedder(DEFAULT_EMBEDDER)
+    one, other = open_reader(RELEASED).judge, open_reader(second, Roof().causal_reader).judge
+    made: list[TwiceJudged] = []
+    for organisation, questions in asked_of_development(most):
+        generation = open_generation(index_of(organisation, work, embedder))
+        with progress(f"judging twice for {organisation.name}", total=len(questions), unit="questions") as done:
+            for number, asked in enumerate(questions, 1):
+                passages = candidates(generation, embedder, asked.question)
+                texts = [texts_of(passage) for passage in passages]
+                scores = [judge(asked.question, [lines for lines, _ in texts]).scores for judge in (one, other)]
+                first, again = ([score for lines in of_judge for score in lines] for of_judge in scores)
+                right = [
+                    n in set(right_lines(asked, passage))
+                    for passage, (_, lines) in zip(passages, texts, strict=True)
+                    for n in range(len(lines))
+                ]
+                if any(right) or not asked.answerable:  # else retrieval did not bring the answer
+                    made.append(TwiceJudged(first, again, right, asked.together))
+                done(number)
+    return made
+
+
+def fit_sum(second: Path, work: Path, most: int) -> None:
+    """Fit how much a second reader's scores count beside the released one's, and keep that in its card."""
+    write_card(second, scale=1.0, offset=0.0, before=None)
+    judged = judged_twice(second, work, most)
+    share, scale, offset = fitted_sum(judged)
+    note(
+        f"{len(judged)} questions: {nats(judged, 1, 0, 0):.3f} nats by the first reader, "
+        f"{nats(judged, 0, 1, 0):.3f} by the second, {nats(judged, share, scale, offset):.3f} by {share} and {scale} "
+        f"of them and {offset}"
+    )
+    write_card(second, scale=scale, offset=offset, before={"passages": _AGAIN, "share": share})
+
+
 def fit_thresholds(reader: Path, work: Path, price: float, most: int) -> dict[str, float]:
     """Answer development questions without ever refusing, fit when to refuse, and keep that in the reader's card."""
-    from dataclasses import replace
-
-    from rag.answer.reader.card import write_thresholds
-    from rag.answer.reader.judge import open_reader
     from rag.answer.retriever import open_retriever
     from rag.evaluate.answers import Answered, answered, by_reader
     from rag.evaluate.thresholds import fitted
 
-    eager = replace(open_reader(reader), refuse_at={"": 2.0})
+    eager = replace(open_reader(reader, Roof().causal_reader), refuse_at={"": 2.0})
+    embedder = open_embedder(DEFAULT_EMBEDDER)
     rows: list[Answered] = []
-    for organisation in sorted((READING / "development").iterdir()):
-        questions = read_questions(organisation / "questions.jsonl")
-        random.Random(0).shuffle(questions)
+    for organisation, questions in asked_of_development(most):
         with (
-            open_retriever(str(work / f"index-{organisation.name}")) as retriever,
-            progress(f"answering for {organisation.name}", total=len(questions[:most]), unit="questions") as done,
+            open_retriever(str(index_of(organisation, work, embedder))) as retriever,
+            progress(f"answering for {organisation.name}", total=len(questions), unit="questions") as done,
         ):
-            rows += answered(by_reader(retriever, eager), questions[:most], done)
+            rows += answered(by_reader(retriever, eager), questions, done)
     limits = {language: round(limit, 3) for language, limit in fitted(rows, price).items()}
-    write_thresholds(reader, limits)
+    write_card(reader, refuse_at=limits)
     return limits
 
 
@@ -98,27 +165,45 @@ def release(reader: Path) -> None:
     import torch
     from safetensors.torch import load_file, save
 
-    from rag.answer.reader.card import CARD, RELEASED
     from rag.answer.reader.weights import ADAPTER, SETTINGS
     from slm.artifacts import read_manifest
 
-    RELEASED.mkdir(parents=True, exist_ok=True)
+    folder = RELEASED if read_card(reader).before is None else SECOND
+    folder.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.to(torch.float16) for name, tensor in load_file(reader / ADAPTER).items()}
-    (RELEASED / ADAPTER).write_bytes(save(halves, metadata={"format": "pt"}))
-    settings = json.loads((reader / SETTINGS).read_text()) | {"base_model_name_or_path": DEFAULT_EMBEDDER}
-    (RELEASED / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.copyfile(reader / CARD, RELEASED / CARD)
+    (folder / ADAPTER).write_bytes(save(halves, metadata={"format": "pt"}))
+    settings = json.loads((reader / SETTINGS).read_text()) | {"base_model_name_or_path": folder.name}
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    shutil.copyfile(reader / CARD, folder / CARD)
     manifest = read_manifest(reader)
-    base = manifest["base"] | {"path": DEFAULT_EMBEDDER}
+    base = manifest["base"] | {"path": folder.name}
     kept = {"kind": manifest["kind"], "base": base, "method": manifest["method"]}
-    (RELEASED / "manifest.json").write_text(json.dumps(kept, indent=2) + "\n")
-    note(f"released: {RELEASED.relative_to(ROOT)}")
+    (folder / "manifest.json").write_text(json.dumps(kept, indent=2) + "\n")
+    note(f"released: {folder.relative_to(ROOT)}")
+
+
+def train(base: str, work: Path, files: dict[str, Path], output: Path, seed: int, options: list[str]) -> None:
+    """`slm train reader` on the examples of both splits."""
+    if output.exists() and (output / CARD).exists():
+        shutil.rmtree(output)
+    given = base
+    if base == DEFAULT_EMBEDDER:
+        checkpoint = work / "base"
+        if not checkpoint.exists():
+            packaged = base_file()
+            write_checkpoint(read_packed(packaged), checkpoint, base_fingerprint(packaged))
+        given = str(checkpoint)
+    command = [sys.executable, "-m", "slm_cli", "train", "reader", "--base", given, "--data", str(files["train"])]
+    command += ["--eval-data", str(files["development"]), "-o", str(output)]
+    command += ["--seed", str(seed), *_OPTIONS[base], *_BOUNDED, *options]
+    subprocess.run(command, check=True, cwd=ROOT)
 
 
 def main() -> None:
     """The recipe from beginning to end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "adapters/reader", help="adapter folder")
+    parser.add_argument("--base", choices=list(_OPTIONS), default=DEFAULT_EMBEDDER, help="a causal one reads second")
+    parser.add_argument("-o", "--output", type=Path, help="adapter folder [default: below adapters/]")
     parser.add_argument("--price", type=float, default=1.2, help="what a wrong answer costs beside one not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -130,33 +215,30 @@ def main() -> None:
     parser.add_argument("--release", action="store_true", help="only put the reader that is there into rag/readers")
     parser.add_argument("options", nargs="*", help="after --: options of slm train reader")
     args = parser.parse_args()
+    second = args.base != DEFAULT_EMBEDDER
+    output = args.output or ROOT / "adapters" / ("second-reader" if second else "reader")
     if args.release:
-        release(args.output)
+        release(output)
         return
     started = time.monotonic()
     work = ROOT / "exports/reader"
     work.mkdir(parents=True, exist_ok=True)
-    slm = [sys.executable, "-m", "slm_cli"]
-    subprocess.run([*slm, "pull", DEFAULT_EMBEDDER], check=True, cwd=ROOT)
-    splits = ("development",) if args.only_thresholds else ("train", "development")
-    files = {split: work / f"{split}.jsonl" for split in splits}
-    for split, file in files.items():
-        draws, most = (1, args.held_out) if split == "development" else (args.draws, None)
-        count = write_examples(sorted((READING / split).iterdir()), work, file, args.seed, draws, most)
-        note(f"{count} examples in {file}")
+    for name in dict.fromkeys((DEFAULT_EMBEDDER, args.base)):
+        subprocess.run([sys.executable, "-m", "slm_cli", "pull", name], check=True, cwd=ROOT)
     if not args.only_thresholds:
-        if args.output.exists() and (args.output / "reader.json").exists():
-            shutil.rmtree(args.output)
-        base = work / "base"
-        if not base.exists():
-            packaged = base_file()
-            write_checkpoint(read_packed(packaged), base, base_fingerprint(packaged))
-        command = [*slm, "train", "reader", "--base", str(base), "--data", str(files["train"])]
-        command += ["--eval-data", str(files["development"]), "-o", str(args.output)]
-        command += ["--seed", str(args.seed), *_BOUNDED, *args.options]
-        subprocess.run(command, check=True, cwd=ROOT)
-    limits = fit_thresholds(args.output, work, args.price, args.questions)
-    print(f"{args.output}: refuses at {limits} ({(time.monotonic() - started) / 60:.0f} minutes)")
+        files = {split: work / f"{args.base}-{split}.jsonl" for split in ("train", "development")}
+        with ExitStack() as stack:
+            tokenizer = tokenizer_of(args.base, stack)
+            for split, file in files.items():
+                draws, most = (1, args.held_out) if split == "development" else (args.draws, None)
+                organisations = sorted((READING / split).iterdir())
+                count = write_examples(organisations, work, file, tokenizer, args.seed, draws, most)
+                note(f"{count} examples in {file}")
+        train(args.base, work, files, output, args.seed, args.options)
+    if second:
+        fit_sum(output, work, args.questions)
+    limits = fit_thresholds(output, work, args.price, args.questions)
+    print(f"{output}: refuses at {limits} ({(time.monotonic() - started) / 60:.0f} minutes)")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rag.answer.reader.card import CARD, ReaderCard, read_card, write_thresholds
+from rag.answer.reader.card import CARD, ReaderCard, read_card, write_card
 from rag.answer.reader.form import FORM
 from slm.artifacts import new_folder
 from slm.errors import DamagedFileError, MismatchError, MissingFileError
@@ -61,7 +61,7 @@ def test_a_reader_of_another_form_is_refused(tmp_path: Path, form: int) -> None:
 
 def test_thresholds_replace_those_of_the_card_and_nothing_else(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "r", {**SOUND, "note": "日本語"})
-    write_thresholds(folder, {"": 0.6, "ja": 0.7})
+    write_card(folder, refuse_at={"": 0.6, "ja": 0.7})
     assert json.loads((folder / CARD).read_text()) == {**SOUND, "refuse_at": {"": 0.6, "ja": 0.7}, "note": "日本語"}
     assert read_card(folder).refuse_at == {"": 0.6, "ja": 0.7}
     assert {path.name for path in folder.iterdir()} == {CARD, "manifest.json"}

@@ -177,8 +177,8 @@ def test_the_loss_of_a_batch_is_that_of_its_questions(model: Any, tmp_path: Path
         for one in examples
     )
     with torch.no_grad():
-        loss, count = reader_loss(model, reader_batch(examples))
-        alone = [float(reader_loss(model, reader_batch([one]))[0]) for one in examples]
+        loss, count = reader_loss(model, reader_batch(examples), row_scores)
+        alone = [float(reader_loss(model, reader_batch([one]), row_scores)[0]) for one in examples]
     assert count == 8 and float(loss) == pytest.approx(expected, rel=1e-4)
     assert sum(alone) == pytest.approx(expected, rel=1e-4)
     assert reader_batch(examples)["tokens"] == sum(one.tokens for one in examples)

@@ -134,13 +134,13 @@ def test_the_command_gives_the_figures(encoder: Path, reader_data: tuple[Path, P
     assert (read_card(tmp_path / "reader").scale, read_card(tmp_path / "reader").offset) == (SCALE, OFFSET)
 
 
-def test_data_of_another_base_and_a_base_that_is_no_encoder_are_refused(
+def test_data_of_another_base_and_a_causal_one_without_yes_and_no_are_refused(
     encoder: Path, reader_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     small = write_encoder(tmp_path / "small", vocab_size=24)
     with pytest.raises(MismatchError, match=r"train\.jsonl', line \d+ was made for another base"):
         train_reader(asked(small, reader_data, tmp_path / "reader"))
     decoder = write_checkpoint(tmp_path / "llama", "llama")
-    with pytest.raises(UnsupportedError, match=r"does not support the architecture 'llama'.*bert"):
+    with pytest.raises(UnsupportedError, match=r"'yes' is \d tokens of this model, a reader needs it to be one"):
         train_reader(asked(decoder, reader_data, tmp_path / "reader"))
     assert not (tmp_path / "reader").exists()

@@ -108,6 +108,12 @@ def load_model(folder: Path) -> Any:
     return _loaded(AutoModelForCausalLM, folder)
 
 
+def is_encoder(folder: Path) -> bool:
+    """Whether a checkpoint folder holds an encoder, by what its config.json names."""
+    path = folder / "config.json"
+    return path.exists() and read_json(path).get("model_type") in encoder_families()
+
+
 def load_encoder(folder: Path) -> Any:
     """The encoder in float32, on the CPU, without its pooling layer, with no weight missing."""
     from transformers import AutoModel

@@ -348,6 +348,33 @@ def states_in(model: Any, context: Any, texts: Sequence[Sequence[int]]) -> list[
     return [part.copy() for part in np.split(states, np.cumsum([len(ids) for ids in texts])[:-1])]
 
 
+def contrasts_in(
+    context: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]], between: tuple[int, int]
+) -> list[list[float]]:
+    """How much likelier one token is than another (a difference of logits) behind some places of texts.
+
+    texts: token ids, and the places: 0 is behind the first token. between: the two tokens. All texts are one batch, a sequence each. Raises
+    EngineError, also when the context is told to stop.
+    """
+    lib = library()
+    forget(context)
+    rows = [
+        (token, at, number, at in wanted)
+        for number, (ids, places) in enumerate(texts)
+        for wanted in (frozenset(places),)
+        for at, token in enumerate(ids)
+    ]
+    decode_rows(context, rows)
+    index = {(number, at): row for row, (_, at, number, _) in enumerate(rows)}
+    yes, no = between
+
+    def difference(number: int, at: int) -> float:
+        logits = lib.llama_get_logits_ith(context, index[number, at])
+        return float(logits[yes]) - float(logits[no])
+
+    return [[difference(number, at) for at in places] for number, (_, places) in enumerate(texts)]
+
+
 def embeddings_in(model: Any, context: Any, texts: Sequence[list[int]]) -> list[list[float]]:
     """Each text's embedding, scaled to length 1: pooled as the model says, else the mean of its last hidden states.
 

@@ -16,19 +16,33 @@ from slm.artifacts import new_file, read_json, read_manifest
 from slm.errors import DamagedFileError, MismatchError, MissingFileError
 
 CARD = "reader.json"
-# The reader that comes with the program.
+# The readers that come with the program: an encoder, and a causal model that reads what the first thinks likeliest.
 RELEASED = Path(__file__).parent.parent.parent / "readers/multilingual-e5-small"
+SECOND = RELEASED.parent / "gemma-3-270m"
+# How a base judges a line: by the cosine of its state and the question's, or by yes against no behind it.
+COSINE, CONTRAST = "cosine", "contrast"
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a reader makes of another that has read before it: how many of its likeliest passages are read again, and
+    the share of its scores in the sum."""
+
+    passages: int
+    share: float
 
 
 @dataclass(frozen=True)
 class ReaderCard:
-    """scale, offset: from a cosine to a score. refuse_at: by language, "" for others. base: the fingerprints it was
-    trained on."""
+    """scale, offset: from what a base makes of a line to a score. refuse_at: by language, "" for others. base: the
+    fingerprints it was trained on. kind: COSINE or CONTRAST. before: None for a reader that reads alone."""
 
     scale: float
     offset: float
     refuse_at: dict[str, float]
     base: frozenset[str]
+    kind: str = COSINE
+    before: Before | None = None
 
 
 def read_card(folder: Path) -> ReaderCard:
@@ -55,15 +69,22 @@ def read_card(folder: Path) -> ReaderCard:
         refuse_at = {str(lang): float(limit) for lang, limit in card["refuse_at"].items()}
         if not all(map(math.isfinite, (scale, offset, *refuse_at.values()))):
             raise ValueError(f"scale {scale}, offset {offset}, refuse_at {refuse_at}")
+        kind = card.get("kind", COSINE)
+        if kind not in (COSINE, CONTRAST):
+            raise ValueError(f"kind {kind!r}")
+        told = card.get("before")
+        before = None if told is None else Before(int(told["passages"]), float(told["share"]))
+        if before and (before.passages < 1 or not math.isfinite(before.share)):
+            raise ValueError(f"before {told}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFileError(f"'{path}' is no reader's card", found=repr(error)) from error
     base: Any = read_manifest(folder).get("base") or {}
     names = frozenset(base[key] for key in ("fingerprint", "weights") if isinstance(base.get(key), str))
-    return ReaderCard(scale, offset, refuse_at, names)
+    return ReaderCard(scale, offset, refuse_at, names, kind, before)
 
 
-def write_thresholds(folder: Path, refuse_at: dict[str, float]) -> None:
-    """Put fitted thresholds into a reader's card."""
-    card = read_json(folder / CARD) | {"refuse_at": refuse_at}
+def write_card(folder: Path, **changes: Any) -> None:
+    """Put what was fitted into a reader's card: `refuse_at`, `scale`, `offset`, `before`."""
+    card = {key: value for key, value in (read_json(folder / CARD) | changes).items() if value is not None}
     with new_file(folder / CARD) as temporary:
         temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

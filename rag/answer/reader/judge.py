@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rag.answer.reader.card import ReaderCard, read_card
+from rag.answer.reader.card import COSINE, RELEASED, ReaderCard, read_card
+from rag.answer.reader.contrast import ContrastJudge
 from rag.answer.reader.form import MAX_ROW, ReadRow, TextTokenizer, rows_of
+from rag.answer.reader.twice import ReadTwice
 from rag.answer.reader.weights import base_file, base_fingerprint, reader_gguf, reader_tokenizer
 from rag.index.embedders.base import Vectors
 from rag.index.embedders.encoder import GgufEncoder
 from slm.errors import MismatchError
-from slm.joints import LineScores, Reader
+from slm.joints import Judge, LineScores, Reader
 
 
 class LineJudge:
@@ -42,13 +44,27 @@ def _unit(vector: Vectors) -> Vectors:
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 
-def open_reader(folder: Path) -> Reader:
-    """The reader in a folder, its weights in memory.
+def open_reader(folder: Path, causal: Callable[[Path], tuple[Path, Path]] | None = None) -> Reader:
+    """The reader in a folder, its weights in memory; one that reads after another with the released one before it.
 
-    Raises MissingFileError where it is none or its base is not pulled, DamagedFileError, MismatchError for a reader of
+    causal: for a reader's folder whose base is a causal model the GGUF files of its base and of itself. Raises
+    MissingFileError where it is none or its base is not pulled, DamagedFileError, MismatchError for a reader of
     another form or another base.
     """
     card = read_card(folder)
+    if card.kind == COSINE:
+        judge: Judge = _encoder(folder, card)
+    elif causal is None:
+        raise MismatchError(f"the reader '{folder}' is of a causal model, an encoder's is needed here")
+    else:
+        judge = ContrastJudge(*causal(folder), card.scale, card.offset)
+    if card.before:
+        judge = ReadTwice(_encoder(RELEASED, read_card(RELEASED)), judge, card.before)
+    name = folder.resolve().name
+    return Reader(name if "reader" in name else f"{name}-reader", judge, card.refuse_at)
+
+
+def _encoder(folder: Path, card: ReaderCard) -> LineJudge:
     base = base_file()
     fingerprint = base_fingerprint(base)
     if fingerprint not in card.base:
@@ -57,6 +73,4 @@ def open_reader(folder: Path) -> Reader:
             hint="Make one for it with: make reader",
         )
     encoder = GgufEncoder(reader_gguf(folder, base, fingerprint), MAX_ROW, pooled=False)
-    judge = LineJudge(reader_tokenizer(base), encoder, card)
-    name = folder.resolve().name
-    return Reader(name if "reader" in name else f"{name}-reader", judge, card.refuse_at)
+    return LineJudge(reader_tokenizer(base), encoder, card)

@@ -1,4 +1,4 @@
-"""Token ids to vectors or states by llama.cpp's encoder: a context of one thread a core, each fed batch by batch.
+"""Token ids to vectors or states by llama.cpp: contexts of one thread a core, each fed batch by batch.
 
 Batches of a few hundred tokens are too small to be shared out between cores: whole ones side by side are. It knows
 nothing of texts.
@@ -23,6 +23,43 @@ from slm.native.llama import embeddings_in, open_embedder, open_model, physical_
 # Tokens and texts of a batch; llama.cpp compares every token of a batch with every other, whichever text it is of.
 _TOKENS, _TEXTS = 256, 64
 _T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class SideBySide:
+    """A context a core, and work that is shared out between them.
+
+    opened: makes one; it is called with the most tokens and texts of a batch. longest: the most tokens of one text.
+    """
+
+    def __init__(self, opened: Callable[[int, int], Any], longest: int) -> None:
+        self._cores = physical_cores()
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self._cores):
+            self._free.put(opened(max(_TOKENS, longest), _TEXTS))
+
+    def computed(
+        self, texts: Sequence[_T], sizes: Sequence[int], compute: Callable[[Any, list[_T]], list[_R]]
+    ) -> list[_R]:
+        """What `compute` makes of batches of the texts in a context, in their order. sizes: of each, in tokens."""
+        planned = list(batches(sizes, _TOKENS, _TEXTS, longest_first=True))
+        rows: dict[int, _R] = {}
+
+        def run(batch: list[int]) -> None:
+            context = self._free.get()
+            try:
+                found = compute(context, [texts[number] for number in batch])
+            finally:
+                self._free.put(context)
+            rows.update(zip(batch, found, strict=True))
+
+        with ThreadPoolExecutor(self._cores) as pool:
+            try:
+                list(pool.map(run, planned))
+            except BaseException:  # Ctrl-C: what has not begun is not computed
+                pool.shutdown(cancel_futures=True)
+                raise
+        return [rows[number] for number in range(len(texts))]
 
 
 class GgufEncoder:
@@ -35,13 +72,11 @@ class GgufEncoder:
         self._stack = ExitStack()
         weakref.finalize(self, self._stack.close)
         self.model: Any = open_model(self._stack, file)
-        self._cores = physical_cores()
-        self._size = max(_TOKENS, longest)
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self._cores):
-            self._free.put(
-                open_embedder(self._stack, self.model, n_ctx=self._size, n_seq_max=_TEXTS, n_threads=1, pooled=pooled)
-            )
+
+        def opened(tokens: int, texts: int) -> Any:
+            return open_embedder(self._stack, self.model, n_ctx=tokens, n_seq_max=texts, n_threads=1, pooled=pooled)
+
+        self._contexts = SideBySide(opened, longest)
 
     def embedded(self, texts: Sequence[Sequence[int]]) -> Vectors:
         """The vectors of texts given as token ids, (texts, dimension) float32 of length 1. Raises EngineError."""
@@ -52,24 +87,9 @@ class GgufEncoder:
         return self._computed(texts, states_in)
 
     def _computed(
-        self, texts: Sequence[Sequence[int]], compute: Callable[[Any, Any, list[list[int]]], list[_T]]
-    ) -> list[_T]:
-        """What `compute` makes of batches of the texts, in their order."""
-        planned = list(batches([len(tokens) for tokens in texts], _TOKENS, _TEXTS, longest_first=True))
-        rows: dict[int, _T] = {}
+        self, texts: Sequence[Sequence[int]], compute: Callable[[Any, Any, list[list[int]]], list[_R]]
+    ) -> list[_R]:
+        def in_context(context: Any, batch: list[Sequence[int]]) -> list[_R]:
+            return compute(self.model, context, [list(ids) for ids in batch])
 
-        def run(batch: list[int]) -> None:
-            context = self._free.get()
-            try:
-                found = compute(self.model, context, [list(texts[number]) for number in batch])
-            finally:
-                self._free.put(context)
-            rows.update(zip(batch, found, strict=True))
-
-        with ThreadPoolExecutor(self._cores) as pool:
-            try:
-                list(pool.map(run, planned))
-            except BaseException:  # Ctrl-C: what has not begun is not computed
-                pool.shutdown(cancel_futures=True)
-                raise
-        return [rows[number] for number in range(len(texts))]
+        return self._contexts.computed(texts, [len(ids) for ids in texts], in_context)

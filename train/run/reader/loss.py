@@ -9,7 +9,7 @@ of how examples are made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from slm.native.batches import batches
 from train.batch.batches import Batch
 from train.run.reader.examples import ReaderExample, ReaderRow
 
+# The scores of each row's lines by a model, float32.
+RowScores = Callable[[Any, Sequence[ReaderRow]], list[torch.Tensor]]
 SCALE, OFFSET = 20.0, -18.0
 # Padded tokens of one pass through the model, and rows.
 _TOKENS, _ROWS = 2048, 64
@@ -29,10 +31,10 @@ def reader_batch(examples: Sequence[ReaderExample]) -> Batch:
     return {"examples": examples, "tokens": sum(one.tokens for one in examples)}
 
 
-def reader_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
-    """(summed nats, number of questions) of a batch of `reader_batch`."""
+def reader_loss(model: Any, batch: Batch, score: RowScores) -> tuple[torch.Tensor, int]:
+    """(summed nats, number of questions) of a batch of `reader_batch`; score: how rows' lines are judged."""
     examples: Sequence[ReaderExample] = batch["examples"]
-    scores = row_scores(model, [row for one in examples for row in one.rows])
+    scores = score(model, [row for one in examples for row in one.rows])
     parts = iter(scores)
     losses = [question_loss(torch.cat([next(parts) for _ in one.rows]), one) for one in examples]
     return torch.stack(losses).sum(), len(losses)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from slm.native.llama import physical_cores
 from slm.terminal.console import note, progress
 from train import ranks
 from train.adapter.fresh import add_adapter, save_adapter
-from train.base import load_encoder, read_config
-from train.batch.feed import use_gradient_checkpointing
+from train.base import is_encoder, load_encoder, load_model, load_tokenizer, read_config
+from train.batch.feed import computed_fast, use_gradient_checkpointing
 from train.batch.plan import BatchPlan
 from train.batch.precision import choose_dtype, in_float32, store_frozen, use_cores
 from train.config import TrainOptions
@@ -31,8 +33,9 @@ from train.run.fit import RunFigures, fit
 from train.run.folder import KEPT, RunFolder, asked_of, ended_figures, open_run
 from train.run.history import save_curve
 from train.run.job import RunState, Sums, Task, loss_of
+from train.run.reader.contrast import contrast_head
 from train.run.reader.examples import ReaderExample, read_examples
-from train.run.reader.loss import OFFSET, SCALE, reader_batch, reader_loss
+from train.run.reader.loss import OFFSET, SCALE, RowScores, reader_batch, reader_loss, row_scores
 
 # What a reader is, beside the adapter's own files.
 CARD = "reader.json"
@@ -67,7 +70,8 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     ranks.connect()
     threads = options.threads or max(1, physical_cores() // ranks.local_world())
     use_cores(threads)
-    config = read_config(options.base, encoder=True)
+    encoder = is_encoder(options.base)
+    config = read_config(options.base, encoder=encoder)
     limits = positive(config, "vocab_size"), positive(config, "max_position_embeddings")
     examples, form, counts = read_examples(options.data, *limits)
     held_out, its_form, its_counts = read_examples(options.eval_data, *limits)
@@ -82,20 +86,22 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     dtype, why = ranks.gathered(choose_dtype(options.dtype))[0]
     note(f"{str(dtype).removeprefix('torch.')}: {why}")
     with open_run(options.output, asked, resume=options.resume, fresh=options.fresh) as run:
-        model = add_adapter(load_encoder(options.base), options)
+        model = add_adapter(load_encoder(options.base) if encoder else load_model(options.base), options)
+        score = row_scores if encoder else contrast_head(model, load_tokenizer(options.base))
         store_frozen(model, dtype)
         if options.checkpointing == "on":
             use_gradient_checkpointing(model)
 
         def measure() -> Sums:
-            return _measured(model, held_out)
+            return _measured(model, held_out, score)
 
         lengths = np.zeros(len(examples))
         plan = BatchPlan(lengths, options.batch_size, options.seed)
-        task = Task(examples, plan, reader_batch, measure, {}, reader_loss)
-        went = run.checkpoint and RunState.from_json(run.checkpoint.counters)
-        state = went or RunState(before=measure())
-        figures = fit(model, task, options, dtype, run, state)
+        task = Task(examples, plan, reader_batch, measure, {}, partial(reader_loss, score=score))
+        with nullcontext() if encoder else computed_fast(model, options, dtype):
+            went = run.checkpoint and RunState.from_json(run.checkpoint.counters)
+            state = went or RunState(before=measure())
+            figures = fit(model, task, options, dtype, run, state)
         result = ReaderResult(
             options.output, loss_of(state.before), loss_of(state.best), len(examples), figures,
             round(time.monotonic() - started, 2),
@@ -106,14 +112,14 @@ def train_reader(options: TrainOptions) -> ReaderResult:
     return result
 
 
-def _measured(model: Any, held_out: Sequence[ReaderExample]) -> Sums:
+def _measured(model: Any, held_out: Sequence[ReaderExample], score: RowScores) -> Sums:
     """Summed nats and questions by language; every process measures its share."""
     mine: Sums = {}
     share = held_out[ranks.rank() :: ranks.world()]
     model.eval()
     with progress("held-out loss", total=len(share), unit="questions") as show, torch.no_grad(), in_float32(model):
         for done, one in enumerate(share, 1):
-            loss, _ = reader_loss(model, reader_batch([one]))
+            loss, _ = reader_loss(model, reader_batch([one]), score)
             before = mine.get(one.example.lang, (0.0, 0))
             mine[one.example.lang] = before[0] + float(loss), before[1] + 1
             show(done)
@@ -133,7 +139,8 @@ def _write(
         note(why_not)
     with new_folder(options.output, "adapter") as (folder, manifest):
         save_adapter(model, options.base, folder, {})
-        card = {"form": form, "scale": SCALE, "offset": OFFSET, "refuse_at": {}}
+        scaled = {"scale": SCALE, "offset": OFFSET} if is_encoder(options.base) else {"scale": 1.0, "offset": 0.0}
+        card = {"form": form, "kind": "cosine" if is_encoder(options.base) else "contrast", **scaled, "refuse_at": {}}
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         run.keep(folder)
         (folder / KEPT / "figures.json").write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
