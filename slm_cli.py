@@ -155,10 +155,12 @@ class Roof:
 
     def causal_reader(self, folder: Path) -> tuple[Path, Path]:
         """The GGUF files of the base that a reader's adapter folder names, and of the adapter."""
+        from rag.answer.reader.card import ADAPTER_GGUF
         from slm.artifacts import read_manifest
 
         base = str(read_manifest(folder)["base"]["path"])
-        return self.gguf_of(base), self.adapter_gguf_of(folder, base)
+        ready = folder / ADAPTER_GGUF
+        return self.gguf_of(base), ready if ready.exists() else self.adapter_gguf_of(folder, base)
 
     def checkpoint_of(self, model: str) -> Path:
         """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""

@@ -22,8 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from convert.output.writer import OutTensor, write_gguf  # noqa: E402
 from rag.answer.candidates import Depth, candidates  # noqa: E402
-from rag.answer.reader.card import CARD, RELEASED, SECOND, read_card, write_card  # noqa: E402
+from rag.answer.reader.card import ADAPTER_GGUF, CARD, CONTRAST, RELEASED, SECOND, read_card, write_card  # noqa: E402
 from rag.answer.reader.contrast import CausalTokenizer  # noqa: E402
 from rag.answer.reader.examples import example_of, require_places, right_lines  # noqa: E402
 from rag.answer.reader.form import TextTokenizer, texts_of  # noqa: E402
@@ -39,6 +40,7 @@ from rag.sources.files import read_files  # noqa: E402
 from slm.joints import Passage  # noqa: E402
 from slm.native.llama import open_model  # noqa: E402
 from slm.terminal.console import note, progress  # noqa: E402
+from slm.weights.gguf_reader import GgufFile, read_gguf  # noqa: E402
 from slm_cli import Roof  # noqa: E402
 
 READING = ROOT / "data/reading"
@@ -161,25 +163,45 @@ def fit_thresholds(reader: Path, work: Path, price: float, most: int) -> dict[st
 
 
 def release(reader: Path) -> None:
-    """Put a reader where it comes with the program: float16, without its run's history. Its README stays as it is."""
-    import torch
-    from safetensors.torch import load_file, save
-
-    from rag.answer.reader.weights import ADAPTER, SETTINGS
+    """Put a reader where it comes with the program, without its run's history. Its README stays as it is."""
     from slm.artifacts import read_manifest
 
-    folder = RELEASED if read_card(reader).before is None else SECOND
+    second = read_card(reader).kind == CONTRAST
+    folder = SECOND if second else RELEASED
     folder.mkdir(parents=True, exist_ok=True)
-    halves = {name: tensor.to(torch.float16) for name, tensor in load_file(reader / ADAPTER).items()}
-    (folder / ADAPTER).write_bytes(save(halves, metadata={"format": "pt"}))
-    settings = json.loads((reader / SETTINGS).read_text()) | {"base_model_name_or_path": folder.name}
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    if second:  # converted, so that nobody has to restore a checkpoint for it
+        write_halves(read_gguf(Roof().adapter_gguf_of(reader, SECOND.name)), folder / ADAPTER_GGUF)
+    else:
+        release_weights(reader, folder)
     shutil.copyfile(reader / CARD, folder / CARD)
     manifest = read_manifest(reader)
     base = manifest["base"] | {"path": folder.name}
     kept = {"kind": manifest["kind"], "base": base, "method": manifest["method"]}
     (folder / "manifest.json").write_text(json.dumps(kept, indent=2) + "\n")
     note(f"released: {folder.relative_to(ROOT)}")
+
+
+def write_halves(adapter: GgufFile, out: Path) -> None:
+    """An adapter's GGUF with its matrices in float16."""
+    tensors = [
+        OutTensor(name, info.shape, "F16", [adapter.dequantized(name)]) for name, info in adapter.tensors.items()
+    ]
+    with out.open("wb") as file:
+        for _ in write_gguf(file, adapter.metadata | {"general.file_type": 1}, tensors):
+            pass
+
+
+def release_weights(reader: Path, folder: Path) -> None:
+    """An adapter's weights in float16, and its settings."""
+    import torch
+    from safetensors.torch import load_file, save
+
+    from rag.answer.reader.weights import ADAPTER, SETTINGS
+
+    halves = {name: tensor.to(torch.float16) for name, tensor in load_file(reader / ADAPTER).items()}
+    (folder / ADAPTER).write_bytes(save(halves, metadata={"format": "pt"}))
+    settings = json.loads((reader / SETTINGS).read_text()) | {"base_model_name_or_path": folder.name}
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def train(base: str, work: Path, files: dict[str, Path], output: Path, seed: int, options: list[str]) -> None:

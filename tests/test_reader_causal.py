@@ -22,6 +22,7 @@ from rag.answer.reader.twice import ReadTwice
 from slm.artifacts import new_folder
 from slm.errors import DamagedFileError, InputError, MismatchError, UnsupportedError
 from slm.native.llama import open_model
+from slm.weights.identity import identity_of
 from tests.test_reader_judge import ASKED, TEXTS
 from tests.tiny_causal_reader import causal_bases
 from tests.tiny_reader import Pointing
@@ -52,7 +53,7 @@ class Made:
             save_adapter(self.model, base, folder, {})
             card = {"form": FORM, "kind": CONTRAST, "scale": 2.0, "offset": -1.0, "refuse_at": {"": 0.5}}
             (folder / CARD).write_text(json.dumps(card), encoding="utf-8")
-            manifest.update(base={"path": str(base)})
+            manifest.update(base={"path": str(base), "fingerprint": identity_of(base).weights})
         self.gguf = root / "base.gguf"
         convert_checkpoint(base, self.gguf, "f32")
         convert_adapter(self.folder, self.adapter, base)
@@ -105,6 +106,12 @@ def test_a_vocabulary_without_the_words_is_refused(tmp_path: Path, made: Made) -
     convert_checkpoint(base, tmp_path / "llama.gguf", "f32")
     with pytest.raises(UnsupportedError, match="a reader needs it to be one"):
         ContrastJudge(tmp_path / "llama.gguf", made.adapter)
+
+
+def test_a_reader_of_other_weights_is_refused(made: Made, causal_bases: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(causal_bases("llama"), tmp_path / "other.gguf", "f32")
+    with pytest.raises(MismatchError, match="trained on another base"):
+        open_reader(made.folder, lambda _: (tmp_path / "other.gguf", made.adapter))
 
 
 def test_a_causal_reader_needs_its_files_from_elsewhere(made: Made) -> None:

@@ -142,7 +142,7 @@ def test_a_reader_of_another_base_is_refused(copied: Path) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["base"]["fingerprint"] = "sha256:0"
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(MismatchError, match=r"trained on another base than the embedder that is here.*make reader"):
+    with pytest.raises(MismatchError, match=r"trained on another base than the one that is here.*make reader"):
         open_reader(copied)
 
 

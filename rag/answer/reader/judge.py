@@ -16,6 +16,8 @@ from rag.index.embedders.base import Vectors
 from rag.index.embedders.encoder import GgufEncoder
 from slm.errors import MismatchError
 from slm.joints import Judge, LineScores, Reader
+from slm.weights.gguf_reader import read_gguf
+from slm.weights.identity import gguf_fingerprint
 
 
 class LineJudge:
@@ -57,7 +59,9 @@ def open_reader(folder: Path, causal: Callable[[Path], tuple[Path, Path]] | None
     elif causal is None:
         raise MismatchError(f"the reader '{folder}' is of a causal model, an encoder's is needed here")
     else:
-        judge = ContrastJudge(*causal(folder), card.scale, card.offset)
+        base, adapter = causal(folder)
+        _require_base(folder, card, gguf_fingerprint(read_gguf(base)))
+        judge = ContrastJudge(base, adapter, card.scale, card.offset)
     if card.before:
         judge = ReadTwice(_encoder(RELEASED, read_card(RELEASED)), judge, card.before)
     name = folder.resolve().name
@@ -67,10 +71,14 @@ def open_reader(folder: Path, causal: Callable[[Path], tuple[Path, Path]] | None
 def _encoder(folder: Path, card: ReaderCard) -> LineJudge:
     base = base_file()
     fingerprint = base_fingerprint(base)
-    if fingerprint not in card.base:
-        raise MismatchError(
-            f"the reader '{folder}' was trained on another base than the embedder that is here",
-            hint="Make one for it with: make reader",
-        )
+    _require_base(folder, card, fingerprint)
     encoder = GgufEncoder(reader_gguf(folder, base, fingerprint), MAX_ROW, pooled=False)
     return LineJudge(reader_tokenizer(base), encoder, card)
+
+
+def _require_base(folder: Path, card: ReaderCard, fingerprint: str) -> None:
+    if fingerprint not in card.base:
+        raise MismatchError(
+            f"the reader '{folder}' was trained on another base than the one that is here",
+            hint="Make one for it with: make reader (or make second-reader)",
+        )
