@@ -148,7 +148,7 @@ def _pieces(text_page: Any, pdf: Any, place: Place, sheet: Sheet, indices: Seque
 
 
 def _askew(text_page: Any, pdf: Any, indices: Sequence[int]) -> Iterator[LinePiece]:
-    """Characters that run across the page, as a program wrote them: a piece for each of its lines, one below another."""
+    """What runs across the page, as a program wrote it: a piece for each of its lines, one below another."""
     text = "".join(chr(pdf.FPDFText_GetUnicode(text_page, index)) for index in indices)
     size, bold, fixed = _font(text_page, pdf, indices[0])
     for number, line in enumerate(filter(None, (" ".join(line.split()) for line in text.splitlines()))):
