@@ -71,6 +71,22 @@ def product(kind: GGMLQuantizationType, weights: npt.NDArray[Any], activations: 
         return _computed(context, node, threads, (rows, len(weights)))
 
 
+def gelu(values: Floats, gate: Floats | str | None = None, *, threads: int = 1) -> Floats:
+    """GELU of values (rows, width), times a gate: (rows, width) itself, or "behind" or "before" for the other half of
+    the values."""
+    rows, width = values.shape
+    with _context() as context:
+        given = _tensor(context, GGMLQuantizationType.F32, (width, rows), values)
+        if isinstance(gate, str):
+            name, tensors, width = {"behind": "ggml_geglu", "before": "ggml_geglu_swapped"}[gate], [given], width // 2
+        elif gate is None:
+            name, tensors = "ggml_gelu", [given]
+        else:
+            name, tensors = "ggml_geglu_split", [given, _tensor(context, GGMLQuantizationType.F32, (width, rows), gate)]
+        node = _function(name, _pointer, *[_pointer] * (1 + len(tensors)))(context, *tensors)
+        return _computed(context, node, threads, (rows, width))
+
+
 def attention(
     queries: Floats, keys: npt.NDArray[Any], values: npt.NDArray[Any], mask: npt.NDArray[np.float16] | None,
     *, sinks: Floats | None = None, numbers: tuple[float, float, float] = (1.0, 0.0, 0.0), threads: int = 1,

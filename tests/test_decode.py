@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slm.errors import DamagedFileError
-from slm.text.decode import decode, open_text
+from slm.text.encoding.decode import decode, open_text
 
 ROSTER = (
     "ID,NAME,DEPT,EXT\n1,佐藤健一,総務部,4101\n2,高橋花子,人事部,4102\n3,マリア・ロペス,営業部,4103\n"

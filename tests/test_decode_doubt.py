@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slm.text.decode import decode
-from slm.text.doubt import Dos, is_doubtful, of_dos
+from slm.text.encoding.decode import decode
+from slm.text.encoding.doubt import Dos, is_doubtful, of_dos
 
 
 @pytest.mark.parametrize("encoding", ["cp850", "cp437"])

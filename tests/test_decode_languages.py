@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 
 # Everyday lines of each language, and the tables that it is written in.
 LANGUAGES: dict[str, tuple[tuple[str, ...], str]] = {

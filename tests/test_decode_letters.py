@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from slm.text.alphabets import CENTRAL, WESTERN, strangeness
-from slm.text.charsets import distinct
-from slm.text.decode import decode
+from slm.text.encoding.alphabets import CENTRAL, WESTERN, strangeness
+from slm.text.encoding.charsets import distinct
+from slm.text.encoding.decode import decode
 
 HUNGARIAN = "A hűtőszekrényt ki kell üríteni.\nGyőrben a kulcs a portán van, kérjük, őrizze meg a számlát."
 ROMANIAN = "Cheia depozitului se află la recepţie. Vă rugăm să semnaţi în registru şi să o înapoiaţi până seara."

@@ -15,7 +15,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from slm.native.llama import kernels_used
-from tests.ggml_nodes import Floats, attention, product
+from tests.ggml_nodes import Floats, attention, gelu, product
 
 Exact = npt.NDArray[np.float64]
 KINDS = [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K]
@@ -178,8 +178,38 @@ def test_attention_is_the_softmax_written_out(case: Case) -> None:
     assert (found[1] == found[2]).all()
 
 
+def activated(values: Floats) -> Exact:
+    x = values.astype(np.float64)
+    exact: Exact = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return exact
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 7), (1, 640), (2, 33), (3, 2048), (65, 49)])
+def test_gelu_is_the_formula_written_out(rows: int, width: int, threads: int) -> None:
+    draw = np.random.default_rng(rows)
+    values, gate = (3 * draw.standard_normal((rows, width)).astype(np.float32) for _ in range(2))
+    values[0, 0] = -40.0
+    # llama.cpp's own way is a table in half precision.
+    near = 2e-6 if "gelu" in kernels_used() else 5e-3
+    both = np.hstack([values, gate])
+    for found, exact in (
+        (gelu(values, threads=threads), activated(values)),
+        (gelu(values, gate, threads=threads), activated(values) * gate),
+        (gelu(both, "behind", threads=threads), activated(values) * gate),
+        (gelu(both, "before", threads=threads), activated(gate) * values),
+    ):
+        np.testing.assert_allclose(found, exact, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 11.0, -11.0, 100.0, -100.0, 3e38, -3e38, np.inf, -np.inf])
+def test_gelu_of_the_ends_is_what_it_tends_to(value: float) -> None:
+    found = gelu(np.full((1, 19), value, np.float32))
+    np.testing.assert_allclose(found, np.full((1, 19), max(value, 0.0)), atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("wanted", "left"), [("none", set()), ("products", {"products"}), ("attention", {"attention"})]
+    ("wanted", "left"), [("none", set()), ("products", {"products"}), ("attention", {"attention"}), ("gelu", {"gelu"})]
 )
 def test_a_variable_leaves_kernels_to_llama_cpp(wanted: str, left: set[str]) -> None:
     program = "from slm.native.llama import kernels_used; print(*kernels_used())"

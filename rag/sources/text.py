@@ -5,7 +5,7 @@ from __future__ import annotations
 from rag.document import Document, Section
 from rag.sources.clean import clean, without_data_uris
 from rag.sources.reader import Read
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 
 
 def read_text(raw: bytes, name: str) -> Read:

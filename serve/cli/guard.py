@@ -16,7 +16,7 @@ from serve.server.guard import LOOPBACK_NAMES, MAX_ANSWERS, Keys, Limits, Policy
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.arguments import FiniteRange
 from slm.terminal.console import note
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}

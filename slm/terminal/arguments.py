@@ -32,7 +32,7 @@ class TextType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return text
         from slm.errors import DamagedFileError
         from slm.terminal.console import note
-        from slm.text.decode import decode
+        from slm.text.encoding.decode import decode
 
         try:
             found = decode(os.fsencode(text))

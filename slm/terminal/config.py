@@ -48,7 +48,7 @@ def read_config(path: Path, *, named: bool) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    from slm.text.decode import decode
+    from slm.text.encoding.decode import decode
 
     try:
         tables: dict[str, Any] = tomllib.loads(decode(raw).text)

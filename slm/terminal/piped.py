@@ -12,7 +12,7 @@ from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.console import note
 
 if TYPE_CHECKING:
-    from slm.text.decode import Decoded
+    from slm.text.encoding.decode import Decoded
 
 _JUDGED_BYTES = 1 << 13  # of earlier lines, which help to tell the encoding of a short one
 
@@ -63,7 +63,7 @@ def stdin_lines() -> Iterator[str]:
 
 def _text(raw: bytes, said: set[str] | None = None) -> Decoded:
     """Decoded, with a note on stderr of what is not certain; of `said` each once."""
-    from slm.text.decode import decode
+    from slm.text.encoding.decode import decode
 
     try:
         found = decode(raw)

@@ -8,7 +8,7 @@ from pathlib import Path
 from slm.artifacts import require_file
 from slm.errors import DamagedFileError
 from slm.terminal.console import note
-from slm.text.decode import decode, open_text
+from slm.text.encoding.decode import decode, open_text
 
 
 def read_text(path: Path | str) -> str:

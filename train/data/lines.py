@@ -17,7 +17,7 @@ from typing import Any
 from slm.artifacts import require_file
 from slm.errors import DamagedFileError, InputError
 from slm.terminal.console import note
-from slm.text.decode import DecodedLines, open_text
+from slm.text.encoding.decode import DecodedLines, open_text
 from train.data.kinds import refuse_other_kinds
 
 # A line of this size is a whole library; more often a file without line breaks, or no text at all.
@@ -33,7 +33,7 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of every line of a text file in any encoding (`slm.text.decode`).
+    """(number from 1, line without its end) of every line of a text file in any encoding (`slm.text.encoding.decode`).
 
     What is not certain about the encoding is noted once, with the file's name. Raises MissingFileError, InputError (a
     folder, a device), or DamagedFileError for what is no text or was cut off.

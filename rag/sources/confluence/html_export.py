@@ -21,7 +21,7 @@ from rag.sources.html.page import declared_charset, parse_html
 from rag.sources.html.tree import traverse
 from rag.sources.reader import Read, ReadOptions
 from slm.errors import InputError, UnsupportedError
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 from slm.text.visible import one_line
 
 _NUMBER = re.compile(r"(?:^|_)(\d{1,20})$")

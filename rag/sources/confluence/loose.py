@@ -20,7 +20,7 @@ from rag.sources.confluence.xml_export import read_entities
 from rag.sources.html.page import declared_charset, read_html
 from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, UnsupportedError
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 
 _OWN = re.compile(rb"<(?:ac|ri):[a-z][a-z-]+[\s/>]")
 _ENTITIES = re.compile(rb"<hibernate-generic\b|<object\s[^<>]{0,200}\bclass=")

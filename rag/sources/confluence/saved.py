@@ -19,7 +19,7 @@ from rag.sources.confluence.page import alone, iso_time, page_id, page_read, per
 from rag.sources.html.page import parse_html
 from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, UnsupportedError
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 
 _SPACE = re.compile(r"/(?:spaces|display|api/space)/(~?[\w.@-]{1,255})")
 _SITE = re.compile(r"(https?://[^/\s]{1,255}(?:/wiki)?)(?=/(?:rest|api)/)")

@@ -16,7 +16,7 @@ from rag.sources.html.inherited import MAY_HIDE, strike_unseen
 from rag.sources.html.tree import MAY_NUMBER, hides, is_seen, mark_buttons, mark_line_numbers, put_before, regions
 from rag.sources.html.writer import write
 from rag.sources.reader import Read, titled
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 from slm.text.visible import one_line
 
 _XML_ENCODING = re.compile(rb"^\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*[\"']([\w.:-]{1,40})")

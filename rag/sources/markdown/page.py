@@ -20,7 +20,7 @@ from rag.sources.markdown.front_matter import split_front_matter
 from rag.sources.markdown.links import definitions, without_targets
 from rag.sources.markdown.scan import AUTOLINK, MarkdownPart, scan
 from rag.sources.reader import Read, titled
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 
 # Elements whose meaning is in their structure: they are written as those of a page are.
 

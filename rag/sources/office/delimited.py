@@ -10,7 +10,7 @@ from itertools import islice
 from rag.document import Document, Section
 from rag.sources.office.grid import cell_text, markdown_of_rows
 from rag.sources.reader import Read
-from slm.text.decode import decode
+from slm.text.encoding.decode import decode
 
 _DELIMITERS = ",\t;|"
 _SAMPLE_ROWS = 200

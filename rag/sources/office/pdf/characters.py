@@ -26,7 +26,7 @@ Place = Callable[[float, float], tuple[float, float]]
 
 
 def read_sheets(page: Any, number: int) -> list[Sheet]:
-    """What stands on a page: most of it first, then what is written in other directions, as if that were turned upright.
+    """What stands on a page: most of it first, then what is written in other directions, as if it were upright.
 
     Raises whatever pdfium does at one that is damaged.
     """
@@ -148,7 +148,7 @@ def _pieces(text_page: Any, pdf: Any, place: Place, sheet: Sheet, indices: Seque
 
 
 def _askew(text_page: Any, pdf: Any, indices: Sequence[int]) -> Iterator[LinePiece]:
-    """Characters that run across the page, as the program wrote them: a piece for each of its lines, below each other."""
+    """What runs across the page, as a program wrote it: a piece for each of its lines, one below another."""
     text = "".join(chr(pdf.FPDFText_GetUnicode(text_page, index)) for index in indices)
     size, bold, fixed = _font(text_page, pdf, indices[0])
     for number, line in enumerate(filter(None, (" ".join(line.split()) for line in text.splitlines()))):

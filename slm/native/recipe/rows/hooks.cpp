@@ -3,6 +3,7 @@
 #include "hooks.h"
 
 #include "attention.h"
+#include "gelu.h"
 #include "ggml-cpu-impl.h"
 #include "products.h"
 #include "rotation.h"
@@ -13,9 +14,9 @@
 
 namespace {
 
-enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4 };
+enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4, GELU = 8 };
 
-// SLM_LLAMA_KERNELS names those to use: "products", "attention", "rotation", with commas, or "none". Unset: all there are.
+// SLM_LLAMA_KERNELS names those to use: "products", "attention", "rotation", "gelu", with commas, or "none". Unset: all there are.
 int chosen() {
     const char * wanted = std::getenv("SLM_LLAMA_KERNELS");
     const bool all = !wanted || !*wanted;
@@ -28,6 +29,9 @@ int chosen() {
     }
     if (all || std::strstr(wanted, "rotation")) {
         used |= ROTATION;
+    }
+    if ((all || std::strstr(wanted, "gelu")) && slm::has_gelu()) {
+        used |= GELU;
     }
     return used;
 }
@@ -62,6 +66,10 @@ extern "C" bool slm_compute_forward(const ggml_compute_params * params, ggml_ten
     }
     if ((used & ROTATION) && node->op == GGML_OP_ROPE && slm::knows_rotation(node)) {
         slm::rotation(params, node);
+        return true;
+    }
+    if ((used & GELU) && (node->op == GGML_OP_UNARY || node->op == GGML_OP_GLU) && slm::knows_gelu(node)) {
+        slm::gelu(params, node);
         return true;
     }
     return false;

@@ -11,7 +11,7 @@ import unicodedata
 from functools import lru_cache
 from itertools import pairwise
 
-from slm.text import charsets
+from slm.text.encoding import charsets
 
 _SAMPLE, _SURE = 1 << 13, 25.0  # bytes that are judged; bits ahead of every other encoding that make it certain
 _CONTROL_COST = 12.0  # bits a control character costs in text that is not UTF-16

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from slm.text.alphabets import BALTIC, CENTRAL, DOS, TURKISH, WESTERN, Alphabets, strangeness
-from slm.text.letters import letter_bits
+from slm.text.encoding.alphabets import BALTIC, CENTRAL, DOS, TURKISH, WESTERN, Alphabets, strangeness
+from slm.text.encoding.letters import letter_bits
 
 _JAPANESE = frozenset(
     "日料時資答使間合場問分月質内見書用会休社出前当年円次人業番以入付務示認号取保手送事品理受電勤部後客工担期上申要名話必方一返房者報議様定修"

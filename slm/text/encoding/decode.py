@@ -1,7 +1,7 @@
 """The one decoder for text that comes from elsewhere: files, pages, standard input, training data, questions.
 
 Valid UTF-8 is always UTF-8, and a byte order mark is believed. What is older than Unicode is judged by
-slm/text/charsets.py. Whatever is not certain is said in a note, which the caller puts beside the file's name.
+slm/text/encoding/charsets.py. Whatever is not certain is said in a note, which the caller puts beside the file's name.
 It knows nothing of formats: what a page declares comes as `declared`.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from slm.errors import DamagedFileError
-from slm.text import charsets, doubt, unmarked
-from slm.text.labels import codec_of
+from slm.text.encoding import charsets, doubt, unmarked
+from slm.text.encoding.labels import codec_of
 
 _BOMS = (  # the longer ones first: UTF-32-LE begins as UTF-16-LE does
     (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),

@@ -1,0 +1,1 @@
+"""Bytes that came from elsewhere to text: which encoding they are in."""
