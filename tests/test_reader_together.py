@@ -40,11 +40,7 @@ def test_the_loss_is_the_one_that_readers_are_trained_by(every: bool, right: tup
 def test_the_fit_finds_what_the_answers_were_drawn_by() -> None:
     questions = drawn(3000)
     share, scale, offset = fitted_sum(questions)
-    assert (share, scale, offset) == (
-        pytest.approx(1.0, abs=0.1),
-        pytest.approx(0.5, abs=0.1),
-        pytest.approx(-1.0, abs=0.2),
-    )
+    assert [share, scale] == pytest.approx([1.0, 0.5], abs=0.1) and offset == pytest.approx(-1.0, abs=0.2)
     assert nats(questions, share, scale, offset) <= nats(questions, 1.0, 0.5, -1.0)
 
 

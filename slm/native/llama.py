@@ -354,8 +354,8 @@ def contrasts_in(
 ) -> list[list[float]]:
     """How much likelier one token is than another (a difference of logits) behind some places of texts.
 
-    texts: token ids, and the places: 0 is behind the first token. between: the two tokens. All texts are one batch, a sequence each. Raises
-    EngineError, also when the context is told to stop.
+    texts: token ids, and the places: 0 is behind the first token. between: the two tokens. All texts are
+    one batch, a sequence each. Raises EngineError, also when the context is told to stop.
     """
     lib = library()
     forget(context)

@@ -140,7 +140,7 @@ def _write(
     with new_folder(options.output, "adapter") as (folder, manifest):
         save_adapter(model, options.base, folder, {})
         scaled = {"scale": SCALE, "offset": OFFSET} if is_encoder(options.base) else {"scale": 1.0, "offset": 0.0}
-        card = {"form": form, "kind": "cosine" if is_encoder(options.base) else "contrast", **scaled, "refuse_at": {}}
+        card: dict[str, Any] = {"form": form, "kind": "cosine" if is_encoder(options.base) else "contrast", **scaled, "refuse_at": {}}
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         run.keep(folder)
         (folder / KEPT / "figures.json").write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
