@@ -22,6 +22,8 @@ from train.data.masks import IGNORE, Encoded
 from train.run.reader.examples import ReaderRow
 
 CONTRAST = ("yes", "no")
+# What a reader's card says of how its lines are judged.
+BY_CONTRAST = {"kind": "contrast", "scale": 1.0, "offset": 0.0}
 _NOWHERE = Example(Path(), 0, "")
 
 

@@ -22,6 +22,8 @@ from train.run.reader.examples import ReaderExample, ReaderRow
 # The scores of each row's lines by a model, float32.
 RowScores = Callable[[Any, Sequence[ReaderRow]], list[torch.Tensor]]
 SCALE, OFFSET = 20.0, -18.0
+# What a reader's card says of how its lines are judged.
+BY_COSINE = {"kind": "cosine", "scale": SCALE, "offset": OFFSET}
 # Padded tokens of one pass through the model, and rows.
 _TOKENS, _ROWS = 2048, 64
 

@@ -33,9 +33,9 @@ from train.run.fit import RunFigures, fit
 from train.run.folder import KEPT, RunFolder, asked_of, ended_figures, open_run
 from train.run.history import save_curve
 from train.run.job import RunState, Sums, Task, loss_of
-from train.run.reader.contrast import contrast_head
+from train.run.reader.contrast import BY_CONTRAST, contrast_head
 from train.run.reader.examples import ReaderExample, read_examples
-from train.run.reader.loss import OFFSET, SCALE, RowScores, reader_batch, reader_loss, row_scores
+from train.run.reader.loss import BY_COSINE, RowScores, reader_batch, reader_loss, row_scores
 
 # What a reader is, beside the adapter's own files.
 CARD = "reader.json"
@@ -139,8 +139,7 @@ def _write(
         note(why_not)
     with new_folder(options.output, "adapter") as (folder, manifest):
         save_adapter(model, options.base, folder, {})
-        scaled = {"scale": SCALE, "offset": OFFSET} if is_encoder(options.base) else {"scale": 1.0, "offset": 0.0}
-        card: dict[str, Any] = {"form": form, "kind": "cosine" if is_encoder(options.base) else "contrast", **scaled, "refuse_at": {}}
+        card = {"form": form, **(BY_COSINE if is_encoder(options.base) else BY_CONTRAST), "refuse_at": {}}
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         run.keep(folder)
         (folder / KEPT / "figures.json").write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
