@@ -14,6 +14,7 @@ import torch
 
 from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
+from rag.answer.reader import card
 from rag.answer.reader.card import CARD, CONTRAST, Before, read_card
 from rag.answer.reader.contrast import CausalTokenizer, ContrastJudge
 from rag.answer.reader.form import FORM, rows_of
@@ -23,6 +24,7 @@ from slm.artifacts import new_folder
 from slm.errors import DamagedFileError, InputError, MismatchError, UnsupportedError
 from slm.native.llama import open_model
 from slm.weights.identity import identity_of
+from slm_cli import Roof
 from tests.test_reader_judge import ASKED, TEXTS
 from tests.tiny_causal_reader import causal_bases
 from tests.tiny_reader import Pointing
@@ -51,9 +53,9 @@ class Made:
                     weight.copy_(0.15 * torch.randn(weight.shape, generator=generator))
         with new_folder(self.folder, "adapter") as (folder, manifest):
             save_adapter(self.model, base, folder, {})
-            card = {"form": FORM, "kind": CONTRAST, "scale": 2.0, "offset": -1.0, "refuse_at": {"": 0.5}}
-            (folder / CARD).write_text(json.dumps(card), encoding="utf-8")
-            manifest.update(base={"path": str(base), "fingerprint": identity_of(base).weights})
+            told = {"form": FORM, "kind": CONTRAST, "scale": 2.0, "offset": -1.0, "refuse_at": {"": 0.5}}
+            (folder / CARD).write_text(json.dumps(told), encoding="utf-8")
+            manifest.update(base={"path": str(base), "fingerprint": identity_of(base).fingerprint})
         self.gguf = root / "base.gguf"
         convert_checkpoint(base, self.gguf, "f32")
         convert_adapter(self.folder, self.adapter, base)
@@ -120,6 +122,21 @@ def test_a_causal_reader_needs_its_files_from_elsewhere(made: Made) -> None:
 
 
 # Two readers
+
+
+def test_both_readers_read_where_both_bases_are_here_and_one_is_noted(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path))
+    monkeypatch.setattr(card, "SECOND", made.folder)
+    for wanted in ("auto", "point"):
+        reader = Roof().reader_of(wanted)
+        assert reader is not None and reader.name == "reader"
+        assert "one reader" not in capsys.readouterr().err
+    monkeypatch.setattr(card, "SECOND", tmp_path / "nowhere")
+    reader = Roof().reader_of("auto")
+    assert reader is not None and reader.name == f"{card.RELEASED.name}-reader"
+    assert "one reader reads instead of two" in capsys.readouterr().err
 
 
 def test_the_second_reads_the_likeliest_passages_and_both_scores_are_added() -> None:
