@@ -30,6 +30,7 @@ from rag.answer.reader.examples import example_of, require_places, right_lines  
 from rag.answer.reader.form import TextTokenizer, texts_of  # noqa: E402
 from rag.answer.reader.judge import open_reader  # noqa: E402
 from rag.answer.reader.weights import base_file, base_fingerprint, reader_tokenizer  # noqa: E402
+from rag.evaluate.thresholds import MOST_WRONG, PRICE, fitted  # noqa: E402
 from rag.evaluate.together import TwiceJudged, fitted_sum, nats  # noqa: E402
 from rag.index.embed import DEFAULT_EMBEDDER, Embedder, open_embedder  # noqa: E402
 from rag.index.embedders.packed import read_packed, write_checkpoint  # noqa: E402
@@ -49,7 +50,7 @@ _BOUNDED = ("--epochs", "1", "--time-limit-s", "5400")
 # Deeper than what is read for an answer, so that not all neighbours of a right passage are the same in every example.
 _DEPTH = Depth(same=12, other=8, tokens=10_000)
 # How many of the first reader's likeliest passages a second one reads.
-_AGAIN = 6
+_AGAIN = 8
 # Where training departs from the defaults of slm train reader.
 _OPTIONS = {DEFAULT_EMBEDDER: (), "gemma-3-270m": ("--rank", "16", "--lr", "5e-4")}
 
@@ -142,11 +143,10 @@ def fit_sum(second: Path, work: Path, most: int) -> None:
     write_card(second, scale=scale, offset=offset, before={"passages": _AGAIN, "share": share})
 
 
-def fit_thresholds(reader: Path, work: Path, price: float, most: int) -> dict[str, float]:
+def fit_thresholds(reader: Path, work: Path, price: float, most_wrong: float, most: int) -> dict[str, float]:
     """Answer development questions without ever refusing, fit when to refuse, and keep that in the reader's card."""
     from rag.answer.retriever import open_retriever
     from rag.evaluate.answers import Answered, answered, by_reader
-    from rag.evaluate.thresholds import fitted
 
     eager = replace(open_reader(reader, Roof().causal_reader), refuse_at={"": 2.0})
     embedder = open_embedder(DEFAULT_EMBEDDER)
@@ -157,7 +157,7 @@ def fit_thresholds(reader: Path, work: Path, price: float, most: int) -> dict[st
             progress(f"answering for {organisation.name}", total=len(questions), unit="questions") as done,
         ):
             rows += answered(by_reader(retriever, eager), questions, done)
-    limits = {language: round(limit, 3) for language, limit in fitted(rows, price).items()}
+    limits = {language: round(limit, 3) for language, limit in fitted(rows, price, most_wrong).items()}
     write_card(reader, refuse_at=limits)
     return limits
 
@@ -226,7 +226,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", choices=list(_OPTIONS), default=DEFAULT_EMBEDDER, help="a causal one reads second")
     parser.add_argument("-o", "--output", type=Path, help="adapter folder [default: below adapters/]")
-    parser.add_argument("--price", type=float, default=1.2, help="what a wrong answer costs beside one not given")
+    parser.add_argument("--price", type=float, default=PRICE, help="what a wrong answer costs beside one not given")
+    parser.add_argument(
+        "--most-wrong",
+        type=float,
+        default=MOST_WRONG,
+        help="share of the questions with an answer answered wrong at most",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--held-out", type=int, default=12, help="questions of each development organisation, for the loss"
@@ -259,7 +265,7 @@ def main() -> None:
         train(args.base, work, files, output, args.seed, args.options)
     if second:
         fit_sum(output, work, args.questions)
-    limits = fit_thresholds(output, work, args.price, args.questions)
+    limits = fit_thresholds(output, work, args.price, args.most_wrong, args.questions)
     print(f"{output}: refuses at {limits} ({(time.monotonic() - started) / 60:.0f} minutes)")
 
 

@@ -151,3 +151,13 @@ def test_each_language_has_its_own_and_the_rest_that_of_all() -> None:
 def test_a_question_whose_right_answer_nobody_knows_is_not_counted() -> None:
     rows = [row(0.1, True), row(0.2, None), row(0.3, True), row(0.5, False)]
     assert threshold(rows, 2.0) == pytest.approx(0.4)
+
+
+def test_no_more_is_answered_wrong_than_may_be() -> None:
+    rows = [row(0.1, True), row(0.2, False), row(0.3, True), row(0.4, True), row(0.5, False), row(0.6, True)]
+    assert threshold(rows, 0.5) == 1.0  # a wrong one costs half a right one, and most are right
+    assert threshold(rows, 0.5, most_wrong=0.2) == pytest.approx(0.45)  # one of six may be wrong
+    assert threshold(rows, 0.5, most_wrong=0.1) == pytest.approx(0.15)
+    assert fitted(rows, 0.5, 0.1) == pytest.approx({"": 0.15, "en": 0.15})
+    # What has no answer is not answered wrong, it is no part of the share.
+    assert threshold([row(0.1, True), row(0.2, None, answerable=False), row(0.3, True)], 0.5, 0.0) == 1.0
