@@ -231,7 +231,7 @@ def main() -> None:
         "--most-wrong",
         type=float,
         default=MOST_WRONG,
-        help="share of the questions with an answer answered wrong at most",
+        help="share of answerable questions answered wrong at most",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -26,8 +26,9 @@ def fitted(rows: Sequence[Answered], price: float = PRICE, most_wrong: float = 1
 def threshold(rows: Sequence[Answered], price: float, most_wrong: float = 1.0) -> float:
     """The threshold with the best sum of right answers less `price` times those that should not have been given.
 
-    Of the questions with an answer at most the share `most_wrong` is answered wrong below it. It lies halfway between the two questions it parts. 1 where saying everything is best (nothing is refused).
-    Questions that the documents answer, but of which nobody says how, are left out.
+    Of the questions with an answer at most the share `most_wrong` is answered wrong below it. It lies halfway between
+    the two questions it parts. 1 where saying everything is best (nothing is refused). Questions that the documents
+    answer, but of which nobody says how, are left out.
     """
     judged = [row for row in rows if row.right is not None or not row.answerable]
     ranked = sorted((row.doubt or 0.0, 1.0 if row.right else -price, row.right is False) for row in judged)
