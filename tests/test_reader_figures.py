@@ -144,8 +144,8 @@ def test_no_threshold_parts_what_is_equally_likely() -> None:
 
 def test_each_language_has_its_own_and_the_rest_that_of_all() -> None:
     rows = [row(0.1, True), row(0.3, False), row(0.5, True, "ja"), row(0.7, False, "ja")]
-    assert fitted(rows) == pytest.approx({"": 0.2, "en": 0.2, "ja": 0.6})
-    assert fitted(rows, price=0.5) == pytest.approx({"": 0.6, "en": 0.2, "ja": 0.6})
+    assert fitted(rows, price=1.2) == pytest.approx({"": 0.2, "en": 0.2, "ja": 0.6})
+    assert fitted(rows) == pytest.approx({"": 0.6, "en": 0.2, "ja": 0.6})
 
 
 def test_a_question_whose_right_answer_nobody_knows_is_not_counted() -> None:

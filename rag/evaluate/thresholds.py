@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rag.evaluate.answers import Answered
 
 # What an answer that is wrong, or said where there is none, costs beside a right one that is not given.
-PRICE = 1.2
+PRICE = 0.5
 # The share of the questions with an answer that may be answered wrong.
 MOST_WRONG = 0.08
 
