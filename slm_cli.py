@@ -144,14 +144,16 @@ class Roof:
         try:
             return open_reader(SECOND, self.causal_reader)
         except MissingFileError as error:
-            note(f"one reader reads instead of two: {error}")
+            missing = error
         try:
-            return open_reader(RELEASED)
+            reader = open_reader(RELEASED)
         except MissingFileError as error:
             if wanted == "point":
                 raise
             note(f"the model answers from the documents, no reader: {error}")
             return None
+        note(f"one reader reads instead of two: {missing}")
+        return reader
 
     def causal_reader(self, folder: Path) -> tuple[Path, Path]:
         """The GGUF files of the base that a reader's adapter folder names, and of the adapter."""

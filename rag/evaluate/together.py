@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
 _START, _STEP, _ENOUGH = (0.5, 0.5, 0.0), 0.25, 1e-3
 
 
@@ -33,16 +31,11 @@ def nats(questions: Sequence[TwiceJudged], share: float, scale: float, offset: f
 
 def _loss(one: TwiceJudged, share: float, scale: float, offset: float) -> float:
     scores = share * np.asarray(one.first) + scale * np.asarray(one.second) + offset
-    whole = _logsumexp(np.append(scores, 0.0))
+    whole = float(np.logaddexp.reduce(np.append(scores, 0.0)))
     right = scores[np.asarray(one.right, dtype=bool)]
     if not len(right):
         return whole
-    return whole - (float(right.mean()) if one.every else _logsumexp(right))
-
-
-def _logsumexp(values: Array) -> float:
-    highest = values.max()
-    return float(highest + np.log(np.exp(values - highest).sum()))
+    return whole - (float(right.mean()) if one.every else float(np.logaddexp.reduce(right)))
 
 
 def fitted_sum(questions: Sequence[TwiceJudged]) -> tuple[float, float, float]:

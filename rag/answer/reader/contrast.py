@@ -37,25 +37,20 @@ class CausalTokenizer:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        (self._begin,) = self._one("", add_special=True)
-        (self._end,) = self._one("\n")
+        self._begin, self._end = self.one("", add_special=True), self.one("\n")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[self._begin, *self._ids(text), self._end] for text in texts]
 
-    def word(self, word: str) -> int:
-        """The token of a word. Raises UnsupportedError where it is not one."""
-        (token,) = self._one(word)
-        return token
-
-    def _ids(self, text: str, *, add_special: bool = False) -> list[int]:
-        return tokenize(self._model, text, add_special=add_special, parse_special=False)
-
-    def _one(self, text: str, *, add_special: bool = False) -> list[int]:
+    def one(self, text: str, *, add_special: bool = False) -> int:
+        """The token of a text. Raises UnsupportedError where it is not one."""
         ids = self._ids(text, add_special=add_special)
         if len(ids) != 1:
             raise UnsupportedError(f"{text!r} is {len(ids)} tokens of this model, a reader needs it to be one")
-        return ids
+        return ids[0]
+
+    def _ids(self, text: str, *, add_special: bool = False) -> list[int]:
+        return tokenize(self._model, text, add_special=add_special, parse_special=False)
 
 
 class ContrastJudge:
@@ -71,7 +66,7 @@ class ContrastJudge:
         weakref.finalize(self, self._stack.close)
         model = open_model(self._stack, base)
         self._tokenizer = CausalTokenizer(model)
-        self._between = self._tokenizer.word(_YES), self._tokenizer.word(_NO)
+        self._between = self._tokenizer.one(_YES), self._tokenizer.one(_NO)
         handle = open_adapter(self._stack, model, adapter)
 
         def opened(tokens: int, texts: int) -> Any:

@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -23,6 +23,8 @@ _BLANKS = " \xa0\u3000\r\n\t\0"
 _HYPHENS = ("\x02", "\ufffe")  # what pdfium makes of a hyphen at the end of a line
 
 Place = Callable[[float, float], tuple[float, float]]
+Characters = list[tuple[int, str]]
+"""Numbers of characters on their page, and the characters."""
 
 
 def read_sheets(page: Any, number: int) -> list[Sheet]:
@@ -45,20 +47,17 @@ def read_sheets(page: Any, number: int) -> list[Sheet]:
 def _read(page: Any, number: int, pdf: Any) -> list[Sheet]:
     text_page = page.get_textpage()
     try:
-        groups = _by_direction(text_page, pdf, page.get_rotation())
-        (most, indices), *others = sorted(groups, key=lambda group: group[0] == _ASKEW)
-        sheet, place = _sheet(page, number, most)
-        sheet.pieces = list(_pieces(text_page, pdf, place, sheet, indices))
-        _objects(page, pdf, place, sheet)
-        sheets = [sheet]
-        for turn, indices in others:
+        sheets: list[Sheet] = []
+        for turn, characters in _by_direction(text_page, pdf, page.get_rotation()):
             sheet, place = _sheet(page, number, turn)
             if turn == _ASKEW:
-                sheet.pieces = list(_askew(text_page, pdf, indices))
+                sheet.pieces = list(_askew(text_page, pdf, characters))
             else:
-                sheet.pieces = list(_pieces(text_page, pdf, place, sheet, indices))
-            sheet.is_aside = True
-            sheets += [sheet] if sheet.pieces else []
+                sheet.pieces = list(_pieces(text_page, pdf, place, sheet, characters))
+            if not sheets:
+                _objects(page, pdf, place, sheet)
+            sheet.is_aside = bool(sheets)
+            sheets += [sheet] if sheet.pieces or not sheets else []
     finally:
         text_page.close()
     return sheets
@@ -80,25 +79,26 @@ def _sheet(page: Any, number: int, turn: int) -> tuple[Sheet, Place]:
     return Sheet(number, width, height), place
 
 
-def _by_direction(text_page: Any, pdf: Any, turned: int) -> list[tuple[int, list[int]]]:
+def _by_direction(text_page: Any, pdf: Any, turned: int) -> list[tuple[int, Characters]]:
     """(by how many degrees a page has to be turned to read them, characters), the most of them first.
 
     turned: what the page is turned by as it is shown. What is at no right angle to the edges (a stamp across the page)
     is _ASKEW. A blank has no direction: it belongs to what stands before it.
     """
-    groups: dict[int, list[int]] = {turned: []}
+    groups: dict[int, Characters] = {turned: []}
     counts: dict[int, int] = {turned: 0}
     turn = turned
     for index in range(min(text_page.count_chars(), _MOST_CHARACTERS)):
-        if chr(pdf.FPDFText_GetUnicode(text_page, index)) not in _BLANKS:
+        char = chr(pdf.FPDFText_GetUnicode(text_page, index))
+        if char not in _BLANKS:
             angle = max(0.0, math.degrees(pdf.FPDFText_GetCharAngle(text_page, index)))
             turn = -round(angle / 90) % 4 * 90 if abs(angle / 90 - round(angle / 90)) < 0.1 else _ASKEW
             counts[turn] = counts.get(turn, 0) + 1
-        groups.setdefault(turn, []).append(index)
-    return sorted(groups.items(), key=lambda group: -counts[group[0]])
+        groups.setdefault(turn, []).append((index, char))
+    return sorted(groups.items(), key=lambda group: (group[0] == _ASKEW, -counts[group[0]]))
 
 
-def _pieces(text_page: Any, pdf: Any, place: Place, sheet: Sheet, indices: Sequence[int]) -> Iterator[LinePiece]:
+def _pieces(text_page: Any, pdf: Any, place: Place, sheet: Sheet, characters: Characters) -> Iterator[LinePiece]:
     """Characters that follow each other on one line, as pieces; blanks that a program only guessed are weighed."""
     box = pdf.FS_RECTF()
     piece: LinePiece | None = None
@@ -106,10 +106,9 @@ def _pieces(text_page: Any, pdf: Any, place: Place, sheet: Sheet, indices: Seque
     box_before = (0.0, 0.0, 0.0, 0.0)
     seen: set[tuple[str, int, int]] = set()
     before = -1
-    for index in indices:
+    for index, char in characters:
         blank = blank or index != before + 1
         before = index
-        char = chr(pdf.FPDFText_GetUnicode(text_page, index))
         if char in _BLANKS:
             blank = True
             continue
@@ -147,10 +146,10 @@ def _pieces(text_page: Any, pdf: Any, place: Place, sheet: Sheet, indices: Seque
         yield _finished(piece)
 
 
-def _askew(text_page: Any, pdf: Any, indices: Sequence[int]) -> Iterator[LinePiece]:
+def _askew(text_page: Any, pdf: Any, characters: Characters) -> Iterator[LinePiece]:
     """What runs across the page, as a program wrote it: a piece for each of its lines, one below another."""
-    text = "".join(chr(pdf.FPDFText_GetUnicode(text_page, index)) for index in indices)
-    size, bold, fixed = _font(text_page, pdf, indices[0])
+    text = "".join(char for _, char in characters)
+    size, bold, fixed = _font(text_page, pdf, characters[0][0])
     for number, line in enumerate(filter(None, (" ".join(line.split()) for line in text.splitlines()))):
         y, width = 2 * size * number, size * len(line)
         lefts = array("f", (size * at for at in range(len(line))))

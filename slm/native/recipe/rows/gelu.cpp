@@ -8,7 +8,6 @@
 
 #include "lanes.h"
 
-#include <algorithm>
 #include <cmath>
 
 namespace slm {

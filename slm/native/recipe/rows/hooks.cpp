@@ -16,7 +16,8 @@ namespace {
 
 enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4, GELU = 8 };
 
-// SLM_LLAMA_KERNELS names those to use: "products", "attention", "rotation", "gelu", with commas, or "none". Unset: all there are.
+// SLM_LLAMA_KERNELS names those to use: "products", "attention", "rotation", "gelu", with commas, or "none".
+// Unset: all there are.
 int chosen() {
     const char * wanted = std::getenv("SLM_LLAMA_KERNELS");
     const bool all = !wanted || !*wanted;
