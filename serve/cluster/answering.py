@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.cluster.warm import WarmAdapters
-from serve.cluster.wire import Ask, NeededAdapter, Telling
+from serve.cluster.wire import Ask, ChatAsked, CompletionAsked, NeededAdapter, Run, Telling, TextAsked, TokensAsked
 from serve.engine.engine import Engine
 from serve.engine.events import Ticket
 from serve.server.respond import begun
@@ -45,21 +45,23 @@ class Answering:
                 except SlmError as error:
                     yield Telling((error,), True)
                     return
-            if ask.deed in ("tokenize", "detokenize"):
-                yield await asyncio.to_thread(self._told_at_once, ask)
+            if isinstance(ask.deed, TokensAsked | TextAsked):
+                yield await asyncio.to_thread(self._told_at_once, ask.deed)
                 return
-            async with aclosing(self._computed(ask)) as parts:
+            async with aclosing(self._computed(ask, ask.deed)) as parts:
                 async for told in parts:
                     yield told
 
-    def _told_at_once(self, ask: Ask) -> Telling:
-        does: Callable[..., Any] = self._engine.tokenize if ask.deed == "tokenize" else self._engine.detokenize
+    def _told_at_once(self, deed: TokensAsked | TextAsked) -> Telling:
+        engine = self._engine
         try:
-            return Telling((does(**ask.arguments),), True)
+            if isinstance(deed, TokensAsked):
+                return Telling((engine.tokenize(deed.text, add_special=deed.add_special),), True)
+            return Telling((engine.detokenize(deed.tokens),), True)
         except SlmError as error:
             return Telling((error,), True)
 
-    async def _computed(self, ask: Ask) -> AsyncGenerator[Telling, None]:
+    async def _computed(self, ask: Ask, run: Run) -> AsyncGenerator[Telling, None]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -67,12 +69,8 @@ class Answering:
             with suppress(RuntimeError):  # the loop is closed when the replica is being stopped
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        engine = self._engine
-        begins: dict[str, Callable[..., Ticket]] = {
-            "chat": engine.begin_chat, "complete": engine.begin_complete, "embed": engine.begin_embed,
-        }  # fmt: skip
         try:
-            ticket = await begun(partial(begins[ask.deed], sink=sink, **ask.arguments))
+            ticket = await begun(partial(self._begun, ask, run, sink))
         except SlmError as error:
             yield Telling((error,), True)
             return
@@ -86,6 +84,19 @@ class Answering:
                 yield Telling(tuple(ready), last)
         finally:
             ticket.cancel()
+
+    def _begun(self, ask: Ask, run: Run, sink: Callable[[Any], None]) -> Ticket:
+        engine = self._engine
+        if isinstance(run, ChatAsked):
+            return engine.begin_chat(
+                run.messages, sink, adapter=ask.adapter, lora=ask.lora,
+                template=run.template, sampling=run.sampling, fit=run.fit,
+            )  # fmt: skip
+        if isinstance(run, CompletionAsked):
+            return engine.begin_complete(
+                run.text, sink, adapter=ask.adapter, lora=ask.lora, sampling=run.sampling, fit=run.fit
+            )
+        return engine.begin_embed(run.texts, sink, first=run.first)
 
     def _load(self, adapter: NeededAdapter) -> None:
         """Raises _StaleError when the file has other content than was asked for, EngineError when it cannot be had."""

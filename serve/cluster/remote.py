@@ -18,7 +18,7 @@ from serve.adapters.registry import Adapter, Base
 from serve.child.messages import Embeddings, Stats
 from serve.cluster.board import ReplicaReport, state_of, summed
 from serve.cluster.known import KnownAdapters
-from serve.cluster.wire import Ask, Deed, Telling
+from serve.cluster.wire import Ask, ChatAsked, CompletionAsked, EmbeddingsAsked, Run, Telling, TextAsked, TokensAsked
 from serve.engine.events import Event, Sink, Ticket
 from serve.engine.options import EngineOptions
 from serve.engine.prompting import TemplateOptions
@@ -84,8 +84,7 @@ class RemoteEngine:
     ) -> Ticket:
         """As `serve.engine.engine.Engine.begin_chat`, but events come on the loop's thread."""
         way = self.route(adapter, messages, lora=lora)
-        told = {"messages": list(messages), "template": template, "sampling": sampling, "fit": fit}
-        return self._begin("chat", told, way, lora, sink)
+        return self._begin(ChatAsked(list(messages), template, sampling, fit), way, lora, sink)
 
     def begin_complete(
         self,
@@ -100,14 +99,14 @@ class RemoteEngine:
         """As `begin_chat` for a plain text or token ids."""
         shown = text if isinstance(text, str) else ""
         way = self.route(adapter, [Message(role="user", content=shown)], lora=lora)
-        return self._begin("complete", {"text": text, "sampling": sampling, "fit": fit}, way, lora, sink)
+        return self._begin(CompletionAsked(text, sampling, fit), way, lora, sink)
 
     def begin_embed(
         self, texts: Sequence[str | Sequence[int]], sink: Callable[[Embeddings | SlmError], None], *, first: int = 0
     ) -> Ticket:
         """As `serve.engine.engine.Engine.begin_embed`."""
         way = Route(None, "embeddings are of the base")
-        return self._start(lambda: Ask("embed", {"texts": list(texts), "first": first}), way, sink)
+        return self._start(lambda: Ask(EmbeddingsAsked(list(texts), first)), way, sink)
 
     def route(self, wanted: str | None, messages: Sequence[Message], *, lora: Lora | None = None) -> Route:
         """As `serve.engine.engine.Engine.route`."""
@@ -115,11 +114,11 @@ class RemoteEngine:
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """As `serve.engine.engine.Engine.tokenize`; not to be called on the loop's thread."""
-        return list(self._result(Ask("tokenize", {"text": text, "add_special": add_special})))
+        return list(self._result(Ask(TokensAsked(text, add_special))))
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """As `serve.engine.engine.Engine.detokenize`; not to be called on the loop's thread."""
-        return str(self._result(Ask("detokenize", {"tokens": list(tokens)})))
+        return str(self._result(Ask(TextAsked(list(tokens)))))
 
     # --- adapters, state ------------------------------------------------------------------------------------------
 
@@ -156,19 +155,14 @@ class RemoteEngine:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _begin(
-        self, deed: Deed, told: dict[str, Any], way: Route, lora: Lora | None, sink: Callable[[Any], None]
-    ) -> Ticket:
+    def _begin(self, deed: Run, way: Route, lora: Lora | None, sink: Callable[[Any], None]) -> Ticket:
         """Start what is done with adapters; they are looked up when it is sent: a name may have newer content then."""
         scales = dict(lora) if lora is not None else {way.adapter: 1.0} if way.adapter else {}
         names = [name for name, scale in scales.items() if scale]
 
         def ask() -> Ask:
             needed = tuple(self._known.needed(name) for name in names)
-            which: dict[str, Any] = {"adapter": needed[0].content if needed else None}
-            if lora is not None:
-                which = {"lora": [(one.content, scales[name]) for one, name in zip(needed, names, strict=True)]}
-            return Ask(deed, {**told, **which}, needed)
+            return Ask(deed, needed, None if lora is None else tuple(scales[name] for name in names))
 
         def take(event: Event) -> None:
             if isinstance(event, Finish):
