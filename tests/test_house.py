@@ -120,6 +120,14 @@ def test_no_two_names_of_a_room_differ_by_a_plural_or_a_prefix_alone(room: str) 
     assert alike == set()
 
 
+def test_no_module_is_called_as_the_folder_it_stands_in_but_for_a_plural() -> None:
+    def alike(one: str, two: str) -> bool:
+        return one != two and one.removesuffix("es").removesuffix("s") == two.removesuffix("es").removesuffix("s")
+
+    twins = [module_name(path) for path in FILES for folder in path.parents if alike(path.stem, folder.name)]
+    assert twins == []
+
+
 def definitions(kind: type[_Node]) -> list[tuple[str, _Node]]:
     """(module, node) of everything of a kind that is defined in our files, at any depth."""
     pairs = [(module_name(path), ast.parse(path.read_text(encoding="utf-8"))) for path in FILES]
@@ -134,6 +142,39 @@ def test_no_two_classes_of_the_house_have_one_name() -> None:
             found.setdefault(node.name, []).append(module)
     assert len(found) > 300
     assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
+
+
+@pytest.mark.parametrize("room", [GROUND, *ROOMS])
+def test_a_name_of_a_type_means_one_thing_in_a_room_and_the_ground(room: str) -> None:
+    """Classes, and names given to types (`Mask = npt.NDArray[np.bool_]`): what is searched for is one thing."""
+    found: dict[str, set[str]] = {}
+    for path in FILES:
+        if module_name(path).split(".")[0] in (room, GROUND):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef):
+                    found.setdefault(node.name, set()).add(module_name(path))
+            for node in tree.body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    found.setdefault(node.targets[0].id, set()).add(ast.unparse(node.value))
+    types = {name: meanings for name, meanings in found.items() if name[0].isupper() and not name.isupper()}
+    assert len(types) > 40
+    assert {name: meanings for name, meanings in types.items() if len(meanings) > 1} == {}
+
+
+# What rooms hand each other, processes say to each other, and readers, stores and runs are known by.
+SEAMS = (
+    "slm/joints.py", "serve/child/messages.py", "serve/child/spelling/lines.py", "serve/engine/served.py",
+    "serve/engine/events.py", "serve/cluster/wire.py", "serve/cluster/answering.py", "rag/document.py",
+    "rag/sources/reader.py", "rag/stores/interface.py", "rag/index/retrieve.py", "train/run/loop.py",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_a_seam_is_typed(seam: str) -> None:
+    """No call whose arguments nobody checks, and nothing asked for by a name in a text."""
+    source = (ROOT / seam).read_text(encoding="utf-8")
+    assert [word for word in ("Callable[..., ", "type: ignore", "getattr(", "cast(") if word in source] == []
 
 
 MOST_PARAMETERS = 7
@@ -153,6 +194,21 @@ def test_a_function_takes_no_more_than_one_can_keep_in_mind(kind: type[ast.Funct
         if len(names) > MOST_PARAMETERS and not is_command:
             crowded.add(f"{module}.{node.name}")
     assert crowded <= CALLED_BY_OTHERS, crowded - CALLED_BY_OTHERS
+
+
+MOST_LINES = 60
+
+
+@pytest.mark.parametrize("kind", [ast.FunctionDef, ast.AsyncFunctionDef])
+def test_a_function_is_read_at_a_glance(kind: type[ast.FunctionDef]) -> None:
+    """Its signature and its docstring are not counted."""
+    long = {}
+    for module, node in definitions(kind):
+        first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
+        assert first is not None and node.end_lineno is not None
+        if node.end_lineno - first > MOST_LINES:
+            long[f"{module}.{node.name}"] = node.end_lineno - first
+    assert long == {}
 
 
 def test_help_of_every_command_imports_nothing_heavy() -> None:

@@ -19,10 +19,10 @@ from train.adapter.fresh import add_adapter
 from train.base import load_model
 from train.batch import feed as feeding
 from train.batch import memory
-from train.batch.batches import Batch
 from train.batch.feed import feed, largest, plan_of, settle_checkpointing, use_gradient_checkpointing
 from train.batch.loss import supervised_loss
 from train.batch.memory import needs_checkpointing, predict, saved_for_backward
+from train.batch.tensors import Batch
 from train.config import TrainOptions
 from train.data.prepare import Prepared, prepare_conversations
 from train.measure.estimate import estimate

@@ -11,12 +11,12 @@ import torch
 from slm.families.targets import decoder_families
 from tests.tiny_packs import a_batch, gradient, tiny, with_adapter
 from train.batch.attention import packed_attention
-from train.batch.batches import packed
 from train.batch.feed import use_gradient_checkpointing
 from train.batch.fused import fused_layers
 from train.batch.layers import decoder_layers
 from train.batch.loss import supervised_loss
 from train.batch.precision import precision, store_frozen
+from train.batch.tensors import packed
 
 # Of these families every linear layer and every norm in a decoder layer is fused.
 WHOLE = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}

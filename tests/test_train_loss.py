@@ -14,10 +14,10 @@ from tests.tiny_adapters import FAMILIES, checkpoints, options
 from tests.tiny_training import write_jsonl
 from train.adapter.fresh import add_adapter
 from train.base import load_model, load_tokenizer
-from train.batch.batches import by_length, pad
 from train.batch.loss import supervised_loss
 from train.batch.plan import BatchPlan
 from train.batch.precision import choose_dtype, in_float32, precision, store_frozen
+from train.batch.tensors import by_length, pad
 from train.data.examples import Example
 from train.data.masks import IGNORE, Encoded, ExampleEncoder
 from train.measure.evaluate import held_out_loss

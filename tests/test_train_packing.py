@@ -16,12 +16,12 @@ from slm.errors import InputError
 from slm.families.targets import decoder_families
 from tests.tiny_packs import a_batch, encoded, gradient, tiny, with_adapter
 from train.batch.attention import packed_attention
-from train.batch.batches import packed, pad
 from train.batch.feed import use_gradient_checkpointing
 from train.batch.frozen import frozen_states
 from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.batch.loss import supervised_loss
 from train.batch.packing import pack
+from train.batch.tensors import packed, pad
 from train.data.masks import Encoded
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from slm.errors import InputError, UnsupportedError
 from slm.joints import Message
 
-Render = Callable[[Sequence[Message]], str]  # with the generation prompt, without BOS
+RenderTurns = Callable[[Sequence[Message]], str]  # with the generation prompt, without BOS
 
 _SYSTEM, _FIRST, _ANSWER, _SECOND = "SYSTEMTEXT", "FIRSTQUESTION", "FIRSTANSWER", "SECONDQUESTION"
 
@@ -59,7 +59,7 @@ class Turns:
         return texts + list(self.system or ())
 
 
-def turns_of(render: Render) -> Turns:
+def turns_of(render: RenderTurns) -> Turns:
     """The fixed texts of a template. Raises UnsupportedError for one that is not made of them."""
     alone = _parts(render, _conversation(_FIRST), _FIRST)
     before, middle, between, after = _parts(
@@ -85,7 +85,7 @@ def turns_of(render: Render) -> Turns:
     return turns
 
 
-def _with_system(render: Render, turns: Turns, before: str) -> Turns:
+def _with_system(render: RenderTurns, turns: Turns, before: str) -> Turns:
     """The turns with what stands around a system text; `before` is what precedes the first question without one."""
     try:
         start, joint, _ = _parts(render, _conversation(_FIRST, system=_SYSTEM), _SYSTEM, _FIRST)
@@ -115,7 +115,7 @@ def _conversation(*contents: str, system: str | None = None) -> list[Message]:
     return messages + [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
 
 
-def _parts(render: Render, messages: Sequence[Message], *contents: str) -> list[str]:
+def _parts(render: RenderTurns, messages: Sequence[Message], *contents: str) -> list[str]:
     """The rendered text cut at each content. Raises UnsupportedError unless each stands there once, in order."""
     text, parts = render(messages), []
     for content in contents:
@@ -144,7 +144,7 @@ def _common_end(one: str, other: str) -> str:
     return _common_start(one[::-1], other[::-1])[::-1]
 
 
-def _prove(render: Render, turns: Turns) -> None:
+def _prove(render: RenderTurns, turns: Turns) -> None:
     """Raise UnsupportedError unless the template and what was found of it write the same conversations."""
     texts = (
         "How do I reset it?",

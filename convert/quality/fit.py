@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from convert.quality.cost import (
     reference_figures,
     scratch_beside,
 )
+from convert.quality.report import Record
 from convert.quality.speed import measure_speed
 from convert.quality.verify import is_language_model
 from convert.quantize.quantize import QuantizeOptions
@@ -30,7 +31,6 @@ from slm.errors import InputError, UnsupportedError, VerificationError
 from slm.terminal.console import note
 from slm.weights.gguf_reader import read_gguf
 
-Record = Mapping[str, Any]
 _NO_OPTIONS = QuantizeOptions()
 
 

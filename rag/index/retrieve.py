@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from rag.index.chunk import Chunk
 from rag.index.embed import Embedder, Vectors
+from rag.index.generation.arrays import Mask
 from rag.index.generation.centres import Centres
 from rag.index.lexical.bm25 import Bm25
 from rag.index.lexical.pairs import HAS_PAIRS
@@ -27,7 +28,6 @@ from slm.errors import InputError
 from slm.joints import EVERYTHING, Filters
 from slm.text.language import detect
 
-Mask = npt.NDArray[np.bool_]
 Leg = Literal["dense", "lexical", "fused"]
 LEGS: tuple[Leg, ...] = ("dense", "lexical", "fused")
 _DEPTH = 50
@@ -127,14 +127,16 @@ class Hit:
     also: tuple[int, ...] = ()
 
 
-Scored = Sequence[tuple[int, float]]
+ScoredRows = Sequence[tuple[int, float]]
 
 
 # Cosines no further apart say nothing about which is better.
 _AS_GOOD_AS_EQUAL = 1e-3
 
 
-def fuse(dense: Scored, lexical: Scored, weight: float, factors: Mapping[int, float] | None = None) -> list[Hit]:
+def fuse(
+    dense: ScoredRows, lexical: ScoredRows, weight: float, factors: Mapping[int, float] | None = None
+) -> list[Hit]:
     """(row, score) of both legs as one ranking: dense + weight * lexical, each from 0 to 1, times a row's factor.
 
     Cosines lie close together wherever they lie, so they are measured from the lowest of those found, or from a
@@ -151,7 +153,7 @@ def fuse(dense: Scored, lexical: Scored, weight: float, factors: Mapping[int, fl
     return _best_first([Hit(row, score * factors.get(row, 1.0)) for row, score in scores.items()])
 
 
-def _shares(scored: Scored) -> list[tuple[int, float]]:
+def _shares(scored: ScoredRows) -> list[tuple[int, float]]:
     """The scores as shares of the highest; all 1 where the highest is 0."""
     highest = max((score for _, score in scored), default=0.0)
     return [(row, score / highest if highest > 0 else 1.0) for row, score in scored]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from rag.index.chunk import Chunk
 from rag.index.embed import Vectors
+from rag.index.generation.arrays import Mask, Rows
 from rag.index.generation.centres import Centres, LanguageSums, centres_of, summed
 from rag.index.generation.dense import Lead
 from rag.index.generation.facets import Facets
@@ -33,8 +33,6 @@ from rag.index.names import CURRENT, command_anew, composed, index_name, is_inde
 from slm.errors import DamagedFileError, MissingFileError, ResourceError, UnknownNameError, UnsupportedError
 
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, EOFError)
-Mask = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int32]
 _T = TypeVar("_T")
 
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from rag.document import Document
-from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, Collection, FileReader, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
 from slm.paths import own_name, resolved
 from slm.text.language import detect
@@ -316,7 +316,7 @@ def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read 
     if not raw.strip():
         raise DamagedFileError("it is empty")
     module, name = _READERS[suffix]
-    reader: Reader = getattr(import_module(module), name)
+    reader: FileReader = getattr(import_module(module), name)
     yield _finished(reader(raw, unicodedata.normalize("NFC", path.stem)), path)
 
 

@@ -23,7 +23,7 @@ class Read:
     note: str = ""
 
 
-Reader = Callable[[bytes, str], Read]
+FileReader = Callable[[bytes, str], Read]
 """Reads the bytes of a file; the name, without suffix, titles what has no title of its own.
 
 Raises DamagedFileError for bytes that are not of its kind. `source` and `lang` are left to the caller.

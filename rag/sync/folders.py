@@ -15,9 +15,7 @@ from rag.sources.files import find_files, read_files
 from rag.sources.reader import ReadOptions
 from rag.stores.interface import IndexStore
 from rag.sync.look import BLANK, seen
-from rag.sync.report import Report
-
-Show = Callable[[str, float, float], None]
+from rag.sync.report import Report, ShowProgress
 
 
 def sync_files(
@@ -27,7 +25,7 @@ def sync_files(
     report: Report,
     *,
     sure: bool,
-    show: Show,
+    show: ShowProgress,
 ) -> None:
     """Read these files and folders, as `Inventory.sources` has them, again into the index; the report gets the counts.
 
@@ -58,7 +56,7 @@ def _sync_alike(
     report: Report,
     *,
     sure: bool,
-    show: Show,
+    show: ShowProgress,
 ) -> None:
     total = len(find_files(there))
     reading = read_files(there, lambda done: show("reading files", done, total), none_ok=True, wanted=wanted)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+ShowProgress = Callable[[str, float, float], None]
+"""Is told what is being done, how much of it, and of how much."""
 
 
 @dataclass

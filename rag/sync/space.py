@@ -7,7 +7,7 @@ the index batch by batch, so that a sync that breaks off goes on where it was: t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -25,7 +25,7 @@ from rag.sources.confluence.rest.site import OVERLAP, Site, Space
 from rag.sources.files import is_document
 from rag.stores.interface import IndexStore
 from rag.sync.plan import Plan, confirm_removal, held_by, page_of, plan, remembered
-from rag.sync.report import Report
+from rag.sync.report import Report, ShowProgress
 from slm.errors import DownloadError, InputError, SlmError
 from slm.text.dates import instant
 
@@ -35,8 +35,6 @@ _BATCH_CHARACTERS, _BATCH_PAGES = 500_000, 500
 _FEW = 5
 _MOST_WINDOWS = 3
 
-Show = Callable[[str, float, float], None]
-
 
 @dataclass(frozen=True)
 class How:
@@ -45,7 +43,7 @@ class How:
 
     full: bool = False
     mass_delete: bool = False
-    show: Show = lambda what, done, total: None
+    show: ShowProgress = lambda what, done, total: None
 
 
 @dataclass

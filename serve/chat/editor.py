@@ -19,7 +19,7 @@ from slm.terminal.streams import coloured
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.document import Document
-    from prompt_toolkit.key_binding import KeyPressEvent
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 Complete = Callable[[str, str], Sequence[str]]
 """(command, the beginning of its argument) -> the arguments there are."""
@@ -101,10 +101,8 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
     from prompt_toolkit.application import get_app
     from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
     from prompt_toolkit.completion import Completer, Completion
-    from prompt_toolkit.enums import DEFAULT_BUFFER
-    from prompt_toolkit.filters import Condition, has_focus
+    from prompt_toolkit.filters import Condition
     from prompt_toolkit.history import History
-    from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.output import ColorDepth
     from prompt_toolkit.styles import Style
 
@@ -119,18 +117,46 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
 
     class Commands(Completer):
         def get_completions(self, document: Document, complete_event: Any) -> Iterable[Completion]:
-            text = document.text
-            if not text.startswith("/") or "\n" in text:
-                return
-            name, space, argument = text.partition(" ")
-            if not space:
-                for command in COMMANDS:
-                    if command.name.startswith(name[1:]):
-                        yield Completion(f"/{command.name}", -len(name), display_meta=command.help)
-                return
-            for word in complete(name[1:], argument.lstrip()):
-                if word.startswith(argument.lstrip()):
-                    yield Completion(word, -len(argument.lstrip()))
+            for word, typed, help in completions(document.text, complete):
+                yield Completion(word, -len(typed), display_meta=help)
+
+    session: PromptSession[str] = PromptSession(
+        history=AskedBefore(),
+        auto_suggest=AutoSuggestFromHistory(),
+        completer=Commands(),
+        complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),
+        multiline=True,
+        prompt_continuation="... ",
+        key_bindings=_keys(),
+        enable_suspend=True,
+        bottom_toolbar=toolbar,
+        reserve_space_for_menu=6,
+        style=Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": ""}),
+        color_depth=ColorDepth.DEPTH_1_BIT if coloured() is False else None,
+    )
+    return session
+
+
+def completions(text: str, complete: Complete) -> Iterator[tuple[str, str, str]]:
+    """How a line that begins a command may go on: (word, what of it is typed, what it does); nothing for a question."""
+    if not text.startswith("/") or "\n" in text:
+        return
+    name, space, argument = text.partition(" ")
+    if not space:
+        for command in COMMANDS:
+            if command.name.startswith(name[1:]):
+                yield f"/{command.name}", name, command.help
+        return
+    for word in complete(name[1:], argument.lstrip()):
+        if word.startswith(argument.lstrip()):
+            yield word, argument.lstrip(), ""
+
+
+def _keys() -> KeyBindings:
+    """Enter sends, Alt-Enter and a backslash before Enter go on in a new line."""
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import has_focus
+    from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)  # in a search Enter takes what was found, as prompt_toolkit does it
@@ -148,21 +174,7 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    session: PromptSession[str] = PromptSession(
-        history=AskedBefore(),
-        auto_suggest=AutoSuggestFromHistory(),
-        completer=Commands(),
-        complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),
-        multiline=True,
-        prompt_continuation="... ",
-        key_bindings=keys,
-        enable_suspend=True,
-        bottom_toolbar=toolbar,
-        reserve_space_for_menu=6,
-        style=Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": ""}),
-        color_depth=ColorDepth.DEPTH_1_BIT if coloured() is False else None,
-    )
-    return session
+    return keys
 
 
 @contextmanager

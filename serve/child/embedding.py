@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
-from serve.child.lanes import Sink
+from serve.child.lanes import AnswerSink
 from serve.child.messages import Answer, Embed, Embeddings, Failed
 from serve.child.pool import Team, vital
 from serve.child.spelling.tokens import checked, prompt_tokens
@@ -43,7 +43,7 @@ class EmbeddingWorker:
     def __init__(
         self,
         model: Any,
-        sink: Sink,
+        sink: AnswerSink,
         borrow: Callable[[], AbstractContextManager[int]],
         *,
         size: int,

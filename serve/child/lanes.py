@@ -30,7 +30,7 @@ _SHORT_STEP_S = 0.05
 _SHARE_S = 0.1
 
 
-class Sink(Protocol):
+class AnswerSink(Protocol):
     """Where answers go; called on any thread."""
 
     def add(self, request: int, answer: Answer) -> None: ...
@@ -64,7 +64,7 @@ class Lanes:
     def __init__(
         self,
         open_context: Callable[[int], HotContext],
-        sink: Sink,
+        sink: AnswerSink,
         store: PrefixStore,
         *,
         lanes: int,

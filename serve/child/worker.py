@@ -22,7 +22,7 @@ from serve.child.cells.store import PrefixStore
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
 from serve.child.contexts import HotContext
 from serve.child.embedding import EmbeddingWorker
-from serve.child.lanes import Lanes, Sink
+from serve.child.lanes import AnswerSink, Lanes
 from serve.child.messages import (
     Answer,
     AnyOrder,
@@ -54,7 +54,7 @@ _SWITCH_S = 0.0005
 
 
 class Replies:
-    """Lines for the parent, written with one flush a step (implements `serve.child.lanes.Sink`)."""
+    """Lines for the parent, written with one flush a step (implements `serve.child.lanes.AnswerSink`)."""
 
     def __init__(self, out: IO[str]) -> None:
         self._out, self._lock = out, threading.Lock()
@@ -117,7 +117,7 @@ class Model:
         return b"".join(pieces).decode("utf-8", "replace")
 
 
-def open_served(stack: ExitStack, order: Open, sink: Sink) -> tuple[Model, Opened]:
+def open_served(stack: ExitStack, order: Open, sink: AnswerSink) -> tuple[Model, Opened]:
     """The model of an order, served until the stack is closed, and what there is to tell of it."""
     model = open_model(stack, Path(order.model))
     vocabulary = vocabulary_of(model, order.ends)

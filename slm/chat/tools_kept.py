@@ -9,10 +9,9 @@ import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+from slm.chat.segments import Tools
 from slm.errors import InputError
 from slm.joints import Message
-
-Tools = Sequence[Mapping[str, Any]]
 
 _NONCE = secrets.token_hex(8)
 # (template and its options, shape of a conversation) -> whether everything is written.

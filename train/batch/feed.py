@@ -19,12 +19,12 @@ from slm.weights.checkpoint_files import CONFIG
 from slm.weights.identity import identity_of
 from train import ranks
 from train.batch.attention import packed_attention
-from train.batch.batches import Batch, Collate, packed, pad
 from train.batch.frozen import frozen_states
 from train.batch.fused import fused_layers
 from train.batch.layers import causal_model, lowest_layer, without_lower_layers
 from train.batch.memory import needs_checkpointing
 from train.batch.plan import BatchPlan
+from train.batch.tensors import Batch, Collate, packed, pad
 from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.data.prepare import Prepared

@@ -20,11 +20,11 @@ import torch
 from slm import paths
 from slm.artifacts import MANIFEST, new_folder, read_manifest, require_space
 from slm.terminal.console import note, progress
-from train.batch.batches import Batch, packed
 from train.batch.layers import causal_model, decoder_layers
 from train.batch.loss import forward_states
 from train.batch.packing import seen_length
 from train.batch.precision import precision
+from train.batch.tensors import Batch, packed
 from train.data.masks import Encoded
 
 _KIND = "frozen-states"

@@ -86,7 +86,7 @@ def _logits(
 
 
 def supervised_loss(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, int]:
-    """(summed cross-entropy in nats, number of supervised tokens) of a batch of train.batch.batches, packed or padded.
+    """(summed cross-entropy in nats, number of supervised tokens) of a batch of train.batch.tensors, packed or padded.
 
     Equal to the model's own loss times the count; `model` may be wrapped by PEFT. A packed batch needs a model that
     is under `packed_attention`.
@@ -103,7 +103,7 @@ def supervised_loss(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, in
 
 
 def forward_states(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """The final states (sequences, tokens, size) of a batch of train.batch.batches; a packed one is a single sequence.
+    """The final states (sequences, tokens, size) of a batch of train.batch.tensors; a packed one is a single sequence.
 
     Of a packed batch only its "rows" are meant to be used. With "states" the model runs without its lower layers and
     begins at them.

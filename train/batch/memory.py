@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from train.batch.batches import Batch
 from train.batch.layers import decoder_layers
 from train.batch.loss import supervised_loss
 from train.batch.precision import precision
+from train.batch.tensors import Batch
 
 # Part of the free memory that a run may plan with: the rest is for whatever else the machine does.
 _PLANNED = 0.9
@@ -66,7 +66,7 @@ class Memory:
 
 
 def saved_for_backward(model: Any, batch: Batch, dtype: torch.dtype) -> Saved:
-    """Count what autograd keeps of a batch (train.batch.batches), while the model is in training mode."""
+    """Count what autograd keeps of a batch (train.batch.tensors), while the model is in training mode."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
     saved = Saved(layers=len(decoder_layers(model)))

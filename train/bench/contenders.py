@@ -67,7 +67,7 @@ def run(name: str, plan: TrainBenchPlan) -> dict[str, Any]:
 
 
 def _loss(model: Any, held_out: Sequence[Encoded], pad_id: int) -> float:
-    from train.batch.batches import pad
+    from train.batch.tensors import pad
     from train.measure.evaluate import held_out_loss, total
 
     return total(held_out_loss(model, held_out, partial(pad, pad_id=pad_id))).loss

@@ -21,7 +21,6 @@ from slm.terminal.console import note, progress
 from train.adapter.fresh import add_adapter
 from train.adapter.opened import check_adapter
 from train.base import load_model
-from train.batch.batches import Batch, Collate, packed
 from train.batch.feed import computed_fast, feed, largest, plan_of, total_steps, use_gradient_checkpointing
 from train.batch.layers import decoder_layers, lowest_layer, without_lower_layers
 from train.batch.loss import supervised_loss
@@ -29,6 +28,7 @@ from train.batch.memory import Memory, available_bytes, peak_rss_mb, predict, re
 from train.batch.packing import seen_length
 from train.batch.plan import BatchPlan
 from train.batch.precision import choose_dtype, in_float32, precision, store_frozen, use_cores
+from train.batch.tensors import Batch, Collate, packed
 from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.data.prepare import Prepared

@@ -20,7 +20,7 @@ from train.data.masks import Encoded
 from train.measure.strides import Window, pieces, windows
 
 if TYPE_CHECKING:
-    from train.batch.batches import Collate
+    from train.batch.tensors import Collate
 
 # Padded tokens in one forward pass; larger ones gain no speed on a CPU.
 _BATCH_TOKENS = 2048
@@ -73,7 +73,7 @@ class LanguageFigures:
 
 def held_out_batches(items: Sequence[Encoded]) -> Iterator[list[Encoded]]:
     """The groups in which held-out sequences are measured: of one language and of like length."""
-    from train.batch.batches import by_length
+    from train.batch.tensors import by_length
 
     by_language: dict[str, list[Encoded]] = defaultdict(list)
     for item in items:

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 
 from train import ranks
-from train.batch.batches import Batch
 from train.batch.feed import total_steps
 from train.batch.loss import supervised_loss
 from train.batch.plan import BatchPlan
 from train.batch.precision import precision
+from train.batch.tensors import Batch
 from train.config import TrainOptions
 from train.data.examples import Example
 from train.run.folder import RunFolder

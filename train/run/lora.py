@@ -23,9 +23,9 @@ from slm.terminal.console import note
 from train import ranks
 from train.adapter.fresh import add_adapter, initial_factors, return_to_initial, save_adapter
 from train.base import load_model
-from train.batch.batches import Collate
 from train.batch.feed import feed, plan_of, settle_checkpointing
 from train.batch.precision import choose_dtype, store_frozen, use_cores
+from train.batch.tensors import Collate
 from train.config import TrainOptions
 from train.data.masks import Encoded
 from train.data.prepare import Prepared, prepare_conversations, prepare_texts

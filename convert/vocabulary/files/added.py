@@ -7,15 +7,15 @@ tokens), `special_tokens_map.json` and `added_tokens.json`, as transformers writ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.vocabulary.base.proof import Encode
 from convert.vocabulary.files.tokenizer_json import MAX_TOKENS, content
 from slm.artifacts import read_json
 from slm.errors import DamagedFileError
 
-Encode = Callable[[str], list[int]]
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")

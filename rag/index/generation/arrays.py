@@ -10,6 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Matrix = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 
 def file_of(name: str) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Matrix = npt.NDArray[np.float32]
+from rag.index.generation.arrays import Matrix
+
 Codes = npt.NDArray[np.int16]
 
 _BLOCK = 65_536

@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Matrix = npt.NDArray[np.float32]
-Allowed = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.int64]
+from rag.index.generation.arrays import Mask, Matrix, Numbers
 
 # A flat search reads every vector: 154 MB for 100,000 of 384 dimensions, three times that here.
 MOST_FLAT = 300_000
@@ -63,7 +61,7 @@ class Dense:
         return "flat" if self.lists is None else f"ivf {len(self.lists.centres)}"
 
     def search(
-        self, vector: Matrix, count: int, allowed: Allowed | None, lead: Lead | None = None
+        self, vector: Matrix, count: int, allowed: Mask | None, lead: Lead | None = None
     ) -> tuple[Numbers, Matrix]:
         """The rows with the highest inner products with one query vector, and those, highest first.
 
@@ -83,7 +81,7 @@ class Dense:
         best = _best(scores, count)
         return rows[best], scores[best]
 
-    def _flat(self, vector: Matrix, count: int, allowed: Allowed | None, lead: Lead | None) -> tuple[Numbers, Matrix]:
+    def _flat(self, vector: Matrix, count: int, allowed: Mask | None, lead: Lead | None) -> tuple[Numbers, Matrix]:
         scores = self.vectors @ vector
         if lead is not None:
             scores += lead.table[lead.group_of]
@@ -101,7 +99,7 @@ class Dense:
         return rows[best], scores[best]
 
     def _by_groups(
-        self, vector: Matrix, count: int, allowed: Allowed | None, lead: Lead | None
+        self, vector: Matrix, count: int, allowed: Mask | None, lead: Lead | None
     ) -> Iterator[tuple[Numbers, Matrix]]:
         """The nearest of each group: FAISS ranks by the inner product alone."""
         if lead is None:
@@ -112,7 +110,7 @@ class Dense:
             rows, scores = self.search(vector, count, members if allowed is None else members & allowed)
             yield rows, scores + ahead
 
-    def _by_lists(self, vector: Matrix, count: int, allowed: Allowed | None) -> tuple[Numbers, Matrix]:
+    def _by_lists(self, vector: Matrix, count: int, allowed: Mask | None) -> tuple[Numbers, Matrix]:
         faiss = _faiss()
         read = max(1, self._index.nlist // _READ_SHARE)
         chosen = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rag.index.generation.arrays import Mask, Numbers
 from slm.errors import InputError, UnknownNameError
 from slm.joints import EVERYTHING, Filters
 from slm.text.dates import FORM, instant
 
-Mask = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.int64]
 Names = Sequence[str]
 _NONE: Numbers = np.empty(0, dtype=np.int64)
 _LISTED = 20

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rag.index.chunk import Chunk, context_line
-from rag.index.generation.arrays import Array, files_of, load_arrays, save_arrays
-from rag.index.generation.dense import Dense, Lists, Matrix, learn_lists
+from rag.index.generation.arrays import Array, Matrix, files_of, load_arrays, save_arrays
+from rag.index.generation.dense import Dense, Lists, learn_lists
 from rag.index.generation.postings import FILES as _WORDS
 from rag.index.generation.postings import Postings, load_postings
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rag.index.chunk import Chunk
-from rag.index.generation.dense import Matrix
+from rag.index.generation.arrays import Matrix
 from rag.index.generation.inventory import DOCUMENTS, FORMAT, KIND, Inventory, Place, described, write_table
 from rag.index.generation.merging import groups_of, is_worn
 from rag.index.generation.part import Part, joined_lines, line_of, new_part, part_files, write_part

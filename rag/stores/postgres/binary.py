@@ -17,7 +17,7 @@ _ELEMENT = np.dtype([("size", ">i4"), ("value", ">i8")])
 
 
 @dataclass(frozen=True)
-class Numbers:
+class BigIntegers:
     """Whole numbers, (n,) int64, as a parameter of type bigint[]."""
 
     values: npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ def vector_bytes(vector: npt.NDArray[Any]) -> bytes:
     return struct.pack(">HH", len(vector), 0) + vector.astype(">f4").tobytes()
 
 
-def array_bytes(numbers: Numbers) -> bytes:
+def array_bytes(numbers: BigIntegers) -> bytes:
     """As PostgreSQL takes bigint[] (array_recv): dimensions, nulls, type; length, first place; then each number."""
     rows = np.empty(len(numbers.values), dtype=_ELEMENT)
     rows["size"], rows["value"] = 8, numbers.values
@@ -38,7 +38,7 @@ def array_bytes(numbers: Numbers) -> bytes:
 
 
 def register_types(connection: Connection[Any], oid: int) -> None:
-    """Let a connection take and give arrays of numpy as vectors (a type of this number), and Numbers as bigint[]."""
+    """Let a connection take and give arrays of numpy as vectors (by this number), BigIntegers as bigint[]."""
     from psycopg.adapt import Dumper, Loader
     from psycopg.pq import Format
     from psycopg.types import TypeInfo
@@ -66,4 +66,4 @@ def register_types(connection: Connection[Any], oid: int) -> None:
     _VectorDumper.oid = oid
     connection.adapters.register_dumper(np.ndarray, _VectorDumper)
     connection.adapters.register_loader(oid, _VectorLoader)
-    connection.adapters.register_dumper(Numbers, _NumbersDumper)
+    connection.adapters.register_dumper(BigIntegers, _NumbersDumper)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rag.index.generation.arrays import Mask
 from rag.index.generation.facets import UNKNOWN, Names, bounds, chosen_names, nothing_through, spelled
 from rag.stores.postgres.spelling import stored, unstored
-from rag.stores.postgres.state import Mask, State
+from rag.stores.postgres.state import State
 from slm.joints import EVERYTHING, Filters
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ import numpy as np
 
 from rag.index.chunk import Chunk
 from rag.index.embed import Vectors
+from rag.index.generation.arrays import Mask
 from rag.index.generation.centres import Centres
 from rag.index.generation.part import chunk_of
 from rag.index.lexical.bm25 import Bm25
 from rag.stores.postgres import graph
-from rag.stores.postgres.binary import Numbers
+from rag.stores.postgres.binary import BigIntegers
 from rag.stores.postgres.narrowed import NarrowedState
-from rag.stores.postgres.state import Mask, State
+from rag.stores.postgres.state import State
 from rag.stores.postgres.words import CHUNK_BITS
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class StoredChunks:
             found = self._connection.execute(
                 f"SELECT document, ordinal, line FROM {self._state.table} JOIN "
                 "unnest(%b, %b) AS wanted (document, ordinal) USING (document, ordinal)",
-                [Numbers(np.asarray(part, dtype=np.int64)) for part in zip(*places, strict=True)],
+                [BigIntegers(np.asarray(part, dtype=np.int64)) for part in zip(*places, strict=True)],
             )
             for document, ordinal, line in found:
                 row = places[int(document), int(ordinal)]
@@ -134,4 +135,4 @@ class Snapshot:
         state = self.state
         there = state.counts > 0
         ids = state.ids[there][allowed[state.starts[there]]]
-        return " WHERE document = ANY(%b)", [Numbers(ids)]
+        return " WHERE document = ANY(%b)", [BigIntegers(ids)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rag.index.generation.arrays import Mask, Rows
 from rag.index.generation.centres import Centres, centres_from
 from rag.index.generation.postings import Postings
 from rag.index.lexical.bm25 import Bm25, open_bm25
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from rag.stores.postgres.address import Address
     from rag.stores.postgres.connection import Connection
 
-Mask = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int32]
 WORDS = "to_jsonb(indexes) ->> 'words'"
 """The column `words` of slm.indexes; null where the tables are of a version that had none."""
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serve.bench.engine.plan import Ask, EnginePlan
+from serve.bench.engine.plan import AskEngine, EnginePlan
 from serve.bench.engine.rigs import by_http, by_pipe
 from serve.bench.peers import OURS, ours_launch
 from serve.bench.process import free_port
@@ -35,7 +35,7 @@ _PACKAGE = "openvino-genai"
 _MODEL = "bench"  # what vLLM is told to call it
 # What GNU OpenMP does by itself, where our library would settle for less (slm.native.threads).
 _SPINS = {"GOMP_SPINCOUNT": "300000"}
-Opened = AbstractContextManager[tuple[int, Ask]]
+StartedEngine = AbstractContextManager[tuple[int, AskEngine]]
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class EngineContender:
 
     name: str
     http: bool
-    open: Callable[[], Opened]
+    open: Callable[[], StartedEngine]
 
 
 def ours(setup: EngineSetup) -> list[EngineContender]:
     """Our engine as `slm generate` opens it, and behind `slm serve`; both without drafts."""
     environment = {"PYTHONPATH": child_environment()["PYTHONPATH"]}
 
-    def served() -> Opened:
+    def served() -> StartedEngine:
         options = setup.upstream(setup.context)
         return by_http(ours_launch(options, ("--draft-max", "0")), options, {})
 
@@ -140,7 +140,7 @@ def _has(folder: Path, package: str) -> bool:
 def _server(setup: EngineSetup, name: str, program: str) -> EngineContender:
     """llama.cpp's server, or that of a program with the same options."""
 
-    def served() -> Opened:
+    def served() -> StartedEngine:
         options = setup.upstream(setup.plan.longest)
         return by_http(llama_server_launch(options, program), options, {})
 
@@ -199,7 +199,7 @@ def _vllm(setup: EngineSetup) -> EngineContender:
     return EngineContender(f"{VLLM} (bf16 checkpoint, HTTP)", True, served)
 
 
-def _vllm_served(setup: EngineSetup, program: str) -> Opened:
+def _vllm_served(setup: EngineSetup, program: str) -> StartedEngine:
     options = setup.upstream(setup.plan.longest, setup.checkpoint())
     argv = [program, "serve", str(options.model), "--served-model-name", _MODEL, "--dtype", "bfloat16"]
     argv += ["--host", options.host, "--port", str(options.port), "--max-model-len", str(options.context)]

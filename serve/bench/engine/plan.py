@@ -1,4 +1,4 @@
-"""What is asked of an engine, in which turns, and which figures come of the answers. Pure: `Ask` is whoever answers.
+"""What is asked of an engine, in which turns, and which figures come of it. Pure: `AskEngine` is whoever answers.
 
 A figure of several streams is taken while all of them are answered: their prompts are read before, by an order of one
 token each, which every engine with a prefix cache keeps.
@@ -27,7 +27,7 @@ class TimedStream:
 
 
 # Sends prompts of token ids at once and waits for so many tokens of each. Raises EngineError.
-Ask = Callable[[Sequence[Sequence[int]], int], list[TimedStream]]
+AskEngine = Callable[[Sequence[Sequence[int]], int], list[TimedStream]]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class MadePrompts:
         return [first, *made.choices(self._ids, k=length - 1)]
 
 
-def taken(ask: Ask, prompts: MadePrompts, plan: EnginePlan) -> tuple[dict[str, float | None], list[str]]:
+def taken(ask: AskEngine, prompts: MadePrompts, plan: EnginePlan) -> tuple[dict[str, float | None], list[str]]:
     """(figures of one turn, why one is missing). An order that fails leaves its own figure out."""
     found: dict[str, float | None] = {}
     problems: list[str] = []

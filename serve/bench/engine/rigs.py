@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.bench.engine import answering
-from serve.bench.engine.plan import Ask, TimedStream
+from serve.bench.engine.plan import AskEngine, TimedStream
 from serve.bench.load import Outcome, ask, new_client
 from serve.bench.process import end, last_line, running
 from serve.upstream import Launch, UpstreamOptions
@@ -32,7 +32,7 @@ def by_pipe(
     *,
     python: str = sys.executable,
     environment: Mapping[str, str] | None = None,
-) -> Iterator[tuple[int, Ask]]:
+) -> Iterator[tuple[int, AskEngine]]:
     """(process id, how it is asked) of an engine of `answering`. Whatever goes wrong is an EngineError.
 
     environment: what is added to the user's own.
@@ -85,7 +85,7 @@ def _exchanged(process: subprocess.Popen[str], order: str) -> str:
 
 
 @contextmanager
-def by_http(launch: Launch, options: UpstreamOptions, fields: Mapping[str, Any]) -> Iterator[tuple[int, Ask]]:
+def by_http(launch: Launch, options: UpstreamOptions, fields: Mapping[str, Any]) -> Iterator[tuple[int, AskEngine]]:
     """(process id, how it is asked) of a server with OpenAI's completions that takes token ids.
 
     fields: what every request says besides. Raises EngineError when it does not start.

@@ -24,7 +24,7 @@ from slm.terminal.console import note
 # Below this many tokens reading them again is about as fast as keeping them.
 SMALLEST = 64
 _MAGIC, _VERSION = b"SLMPREFX", 1
-State = bytes | memoryview
+CellBytes = bytes | memoryview
 _HEAD = struct.Struct("<8sII")  # magic, version, length of the JSON header that follows
 
 
@@ -33,7 +33,7 @@ class Entry:
     """The state of one sequence: the tokens it holds and llama.cpp's bytes for them."""
 
     tokens: list[int]
-    state: State
+    state: CellBytes
 
 
 class PrefixStore:
@@ -45,7 +45,7 @@ class PrefixStore:
 
     def __init__(self, model: str, *, budget: int, folder: Path | None = None, disk_budget: int = 1 << 30) -> None:
         self._model, self._budget, self._folder, self._disk_budget = model, budget, folder, disk_budget
-        self._entries: OrderedDict[tuple[str, tuple[int, ...]], State] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, tuple[int, ...]], CellBytes] = OrderedDict()
         self._on_disk: OrderedDict[tuple[str, tuple[int, ...]], Path] = OrderedDict()
         self.used = 0
         self._lock = threading.RLock()
@@ -88,7 +88,7 @@ class PrefixStore:
             wanted = self._budget > 0 or self._folder is not None
             return wanted and len(tokens) >= SMALLEST and self.longest(key, tokens) < len(tokens)
 
-    def put(self, key: str, tokens: Sequence[int], state: State) -> None:
+    def put(self, key: str, tokens: Sequence[int], state: CellBytes) -> None:
         """Keep a state; entries that are only its beginning go, then the least recently used until it fits."""
         with self._lock:
             whole = tuple(tokens)
@@ -122,7 +122,7 @@ class PrefixStore:
         if path := self._on_disk.pop((key, tokens), None):
             path.unlink(missing_ok=True)
 
-    def _to_disk(self, key: str, tokens: tuple[int, ...], state: State) -> None:
+    def _to_disk(self, key: str, tokens: tuple[int, ...], state: CellBytes) -> None:
         if self._folder is None or len(state) > self._disk_budget:
             return
         head = json.dumps(
@@ -140,7 +140,7 @@ class PrefixStore:
             oldest.unlink(missing_ok=True)
 
     @staticmethod
-    def _write(path: Path, head: bytes, state: State) -> None:
+    def _write(path: Path, head: bytes, state: CellBytes) -> None:
         with new_file(path) as temporary:
             temporary.write_bytes(_HEAD.pack(_MAGIC, _VERSION, len(head)) + head + state)
         path.chmod(0o600)

@@ -25,7 +25,7 @@ from slm.joints import SamplingOptions, TokenScore
 from slm.native.llama import library, model_meta, token_reader, vocab_size
 
 Logits = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.intp]
+TokenArray = npt.NDArray[np.intp]
 Probabilities = npt.NDArray[np.float32]
 
 # Below this a temperature leaves only the best token and those that tie with it; smaller ones would overflow.
@@ -127,7 +127,7 @@ class Sampler:
         count = self._options.logprobs
         return Picked(token, None if count is None else score(logits, token, count, self._vocabulary), end)
 
-    def distribution(self, logits: Logits) -> tuple[Tokens, Probabilities]:
+    def distribution(self, logits: Logits) -> tuple[TokenArray, Probabilities]:
         """Token ids that may come next and their probabilities, which sum to 1; chooses none."""
         adjusted = self._adjust(logits)
         if self._options.temperature <= 0:
@@ -160,7 +160,7 @@ class Sampler:
             self._form.forbid(changed)
         return changed
 
-    def _filtered(self, logits: Logits) -> tuple[Tokens, Probabilities]:
+    def _filtered(self, logits: Logits) -> tuple[TokenArray, Probabilities]:
         """top-k, top-p, min-p, temperature, in this order. Raises EngineError if the logits are no numbers."""
         options = self._options
         ranked = largest(logits, options.top_k) if options.top_k > 0 else None
@@ -178,7 +178,7 @@ class Sampler:
         return kept if ranked is None else ranked[kept], weights / float(weights.sum())
 
 
-def largest(logits: Logits, count: int) -> Tokens:
+def largest(logits: Logits, count: int) -> TokenArray:
     """Token ids of the `count` largest logits, the largest first.
 
     They lie in the `count` blocks with the largest maxima: each other block's best is beaten by that many bests.
@@ -198,7 +198,7 @@ def largest(logits: Logits, count: int) -> Tokens:
     return found[np.lexsort((found, -logits[found]))]
 
 
-def _nucleus(values: Logits, best: float, share: float, *, ranked: bool) -> Tokens:
+def _nucleus(values: Logits, best: float, share: float, *, ranked: bool) -> TokenArray:
     """Indices of the fewest likeliest of `values` that hold `share` of their probability, the likeliest first.
 
     The one that reaches the share counts. ranked: the values are the largest first already; otherwise only as many

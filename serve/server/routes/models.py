@@ -36,12 +36,7 @@ def model_routes(engine: ServedEngine, *, retrieval: bool, reader: str | None = 
     router = APIRouter(route_class=ParsedRoute)
 
     def rows() -> list[dict[str, Any]]:
-        base = engine.base.name
-        head = {"id": base, "object": "model", "created": 0, "owned_by": "slm-cpu", "parent": None}
-        listed: list[dict[str, Any]] = [{**head, "context": engine.context, "retrieval": retrieval, "reader": reader}]
-        for adapter in engine.adapters():
-            listed.append({**head, "id": adapter.name, "parent": base, "language": adapter.language})
-        return listed
+        return _listed(engine, {"context": engine.context, "retrieval": retrieval, "reader": reader})
 
     @router.get("/health")
     def health() -> JSONResponse:
@@ -86,22 +81,7 @@ def model_routes(engine: ServedEngine, *, retrieval: bool, reader: str | None = 
 
     @router.get("/props")
     def props() -> JSONResponse:
-        base, defaults = engine.base, SamplingOptions()
-        params = {
-            "temperature": 0.7, "top_k": defaults.top_k, "top_p": defaults.top_p, "min_p": defaults.min_p,
-            "repeat_penalty": defaults.repeat_penalty, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-        }  # fmt: skip
-        return Json({
-            "default_generation_settings": {"n_ctx": engine.context, "params": params},
-            "total_slots": engine.stats().parallel,
-            "model_path": base.path.name,
-            "chat_template": base.template or "",
-            "bos_token": base.bos,
-            "eos_token": base.eos,
-            "modalities": {"vision": False, "audio": False},
-            "build_info": f"slm-cpu {__version__}",
-            "is_sleeping": False,
-        })  # fmt: skip
+        return Json(_properties(engine))
 
     @router.get("/slots")
     def slots() -> JSONResponse:
@@ -112,6 +92,36 @@ def model_routes(engine: ServedEngine, *, retrieval: bool, reader: str | None = 
         return Json([{"id": n, "n_ctx": engine.context, "speculative": False, **row} for n, row in enumerate(rows)])
 
     return router
+
+
+def _listed(engine: ServedEngine, of_base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The base and its adapters, as OpenAI lists models."""
+    base = engine.base.name
+    head = {"id": base, "object": "model", "created": 0, "owned_by": "slm-cpu", "parent": None}
+    listed: list[dict[str, Any]] = [{**head, **of_base}]
+    for adapter in engine.adapters():
+        listed.append({**head, "id": adapter.name, "parent": base, "language": adapter.language})
+    return listed
+
+
+def _properties(engine: ServedEngine) -> dict[str, Any]:
+    """The model and what a request is computed with, as llama-server's /props shows them."""
+    base, defaults = engine.base, SamplingOptions()
+    params = {
+        "temperature": 0.7, "top_k": defaults.top_k, "top_p": defaults.top_p, "min_p": defaults.min_p,
+        "repeat_penalty": defaults.repeat_penalty, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    }  # fmt: skip
+    return {
+        "default_generation_settings": {"n_ctx": engine.context, "params": params},
+        "total_slots": engine.stats().parallel,
+        "model_path": base.path.name,
+        "chat_template": base.template or "",
+        "bos_token": base.bos,
+        "eos_token": base.eos,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"slm-cpu {__version__}",
+        "is_sleeping": False,
+    }
 
 
 async def _embedded(engine: ServedEngine, body: EmbeddingRequest) -> tuple[list[dict[str, Any]], int]:

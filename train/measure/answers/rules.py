@@ -16,7 +16,7 @@ from slm.errors import InputError
 from slm.text.language import detect
 from slm.text.normal_form import nfkc
 
-Check = Callable[[str], bool]
+Keeps = Callable[[str], bool]
 
 # What says that a question is not answered, in both languages. An apology alone does not: an answer may follow it.
 _REFUSALS = re.compile(
@@ -53,7 +53,7 @@ class AnswerRule:
     """One rule: its name for people, and the check."""
 
     name: str
-    check: Check
+    check: Keeps
 
 
 def rule_of(given: Any) -> AnswerRule:
@@ -90,7 +90,7 @@ def _count(value: Any) -> int:
     return value
 
 
-def _language(values: Mapping[str, Any]) -> Check:
+def _language(values: Mapping[str, Any]) -> Keeps:
     """{"is": "ja"}: the answer is in that language, as `slm route` tells it."""
     _only(values, "is")
     wanted = str(values["is"])
@@ -99,14 +99,14 @@ def _language(values: Mapping[str, Any]) -> Check:
     return lambda answer: detect(answer).language == wanted
 
 
-def _equals(values: Mapping[str, Any]) -> Check:
+def _equals(values: Mapping[str, Any]) -> Keeps:
     """{"any": [...]}: the whole answer is one of these."""
     _only(values, "any")
     wanted = {bare(text) for text in _texts(values["any"])}
     return lambda answer: bare(answer) in wanted
 
 
-def _contains(values: Mapping[str, Any]) -> Check:
+def _contains(values: Mapping[str, Any]) -> Keeps:
     """{"any": [...]} at least one of these is in the answer; {"all": [...]} each of them."""
     _only(values, "any", "all")
     some = [plain(text) for text in _texts(values.get("any", values.get("all")))]
@@ -114,7 +114,7 @@ def _contains(values: Mapping[str, Any]) -> Check:
     return lambda answer: any(_has(answer, text) for text in some) and all(_has(answer, text) for text in every)
 
 
-def _lacks(values: Mapping[str, Any]) -> Check:
+def _lacks(values: Mapping[str, Any]) -> Keeps:
     """{"any": [...]}: none of these is in the answer."""
     _only(values, "any")
     unwanted = [plain(text) for text in _texts(values["any"])]
@@ -128,7 +128,7 @@ def _has(answer: str, text: str) -> bool:
     return re.search(start + re.escape(text) + end, plain(answer)) is not None
 
 
-def _number(values: Mapping[str, Any]) -> Check:
+def _number(values: Mapping[str, Any]) -> Keeps:
     """{"value": 42}: the last number in the answer is this one; 1,000 is 1000."""
     _only(values, "value")
     wanted = values["value"]
@@ -142,7 +142,7 @@ def _number(values: Mapping[str, Any]) -> Check:
     return check
 
 
-def _json(values: Mapping[str, Any]) -> Check:
+def _json(values: Mapping[str, Any]) -> Keeps:
     """{"values": {...}} the answer is this object; {"keys": [...]} an object of these keys; {"count": 3} a list of 3.
 
     A code fence around it is taken off. Texts in it are compared as `bare` has them.
@@ -174,7 +174,7 @@ def _bare_values(found: Mapping[str, Any]) -> dict[str, Any]:
     return {key: bare(value) if isinstance(value, str) else value for key, value in found.items()}
 
 
-def _lines(values: Mapping[str, Any]) -> Check:
+def _lines(values: Mapping[str, Any]) -> Keeps:
     """{"count": 3, "each": REGEX}: so many lines that are not blank, each of them wholly of that form."""
     _only(values, "count", "each")
     count, form = _count(values["count"]), re.compile(str(values.get("each", ".+")))
@@ -186,7 +186,7 @@ def _lines(values: Mapping[str, Any]) -> Check:
     return check
 
 
-def _parts(values: Mapping[str, Any]) -> Check:
+def _parts(values: Mapping[str, Any]) -> Keeps:
     """{"by": ",", "count": 4}: one line of so many parts, none of them empty, none twice."""
     _only(values, "by", "count")
     by, count = plain(str(values["by"])), _count(values["count"])
@@ -200,7 +200,7 @@ def _parts(values: Mapping[str, Any]) -> Check:
     return check
 
 
-def _length(values: Mapping[str, Any]) -> Check:
+def _length(values: Mapping[str, Any]) -> Keeps:
     """{"unit": "words", "min": 1, "max": 8}: of words, characters (without blanks) or sentences."""
     _only(values, "unit", "min", "max")
     unit = values["unit"]
@@ -217,14 +217,14 @@ _UNITS: dict[str, Callable[[str], int]] = {
 }
 
 
-def _matches(values: Mapping[str, Any]) -> Check:
+def _matches(values: Mapping[str, Any]) -> Keeps:
     """{"pattern": REGEX}: the answer is wholly of this form, letter by letter; white space around it does not count."""
     _only(values, "pattern")
     pattern = re.compile(str(values["pattern"]))
     return lambda answer: pattern.fullmatch(answer.strip()) is not None
 
 
-def _refuses(values: Mapping[str, Any]) -> Check:
+def _refuses(values: Mapping[str, Any]) -> Keeps:
     """{"is": true}: the answer says that it cannot be given; false: it does not."""
     _only(values, "is")
     wanted = values["is"]
@@ -233,7 +233,7 @@ def _refuses(values: Mapping[str, Any]) -> Check:
     return lambda answer: (_REFUSALS.search(nfkc(answer).replace("’", "'")) is not None) is wanted
 
 
-RULES: dict[str, Callable[[Mapping[str, Any]], Check]] = {
+RULES: dict[str, Callable[[Mapping[str, Any]], Keeps]] = {
     "language": _language, "equals": _equals, "contains": _contains, "lacks": _lacks, "number": _number,
     "json": _json, "lines": _lines, "parts": _parts, "length": _length, "matches": _matches, "refuses": _refuses,
 }  # fmt: skip

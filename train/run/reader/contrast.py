@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from slm.errors import UnsupportedError
-from train.batch.batches import packed
 from train.batch.layers import causal_model
 from train.batch.loss import forward_states
+from train.batch.tensors import packed
 from train.data.examples import Example
 from train.data.masks import IGNORE, Encoded
 from train.run.reader.examples import ReaderRow

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from slm.native.batches import batches
-from train.batch.batches import Batch
+from train.batch.tensors import Batch
 from train.run.reader.examples import ReaderExample, ReaderRow
 
 # The scores of each row's lines by a model, float32.

@@ -22,7 +22,7 @@ _ASKEW = -1
 _BLANKS = " \xa0\u3000\r\n\t\0"
 _HYPHENS = ("\x02", "\ufffe")  # what pdfium makes of a hyphen at the end of a line
 
-Place = Callable[[float, float], tuple[float, float]]
+Turned = Callable[[float, float], tuple[float, float]]
 Characters = list[tuple[int, str]]
 """Numbers of characters on their page, and the characters."""
 
@@ -63,10 +63,10 @@ def _read(page: Any, number: int, pdf: Any) -> list[Sheet]:
     return sheets
 
 
-def _sheet(page: Any, number: int, turn: int) -> tuple[Sheet, Place]:
+def _sheet(page: Any, number: int, turn: int) -> tuple[Sheet, Turned]:
     """An empty sheet for a page that is turned by so many degrees, and where on it a point of the page lies."""
     left, bottom, right, top = page.get_cropbox()
-    place: Place
+    place: Turned
     if turn == 90:
         place = lambda x, y: (y - bottom, x - left)  # noqa: E731
     elif turn == 180:
@@ -98,7 +98,7 @@ def _by_direction(text_page: Any, pdf: Any, turned: int) -> list[tuple[int, Char
     return sorted(groups.items(), key=lambda group: (group[0] == _ASKEW, -counts[group[0]]))
 
 
-def _pieces(text_page: Any, pdf: Any, place: Place, sheet: Sheet, characters: Characters) -> Iterator[LinePiece]:
+def _pieces(text_page: Any, pdf: Any, place: Turned, sheet: Sheet, characters: Characters) -> Iterator[LinePiece]:
     """Characters that follow each other on one line, as pieces; blanks that a program only guessed are weighed."""
     box = pdf.FS_RECTF()
     piece: LinePiece | None = None
@@ -234,7 +234,7 @@ def _font(text_page: Any, pdf: Any, index: int) -> tuple[float, bool, bool]:
     return round(pdf.FPDFText_GetFontSize(text_page, index) * scale, 1), bold, fixed
 
 
-def _objects(page: Any, pdf: Any, place: Place, sheet: Sheet) -> None:
+def _objects(page: Any, pdf: Any, place: Turned, sheet: Sheet) -> None:
     """Straight rules of paths, and how many pictures there are."""
     kinds = (pdf.FPDF_PAGEOBJ_PATH, pdf.FPDF_PAGEOBJ_IMAGE)
     for count, item in enumerate(page.get_objects(filter=kinds, max_depth=4)):
@@ -252,7 +252,7 @@ def _objects(page: Any, pdf: Any, place: Place, sheet: Sheet) -> None:
                 sheet.rules.append(Rule((x0 + x1) / 2, min(y0, y1), (x0 + x1) / 2, max(y0, y1)))
 
 
-def _strokes(path: Any, pdf: Any, place: Place) -> Iterator[tuple[float, float, float, float]]:
+def _strokes(path: Any, pdf: Any, place: Turned) -> Iterator[tuple[float, float, float, float]]:
     """The straight parts of a path; a thin filled box is one line."""
     matrix = pdf.FS_MATRIX()
     pdf.FPDFPageObj_GetMatrix(path, matrix)

@@ -8,23 +8,23 @@ from statistics import median
 from rag.sources.office.pdf.ruled import rows_of_pieces
 from rag.sources.office.pdf.sheet import LinePiece, is_wide
 
-Row = list[LinePiece]
+PieceRow = list[LinePiece]
 _GUTTER = 0.75  # times the size of the letters, at least
 _FULL = 0.5  # of a column's width, that most of its lines fill
 _LINE = 14  # half-width characters that a line of prose has, at least
 _DEEPEST = 8
 
 
-def flows_of(pieces: Sequence[LinePiece]) -> list[list[Row]]:
+def flows_of(pieces: Sequence[LinePiece]) -> list[list[PieceRow]]:
     """Runs of rows, each to be read from its top to its end."""
     if sum(piece.is_vertical for piece in pieces) * 2 > len(pieces):
         return [[[piece] for piece in sorted(pieces, key=lambda p: (-p.x0, p.y0))]]
     return _flows(pieces, 0)
 
 
-def _flows(pieces: Sequence[LinePiece], depth: int) -> list[list[Row]]:
+def _flows(pieces: Sequence[LinePiece], depth: int) -> list[list[PieceRow]]:
     rows = rows_of_pieces(pieces)
-    flows: list[list[Row]] = [[]]
+    flows: list[list[PieceRow]] = [[]]
     start = 0
     while start < len(rows):
         end, gutter = _run(rows, start)
@@ -40,7 +40,7 @@ def _flows(pieces: Sequence[LinePiece], depth: int) -> list[list[Row]]:
     return [flow for flow in flows if flow]
 
 
-def _run(rows: list[Row], start: int) -> tuple[int, float]:
+def _run(rows: list[PieceRow], start: int) -> tuple[int, float]:
     """Where the rows end that leave a gutter free, and the middle of the gutter; 0.0 where there is none."""
     left = min(piece.x0 for row in rows for piece in row)
     right = max(piece.x1 for row in rows for piece in row)

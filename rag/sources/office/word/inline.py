@@ -35,73 +35,87 @@ class Paragraph:
 
 def paragraph_of(element: Any, styles: dict[str, Style], mark: Callable[[str, str], str]) -> Paragraph:
     """Read one paragraph; `mark` gives the mark of a note of a kind and id."""
-    found = Paragraph()
-    parts: list[str] = []
-    fields: list[tuple[str, int]] = []  # of each open field: what is chosen in it, and how many parts stood before it
+    reading = _Reading(styles, mark)
+    reading.walk(element)
+    found = reading.found
+    found.html = "".join(reading.parts)
+    marks = child(element, "w:pPr", "w:rPr")
+    found.joins_next = marks is not None and any(child(marks, name) is not None for name in DELETED)
+    return found
 
-    def walk(node: Any) -> None:
+
+class _Reading:
+    """A paragraph on its way. fields: of each open field what is chosen in it, and how many parts stood before it."""
+
+    def __init__(self, styles: dict[str, Style], mark: Callable[[str, str], str]) -> None:
+        self._styles, self._mark = styles, mark
+        self.found = Paragraph()
+        self.parts: list[str] = []
+        self._fields: list[tuple[str, int]] = []
+
+    def walk(self, node: Any) -> None:
         for part in node:
             name = tag(part)
             if name in _SKIPPED or name in DELETED or not name:
                 continue
             if name in ("w:t", "m:t"):
-                parts.append(escape(part.text or ""))
+                self.parts.append(escape(part.text or ""))
             elif name in _TEXTS:
-                parts.append(_TEXTS[name])
+                self.parts.append(_TEXTS[name])
             elif name == "w:br":
-                parts.append("<br>" if attribute(part, "type") not in ("page", "column") else " ")
+                self.parts.append("<br>" if attribute(part, "type") not in ("page", "column") else " ")
             elif name == "w:sym":
-                parts.append(_TICKS.get(attribute(part, "char").upper(), ""))
+                self.parts.append(_TICKS.get(attribute(part, "char").upper(), ""))
             elif name in ("w:footnoteReference", "w:endnoteReference"):
                 kind = name.removeprefix("w:").removesuffix("Reference")
-                found.notes.append((kind, attribute(part, "id")))
-                parts.append(mark(kind, attribute(part, "id")))
+                self.found.notes.append((kind, attribute(part, "id")))
+                self.parts.append(self._mark(kind, attribute(part, "id")))
             elif name == "w:r":
-                run(part)
+                self._run(part)
             elif name == "w:fldChar":
-                mark_of_field(part)
+                self._mark_of_field(part)
             elif name == "w:txbxContent":
-                found.boxes.append(part)
+                self.found.boxes.append(part)
             elif name in ("wp:docPr", "docPr"):
-                picture(part)
+                self._picture(part)
             elif name in ("c:chart", "dgm:relIds"):
-                found.graphics.append(relation_id(part))
+                self.found.graphics.append(relation_id(part))
             elif name in ("m:sup", "m:sub"):
-                wrapped(part, name.removeprefix("m:"))
+                self._wrapped(part, name.removeprefix("m:"))
             elif name == "m:den":
-                parts.append("/")
-                walk(part)
+                self.parts.append("/")
+                self.walk(part)
             else:
-                walk(part)
+                self.walk(part)
 
-    def run(node: Any) -> None:
+    def _run(self, node: Any) -> None:
         properties = child(node, "w:rPr")
         if properties is not None:
-            style = styles.get(value(properties, "w:rStyle") or "-")
+            style = self._styles.get(value(properties, "w:rStyle") or "-")
             vanish = child(properties, "w:vanish")
             if is_on(vanish) or (vanish is None and style is not None and style.is_hidden):
                 return
             where = value(properties, "w:vertAlign")
             if where in ("superscript", "subscript"):
-                wrapped(node, "sup" if where == "superscript" else "sub")
+                self._wrapped(node, "sup" if where == "superscript" else "sub")
                 return
             if is_on(child(properties, "w:strike")) or is_on(child(properties, "w:dstrike")):
-                wrapped(node, "del")
+                self._wrapped(node, "del")
                 return
-        walk(node)
+        self.walk(node)
 
-    def mark_of_field(node: Any) -> None:
+    def _mark_of_field(self, node: Any) -> None:
         kind = attribute(node, "fldCharType")
         if kind == "begin":
-            fields.append((_chosen(node), len(parts)))
-        elif kind == "end" and fields:
-            chosen, before = fields.pop()
-            if len(parts) == before:  # some programs write what is shown as the field's text as well
-                parts.append(escape(chosen))
+            self._fields.append((_chosen(node), len(self.parts)))
+        elif kind == "end" and self._fields:
+            chosen, before = self._fields.pop()
+            if len(self.parts) == before:  # some programs write what is shown as the field's text as well
+                self.parts.append(escape(chosen))
 
-    def wrapped(node: Any, name: str) -> None:
-        begin = len(parts)
-        walk(node)
+    def _wrapped(self, node: Any, name: str) -> None:
+        parts, begin = self.parts, len(self.parts)
+        self.walk(node)
         inner = "".join(parts[begin:])
         # Neighbouring runs of one kind are one: Word cuts runs wherever a language or a revision changes.
         if begin and parts[begin - 1].endswith(f"</{name}>") and inner.strip():
@@ -109,16 +123,10 @@ def paragraph_of(element: Any, styles: dict[str, Style], mark: Callable[[str, st
         else:
             parts[begin:] = [f"<{name}>{inner}</{name}>" if inner.strip() and "<br>" not in inner else inner]
 
-    def picture(node: Any) -> None:
+    def _picture(self, node: Any) -> None:
         words = attribute(node, "descr").strip()
         if words and attribute(node, "hidden") not in ("1", "true"):
-            parts.append(f'<img alt="{escape(words)}">')
-
-    walk(element)
-    found.html = "".join(parts)
-    marks = child(element, "w:pPr", "w:rPr")
-    found.joins_next = marks is not None and any(child(marks, name) is not None for name in DELETED)
-    return found
+            self.parts.append(f'<img alt="{escape(words)}">')
 
 
 def _chosen(field_mark: Any) -> str:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from serve.server.api.request.fields import HARMLESS, OFF, Fields, Off, TokenId, one_name, refused
 from serve.server.api.request.messages import TurnOf
 from serve.server.api.request.retrieval import Retrieval
-from serve.server.api.request.tools import Choice, Tool, checked_choice
+from serve.server.api.request.tools import Tool, ToolChoice, checked_choice
 from serve.server.api.request.wanted import Shaped
 from serve.server.guard import MAX_ANSWERS
 from slm.errors import InputError
@@ -159,7 +159,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     tools: list[Tool] = Field(default_factory=list, max_length=128)
-    tool_choice: Annotated[Choice, BeforeValidator(checked_choice)] = "auto"
+    tool_choice: Annotated[ToolChoice, BeforeValidator(checked_choice)] = "auto"
     parallel_tool_calls: bool = True
     add_generation_prompt: bool | None = Field(None, description="Default: unless the final message is continued")
     continue_final_message: bool = False

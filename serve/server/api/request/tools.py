@@ -96,7 +96,7 @@ class AllowedTools(Fields):
         return given
 
 
-Choice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 
 
 def checked_choice(value: Any) -> Any:
@@ -108,7 +108,7 @@ def checked_choice(value: Any) -> Any:
     return value
 
 
-def chosen(choice: Choice) -> tuple[bool, list[str] | None, bool]:
+def chosen(choice: ToolChoice) -> tuple[bool, list[str] | None, bool]:
     """(whether a call is demanded, the names that may be called or None for all, whether it is a single call)."""
     if isinstance(choice, NamedTool):
         return True, [choice.function.name], True
