@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import os
 import shutil
@@ -24,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slm.errors import InputError, MissingExtraError, MissingFileError, UnsupportedError
+from slm.errors import InputError, MissingFileError, UnsupportedError, require_extra
 from slm.terminal.console import note
+from slm.text.address import with_port
 
 LLAMA_SERVER, LLAMA_CPP_PYTHON = "llama-server", "llama-cpp-python"
 ENGINES = (LLAMA_SERVER, LLAMA_CPP_PYTHON)
@@ -59,7 +59,7 @@ class UpstreamOptions:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"http://{with_port(self.host, self.port)}"
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ def find_llama_server(named: Path | None = None) -> str:
 def check_llama_cpp_server() -> None:
     """Raise MissingExtraError unless llama_cpp.server can be imported."""
     for package in _SERVER_PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "peers")
+        require_extra(package, "peers")
 
 
 @contextmanager

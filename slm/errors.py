@@ -21,6 +21,7 @@ SlmError
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -115,6 +116,15 @@ class MissingExtraError(SlmError):
             f"{needed_by} needs the package '{package}'",
             hint=f"In a clone, install it with: pip install -c constraints.txt '.[{extra}]'",
         )
+
+
+def require_extra(module: str, extra: str, *, package: str = "") -> None:
+    """Raise MissingExtraError unless a module can be imported; to be asked before an hour's work, not after it.
+
+    package: what is installed for it, where it is called otherwise.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError(package or module, extra)
 
 
 class LicenceError(SlmError):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rag.document import Document
-from rag.sources.files import read_noted
 from rag.sources.reader import markdown_of
+from tests.tiny_rag import read_noted
 
 W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 STRICT_W = "http://purl.oclc.org/ooxml/wordprocessingml/main"

@@ -27,10 +27,11 @@ from convert.vocabulary.fast_tokenizer import pre_tokenizer_of
 from convert.vocabulary.vocab_source import pre_name
 from slm.errors import UnsupportedError, VerificationError
 from slm.families.parts.base import PlusOne, RopePermuted, Transposed
-from slm.native.llama import ContextParams, all_logits, open_context, open_model, tokenize
+from slm.native.llama import ContextParams, open_context, open_model, tokenize
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import checkpoint_fingerprint
 from tests import tiny_checkpoints as tiny
+from tests.llama_logits import all_logits
 
 
 def logits_of(gguf: Path, text: str = tiny.TEXT) -> tuple[list[int], np.ndarray[Any, Any]]:

@@ -19,10 +19,11 @@ from convert.lora.adapter import convert_adapter
 from convert.model import convert_checkpoint
 from convert.quality.verify import verify_model
 from slm.errors import DamagedFileError, InputError, MismatchError, MissingFileError, SlmError, UnsupportedError
-from slm.native.llama import ContextParams, all_logits, open_adapter, open_context, open_model, set_adapters, tokenize
+from slm.native.llama import ContextParams, open_adapter, open_context, open_model, set_adapters, tokenize
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import checkpoint_fingerprint
 from tests import tiny_checkpoints as tiny
+from tests.llama_logits import all_logits
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BASES = {"gpt2": tiny.gpt2, "llama": tiny.llama, "gemma3": tiny.gemma3}

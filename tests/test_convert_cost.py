@@ -342,7 +342,7 @@ def test_the_report_says_what_was_measured_and_can_be_passed_on(folder: Path, tm
 def test_a_report_without_matplotlib_says_what_to_install_before_any_work(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"matplotlib.*\[plot\]"):
         CliRunner().invoke(
             cli.convert, [str(folder), "-o", str(tmp_path / "m.gguf"), "--report"], catch_exceptions=False

@@ -13,7 +13,7 @@ from rag.document import Document, Section
 from rag.index.chunk import Chunk
 from rag.index.generation import current as current_module
 from rag.index.generation.postings import load_postings
-from rag.index.lexical.bm25 import build_bm25, open_bm25
+from rag.index.lexical.bm25 import open_bm25
 from rag.index.lexical.pairs import terms_of
 from rag.index.names import index_path
 from rag.index.retrieve import search
@@ -21,7 +21,7 @@ from rag.index.store import Generation, open_generation
 from rag.index.update import add_documents, check_embedder, remove_documents
 from rag.index.variants import comparable
 from slm.errors import InputError, MismatchError, ResourceError, UnknownNameError
-from tests.tiny_rag import PairEmbedder, own_home, page
+from tests.tiny_rag import PairEmbedder, build_bm25, own_home, page
 
 __all__ = ["own_home"]  # a fixture
 

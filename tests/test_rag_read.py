@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from rag.document import Document, Section, sections_of
 from rag.index.chunk import chunk_document
-from rag.sources.files import Skipped, read_file, read_files
+from rag.sources.files import Skipped, read_files
 from rag.sources.html.page import html_document
 from rag.sources.markdown.page import markdown_document
 from slm.errors import InputError, MissingFileError, UnsupportedError
 from slm.text.visible import visible
-from tests.tiny_rag import handbook
+from tests.tiny_rag import handbook, read_noted
 
 __all__ = ["handbook"]  # a fixture
 
@@ -71,7 +71,7 @@ def test_hidden_text_of_markdown_is_dropped_but_code_is_not_touched() -> None:
 def test_japanese_files_are_read_in_the_encodings_they_come_in(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("有給休暇は二十日です。ひらがなもあります。".encode(encoding))
-    document = read_file(path)
+    document = read_noted(path).document
     assert document.sections[0].text == "有給休暇は二十日です。ひらがなもあります。"
     assert document.lang == "ja" and document.source == path.as_posix()
 
@@ -122,7 +122,7 @@ def test_zero_documents_is_an_error_that_names_the_reasons(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"report\.odt: files of the kind '\.odt' are not read"):
         read_files([tmp_path])
     with pytest.raises(UnsupportedError):
-        read_file(tmp_path / "report.odt")
+        read_noted(tmp_path / "report.odt")
 
 
 # Chunking

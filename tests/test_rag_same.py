@@ -8,7 +8,6 @@ import pytest
 
 from rag.document import Document, Section
 from rag.index.embed import open_embedder
-from rag.index.lexical.bm25 import build_bm25
 from rag.index.lexical.pairs import terms_of
 from rag.index.retrieve import search
 from rag.index.same.codes import codes_of, names_in
@@ -16,6 +15,7 @@ from rag.index.same.days import days_of
 from rag.index.store import open_generation
 from rag.index.update import add_documents
 from rag.index.variants import comparable, searchable
+from tests.tiny_rag import build_bm25
 
 DAYS = {
     "2024-04-01": "令和6年4月1日 | 令和６年４月１日 | 令和六年四月一日 | 令和 6 年 4 月 1 日 | R6.4.1 | R6/4/1 | "

@@ -11,10 +11,11 @@ import openpyxl
 import pytest
 from docx import Document as Word
 
-from rag.sources.files import read_files, read_noted
+from rag.sources.files import read_files
 from rag.sources.office.package import Package
 from slm.errors import DamagedFileError, InputError, UnsupportedError
 from tests.office_files import markdown, p, pdf, repacked, saved, word
+from tests.tiny_rag import read_noted
 
 _BOMB = (
     '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'

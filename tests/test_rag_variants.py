@@ -9,12 +9,12 @@ import pytest
 from rag.document import Document, Section
 from rag.index import variants
 from rag.index.embed import open_embedder
-from rag.index.lexical.bm25 import build_bm25
 from rag.index.lexical.pairs import terms_of
 from rag.index.retrieve import search
 from rag.index.store import open_generation
 from rag.index.update import add_documents
 from rag.index.variants import comparable, folded, years_of
+from tests.tiny_rag import build_bm25
 
 SAME = """
 渡辺 渡邊 渡邉 渡邉\U000e0101 | 高橋 髙橋 髙槗 | 浜田 濱田 濵田 | 山崎 山﨑 山嵜 | 斎藤 齋藤 齊藤 斉藤 | 沢 澤 | 広 廣

@@ -7,9 +7,9 @@ from pathlib import Path
 import docx
 import pytest
 
-from rag.sources.files import read_noted
 from slm.errors import DamagedFileError
 from tests.office_files import STRICT_W, W, markdown, p, repacked, saved, word
+from tests.tiny_rag import read_noted
 
 
 def text_of(tmp_path: Path, raw: bytes) -> str:

@@ -17,7 +17,6 @@ from rag.document import Document
 from rag.health import index_states
 from rag.index.change.planned import AddOptions
 from rag.index.lexical import terms
-from rag.index.lexical.bm25 import build_bm25
 from rag.index.lexical.pairs import HAS_PAIRS, terms_of
 from rag.index.lexical.sudachi import SudachiTerms
 from rag.index.lexical.terms import PAIRS, Wording, installed, kept_wording
@@ -29,7 +28,7 @@ from rag.stores.named import open_store
 from rag.stores.postgres.database import Database
 from slm.errors import InputError, MismatchError, MissingExtraError, UnknownNameError, UnsupportedError
 from tests.own_postgres import database, postgres, with_index
-from tests.tiny_rag import PairEmbedder, own_home, page
+from tests.tiny_rag import PairEmbedder, build_bm25, own_home, page
 
 __all__ = ["database", "own_home", "postgres"]
 WORDS = AddOptions(words="sudachi")

@@ -13,7 +13,8 @@ import pytest
 
 from serve.engine.engine import Engine, open_engine
 from slm.joints import Finish, Message, SamplingOptions
-from slm.native.llama import ContextParams, all_logits, open_adapter, open_context, open_model, set_adapters
+from slm.native.llama import ContextParams, open_adapter, open_context, open_model, set_adapters
+from tests.llama_logits import all_logits
 from tests.tiny_gguf import TOKENS, letter, write_adapter, write_model
 
 QUESTIONS = ["Hello, who are you?", "What is a lease?", "Tell me more, please.", "12 + 30 ="]

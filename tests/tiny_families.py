@@ -14,7 +14,6 @@ import transformers as tf
 
 from slm.native.llama import (
     ContextParams,
-    all_logits,
     library,
     open_adapter,
     open_context,
@@ -23,6 +22,7 @@ from slm.native.llama import (
     vocab_size,
 )
 from tests import tiny_checkpoints as tiny
+from tests.llama_logits import all_logits
 
 Logits = np.ndarray[Any, Any]
 LENGTH, COUNT = 128, 4  # 512 positions

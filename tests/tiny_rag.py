@@ -12,6 +12,13 @@ import pytest
 
 from rag.document import Document, Section
 from rag.index.embed import Identity
+from rag.index.generation.postings import build_postings
+from rag.index.lexical.bm25 import Bm25, open_bm25
+from rag.index.lexical.pairs import terms_of
+from rag.index.lexical.terms import Terms
+from rag.sources.files import read_each
+from rag.sources.reader import Read
+from slm.errors import DamagedFileError
 from slm.joints import Passage
 
 
@@ -35,6 +42,20 @@ class PairEmbedder:
 
     def count_tokens(self, text: str) -> int:
         return len(text)
+
+
+def read_noted(path: Path) -> Read:
+    """The first document of a file, with what is not certain about it. Raises as `read_each`, and for no text."""
+    for read in read_each(path):
+        if isinstance(read, Read):
+            return read
+    raise DamagedFileError("it holds no visible text")
+
+
+def build_bm25(texts: Sequence[str], terms: Terms = terms_of) -> Bm25:
+    """The lexical leg over these texts, in their order."""
+    postings = build_postings(terms(text) for text in texts)
+    return open_bm25([(postings, np.arange(len(texts), dtype=np.int32))], len(texts), terms)
 
 
 def page(source: str, text: str, title: str = "Page", lang: str = "en") -> Document:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.cli.quantize import show_file
-from slm.errors import InputError
+from slm.errors import InputError, require_extra
 from slm.terminal.arguments import LANG_FILE, one_of_each
 from slm.terminal.console import emit_json, note, out
 
@@ -81,12 +81,11 @@ def convert_and_measure(
     from convert.quality.bounds import parse_bound
     from convert.quality.cost import QUICK_TOKENS, MeasureOptions, convert_measured
     from convert.quality.fit import fit_checkpoint
-    from convert.quality.plot import require_matplotlib
     from convert.quality.sample_text import read_texts
     from convert.quality.verify import MAX_TOKENS
 
     if settings.report and settings.plot:
-        require_matplotlib()
+        require_extra("matplotlib", "plot")
     files = one_of_each(settings.texts)
     tokens = settings.max_tokens
     if tokens is None:
@@ -141,6 +140,8 @@ def _show(
 ) -> None:
     from rich.table import Table
 
+    from convert.quality.report import figure_cell
+
     rows = [*records, *([reference] if reference else [])]
     languages = list(reference.get("by_language", {}))
     timed = any("prefill_tok_s" in record for record in records)
@@ -153,8 +154,8 @@ def _show(
         chosen = len(kept) < len(records) and "file" in record
         name = f"[bold]{record['type']} *[/bold]" if chosen else str(record["type"])
         figures = [record.get("by_language", {}).get(lang, {}) for lang in languages]
-        cells = [_cell(one.get(key), form) for key, form in forms for one in figures]
-        rates = [_cell(record.get(key), ".1f") for key in ("prefill_tok_s", "decode_tok_s")] if timed else []
+        cells = [figure_cell(one.get(key), form) for key, form in forms for one in figures]
+        rates = [figure_cell(record.get(key), ".1f") for key in ("prefill_tok_s", "decode_tok_s")] if timed else []
         table.add_row(
             name + (" ref." if record is reference else ""), f"{record['size_bytes'] / 1e6:,.1f}", *cells, *rates
         )
@@ -164,7 +165,3 @@ def _show(
     for path in written:
         click.echo(path)
     note(PROVEN.format(kept[0]["tokenizer_lines_proven"]))
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -6,20 +6,13 @@ It needs matplotlib (the extra `plot`) and knows nothing of how the figures came
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from slm.errors import MissingExtraError
+from slm.errors import require_extra
 
 _SIZE = (11.0, 5.0)
 _DPI = 120
-
-
-def require_matplotlib() -> None:
-    """Raise MissingExtraError unless matplotlib is installed; to be asked before an hour's work, not after it."""
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot")
 
 
 def series(report: Mapping[str, Any]) -> dict[str, list[tuple[float, float, str]]]:
@@ -44,7 +37,7 @@ def series(report: Mapping[str, Any]) -> dict[str, list[tuple[float, float, str]
 
 def draw_report(report: Mapping[str, Any], path: Path) -> None:
     """Write the picture as PNG. Raises MissingExtraError."""
-    require_matplotlib()
+    require_extra("matplotlib", "plot")
     from matplotlib.figure import Figure
 
     curves = series(report)

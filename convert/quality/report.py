@@ -83,17 +83,18 @@ def _cells(record: Record, languages: Sequence[str], timed: bool, is_reference: 
     for lang in languages:
         figures = record.get("by_language", {}).get(lang, {})
         cells += ["0", "0", "1"] if is_reference else [
-            _number(figures.get("mean_kl_divergence"), ".4f"),
-            _number(figures.get("p99_kl_divergence"), ".4f"),
-            _number(figures.get("top1_agreement"), ".3f"),
+            figure_cell(figures.get("mean_kl_divergence"), ".4f"),
+            figure_cell(figures.get("p99_kl_divergence"), ".4f"),
+            figure_cell(figures.get("top1_agreement"), ".3f"),
         ]  # fmt: skip
-        cells += [_number(figures.get("perplexity"), ".2f"), _number(figures.get("bits_per_byte"), ".4f")]
+        cells += [figure_cell(figures.get("perplexity"), ".2f"), figure_cell(figures.get("bits_per_byte"), ".4f")]
     if timed:
-        cells += [_number(record.get("prefill_tok_s"), ".0f"), _number(record.get("decode_tok_s"), ".1f")]
+        cells += [figure_cell(record.get("prefill_tok_s"), ".0f"), figure_cell(record.get("decode_tok_s"), ".1f")]
     return cells
 
 
-def _number(value: float | None, form: str) -> str:
+def figure_cell(value: float | None, form: str) -> str:
+    """A figure as a table shows it; "-": not measured."""
     return "-" if value is None else format(value, form)
 
 
@@ -113,7 +114,8 @@ def _notes(report: Mapping[str, Any], machine: Mapping[str, Any], timed: bool, l
 def report_paths(out: Path, name: str | None = None) -> tuple[Path, Path, Path]:
     """(Markdown, JSON, PNG) beside a file, or in a folder of several files called `name`."""
     base = out.with_suffix("") if name is None else out / name
-    return tuple(base.with_name(f"{base.name}.report.{ending}") for ending in ("md", "json", "png"))  # type: ignore[return-value]
+    text, data, picture = (base.with_name(f"{base.name}.report.{ending}") for ending in ("md", "json", "png"))
+    return text, data, picture
 
 
 def write_report(paths: tuple[Path, Path, Path], report: Mapping[str, Any], *, plot: bool = True) -> list[Path]:

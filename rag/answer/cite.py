@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from rag.answer.marks import Mark, Marks
 from rag.index.lexical.pairs import terms_of
 from slm.joints import Passage
+from slm.text.language import detect
 from slm.text.visible import visible
 
 NOT_FOUND = {"en": "I could not find this in the documents", "ja": "資料には見つかりませんでした"}
@@ -32,6 +33,11 @@ _MADE_UP = 20
 _LOOK_BACK = 600
 # A number gives way to a passage that holds so much more of the sentence, and at least so much of it.
 _CLEARLY_MORE, _ENOUGH, _NO_DOUBT = 0.15, 0.35, 0.6
+
+
+def answer_language(question: str) -> str:
+    """The language that a question is answered in: its own where a refusal is worded in it, else English."""
+    return detect(question, tuple(NOT_FOUND)).language or "en"
 
 
 class Support:

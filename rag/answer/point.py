@@ -10,11 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rag.answer.cite import NOT_FOUND
+from rag.answer.cite import NOT_FOUND, answer_language
 from rag.answer.reader.lines import Line
 from rag.index.lexical.pairs import HAS_PAIRS
 from slm.joints import Passage, PointedAnswer, Quotation
-from slm.text.language import detect
 
 # A second line belongs to the answer when it is at least this likely beside the first. Chosen on development questions.
 SECOND = 0.25
@@ -40,7 +39,7 @@ def point(question: str, judged: Sequence[Judged], refuse_at: Mapping[str, float
     translated page. Where it reaches the threshold of the question's language (`refuse_at`, with "" for every other),
     the answer is that the documents do not hold it.
     """
-    language = detect(question, ("en", "ja")).language or "en"
+    language = answer_language(question)
     limit = refuse_at.get(language, refuse_at.get("", 0.5))
     ranked = _own_language_first(_ranked(judged), question)
     said = ranked[:1] + [q for q in ranked[1:_NEAREST] if _belongs(q, ranked[0])][:1]

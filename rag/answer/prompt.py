@@ -9,11 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rag.answer.cite import NOT_FOUND
+from rag.answer.cite import NOT_FOUND, answer_language
 from rag.answer.reader.length import WIDE, about_tokens
 from slm.errors import InputError
 from slm.joints import Message, Passage
-from slm.text.language import detect
 from slm.text.visible import one_line, visible
 
 _INSTRUCTION = {
@@ -33,10 +32,6 @@ DEFAULT_PASSAGES = 3
 # Of a passage's number and the marks around it, in tokens.
 _NUMBER = 2
 _SENTENCE_END = re.compile(r"[。！？\n]|[.!?](?=\s)")
-
-
-def _language(text: str) -> str:
-    return detect(text, ("en", "ja")).language or "en"
 
 
 def defused(text: str) -> str:
@@ -83,7 +78,7 @@ def grounded_messages(question: str, passages: Sequence[Passage]) -> list[Messag
         raise InputError("the question is empty")
     if not passages:
         raise InputError("there are no passages to answer from")
-    language = _language(question)
+    language = answer_language(question)
     blocks = [_INSTRUCTION[language]]
     blocks += [f"[{n}] {passage_head(p)}\n{defused(p.text)}" for n, p in enumerate(passages, start=1)]
     blocks.append(_QUESTION[language] + one_line(question))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from slm.artifacts import new_file
-from slm.errors import InputError, MissingExtraError
+from slm.errors import InputError, require_extra
 
 FORMATS = (".png", ".svg")
 _STYLES = {"fused": ("C0", "-", 2.4), "dense": ("C1", "--", 1.6), "lexical": ("C2", ":", 1.6)}
@@ -20,8 +19,7 @@ def require_picture(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"'{path}' does not say what to draw", found=path.suffix or "no ending",
                          hint=f"Let it end in {' or '.join(FORMATS)}.")  # fmt: skip
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot")
+    require_extra("matplotlib", "plot")
 
 
 def draw_recall(result: Mapping[str, Any], path: Path, title: str) -> None:

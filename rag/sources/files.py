@@ -281,23 +281,11 @@ def nothing_read(paths: Sequence[Path | str], reading: Reading) -> InputError:
     )
 
 
-def read_file(path: Path) -> Document:
-    """The first document of a file. Raises UnsupportedError (its kind), DamagedFileError (empty, binary, no text)."""
-    return read_noted(path).document
-
-
-def read_noted(path: Path) -> Read:
-    """The first document of a file, with what is not certain about it. Raises as read_file does."""
-    for read in read_each(path):
-        if isinstance(read, Read):
-            return read
-    raise DamagedFileError("it holds no visible text")
-
-
 def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read | LeftOut | Whole]:  # noqa: B008  # it is frozen
-    """All documents of a file, with what is not certain about them. Raises as read_file does.
+    """All documents of a file, with what is not certain about them.
 
-    The source of a document is its path in Unicode's composed form (NFC), however the disk spells it.
+    The source of a document is its path in Unicode's composed form (NFC), however the disk spells it. Raises
+    UnsupportedError (its kind), DamagedFileError (empty, binary).
     """
     _refuse_pointer(path)
     suffix = path.suffix.lower()

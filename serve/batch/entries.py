@@ -62,10 +62,9 @@ class BatchEntry:
         response = {"status_code": status, "request_id": f"req_{self.key}", "body": body}
         return {"id": self.id, "custom_id": self.custom_id, "response": response, "error": None}
 
-    def refused(self) -> dict[str, Any]:
-        """The line of an entry with a fault."""
-        assert self.fault is not None
-        error = {"code": self.fault.code, "message": self.fault.message}
+    def refused(self, fault: LineFault) -> dict[str, Any]:
+        """The line that says what is wrong with it."""
+        error = {"code": fault.code, "message": fault.message}
         return {"id": self.id, "custom_id": self.custom_id, "response": None, "error": error}
 
     @property

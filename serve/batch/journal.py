@@ -88,7 +88,7 @@ class BatchJournal:
         """Write the output, a line for each entry in their order; it is whole or absent."""
         with new_file(output) as temporary, temporary.open("wb") as out:
             for entry in entries:
-                out.write((_dumped(entry.refused()) if entry.fault else self._row(entry.key)) + b"\n")
+                out.write((_dumped(entry.refused(entry.fault)) if entry.fault else self._row(entry.key)) + b"\n")
 
     def _row(self, key: str) -> bytes:
         offset, size = self._places[key]

@@ -135,14 +135,15 @@ def _archive(stack: ExitStack, *, needed: bool) -> Archive | None:
 
 def _saved(archive: Archive | None, goes_on: bool, session: str | None) -> SavedSession | None:
     """The session to go on with; None where a new one begins."""
-    if archive is None or not (goes_on or session):
+    if archive is None:
         return None
     if goes_on:
         latest = archive.latest()
         if latest is None:
             raise InputError("there is no session to go on with", hint="Begin one with: slm chat")
         return latest
-    assert session
+    if not session:
+        return None
     return archive.get(session) if session.isdigit() else archive.find(session)
 
 

@@ -16,6 +16,7 @@ from serve.server.guard import LOOPBACK_NAMES, MAX_ANSWERS, Keys, Limits, Policy
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.arguments import FiniteRange
 from slm.terminal.console import note
+from slm.text.address import bracketed
 from slm.text.encoding.decode import decode
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -139,7 +140,7 @@ def policy_of(host: str, options: GuardOptions) -> Policy:
             f"'{host}' can be reached from other machines and no API key is set",
             hint="Name a variable with --api-key-env VAR, a file with --api-key-file FILE, or say --no-key-ok.",
         )
-    named = {host_name(name) for name in options.hosts} | {host_name(f"[{host}]" if ":" in host else host)}
+    named = {host_name(name) for name in options.hosts} | {host_name(bracketed(host))}
     return Policy(
         keys=Keys(keys),
         limits=Limits(

@@ -15,6 +15,7 @@ from serve.engine.options import EngineOptions
 from serve.server.guard import Keys, Limits, Policy
 from slm import __version__
 from slm.errors import InputError, MismatchError
+from slm.text.address import with_port
 
 _S = TypeVar("_S")
 
@@ -99,7 +100,7 @@ class ListeningPlace:
     @property
     def url(self) -> str:
         """As a client on one of the machines writes it."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"http://{with_port(self.host, self.port)}"
 
 
 @dataclass(frozen=True)

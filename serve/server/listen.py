@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from slm.errors import ResourceError
 from slm.terminal.console import note
+from slm.text.address import with_port
 
 # `localhost` is either, and which one a program tries first is its own affair (RFC 6761, section 6.3).
 _BOTH_LOOPBACKS = ("127.0.0.1", "localhost")
@@ -44,7 +45,7 @@ def bind(stack: ExitStack, host: str, port: int) -> list[socket.socket]:
 def url_of(listener: socket.socket) -> str:
     """Where a client finds it."""
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{with_port(host, port)}"
 
 
 def _listener(host: str, port: int, *, said: str = "") -> socket.socket:
@@ -64,7 +65,7 @@ def _listener(host: str, port: int, *, said: str = "") -> socket.socket:
     except OSError as error:
         listener.close()
         raise ResourceError(
-            f"cannot listen on {f'[{shown}]' if ':' in shown else shown}:{port}: {error.strerror}",
+            f"cannot listen on {with_port(shown, port)}: {error.strerror}",
             hint="Choose another port with --port (0: any free one).",
         ) from error
     return listener

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,12 @@ def model_checks() -> list[Check]:
         if name not in there:
             checks.append(Check(f"model {name}", None, f"not pulled (slm pull {name})"))
             continue
-        checks += guarded(f"model {name}", lambda name=name: [_of(name, there[name], total)])  # type: ignore[misc]
+        checks += guarded(f"model {name}", partial(_checked, name, there[name], total))
     return checks
+
+
+def _checked(name: str, folder: Path, total: int | None) -> list[Check]:
+    return [_of(name, folder, total)]
 
 
 def _of(name: str, folder: Path, total: int | None) -> Check:

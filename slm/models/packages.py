@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -58,8 +59,12 @@ def _installed_members(requirement: str) -> dict[str, Member]:
     for file in distribution.files or ():
         path = Path(str(distribution.locate_file(file)))
         if ".." not in file.parts and path.is_file():
-            members[file.as_posix()] = Member(path.stat().st_size, lambda path=path: path.open("rb"))  # type: ignore[misc]
+            members[file.as_posix()] = Member(path.stat().st_size, _opening(path))
     return members
+
+
+def _opening(path: Path) -> Callable[[], IO[bytes]]:
+    return lambda: path.open("rb")
 
 
 def _wheel_members(stack: ExitStack, wheel: Path) -> dict[str, Member]:
@@ -76,7 +81,7 @@ def _wheel_members(stack: ExitStack, wheel: Path) -> dict[str, Member]:
         total += info.file_size
         if total > _MAX_UNPACKED_BYTES:
             raise DamagedFileError(f"the package '{wheel.name}' unpacks to more than {_MAX_UNPACKED_BYTES:,} bytes")
-        members[info.filename] = Member(info.file_size, lambda info=info: archive.open(info))  # type: ignore[misc]
+        members[info.filename] = Member(info.file_size, partial(archive.open, info))
     return members
 
 

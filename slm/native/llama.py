@@ -299,14 +299,11 @@ def logits_at(model: Any, context: Any, index: int) -> npt.NDArray[np.float32]:
     return logits
 
 
-def all_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
-    """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first."""
-    logits: npt.NDArray[np.float32] = viewed_logits(model, context, tokens).copy()
-    return logits
-
-
 def viewed_logits(model: Any, context: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
-    """As `all_logits`, but the context's own memory: it changes with the next decoding."""
+    """Logits at every position of one sequence, (len(tokens), vocabulary) float32; clears the context first.
+
+    They are in the context's own memory, and change with the next decoding.
+    """
     forget(context)
     decode_tokens(context, tokens, 0, every=True)
     return np.ctypeslib.as_array(library().llama_get_logits(context), shape=(len(tokens), vocab_size(model)))

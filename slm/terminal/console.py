@@ -171,8 +171,9 @@ def _code_of(command: click.Command, argv: list[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        hint = _usage_hint(error) if isinstance(error, click.UsageError) else ""
-        shown = click.UsageError(f"{error.format_message()} {hint}", error.ctx) if hint else error  # type: ignore[attr-defined]
+        shown = error
+        if isinstance(error, click.UsageError) and (hint := _usage_hint(error)):
+            shown = click.UsageError(f"{error.format_message()} {hint}", error.ctx)
         shown.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Addresses of PostgreSQL databases that people may see: without their passwords. It connects to nothing."""
+"""Addresses as people may see and type them: HOST:PORT, databases without their passwords. It connects to nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from slm.errors import without_passwords
 
-__all__ = ["is_postgres", "passwords_of", "shown_address", "without_passwords"]
+__all__ = ["bracketed", "is_postgres", "passwords_of", "shown_address", "with_port", "without_passwords"]
 
 _SCHEMES = ("postgresql://", "postgres://")
 _SECRET = ("password", "sslpassword")
+
+
+def with_port(host: str, port: int) -> str:
+    """HOST:PORT, an address of IPv6 in brackets."""
+    return f"{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands in an address."""
+    return f"[{host}]" if ":" in host else host
 
 
 def is_postgres(name: str) -> bool:

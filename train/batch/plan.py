@@ -52,11 +52,6 @@ class BatchPlan:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     @property
-    def sequences_per_epoch(self) -> int:
-        """How many sequences one epoch shows, repeated ones counted each time."""
-        return self._per_epoch
-
-    @property
     def batches_per_epoch(self) -> int:
         """How many micro-batches one epoch has; the same for every epoch."""
         return -(-self._per_epoch // self._batch_size)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slm.artifacts import is_disk_full, new_file
-from slm.errors import MissingExtraError, ResourceError
+from slm.errors import MissingExtraError, ResourceError, require_extra
 from train.run.pictures import require_matplotlib, save_figure
 
 HISTORY = "history.jsonl"
@@ -38,10 +38,7 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 
 def require_tensorboard() -> None:
     """Raise MissingExtraError unless the package is installed; asked before a run begins."""
-    from importlib.util import find_spec
-
-    if find_spec("tensorboard") is None:
-        raise MissingExtraError("tensorboard", "tensorboard")
+    require_extra("tensorboard", "tensorboard")
 
 
 class History:

@@ -5,7 +5,6 @@ It knows nothing of how the figures came about.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from slm.artifacts import new_file
-from slm.errors import MissingExtraError
+from slm.errors import require_extra
 
 _DPI = 110
 _COLOURS = ("#cfe3f7", "#fde2c4", "#d3efd0", "#f6d3dc")
@@ -23,8 +22,7 @@ _EM, _LINE, _MARGIN, _WIDE = 15, 34, 14, 56  # of the SVG: font size, line heigh
 
 def require_matplotlib() -> None:
     """Raise MissingExtraError unless matplotlib is installed; to be asked before a run, not after it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot")
+    require_extra("matplotlib", "plot")
 
 
 def _figure(width: float, height: float) -> Any:

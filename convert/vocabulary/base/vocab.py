@@ -5,6 +5,7 @@ Keys: llama.cpp, src/llama-arch.cpp (`tokenizer.ggml.*`); token types: include/l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -80,8 +81,7 @@ class GgufVocabulary:
     def check(self) -> None:
         """Raise DamagedFileError for what llama.cpp would abort on."""
         if len(set(self.tokens)) != len(self.tokens):
-            seen: set[str] = set()
-            twice = next(t for t in self.tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
+            twice = next(token for token, count in Counter(self.tokens).items() if count > 1)
             raise DamagedFileError(f"the vocabulary has the token {twice!r} twice")
         if "" in self.tokens:
             raise DamagedFileError(f"the vocabulary has an empty token, id {self.tokens.index('')}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -189,8 +189,3 @@ def _check_places(inventory: Inventory) -> None:
             raise ValueError("its table of documents does not fit together")
     if inventory.count != sum(place.chunks for place in inventory.places.values()):
         raise ValueError("its parts do not have the same number of chunks")
-
-
-def roots_of(documents: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    """The roots that documents came by."""
-    return {root for entry in documents.values() for root in entry.get("roots", ())}

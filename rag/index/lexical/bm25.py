@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from rag.index.generation.postings import Postings, build_postings
-from rag.index.lexical.pairs import HAS_PAIRS, terms_of
+from rag.index.generation.postings import Postings
+from rag.index.lexical.pairs import HAS_PAIRS
 from rag.index.lexical.terms import Terms
 
 _K1, _B = 1.2, 0.75
@@ -97,9 +97,3 @@ def open_bm25(parts: Sequence[tuple[Postings, npt.NDArray[np.int32]]], size: int
         lengths[rows[rows >= 0]] = postings.lengths[rows >= 0]
     average = lengths.mean() if size and lengths.any() else 1.0
     return Bm25(tuple(parts), (_K1 * (1 - _B + _B * lengths / average)).astype(np.float32), terms)
-
-
-def build_bm25(texts: Sequence[str], terms: Terms = terms_of) -> Bm25:
-    """Index these texts, in their order."""
-    postings = build_postings(terms(text) for text in texts)
-    return open_bm25([(postings, np.arange(len(texts), dtype=np.int32))], len(texts), terms)

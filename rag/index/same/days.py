@@ -12,7 +12,10 @@ from datetime import date
 
 from rag.index.variants import count_of
 
-_NAMES = "January February March April May June July August September October November December".split()  # noqa: SIM905
+_NAMES = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
 _NUMBERS = {name[:3].lower(): number for number, name in enumerate(_NAMES, start=1)}
 _SHORT = (*(name[:3] for name in _NAMES), "Sept")
 # As names are written, with a capital: "may 5" is no day.

@@ -58,8 +58,8 @@ def read_answer(page: dict[str, Any], base: str = "", around: Around | None = No
     if nodes is None:
         raise DamagedFileError("the answer holds no body")
     number, title = text_at(page, "id"), text_at(page, "title")
-    links = page.get("_links") if isinstance(page.get("_links"), dict) else {}
-    assert isinstance(links, dict)
+    links = page.get("_links")
+    links = links if isinstance(links, dict) else {}
     webui = text_at(links, "webui")
     own = _SITE.match(text_at(links, "self"))
     site = (text_at(links, "base") or base or (own.group(1) if own else "")).rstrip("/")

@@ -15,13 +15,14 @@ from typing import BinaryIO
 
 from rag.document import Meta
 from rag.sources.confluence.body.macros import Around
-from rag.sources.confluence.body.nodes import Node, names
+from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.body.wiki import storage_of_wiki
 from rag.sources.confluence.entities import Entity, StreamFaults, entities
 from rag.sources.confluence.page import iso_time, page_id, page_read, person_name
 from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError
+from slm.text.names import names
 
 _PAGES = ("Page", "BlogPost")
 _KINDS = names(

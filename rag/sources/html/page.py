@@ -17,6 +17,7 @@ from rag.sources.html.tree import MAY_NUMBER, hides, is_seen, mark_buttons, mark
 from rag.sources.html.writer import write
 from rag.sources.reader import Read, titled
 from slm.text.encoding.decode import decode
+from slm.text.names import names
 from slm.text.visible import one_line
 
 _XML_ENCODING = re.compile(rb"^\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*[\"']([\w.:-]{1,40})")
@@ -29,17 +30,13 @@ _XMLNS = re.compile(r"\bxmlns\s*=")
 _MARKUP = re.compile(r"<!\[CDATA\[|<!--|<(?P<name>[A-Za-z][^\s<>/]*)|<\?")
 
 
-def _names(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-_VOID = _names("area base br col embed hr img input link meta param source track wbr")
+_VOID = names("area base br col embed hr img input link meta param source track wbr")
 # Elements that end where the next of their kind begins, so that they are open without being nested.
-_SHALLOW = _VOID | _names("li p td th tr dd dt option thead tbody tfoot colgroup")
+_SHALLOW = _VOID | names("li p td th tr dd dt option thead tbody tfoot colgroup")
 # They end so inside a <ruby> or a <select> alone, and are nothing elsewhere.
-_IN_RUBY, _IN_SELECT = _names("rt rp rb rtc"), "optgroup"
+_IN_RUBY, _IN_SELECT = names("rt rp rb rtc"), "optgroup"
 # What a browser opens again in every paragraph until it is closed, with each set of attributes anew.
-_FORMATTING = _names("b big code em font i s small strike strong tt u")
+_FORMATTING = names("b big code em font i s small strike strong tt u")
 _ANY_TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*)")
 _OPENING = re.compile(r"<[A-Za-z][^\s/>]*")
 _ATTRIBUTE = re.compile(r"[\s/]*[^\s/>][^\s/>=]*(?:\s*=\s*(?:(?P<quote>[\"'])|[^\s>\"'][^\s>]*))?")

@@ -9,12 +9,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from slm.text.names import names
 
-def _names(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-_DROPPED = _names(
+_DROPPED = names(
     "script style template noscript iframe object embed svg canvas head audio video map area datalist title meta "
     "link input button select textarea option optgroup output progress meter rp rt rtc noembed noframes "
     "annotation annotation-xml"
@@ -27,7 +24,7 @@ MAY_NUMBER = re.compile(r"linenos?|lineno|gutter|line-numbers-rows")
 _ZERO = re.compile(r"0+(?:\.0*)?(?:[a-z]{1,4}|%)?")
 _NUMBERS = re.compile(r"[\d\s.:]*")
 _CODE = ("pre", "code")
-_TITLES = _names("h1 h2 h3 h4 h5 h6 summary")
+_TITLES = names("h1 h2 h3 h4 h5 h6 summary")
 _BESIDE = 5  # a column is a cell in a row in a body of a table, at most
 _COLUMN = "data-slm-numbers"  # marks a column of line numbers
 _WORDS = "data-slm-words"  # marks a button whose words are those of a heading

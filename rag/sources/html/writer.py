@@ -12,13 +12,9 @@ from typing import Any
 
 from rag.sources.html.table import captions_of, cells_of, markdown_table, rows_of
 from rag.sources.html.tree import is_dropped, traverse
+from slm.text.names import names
 
-
-def _names(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-_BLOCKS = _names(
+_BLOCKS = names(
     "address article aside blockquote body center dd details dialog dir div dl dt fieldset figcaption figure "
     "footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p section summary ul table "
     "caption thead tbody tfoot tr td th"
@@ -38,7 +34,7 @@ _WIDE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 _BLOCK_MARK = re.compile(r"(#{1,6}(?=\s)|`{3,}|~{3,}|(?:=+|-{2,})(?=\s*$))")
 _BREAK = "\x0b"
 # Parts of formulas whose own parts are not digits of one number, nor is what follows them.
-_FORMULAS = _names("msup msub msubsup munderover mfrac")
+_FORMULAS = names("msup msub msubsup munderover mfrac")
 _BEGINS_NUMBER = re.compile(r"[.,]?\d")
 _BOXES = ("[ ] ", "[x] ")
 _DEEPEST = 12

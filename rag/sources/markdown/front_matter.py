@@ -10,6 +10,7 @@ import re
 import sys
 from typing import Any
 
+from slm.text.names import names
 from slm.text.visible import one_line
 
 _OPENING = re.compile(r"(?P<mark>---|\+\+\+)[ \t]*\n")
@@ -21,11 +22,7 @@ _LARGEST = 1 << 16
 # One of these names tells front matter from a sentence such as "Note: the lift is out of order."
 
 
-def _names(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-_USUAL = _names(
+_USUAL = names(
     "title date tags tag categories category author authors layout draft description slug permalink aliases alias "
     "keywords lang language updated created modified summary subtitle owner status version sidebar_position "
     "sidebar_label weight published type id name url image cover excerpt toc menu series"

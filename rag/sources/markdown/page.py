@@ -21,21 +21,18 @@ from rag.sources.markdown.links import definitions, without_targets
 from rag.sources.markdown.scan import AUTOLINK, MarkdownPart, scan
 from rag.sources.reader import Read, titled
 from slm.text.encoding.decode import decode
+from slm.text.names import names
 
 # Elements whose meaning is in their structure: they are written as those of a page are.
 
 
-def _names(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-_REWRITTEN = _names(
+_REWRITTEN = names(
     "table pre dl ul ol ruby sup sub code select math script style template svg iframe noscript textarea"
 )
-_BLOCK_TAGS = _names(
+_BLOCK_TAGS = names(
     "p div br hr details summary section article aside figure figcaption center blockquote form main header"
 )
-_INLINE_TAGS = _names(
+_INLINE_TAGS = names(
     "a abbr b bdi bdo big cite del dfn em font i img ins kbd mark nobr picture q s samp small source span strike "
     "strong tt u var wbr rb rt rp rtc li td th tr tbody thead tfoot dt dd video audio label html body footer nav"
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from slm.errors import EngineError
 
@@ -139,7 +140,7 @@ def taken(ask: AskEngine, prompts: MadePrompts, plan: EnginePlan) -> tuple[dict[
     problems.clear()
     take("prefill_tokens_per_s", prefill)
     for n in plan.streams:
-        take(decode_key(n), lambda n=n: decode(n))  # type: ignore[misc]
+        take(decode_key(n), partial(decode, n))
     take("last_first_token_s", short)
     take("ttft_s", lambda: last_first_token(ask([prompts.next(plan.long)], 1)))
     return found, problems

@@ -10,13 +10,10 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-
-def _names(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
+from slm.text.names import names
 
 # Everyday words of French, Italian and German in which DOS has a letter where Windows has dots, a dash or another mark.
-_DOS_WORDS = _names(
+_DOS_WORDS = names(
     "à où là voilà déjà deçà delà già più giù però può ciò perciò metà sarà potrà dovrà farà avrà verrà andrà c'è è "
     "für über äpfel ärger ämter änderung änderungen öl öffnen"
 )
@@ -31,12 +28,12 @@ _AFTER_A = re.compile(
     re.IGNORECASE,
 )
 # Short words of one Western language that are no words of English or of the languages of Central Europe.
-_WESTERN_WORDS = _names(
+_WESTERN_WORDS = names(
     "les des du une est et dans pour avec sur que qui pas vous nous elle aux cette sono nel alla gli della che "
     "der das und ist nicht von dem ein eine uns auf im los las es por y uma os og det til ikke och att inte ett "
     "av het een voor niet"
 )
-_ROMANCE_WORDS = _names("la le il di de un lo del per con non")  # and of Romanian, which DOS's table has no letters for
+_ROMANCE_WORDS = names("la le il di de un lo del per con non")  # and of Romanian, which DOS's table has no letters for
 # Letters in whose places Windows-1250, 1254 and 1257 and ISO's tables have others.
 _SHIFTED = frozenset("àãåæèêìïðñòõøùûýþÀÃÅÆÈÊÌÏÐÑÒÕØÙÛÝÞâîÂÎ")
 _FEW = 2  # of those letters; more of them are judged by what they cost

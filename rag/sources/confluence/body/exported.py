@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from rag.sources.confluence.body.nodes import Node, beginning, first_words, names, text_of
+from rag.sources.confluence.body.nodes import Node, beginning, first_words, text_of
 from rag.sources.confluence.body.pieces import Piece, Raw, block, emoticon, image, label_of, mention, paragraph, spaced
+from slm.text.names import names
 
 _BRUSH = re.compile(r"\bbrush:\s*([\w+#.-]{1,40})")
 _DROPPED = names(

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from rag.sources.confluence.body.nodes import Node, names, parse, text_of, walk
+from rag.sources.confluence.body.nodes import Node, parse, text_of, walk
 from rag.sources.confluence.body.pieces import Piece, Raw, block, label_of, mention, paragraph, spaced
+from slm.text.names import names
 
 _BODIES = ("ac:rich-text-body", "ac:plain-text-body")
 _PANELS = names("info tip note warning panel expand ui-expand ui-tab localtab card chart excerpt-panel")

@@ -12,11 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-
-def names(text: str) -> frozenset[str]:
-    """The words of a text, as a set of names."""
-    return frozenset(text.split())
-
+from slm.text.names import names
 
 # What no XML document may hold, be it as a character or as a reference; html.unescape leaves such references out.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rag.sources.confluence.body.exported import expand_exported
 from rag.sources.confluence.body.macros import Around, Conversion, End, expand_macro, person
-from rag.sources.confluence.body.nodes import Node, first_words, names, parse, text_of
+from rag.sources.confluence.body.nodes import Node, first_words, parse, text_of
 from rag.sources.confluence.body.pieces import (
     Piece,
     Raw,
@@ -27,6 +27,7 @@ from rag.sources.confluence.body.pieces import (
     spaced,
 )
 from rag.sources.html.page import html_to_markdown
+from slm.text.names import names
 
 _HTML = names(
     "p div section article aside header footer main address figure figcaption center h1 h2 h3 h4 h5 h6 ul ol li dl dt "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from rag.sources.confluence.body.nodes import names
+from slm.text.names import names
 
 _MARK, _END = "\ue000", "\ue001"  # of the private use area; what a page has of them itself is left out
 _MACRO = re.compile(r"(?<![\\{])\{([A-Za-z][\w-]{0,60})(?::([^{}\n]{0,2000}))?\}(?!\})")
