@@ -24,8 +24,9 @@ _ROOMS = {
 _HEAD = """# Modules
 
 Written by `python scripts/write_module_docs.py` from the first sentence of every module, its bounds (numbers that have
-a name there) and options, and the tests that import it: search this page for the thing that you want to change. What
-has no test here is run by those of its neighbours, or by a command's; what each test file proves stands at the end.
+a name there, defaults of fields) and options, and the tests that import it: search this page for the thing that you
+want to change. What has no test here is run by those of its neighbours, or by a command's; what each test file proves
+stands at the end.
 [adding.md](adding.md) has the steps where several places change together.
 """
 
@@ -37,12 +38,17 @@ def module_docs() -> str:
     for room, what in _ROOMS.items():
         pieces.append(f"## {room}\n{what}.\n\n| module | what it is for | bounds, options | tests |\n|---|---|---|---|")
         pieces += [_row(path, tests) for path in sorted((ROOT / room).rglob("*.py")) if path.stat().st_size]
-        pieces += [_page_row(path) for path in sorted((ROOT / room).rglob("web/*.js"))]
+        pieces += [_page_row(path) for path in sorted((ROOT / room).rglob("web/*")) if path.suffix in (".js", ".css")]
         pieces.append("")
     pieces.append("## tests\n\n| file | what it proves |\n|---|---|")
     for path in sorted((ROOT / "tests").glob("test_*.py")):
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         pieces.append(f"| `tests/{path.name}` | {_first_sentence(said)} |")
+    pieces.append("\n| file | what tests stand on |\n|---|---|")
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        if said and not path.name.startswith("test_"):
+            pieces.append(f"| `tests/{path.name}` | {_first_sentence(said)} |")
     return "\n".join([*pieces, ""])
 
 
@@ -57,9 +63,10 @@ def _row(path: Path, tests: dict[str, set[str]]) -> str:
 
 def _page_row(path: Path) -> str:
     """A module of the web page: its first sentence stands in comments at its head."""
-    lines = (line.removeprefix("//").strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.removeprefix("//").strip("/* ") for line in path.read_text(encoding="utf-8").splitlines())
     said = "\n".join(takewhile(bool, lines))
-    return f"| `{path.relative_to(ROOT).as_posix()}` | {_first_sentence(said)} |  | test_page_modules |"
+    test = "test_serve_browser_access" if path.suffix == ".css" else "test_page_modules"
+    return f"| `{path.relative_to(ROOT).as_posix()}` | {_first_sentence(said)} |  | {test} |"
 
 
 def _first_sentence(docstring: str) -> str:
@@ -71,6 +78,9 @@ def _bounds(tree: ast.Module) -> Iterator[str]:
     """`NAME = value` of the numbers that a module names, several of one line each by itself."""
     pairs: list[tuple[ast.expr, ast.expr]]
     for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield from _defaults(node)
+            continue
         if isinstance(node, ast.AnnAssign) and node.value is not None:
             pairs = [(node.target, node.value)]
         elif isinstance(node, ast.Assign) and len(node.targets) == 1:
@@ -85,12 +95,21 @@ def _bounds(tree: ast.Module) -> Iterator[str]:
                 yield f"{target.id} = {ast.unparse(value)}"
 
 
+def _defaults(node: ast.ClassDef) -> Iterator[str]:
+    """`Class.field = value` of the numbers that fields begin with, but for those that begin to count."""
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and field.value is not None and _is_number(field.value):
+            value = ast.unparse(field.value)
+            if value not in ("0", "0.0"):
+                yield f"{node.name}.{ast.unparse(field.target)} = {value}"
+
+
 def _options(tree: ast.Module) -> Iterator[str]:
     """The options of the commands in a module, as they are typed."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.option", "option") and node.args:
-            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
-            yield from (name for name in names if isinstance(name, str) and name.startswith("--"))
+            names = [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
+            yield from [name for name in names if name.startswith("--")] or [n for n in names if n.startswith("-")]
 
 
 def _is_number(value: ast.expr) -> bool:

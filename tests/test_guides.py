@@ -72,6 +72,41 @@ def test_the_index_has_every_page_and_every_file_for_production() -> None:
     assert set((DOCS / "production").iterdir()) <= used
 
 
+def test_the_index_has_every_decision_once_by_subject() -> None:
+    table = (DOCS / "README.md").read_text(encoding="utf-8").split("## Decisions by subject")[1]
+    listed = [int(number) for row in re.findall(r"\|([\d, ]+)\|", table) for number in row.split(",")]
+    taken = re.findall(r"^## (\d+)\. ", (DOCS / "decisions.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == [int(number) for number in taken] == list(range(1, len(taken) + 1))
+
+
+def test_the_table_of_the_recipes_has_every_recipe_once() -> None:
+    page = DOCS / "adding.md"
+    table = page.read_text(encoding="utf-8").split("## ")[0]
+    assert sorted(re.findall(r"\]\(#([^)]+)\)", table)) == sorted(anchors(page) - {"adding-something"})
+
+
+RECIPES = [DOCS / "adding.md", DOCS / "architecture.md", DOCS / "debugging.md", DOCS / "glossary.md",
+           ROOT / "CONTRIBUTING.md"]  # fmt: skip
+ROOMS = ("slm", "convert", "train", "serve", "rag", "scripts", "tests")
+SOURCE_FILES = [
+    ROOT / "slm_cli.py", ROOT / "pyproject.toml",
+    *(p for room in ROOMS for p in (ROOT / room).rglob("*") if p.suffix in (".py", ".js", ".h", ".cpp", ".cmake")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.name)
+def test_what_a_recipe_names_is_in_the_file_that_it_names(page: Path) -> None:
+    """`NAME` in or of `path/file.py`; a name alone is somewhere in the sources."""
+    text = page.read_text(encoding="utf-8")
+    files = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8", errors="ignore") for p in SOURCE_FILES}
+    for name, file in re.findall(r"`([A-Za-z_]\w*)(?:\(\))?`[^`.;|]{0,60}?\b(?:in|of)\s+`([\w/]+\.\w+)`", text):
+        held = [source for path, source in files.items() if path == file or path.endswith(f"/{file}")]
+        assert any(re.search(rf"\b{name}\b", source) for source in held), f"{name} is not in {file}"
+    every = "\n".join(files.values())
+    names = set(re.findall(r"`([A-Za-z_]\w*)(?:\(\))?`", text))
+    assert {name for name in names if not re.search(rf"\b{name}\b", every)} == set()
+
+
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
 def test_a_picture_is_small_and_shown(picture: Path) -> None:
     assert picture.stat().st_size < 150_000

@@ -14,7 +14,7 @@ from serve.child import schedule
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.lookup import GRAM, Lookup
 from serve.child.choice.sampling import Sampler, vocabulary_of
-from serve.child.contexts import Gain, HotContext
+from serve.child.contexts import Gain, LaneContext
 from serve.child.messages import Finished
 from serve.child.slots import Request
 from serve.engine.engine import open_engine
@@ -130,7 +130,7 @@ class _Answers:
         self._model = open_model(stack, files.model)
         self.vocabulary = vocabulary_of(self._model)
         store = PrefixStore("tiny", budget=0)
-        self.context = HotContext(self._model, self.vocabulary, store, cells=1024, parallel=2, threads=1, draft=most)
+        self.context = LaneContext(self._model, self.vocabulary, store, cells=1024, parallel=2, threads=1, draft=most)
         stack.callback(self.context.close)
         self._draft = draft
 

@@ -1,4 +1,6 @@
-"""Ranks the chunks of an index for a query: nearest vectors and BM25, fused. It knows nothing of prompts or files.
+"""Ranks the chunks of an index for a query: nearest vectors and BM25, fused (hybrid search).
+
+It knows nothing of prompts or files.
 
 Fusion is a weighted sum of both legs' scores, each brought to 0 to 1 (a convex combination: Bruch, Gai & Ingber, TOIS
 2023), with a bonus for chunks in the language of the query, so that of two translations of one page the readable one

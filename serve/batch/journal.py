@@ -1,4 +1,5 @@
-"""The answers of a batch on their way: kept beside the output as they come, and put in order when all are there.
+"""The answers of a batch on their way: kept beside the output as they come (`--resume` goes on from them), and put in
+order when all are there.
 
 Answers come in any order, and a process may end at any moment: each is a line of its own that is appended whole. It
 knows nothing of how an answer comes about.

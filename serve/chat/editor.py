@@ -1,4 +1,4 @@
-"""Where a line of the chat comes from: a prompt with editing, a plain terminal, or a pipe.
+"""Where a line of the chat comes from: a prompt with editing (its keys, its completion), a plain terminal, or a pipe.
 
 It knows nothing of commands' meaning, or of models.
 """

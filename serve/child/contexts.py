@@ -1,4 +1,4 @@
-"""One llama.cpp context and its decode step over the sequences of one adapter.
+"""One llama.cpp context, so many KV cells for all its requests, and its decode step over the sequences of one adapter.
 
 Several adapters may live in a context: each sequence belongs to one set of adapters, a step computes those of one
 set, and cells are shared within a set only. Runs in the engine's child process, on one thread at a time. It knows
@@ -75,7 +75,7 @@ class _Feed:
         return self.running.pending is None
 
 
-class HotContext:
+class LaneContext:
     """A context of `cells` KV cells for up to `2 * parallel` requests at once, of any adapters.
 
     draft: how many tokens of what may follow an answer are tried in one step at most.

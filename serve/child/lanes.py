@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from serve.child import schedule
 from serve.child.adapters import Handles, OpenAdapters, contents_of
 from serve.child.cells.store import PrefixStore
-from serve.child.contexts import Gain, HotContext
+from serve.child.contexts import Gain, LaneContext
 from serve.child.messages import Answer, Begun, Failed, Stats
 from serve.child.pool import Team, vital
 from serve.child.slots import Request
@@ -46,7 +46,7 @@ class _Lane:
     index: int
     rotation: schedule.Rotation = field(default_factory=schedule.Rotation)
     team: Team = field(default_factory=Team)
-    context: HotContext | None = None
+    context: LaneContext | None = None
     running: Counter[str] = field(default_factory=Counter)
     cancelled: list[int] = field(default_factory=list)
     full: bool = False
@@ -63,7 +63,7 @@ class Lanes:
 
     def __init__(
         self,
-        open_context: Callable[[int], HotContext],
+        open_context: Callable[[int], LaneContext],
         sink: AnswerSink,
         store: PrefixStore,
         *,
@@ -137,7 +137,7 @@ class Lanes:
         return self._adapters.unused({request.key for request in self._waiting} | running)
 
     @property
-    def _contexts(self) -> list[HotContext]:
+    def _contexts(self) -> list[LaneContext]:
         return [lane.context for lane in self._lanes if lane.context]
 
     # --- others who compute ---------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ class Lanes:
                 self._changed.notify_all()
             self._sink.flush()
 
-    def _next(self, lane: _Lane) -> tuple[str, int, Handles, HotContext, bool] | None:
+    def _next(self, lane: _Lane) -> tuple[str, int, Handles, LaneContext, bool] | None:
         """The lane's next step: adapters' key, cores, adapters, context, and whether only its one request is here;
         None: it has to wait."""
         for id in lane.cancelled:
@@ -307,7 +307,7 @@ class Lanes:
         self._changed.notify_all()  # another lane may have room
         return False
 
-    def _ended(self, lane: _Lane, context: HotContext) -> None:
+    def _ended(self, lane: _Lane, context: LaneContext) -> None:
         """A request of this lane is over: others may find room, adapters may have become unused."""
         self._wanted.update(dict.fromkeys(lane.running, time.monotonic()))
         lane.running = context.running()

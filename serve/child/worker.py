@@ -20,7 +20,7 @@ from typing import IO, Any
 from serve.child.adapters import key_of
 from serve.child.cells.store import PrefixStore
 from serve.child.choice.sampling import Sampler, Vocabulary, vocabulary_of
-from serve.child.contexts import HotContext
+from serve.child.contexts import LaneContext
 from serve.child.embedding import EmbeddingWorker
 from serve.child.lanes import AnswerSink, Lanes
 from serve.child.messages import (
@@ -127,8 +127,8 @@ def open_served(stack: ExitStack, order: Open, sink: AnswerSink) -> tuple[Model,
     shape = "+attention" if fast_attention() else ""  # values lie otherwise in the cells then
     store = PrefixStore(order.identity + shape, budget=order.cache_bytes, folder=folder)
 
-    def open_context(threads: int) -> HotContext:
-        return HotContext(
+    def open_context(threads: int) -> LaneContext:
+        return LaneContext(
             model, vocabulary, store, cells=context, parallel=order.parallel, threads=threads, draft=order.draft
         )
 

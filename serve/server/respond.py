@@ -1,4 +1,5 @@
-"""One request's runs in the engine, from their start to the answer, streamed or whole.
+"""One request's runs in the engine, from their start to the answer: whole, or as server-sent events (SSE), which a
+comment keeps alive while nothing comes.
 
 A client that goes away at any moment cancels them all. It knows nothing of what was asked, nor of the engine beyond
 the call that begins a run.

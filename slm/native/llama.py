@@ -1,4 +1,5 @@
-"""llama.cpp handles with owners: model, context, adapter, tokens. It knows nothing of requests or scheduling.
+"""llama.cpp handles with owners: model, context (with the types of its KV cache), adapter, tokens; the physical cores.
+It knows nothing of requests or scheduling.
 
 Every function that opens a handle registers its release with the ExitStack it is given, in the same
 statement. A file should be vetted with `slm.weights.gguf_reader.read_gguf` before it is opened here: llama.cpp may

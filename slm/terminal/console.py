@@ -1,4 +1,4 @@
-"""What the commands show: notes and progress on stderr, results on stdout, one red line for an error.
+"""What the commands show: notes and progress on stderr, results on stdout, for an error a red line and an exit code.
 
 It knows nothing of the commands themselves. rich is imported only when something is drawn.
 """
