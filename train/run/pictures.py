@@ -1,4 +1,4 @@
-"""Draws what training from scratch has measured: PNG of figures (needs matplotlib, the extra `plot`), SVG of text.
+"""Draws what training has measured (losses, tokenizers, quantization): PNG with matplotlib (the extra `plot`), SVG.
 
 It knows nothing of how the figures came about.
 """
