@@ -113,7 +113,7 @@ def test_the_context_in_use_is_that_of_what_is_there(archive: Archive) -> None:
 def test_a_reader_says_once_that_it_takes_neither_system_text_nor_earlier_turns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    alone = "reader answers each question by itself"
+    alone = "each question is answered by itself"
     talk = chat_with(ScriptedTalker([["Ten."]]), index=LineIndex(), reader=tiny_reader([3, 2, 1, 0]))
     turn(talk, "Where?")
     assert alone not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 import shlex
@@ -79,6 +80,19 @@ def test_a_picture_is_small_and_shown(picture: Path) -> None:
 
 
 # --- what is named in passing -----------------------------------------------------------------------------------
+
+
+def test_page_and_terminal_are_shown_as_the_script_takes_them_in_both_languages() -> None:
+    script = ast.parse((ROOT / "scripts/screenshots.py").read_text(encoding="utf-8"))
+    (choices,) = (
+        ast.literal_eval(word.value)
+        for word in ast.walk(script)
+        if isinstance(word, ast.keyword) and word.arg == "choices"
+    )
+    shown = [f"docs/pictures/{name}.png" for name in choices]
+    assert shown == ["docs/pictures/page.png", "docs/pictures/terminal.png"]
+    for page in ("README.md", "README.ja.md"):
+        assert [link for link in links(ROOT / page) if link in shown] == shown
 
 
 def all_options() -> set[str]:

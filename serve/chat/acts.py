@@ -172,11 +172,12 @@ def _sources(chat: Chat, number: str) -> None:
         found = next((source for source in sources if str(source["number"]) == number), None)
         if found is None:
             raise UnknownNameError("source", number, [str(source["number"]) for source in sources])
-        say(f"{found['number']}. {_place(found)}\n{visible(found['text'])}")
+        say("\n".join(chat.rows(f"{found['number']}. {_place(found)}\n{visible(found['text'])}")))
         return
     for source in sources:
         mark = "*" if source["cited"] else " "
-        say(f"{mark} {source['number']}. {_place(source)}" + (f"\n     “{source['quote']}”" if source["quote"] else ""))
+        quote = f"\n     “{source['quote']}”" if source["quote"] else ""
+        say("\n".join(chat.rows(f"{mark} {source['number']}. {_place(source)}{quote}")))
 
 
 def _place(source: dict[str, Any]) -> str:

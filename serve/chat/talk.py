@@ -31,6 +31,7 @@ from slm.terminal.answer import (
 )
 from slm.terminal.console import note
 from slm.terminal.streams import says
+from slm.text.visible import without_controls
 
 
 @dataclass
@@ -112,6 +113,20 @@ class Chat:
         if exchange.answer:
             ShownAnswer().show(iter([exchange.answer]), screen=self._screen())
 
+    def beside(self, text: str) -> None:
+        """A note beside the conversation."""
+        for row in self.rows(text):
+            note(row)
+
+    def rows(self, text: str) -> list[str]:
+        """A text as it is printed: broken between words where answers are drawn, and in one piece else."""
+        if not self.drawn:
+            return [text]
+        from serve.chat.screen.painter import terminal_columns
+        from serve.chat.screen.wrapping import text_rows
+
+        return text_rows(without_controls(text), max(20, terminal_columns() - 1))
+
     def _last(self) -> Exchange:
         if not self.exchanges:
             raise InputError("nothing was asked yet")
@@ -123,7 +138,7 @@ class Chat:
         desk = self.opening.desk()
         earlier = self.exchanges[: self.exchanges.index(exchange)]
         if desk.retriever and desk.reader and self.points:
-            self._tell_alone(desk.reader, earlier)
+            self._tell_alone(earlier)
             self._point(exchange, desk.retriever, desk.reader)
             return
         asked = [Message(role="user", content=exchange.question)]
@@ -166,7 +181,7 @@ class Chat:
         """What stands under an answer: its sources, its figures, how full the context is."""
         if grounded:
             sources = sources_of(grounded)
-            show_sources(sources, note)
+            show_sources(sources, self.beside)
             if shown.text or shown.finish:
                 exchange.facts["sources"] = [_source(source) for source in sources]
                 self.keeper.answered(exchange)
@@ -198,14 +213,11 @@ class Chat:
         self.first = sent.first
         return sent
 
-    def _tell_alone(self, reader: Reader, earlier: Sequence[Exchange]) -> None:
+    def _tell_alone(self, earlier: Sequence[Exchange]) -> None:
         """Say once what a reader does not take, where there is some of it."""
         if not self._told_alone and (self.system or earlier):
             self._told_alone = True
-            note(
-                f"the reader {reader.name} answers each question by itself; system text and earlier turns are for the "
-                "model: /reader model"
-            )
+            dim("[each question is answered by itself; with system text and earlier turns: /reader model]")
 
     def _point(self, exchange: Exchange, retriever: Retriever, reader: Reader) -> None:
         """The reader's answer to the question, with its lines."""
@@ -225,8 +237,9 @@ class Chat:
                 "adapter": reader.name, "reader": reader.name, "sources": [_source(source) for source in sources],
             }  # fmt: skip
             self.keeper.answered(exchange)
-            click.echo(pointed.text)
-            show_pointed(pointed, note)
+            for row in self.rows(pointed.text):
+                click.echo(row)
+            show_pointed(pointed, self.beside)
         dim(f"[{reader.name} · {pointed.tokens} tokens read · {time.perf_counter() - began:.2f} s]")
 
     def _screen(self) -> AnswerScreen | None:
