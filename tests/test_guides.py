@@ -159,6 +159,22 @@ def test_a_translation_keeps_step_with_the_english_page(english: Path, japanese:
     assert len(figures(japanese)) == len(figures(english))
 
 
+def targets(page: Path) -> set[str]:
+    """The places that a page links to; a translated page and its translation are one place."""
+    one = {japanese: english for english, japanese in TRANSLATED}
+    found = ((page.parent / link.partition("#")[0]).resolve() for link in links(page))
+    return {one.get(path, path).relative_to(ROOT).as_posix() for path in found} - {"README.md"}
+
+
+@pytest.mark.parametrize(("english", "japanese"), TRANSLATED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_translation_names_the_same_things_and_places(english: Path, japanese: Path) -> None:
+    def named(page: Path) -> set[str]:
+        return {" ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_code(page.read_text("utf-8")))}
+
+    assert named(japanese) == named(english)
+    assert targets(japanese) == targets(english)
+
+
 def test_the_tree_of_the_japanese_readme_has_the_same_names() -> None:
     def tree(page: Path) -> list[str]:
         blocks = re.findall(r"^```\n(slm_cli\.py .*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
