@@ -7,6 +7,8 @@ FROM debian:bookworm-slim AS build
 ARG WHEELS=
 # Extras of the package, such as rag or train,rag. A wheelhouse has to have been made with them.
 ARG EXTRAS=
+# With the extras rag and train: the index of torch for CPUs, which pytorch.org names; else gigabytes for GPUs may come.
+ARG PIP_EXTRA_INDEX_URL=
 # For any x86-64 processor with AVX2, not only the one that builds; CMAKE_ARGS= compiles for that one.
 ARG CMAKE_ARGS=-DGGML_NATIVE=OFF
 # hadolint ignore=DL3008

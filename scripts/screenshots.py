@@ -2,10 +2,11 @@
 
     make setup && pip install -c constraints.txt '.[browser]'
     python scripts/screenshots.py
-    python scripts/screenshots.py --of terminal --out /tmp
+    python scripts/screenshots.py --of terminal
 
 Needs a Chromium (Debian, Ubuntu: apt install chromium fonts-noto-cjk) and, for the terminal, tmux. An index of the
-handbook is made first, unless one is named. The same questions are asked in both, and nothing is drawn by hand.
+handbook is made first, in a folder that is gone afterwards, unless one is named. The same questions are asked in both,
+and nothing is drawn by hand.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ QUESTIONS = (
 )
 _MOST_BYTES = 150_000
 _WAIT_S = 180
-_COLUMNS, _LINES = 100, 30
+_COLUMNS, _LINES = 100, 24
 
 
 def chromium() -> str:
@@ -46,11 +47,20 @@ def chromium() -> str:
     return found
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of what runs in another folder: it finds the program, and its texts are UTF-8."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "LANG": "C.UTF-8",
+    }
+
+
 @contextmanager
-def serving(model: str, index: str, options: list[str]) -> Iterator[str]:
+def serving(model: str, index: str, place: Path, options: list[str]) -> Iterator[str]:
     """The address of a server with the index, on a free port; it ends with the block."""
     command = [*SLM, "serve", model, "--rag", index, "--port", "0", *options]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=place, env=surroundings(), stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         try:
             for line in server.stderr:
@@ -78,9 +88,9 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-def page_picture(model: str, index: str, out: Path, options: list[str]) -> None:
+def page_picture(model: str, index: str, place: Path, out: Path, options: list[str]) -> None:
     """The page with the questions answered from the documents."""
-    with serving(model, index, options) as url, browser() as running:
+    with serving(model, index, place, options) as url, browser() as running:
         page = running.new_page(viewport={"width": 1100, "height": 760}, locale="en-US", color_scheme="light")
         page.set_default_timeout(_WAIT_S * 1000)
         page.goto(url)
@@ -95,8 +105,8 @@ def page_picture(model: str, index: str, out: Path, options: list[str]) -> None:
         page.screenshot(path=out)
 
 
-def terminal_picture(model: str, index: str, out: Path, options: list[str]) -> None:
-    """The chat as a terminal of 100 by 30 shows it: typed into by tmux, and what stands there drawn by the browser."""
+def terminal_picture(model: str, index: str, place: Path, out: Path, options: list[str]) -> None:
+    """The chat as a terminal of 100 by 24 shows it: typed into by tmux, and what stands there drawn by the browser."""
     session = f"slm-picture-{os.getpid()}"
     tmux = ["tmux", "-L", session]
     if shutil.which("tmux") is None:
@@ -116,12 +126,13 @@ def terminal_picture(model: str, index: str, out: Path, options: list[str]) -> N
             before = now
         raise SystemExit(f"error: the chat did not answer within {_WAIT_S} s; it shows:\n{before}")
 
-    command = shlex.join([*SLM, "chat", model, "--rag", index, *options])
+    command = shlex.join([*SLM, "chat", model, "--rag", index, "--no-save", *options])
     size = ["-x", str(_COLUMNS), "-y", str(_LINES)]
-    environment = ["env", "TERM=xterm-256color", "COLORTERM=truecolor", "LANG=C.UTF-8"]
+    environment = ["env", "TERM=xterm-256color", "COLORTERM=truecolor"]
     subprocess.run(
-        [*tmux, "-u", "new-session", "-d", *size, shlex.join(environment) + " " + command], cwd=ROOT, check=True
-    )
+        [*tmux, "-u", "new-session", "-d", *size, shlex.join(environment) + " " + command], cwd=place,
+        env=surroundings(), check=True,
+    )  # fmt: skip
     try:
         settled(1)
         for number, question in enumerate(QUESTIONS):
@@ -168,11 +179,14 @@ def main() -> None:
     options = ["--refuse-at", asked.refuse_at] if asked.refuse_at else []
     makers = {"page": page_picture, "terminal": terminal_picture}
     with tempfile.TemporaryDirectory() as folder:
-        index = asked.index or str(Path(folder) / "handbook")
-        if not asked.index:
-            subprocess.run([*SLM, "rag", "add", index, "data/handbook/en", "data/handbook/ja"], cwd=ROOT, check=True)
-        out = asked.out / f"{asked.of}.png"
-        makers[asked.of](asked.model, index, out, options)
+        place, index = ROOT, asked.index
+        if not index:  # in a folder like a user's own, so that no path of this machine is in the picture
+            place, index = Path(folder), "./handbook"
+            shutil.copytree(ROOT / "data/handbook", place / "docs")
+            add = [*SLM, "rag", "add", index, "docs/en", "docs/ja"]
+            subprocess.run(add, cwd=place, env=surroundings(), check=True)
+        out = (asked.out / f"{asked.of}.png").resolve()
+        makers[asked.of](asked.model, index, place, out, options)
     size = out.stat().st_size
     print(f"{out}: {size:,} bytes")
     if size >= _MOST_BYTES:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serve.chat.screen.glyphs import marked_glyphs
 from serve.chat.screen.markdown import ASCII_SIGNS, MarkdownStream
 from serve.chat.screen.painter import Painter, painted
-from serve.chat.screen.wrapping import row_width
+from serve.chat.screen.wrapping import row_width, text_rows
 
 DOCUMENT = """\
 # 見出し
@@ -165,3 +165,17 @@ def test_what_a_model_says_does_nothing_to_the_terminal() -> None:
 def test_signs_are_plain_where_the_terminal_has_no_others() -> None:
     written = MarkdownStream(lambda: 40, ASCII_SIGNS).feed("- a\n> b\n- [x] c\n")
     assert [painted([g for g in row if g.style != "2"]) for row in written.finished] == ["* a", "b", "[x] c"]
+
+
+def test_notes_are_broken_between_words_and_below_their_text() -> None:
+    text = "Sources:\n  1. Trips > Hotels (data/handbook/en/trips.md)\n     “予約は開始の30分前までに、取り消します。”"
+    assert text_rows(text, 30) == [
+        "Sources:",
+        "  1. Trips > Hotels",
+        "     (data/handbook/en/trips.m",
+        "     d)",
+        "     “予約は開始の30分前まで",
+        "     に、取り消します。”",
+    ]
+    assert text_rows("* 2. one two three", 12) == ["* 2. one two", "     three"]
+    assert text_rows("a\n\nb", 12) == ["a", "", "b"]

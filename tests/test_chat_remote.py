@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from serve.chat.remote import RemoteTalker
+from serve.chat.sessions import Archive
 from serve.cli.chat import chat
 from slm.errors import EngineError, InputError, UnknownNameError
 from slm.joints import Finish, SamplingOptions
@@ -109,3 +111,39 @@ def test_a_server_that_breaks_off_leaves_what_it_said(server: FakeServer) -> Non
     stream.close()
     talker.close()
     assert len(server.bodies) == 1
+
+
+def test_a_server_that_is_gone_in_an_answer_has_not_ended_it(server: FakeServer) -> None:
+    server.answers, server.dies = [["Hel", "lo"]], True
+    done = invoke("--url", server.url, say="Hi\n")
+    assert done.stdout == "Hello\n" and isinstance(done.exception, EngineError)
+    assert "the server broke off" in str(done.exception) and "cannot be reached" not in str(done.exception)
+
+
+def test_what_a_server_has_is_listed_and_nothing_is_loaded_into_it_from_here(server: FakeServer) -> None:
+    server.rows = [{"id": "base", "retrieval": False}, {"id": "ja", "language": "ja"}]
+    done = invoke("--url", server.url, say="/model\n/adapter new=new.gguf\n")
+    assert "now: base; also: ja\n" in done.stderr
+    assert isinstance(done.exception, InputError) and "a server has its own adapters" in str(done.exception)
+
+
+def test_a_session_with_a_server_is_the_same_however_its_address_is_written(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path))
+    server.answers = [["One."], ["Two."]]
+    for end, say in (("/v1/", "Hi\n"), ("", "Again\n")):
+        done = CliRunner().invoke(chat, ["--session", "s", "--url", server.url + end], obj=PathJoints(), input=say)
+        assert done.exception is None and "it was held with" not in done.stderr
+    assert [turn["content"] for turn in server.bodies[1]["messages"]] == ["Hi", "One.", "Again"]
+
+
+def test_sessions_that_are_looked_for_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path))
+    archive = Archive(tmp_path / "sessions.sqlite")
+    archive.asked(archive.begin("tiny", "", "trip"), "How far is Osaka?")
+    archive.close()
+    found = CliRunner().invoke(chat, ["--find", "osaka"], obj=PathJoints())
+    assert found.stdout.startswith("trip  ") and found.stdout.endswith("How far is Osaka?\n") and found.stderr == ""
+    none = CliRunner().invoke(chat, ["--find", "Kyoto"], obj=PathJoints())
+    assert (none.exit_code, none.stdout, none.stderr) == (0, "", "no session has 'Kyoto'\n")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -64,11 +67,43 @@ def test_what_the_image_and_compose_start_is_a_command_that_exists(monkeypatch: 
 def test_compose_gives_the_server_no_more_than_it_needs() -> None:
     assert SERVER["read_only"] is True and SERVER["tmpfs"] == ["/tmp"]
     assert SERVER["cap_drop"] == ["ALL"] and SERVER["security_opt"] == ["no-new-privileges:true"]
-    assert SERVER["volumes"] == [f"models:{image().volumes[0]}"] and list(COMPOSE["volumes"]) == ["models"]
+    assert SERVER["volumes"] == [f"models:{image().volumes[0]}"] and list(COMPOSE["volumes"]) == ["models", "database"]
     variable = values(SERVER["command"])["--api-key-env"]
     assert SERVER["environment"][variable].startswith("${SERVER_API_KEY:?")  # without a key it does not start
     args = {line.value.partition("=")[0] for line in lines_of(TEXT) if line.word == "ARG"}
     assert set(SERVER["build"]["args"]) <= args
+
+
+def test_postgresql_for_documents_is_there_where_it_is_asked_for() -> None:
+    database = COMPOSE["services"]["database"]
+    assert database["profiles"] == ["documents"] and "ports" not in database
+    assert database["image"].startswith("pgvector/pgvector:") and database["read_only"] is True
+    assert database["cap_drop"] == ["ALL"] and database["security_opt"] == ["no-new-privileges:true"]
+    assert SERVER["depends_on"] == {"database": {"condition": "service_healthy", "required": False}}
+    # Without a word of documents the server's own options stay as they are: an empty variable sets nothing.
+    told = {name: expanded(SERVER["environment"][name], {}) for name in ("SLM_SERVE_RAG", "PGPASSWORD")}
+    assert told == {"SLM_SERVE_RAG": "", "PGPASSWORD": ""}
+    for value, shown in (("", "#rag =  # default\n"), ("x", 'rag = "x"  # environment variable SLM_SERVE_RAG\n')):
+        words = [sys.executable, "-m", "slm_cli", "config", "serve"]
+        ran = subprocess.run(
+            words, cwd=ROOT, env={**os.environ, "SLM_SERVE_RAG": value}, capture_output=True, text=True
+        )
+        assert shown in ran.stdout
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "docs/container.md"])
+def test_the_address_that_is_shown_is_that_of_the_database(file: str) -> None:
+    text = (ROOT / file).read_text("utf-8")
+    database = COMPOSE["services"]["database"]["environment"]
+    (shown,) = set(re.findall(r"postgresql://[^'\"]+", text))
+    parts = urlsplit(shown)
+    assert (parts.username, parts.hostname, parts.path[1:]) == (
+        database["POSTGRES_USER"],
+        "database",
+        database["POSTGRES_DB"],
+    )
+    (extras,) = set(re.findall(r"EXTRAS=(\w+,\w+)", text))
+    assert fault(Command(file, f"pip install .[{extras}]", whole=True)) == ""
 
 
 def test_every_package_reaches_the_build_and_nothing_else_does() -> None:
@@ -88,7 +123,9 @@ def test_a_wheelhouse_takes_the_place_of_the_index() -> None:
     assert wheels({}).sources == ("constraints.txt", "constraints.txt")
     assert wheels({"WHEELS": "wheelhouse"}).sources == ("constraints.txt", "wheelhouse")
     scripts = [step for step in stages(TEXT, {"WHEELS": "wheelhouse"})[0].steps if isinstance(step, Run)]
-    assert scripts[-1].environment == {"WHEELS": "wheelhouse", "EXTRAS": "", "CMAKE_ARGS": "-DGGML_NATIVE=OFF"}
+    assert scripts[-1].environment == {
+        "WHEELS": "wheelhouse", "EXTRAS": "", "PIP_EXTRA_INDEX_URL": "", "CMAKE_ARGS": "-DGGML_NATIVE=OFF"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

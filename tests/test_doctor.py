@@ -18,14 +18,17 @@ from click.testing import CliRunner
 
 import slm_cli
 from rag.index.update import Told, add_documents
+from serve.chat.sessions import Archive
 from slm.doctor import examine as examined
 from slm.doctor import installed, network, places, processor, pulled
 from slm.doctor.check import Check, amount
 from slm.doctor.installed import LlamaTrial
 from slm.doctor.network import Reach
 from slm.doctor.report import doctor
+from slm.errors import DamagedFileError
 from slm.joints import IndexState, Joints
 from slm.models import caches
+from slm.models.catalog import model_path
 from slm.models.leftovers import leftovers
 from slm.native.process import memory_bytes
 from tests.tiny_gguf import write_model
@@ -451,3 +454,52 @@ def test_a_folder_that_somebody_put_beside_the_models_is_no_fault(home: Path) ->
     (home / "models/mine").mkdir(parents=True)
     (check,) = [check for check in pulled.model_checks() if check.name == "model mine"]
     assert check == Check("model mine", None, f"'{home}/models/mine' is not from slm pull; it is left alone")
+
+
+@pytest.mark.parametrize("entry", ["abc", {}, {"sha256": "0" * 64}, {"sha256": 0, "size_bytes": 5}])
+def test_a_manifest_without_what_is_known_of_a_file_is_a_fault_and_hides_no_other_model(home: Path, entry: Any) -> None:
+    put_model(home, "distilgpt2")
+    put_model(home, "smollm2-135m-instruct")
+    manifest = home / "models/distilgpt2/manifest.json"
+    manifest.write_text(json.dumps({"kind": "model", "name": "distilgpt2", "files": {"tiny.gguf": entry}}))
+    (check,) = [check for check in pulled.model_checks() if check.name == "model distilgpt2"]
+    anew = f"rm -r {manifest.parent} && slm pull distilgpt2"
+    assert check == Check("model distilgpt2", False, f"'{manifest}' is not the manifest of a model", anew)
+    run = CliRunner().invoke(slm_cli.cli, ["models", "--json"], catch_exceptions=False)
+    assert [row["name"] for row in json.loads(run.stdout)["models"] if row["pulled"]] == ["smollm2-135m-instruct"]
+    with pytest.raises(DamagedFileError, match="slm doctor says what mends it"):
+        model_path("distilgpt2")
+
+
+def test_a_file_of_the_right_length_that_is_no_model_is_pulled_again(home: Path) -> None:
+    file = put_model(home, "distilgpt2")
+    file.write_bytes(b"x" * file.stat().st_size)
+    (check,) = [check for check in pulled.model_checks() if check.name == "model distilgpt2"]
+    assert not check.ok and "is not a GGUF file (found: " in check.found and check.fix == "slm pull distilgpt2"
+
+
+def test_what_stands_where_a_models_folder_belongs_is_a_fault(home: Path) -> None:
+    (home / "models").mkdir(parents=True)
+    (home / "models/distilgpt2").symlink_to(home / "gone")
+    (home / "models/gemma-3-270m").write_text("x")
+    (home / "models/notes.txt").write_text("mine")
+    faults = {check.name: check for check in pulled.model_checks() if check.ok is False}
+    assert faults["model distilgpt2"].found.endswith("is a link to nowhere where its folder belongs")
+    assert faults["model gemma-3-270m"].fix == f"rm {home}/models/gemma-3-270m" and len(faults) == 2
+
+
+def test_sessions_are_counted_and_damaged_ones_named(home: Path) -> None:
+    archive = Archive(home / "sessions.sqlite")
+    archive.begin("tiny", "")
+    archive.close()
+    told = {check.name: check for check in places.place_checks()}
+    assert told["sessions"].ok and told["sessions"].found.startswith("1, 0.0 MB")
+    (home / "sessions.sqlite").write_bytes(b"junk" * 200)
+    told = {check.name: check for check in places.place_checks()}
+    file = home / "sessions.sqlite"
+    assert told["sessions"] == Check(
+        "sessions",
+        False,
+        f"'{file}' is damaged: file is not a database",
+        f"mv {file} {file}.away; slm chat begins anew",
+    )

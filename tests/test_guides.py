@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 import shlex
@@ -116,6 +117,19 @@ def test_a_picture_is_small_and_shown(picture: Path) -> None:
 # --- what is named in passing -----------------------------------------------------------------------------------
 
 
+def test_page_and_terminal_are_shown_as_the_script_takes_them_in_both_languages() -> None:
+    script = ast.parse((ROOT / "scripts/screenshots.py").read_text(encoding="utf-8"))
+    (choices,) = (
+        ast.literal_eval(word.value)
+        for word in ast.walk(script)
+        if isinstance(word, ast.keyword) and word.arg == "choices"
+    )
+    shown = [f"docs/pictures/{name}.png" for name in choices]
+    assert shown == ["docs/pictures/page.png", "docs/pictures/terminal.png"]
+    for page in ("README.md", "README.ja.md"):
+        assert [link for link in links(ROOT / page) if link in shown] == shown
+
+
 def all_options() -> set[str]:
     """Every option of every command and script."""
 
@@ -178,6 +192,22 @@ def test_a_translation_keeps_step_with_the_english_page(english: Path, japanese:
     assert headings(japanese) == headings(english)
     assert [row for row in figures(japanese) if row] == [row for row in figures(english) if row]
     assert len(figures(japanese)) == len(figures(english))
+
+
+def targets(page: Path) -> set[str]:
+    """The places that a page links to; a translated page and its translation are one place."""
+    one = {japanese: english for english, japanese in TRANSLATED}
+    found = ((page.parent / link.partition("#")[0]).resolve() for link in links(page))
+    return {one.get(path, path).relative_to(ROOT).as_posix() for path in found} - {"README.md"}
+
+
+@pytest.mark.parametrize(("english", "japanese"), TRANSLATED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_translation_names_the_same_things_and_places(english: Path, japanese: Path) -> None:
+    def named(page: Path) -> set[str]:
+        return {" ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_code(page.read_text("utf-8")))}
+
+    assert named(japanese) == named(english)
+    assert targets(japanese) == targets(english)
 
 
 def test_the_tree_of_the_japanese_readme_has_the_same_names() -> None:

@@ -86,8 +86,9 @@ def test_all_of_a_command_is_listed_with_the_programs_own_defaults(file: Path) -
     }  # fmt: skip
     done = slm("config", "serv", config=file)
     assert done.returncode == 2 and "Did you mean 'serve'?" in done.stderr
+    assert done.stderr.startswith("Usage: slm [OPTIONS]")
     done = slm("config", "train", "stf", config=file)
-    assert done.returncode == 2 and "stf" in done.stderr
+    assert done.returncode == 2 and "stf" in done.stderr and done.stderr.startswith("Usage: slm train [OPTIONS]")
     done = slm("config", "serve", "it", config=file)
     assert done.returncode == 2 and "'slm serve' has no commands below it: 'it'" in done.stderr
 

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts import wheel_check, wheelhouse
 from scripts.packing import distribution
@@ -56,6 +57,13 @@ def test_the_wheel_of_the_sdist_holds_every_file_of_the_rooms_and_nothing_else(b
         (points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         assert "slm = slm_cli:main" in archive.read(points).decode()
     assert packed == tracked(*ROOMS, "slm_cli.py")
+
+
+def test_the_wheel_is_tried_on_every_python_that_is_promised() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/check.yml").read_text("utf-8"))
+    job = workflow["jobs"]["pythons"]
+    assert job["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12", "3.13"]
+    assert "make wheel" in [step.get("run") for step in job["steps"]]
 
 
 def test_doctors_report_of_a_laptop_size_is_judged() -> None:

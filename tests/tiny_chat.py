@@ -53,11 +53,15 @@ class ScriptedTalker:
 
 @dataclass
 class FakeServer:
-    """What it says, in pieces with `pause_s` between; what it was sent. key: the one it asks for."""
+    """What it says, in pieces with `pause_s` between; what it was sent. key: the one it asks for.
+
+    dies: it is gone behind an answer's last piece, without a word that this was the end.
+    """
 
     url: str = ""
     answers: list[list[str]] = field(default_factory=list)
     pause_s: float = 0.0
+    dies: bool = False
     key: str = ""
     rows: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "fake"}])
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -91,6 +95,8 @@ def fake_server() -> Iterator[FakeServer]:
                 for piece in pieces:
                     self._event({"model": "fake", "choices": [{"delta": {"content": piece}, "finish_reason": None}]})
                     time.sleep(script.pause_s)
+                if script.dies:
+                    return
                 usage = {"prompt_tokens": 7, "completion_tokens": len(pieces)}
                 self._event({"model": "fake", "choices": [{"delta": {}, "finish_reason": "stop"}]})
                 self._event({"model": "fake", "choices": [], "usage": usage})

@@ -13,7 +13,7 @@ import click
 
 from serve.chat.commands import help_text
 from serve.chat.export import as_json, as_markdown
-from serve.chat.opening import another_index, another_model
+from serve.chat.opening import another_index, another_model, server_of
 from serve.chat.sessions import Archive, SavedSession
 from serve.chat.talk import Chat
 from serve.chat.talker import LocalTalker
@@ -63,7 +63,8 @@ def arguments_of(chat: Chat, command: str, beginning: str) -> list[str]:
 
 def _model(chat: Chat, name: str) -> None:
     if not name:
-        say(f"now: {chat.opening.setup.model}; also: {', '.join(_models(chat)) or 'none'}")
+        talker = chat.opening.desk().talker if chat.opening.setup.url else None
+        say(f"now: {talker.name if talker else chat.opening.setup.model}; also: {', '.join(_models(chat)) or 'none'}")
         return
     desk = another_model(chat.opening, name)
     if chat.wanted not in ("auto", "base", *(adapter for adapter, _ in desk.talker.adapters())):
@@ -74,12 +75,13 @@ def _model(chat: Chat, name: str) -> None:
 
 
 def _models(chat: Chat) -> list[str]:
+    """The others that may be talked to: a server's, or those that are pulled."""
     if chat.opening.setup.url:
-        talker = chat.opening.desk().talker
-        return [talker.name, *(name for name, _ in talker.adapters())]
+        return [name for name, _ in chat.opening.desk().talker.adapters()]
     from slm.models.catalog import all_pulled
 
-    return [model.name for model in all_pulled()]
+    now = chat.opening.setup.model
+    return [model.name for model in all_pulled() if model.manifest.get("what") == "model" and model.name != now]
 
 
 def _adapter(chat: Chat, name: str) -> None:
@@ -170,11 +172,12 @@ def _sources(chat: Chat, number: str) -> None:
         found = next((source for source in sources if str(source["number"]) == number), None)
         if found is None:
             raise UnknownNameError("source", number, [str(source["number"]) for source in sources])
-        say(f"{found['number']}. {_place(found)}\n{visible(found['text'])}")
+        say("\n".join(chat.rows(f"{found['number']}. {_place(found)}\n{visible(found['text'])}")))
         return
     for source in sources:
         mark = "*" if source["cited"] else " "
-        say(f"{mark} {source['number']}. {_place(source)}" + (f"\n     “{source['quote']}”" if source["quote"] else ""))
+        quote = f"\n     “{source['quote']}”" if source["quote"] else ""
+        say("\n".join(chat.rows(f"{mark} {source['number']}. {_place(source)}{quote}")))
 
 
 def _place(source: dict[str, Any]) -> str:
@@ -183,7 +186,7 @@ def _place(source: dict[str, Any]) -> str:
 
 def _retry(chat: Chat, _: str) -> None:
     if chat.sampling.temperature == 0:
-        say("temperature is 0, so the answer will be the same; /set temperature 0.7 lets it differ")
+        say("temperature is 0, so the answer will hardly differ; /set temperature 0.7 lets it")
     chat.retry()
 
 
@@ -222,8 +225,12 @@ def continue_with(chat: Chat, saved: SavedSession) -> None:
     chat.load(saved)
     count = len(chat.exchanges)
     say(f"session {saved.label}: {count} question{'s' * (count != 1)}")
-    if saved.model != chat.opening.setup.label:
-        say(f"it was held with {saved.model}; /model {saved.model} goes on with that")
+    if saved.model != (now := chat.opening.setup.label):
+        server = server_of(saved.model)
+        how = f"slm chat --url {server[1]} goes there" if server else f"/model {saved.model} goes on with that"
+        say(f"it was held with {saved.model}; {how}")
+    elif not server_of(now):
+        _say_what_lacks(chat)
     if chat.interactive and chat.exchanges:
         last = chat.exchanges[-1]
         say(f"> {visible(last.question)}")
@@ -232,19 +239,31 @@ def continue_with(chat: Chat, saved: SavedSession) -> None:
             say("this question has no answer; /retry asks it again")
 
 
+def _say_what_lacks(chat: Chat) -> None:
+    """What answered in a session that goes on and is not here: adapters, documents."""
+    facts = [exchange.facts for exchange in chat.exchanges]
+    who = dict.fromkeys(str(each["adapter"]) for each in facts if each.get("adapter") and "reader" not in each)
+    for name in who:
+        if name != "base" and name not in chat.opening.setup.adapters:
+            say(f"{name} answered there and is not loaded: /adapter {name}=FILE")
+    if any("sources" in each for each in facts) and not chat.opening.setup.index:
+        say("some answers were from documents: /rag INDEX")
+
+
 def _sessions(chat: Chat, words: str) -> None:
-    list_sessions(_archive(chat), words)
+    list_sessions(_archive(chat), words, say, columns=shutil.get_terminal_size().columns if chat.interactive else 0)
 
 
-def list_sessions(archive: Archive, words: str) -> None:
-    """The last sessions, or those where the words occur."""
+def list_sessions(archive: Archive, words: str, write: Callable[[str], None], *, columns: int = 0) -> None:
+    """The last sessions, or those where the words occur, a row each; as wide as so many columns at most (0: any)."""
     found = archive.search(words) if words else archive.listed()
     if not found:
         say(f"no session has '{words}'" if words else "there are no sessions yet")
     wide = max((len(row.label) for row in found), default=0)
     for row in found:
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.changed))
-        say(f"{row.label:<{wide}}  {day}  {row.exchanges:>3}  {_short(row.found or row.title)}")
+        line = f"{row.label:<{wide}}  {day}  {row.exchanges:>3}  {_short(row.found or row.title)}"
+        write(_within(line, columns - 1) if columns else line)
 
 
 def _archive(chat: Chat) -> Archive:
@@ -290,6 +309,21 @@ def _stats(chat: Chat, _: str) -> None:
 def _short(text: str, longest: int = 80) -> str:
     line = one_line(text)
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def _within(line: str, columns: int) -> str:
+    """A line in that many columns of a terminal, with its end left out where it has more."""
+    import wcwidth
+
+    if max(0, wcwidth.wcswidth(line)) <= columns:
+        return line
+    shown, used = "", 0
+    for cluster in wcwidth.iter_graphemes(line):
+        used += max(0, wcwidth.width(cluster))
+        if used > columns - 1:
+            break
+        shown += cluster
+    return f"{shown}…"
 
 
 def _help(chat: Chat, _: str) -> None:

@@ -17,9 +17,9 @@ _AFTER_DROPPING = 0.75
 _MOST_FOR_THE_ANSWER = 0.25
 
 
-@dataclass
+@dataclass(eq=False)
 class Exchange:
-    """A question and its answer.
+    """A question and its answer. Two are never equal: the same may be asked twice.
 
     id: its row in the archive, None where nothing is saved. answer: None until there is one; of a stopped one what was
     said. facts: who answered and why, tokens and times, sources; as they are saved.
@@ -79,6 +79,14 @@ def fitting(
             low = middle + 1
     messages = messages_of(system, exchanges[low:], asked)
     return Sent(messages, low, count(messages))
+
+
+def used_by(exchanges: Sequence[Exchange]) -> int:
+    """Tokens of a conversation, as they were counted with its last answer by a model; 0: there is none."""
+    for exchange in reversed(exchanges):
+        if "prompt_tokens" in exchange.facts:
+            return int(exchange.facts["prompt_tokens"] + exchange.facts["completion_tokens"])
+    return 0
 
 
 def room_for(context: int, max_tokens: int) -> int:

@@ -29,9 +29,9 @@ class LineReader(Protocol):
     """Reads what the user types."""
 
     def read(self, prompt: str, default: str = "") -> str:
-        """The next line, or several in one. Raises EOFError at the end, KeyboardInterrupt at an empty prompt.
+        """The next line, or several in one; "" where what was typed is dropped.
 
-        default: what stands there to be edited.
+        default: what stands there to be edited. Raises EOFError at the end, KeyboardInterrupt at an empty prompt.
         """
         ...
 
@@ -77,13 +77,12 @@ class Editor:
         self._session = _session_of(earlier, toolbar, complete)
 
     def read(self, prompt: str, default: str = "") -> str:
-        while True:
-            try:
-                return self._session.prompt(prompt, default=default)
-            except KeyboardInterrupt:
-                if not self._session.default_buffer.text:
-                    raise
-                default = ""  # what was being typed is dropped
+        try:
+            return self._session.prompt(prompt, default=default)
+        except KeyboardInterrupt:
+            if not self._session.default_buffer.text:
+                raise
+            return ""
 
     def leave(self, error: BaseException) -> None:
         """From another thread: end a prompt that is open with an error."""
@@ -103,6 +102,7 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.history import History
+    from prompt_toolkit.layout.processors import TabsProcessor
     from prompt_toolkit.output import ColorDepth
     from prompt_toolkit.styles import Style
 
@@ -128,6 +128,7 @@ def _session_of(earlier: Callable[[], list[str]], toolbar: Callable[[], str], co
         multiline=True,
         prompt_continuation="... ",
         key_bindings=_keys(),
+        input_processors=[TabsProcessor(char1=" ", char2=" ")],  # of pasted code; ^I else
         enable_suspend=True,
         bottom_toolbar=toolbar,
         reserve_space_for_menu=6,

@@ -18,6 +18,8 @@ from slm.joints import Joints, Reader, Retriever
 from slm.terminal.asking import reader_for
 from slm.terminal.console import note
 
+_AT_SERVER = " at http"  # between a model's name and the rest of its server's address
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -37,8 +39,14 @@ class Setup:
     def label(self) -> str:
         """The model as a session remembers it: a path from anywhere, a server with its address."""
         if self.url:
-            return f"{self.model or 'model'} at {self.url}"
+            return f"{self.model or 'model'}{_AT_SERVER}{self.url.removeprefix('http')}"
         return str(Path(self.model).absolute()) if Path(self.model).exists() else self.model
+
+
+def server_of(label: str) -> tuple[str, str] | None:
+    """The model's name there and the address, of the label of a chat with a server; None for a model of ours."""
+    name, there, rest = label.partition(_AT_SERVER)
+    return (name, f"http{rest}") if there else None
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Opening:
 
         def work() -> None:
             try:
-                self._desk = self._open(self.setup, self._stack)
+                self._open_first()
             except BaseException as error:  # raised again where the desk is asked for
                 self._fault = error
             told(self._fault)
@@ -94,9 +102,12 @@ class Opening:
             self._thread.join()
         if self._fault is not None:
             raise self._fault
-        if self._desk is None:
-            self._desk = self._open(self.setup, self._stack)
-        return self._desk
+        return self._desk or self._open_first()
+
+    def _open_first(self) -> Desk:
+        desk = self._open(self.setup, self._stack)
+        self.setup, self._desk = desk.setup, desk  # a server has told its model's name
+        return desk
 
     def change(self, setup: Setup) -> Desk:
         """Open another desk; the old one stays where that fails."""
@@ -148,7 +159,7 @@ def remote_desk(joints: Joints) -> Callable[[Setup, ExitStack], Desk]:
         stack.callback(talker.close)
         reader = reader_for(joints, setup.reader, setup.refuse_at) if setup.index else None
         retriever = stack.enter_context(joints.open_retriever(setup.index)) if setup.index else None
-        return Desk(replace(setup, model=talker.name), talker, retriever, reader)
+        return Desk(replace(setup, model=talker.name, url=talker.url), talker, retriever, reader)
 
     return opened
 

@@ -21,6 +21,7 @@ _DEFAULTS = SamplingOptions()
 _TOKENS_AROUND_A_TURN = 8
 # Fields that are not OpenAI's are sent only where the user chose a value.
 _OWN_FIELDS = ("top_k", "min_p", "repeat_penalty", "seed")
+_DONE: dict[str, Any] = {}
 _HINT = "Start one with slm serve MODEL, or see whether the address is right."
 
 
@@ -67,7 +68,13 @@ class RemoteTalker:
             return Route(self._base, "")
         if wanted == "auto":  # only ours chooses by language
             return Route("auto" if self._routes else self._base, "")
-        if wanted not in (names := [str(row["id"]) for row in self._rows]):
+        names = [str(row["id"]) for row in self._rows]
+        if wanted not in names and "=" in wanted:
+            raise InputError(
+                f"a server has its own adapters: '{wanted}' is not loaded from here",
+                hint="There: slm serve MODEL --adapter NAME=FILE",
+            )
+        if wanted not in names:
             raise UnknownNameError("model or adapter", wanted, [*names, "base", "auto"])
         return Route(wanted, "")
 
@@ -81,7 +88,7 @@ class RemoteTalker:
             "temperature": sampling.temperature, "top_p": sampling.top_p, **own,
         }  # fmt: skip
         began = time.perf_counter()
-        first, reason, pieces = 0.0, "stop", 0
+        first, reason, pieces = 0.0, "", 0
         who: dict[str, Any] = {}
         usage: dict[str, Any] = {}
         try:
@@ -90,6 +97,9 @@ class RemoteTalker:
                     response.read()
                     raise _refusal(response)
                 for event in _events(response):
+                    if event is _DONE:
+                        reason = reason or "stop"
+                        break
                     if "error" in event:
                         raise EngineError(f"the server broke off: {_message(event)}")
                     who = {"model": event.get("model"), **(event.get("slm") or {})}
@@ -101,7 +111,9 @@ class RemoteTalker:
                             pieces += 1
                             yield text
         except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+            raise (_broken_off(error) if first else self._unreachable(error)) from error
+        if not reason:  # the connection is closed, and nothing has said that this is the end
+            raise _broken_off("the connection was closed")
         ended = time.perf_counter()
         yield Finish(
             reason, who.get("adapter", who.get("model")), str(who.get("route_reason") or ""),
@@ -151,12 +163,13 @@ class RemoteTalker:
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """Server-sent events with JSON, up to [DONE]."""
+    """Server-sent events with JSON, up to [DONE], which is `_DONE`."""
     for line in response.iter_lines():
         field, _, data = line.partition(":")
         if field != "data":
             continue
         if data.strip() == "[DONE]":
+            yield _DONE
             return
         try:
             event = json.loads(data)
@@ -164,6 +177,10 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
             raise EngineError("the server sent what is no JSON", found=data[:80]) from error
         if isinstance(event, dict):
             yield event
+
+
+def _broken_off(what: object) -> EngineError:
+    return EngineError(f"the server broke off: {what}", hint="What it had said is kept; /retry asks again.")
 
 
 def _refusal(response: httpx.Response) -> SlmError:

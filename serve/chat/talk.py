@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from serve.chat.conversation import ALMOST_FULL, Exchange, Sent, fitting, messages_of, room_for
+from serve.chat.conversation import ALMOST_FULL, Exchange, Sent, fitting, messages_of, room_for, used_by
 from serve.chat.editor import silent_keys
 from serve.chat.opening import Desk, Opening
 from serve.chat.sessions import Keeper, SavedSession
@@ -31,6 +31,7 @@ from slm.terminal.answer import (
 )
 from slm.terminal.console import note
 from slm.terminal.streams import says
+from slm.text.visible import without_controls
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Chat:
     prefill: str = ""
     replacing: Exchange | None = None
     _warned: bool = False
+    _told_alone: bool = False
 
     # --- the conversation -----------------------------------------------------------------------------------------
 
@@ -83,13 +85,13 @@ class Chat:
         exchange = self._last()
         self.keeper.taken_back(exchange)
         self.exchanges.pop()
-        self.first = min(self.first, len(self.exchanges))
+        self.first, self.used = min(self.first, len(self.exchanges)), used_by(self.exchanges)
         return exchange
 
     def clear(self) -> None:
         """Begin a new conversation."""
         self.exchanges, self.replacing, self.prefill = [], None, ""
-        self.first, self.used, self._warned = 0, 0, False
+        self.first, self.used, self._warned, self._told_alone = 0, 0, False, False
         self.keeper.begin_anew()
 
     def load(self, saved: SavedSession) -> None:
@@ -98,7 +100,7 @@ class Chat:
             raise InputError("sessions are not kept here", hint="Start without --no-save.")
         exchanges = self.keeper.archive.exchanges(saved.id)
         self.clear()
-        self.exchanges, self.system = exchanges, saved.system
+        self.exchanges, self.system, self.used = exchanges, saved.system, used_by(exchanges)
         self.keeper.go_on(saved)
 
     def tell(self, system: str) -> None:
@@ -111,6 +113,20 @@ class Chat:
         if exchange.answer:
             ShownAnswer().show(iter([exchange.answer]), screen=self._screen())
 
+    def beside(self, text: str) -> None:
+        """A note beside the conversation."""
+        for row in self.rows(text):
+            note(row)
+
+    def rows(self, text: str) -> list[str]:
+        """A text as it is printed: broken between words where answers are drawn, and in one piece else."""
+        if not self.drawn:
+            return [text]
+        from serve.chat.screen.painter import terminal_columns
+        from serve.chat.screen.wrapping import text_rows
+
+        return text_rows(without_controls(text), max(20, terminal_columns() - 1))
+
     def _last(self) -> Exchange:
         if not self.exchanges:
             raise InputError("nothing was asked yet")
@@ -122,7 +138,8 @@ class Chat:
         desk = self.opening.desk()
         earlier = self.exchanges[: self.exchanges.index(exchange)]
         if desk.retriever and desk.reader and self.points:
-            self._point(exchange, desk, desk.retriever, desk.reader)
+            self._tell_alone(earlier)
+            self._point(exchange, desk.retriever, desk.reader)
             return
         asked = [Message(role="user", content=exchange.question)]
         way = desk.talker.route(self.wanted, messages_of("", earlier, asked))
@@ -153,7 +170,8 @@ class Chat:
             exchange.facts["stopped"] = True
         else:
             exchange.facts |= {
-                "reason": finish.route_reason or way.reason, "finish_reason": finish.reason,
+                # An engine of ours is asked by the name that was chosen here; a server chooses itself.
+                "reason": way.reason or finish.route_reason, "finish_reason": finish.reason,
                 "prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens,
                 "decode_tokens_per_s": finish.timings()["decode_tokens_per_s"], "ttft_s": round(shown.first_s, 3),
             }  # fmt: skip
@@ -163,7 +181,7 @@ class Chat:
         """What stands under an answer: its sources, its figures, how full the context is."""
         if grounded:
             sources = sources_of(grounded)
-            show_sources(sources, note)
+            show_sources(sources, self.beside)
             if shown.text or shown.finish:
                 exchange.facts["sources"] = [_source(source) for source in sources]
                 self.keeper.answered(exchange)
@@ -195,7 +213,13 @@ class Chat:
         self.first = sent.first
         return sent
 
-    def _point(self, exchange: Exchange, desk: Desk, retriever: Retriever, reader: Reader) -> None:
+    def _tell_alone(self, earlier: Sequence[Exchange]) -> None:
+        """Say once what a reader does not take, where there is some of it."""
+        if not self._told_alone and (self.system or earlier):
+            self._told_alone = True
+            dim("[each question is answered by itself; with system text and earlier turns: /reader model]")
+
+    def _point(self, exchange: Exchange, retriever: Retriever, reader: Reader) -> None:
         """The reader's answer to the question, with its lines."""
         began = time.perf_counter()
         with self._stoppable() as stop:
@@ -209,10 +233,13 @@ class Chat:
             stop.over()
             sources = pointed_sources(pointed)
             exchange.answer = pointed.text
-            exchange.facts = {"adapter": reader.name, "sources": [_source(source) for source in sources]}
+            exchange.facts = {
+                "adapter": reader.name, "reader": reader.name, "sources": [_source(source) for source in sources],
+            }  # fmt: skip
             self.keeper.answered(exchange)
-            click.echo(pointed.text)
-            show_pointed(pointed, note)
+            for row in self.rows(pointed.text):
+                click.echo(row)
+            show_pointed(pointed, self.beside)
         dim(f"[{reader.name} · {pointed.tokens} tokens read · {time.perf_counter() - began:.2f} s]")
 
     def _screen(self) -> AnswerScreen | None:
@@ -266,7 +293,8 @@ def figures(adapter: str | None, reason: str, shown: ShownAnswer) -> str:
     speed = finish.timings()["decode_tokens_per_s"]
     rate = f" · {speed} tok/s" if speed else ""
     cut = " · cut at the length limit" if finish.reason == "length" else ""
-    return f"[{who}{why}{rate} · {finish.completion_tokens} tokens · first after {shown.first_s:.2f} s{cut}]"
+    tokens = "1 token" if finish.completion_tokens == 1 else f"{finish.completion_tokens} tokens"
+    return f"[{who}{why}{rate} · {tokens} · first after {shown.first_s:.2f} s{cut}]"
 
 
 def _source(source: ShownSource) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def _loop(chat: Chat, reader: LineReader) -> None:
         except EOFError:
             return
         except KeyboardInterrupt:
+            chat.replacing = None  # a terminal's own editing does not say whether something was being typed
             if not chat.interactive or interrupted:
                 return
             interrupted = True

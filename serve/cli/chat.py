@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,7 +81,7 @@ def chat(
         kept = is_terminal() or goes_on or session is not None
         archive = None if no_save else _archive(stack, needed=goes_on or bool(session) or find is not None)
         if find is not None and archive:
-            list_sessions(archive, find)
+            list_sessions(archive, find, click.echo, columns=get_terminal_size().columns if sys.stdout.isatty() else 0)
             return
         saved = _saved(archive, goes_on, session)
         setup = Setup(
@@ -148,9 +150,11 @@ def _saved(archive: Archive | None, goes_on: bool, session: str | None) -> Saved
 
 
 def _model_of(model: str | None, saved: SavedSession | None) -> str:
+    from serve.chat.opening import server_of
+
     if model is not None or saved is None:
         return model or _DEFAULT_MODEL
-    if " at http" in saved.model:
+    if server_of(saved.model):
         raise InputError(
             f"session {saved.label} was held with {saved.model}", hint="Go there with --url URL, or name a MODEL."
         )

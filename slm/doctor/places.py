@@ -9,7 +9,9 @@ import getpass
 import os
 import shlex
 import shutil
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from slm import paths
@@ -30,11 +32,29 @@ def place_checks() -> list[Check]:
         folder = home / name
         if (folder.exists() or folder.is_symlink()) and (wrong := _blocked(folder)):
             checks.append(Check(f"folder {name}", False, *wrong))
+    if (sessions := home / "sessions.sqlite").exists():
+        checks.append(_sessions(sessions))
     free = shutil.disk_usage(_existing(home)).free
     fix = f"slm doctor --clean removes what can be made again; {_ELSEWHERE}"
     found = f"{amount(free)} free for {home}"
     checks.append(Check("disk", free > _NEEDED_BYTES, found, "" if free > _NEEDED_BYTES else fix))
     return checks
+
+
+def _sessions(file: Path) -> Check:
+    """Whether the conversations of `slm chat` can be read. It changes nothing in the file."""
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            ((count,),) = database.execute("SELECT count(*) FROM session")
+            ((wrong,),) = database.execute("PRAGMA quick_check(1)")
+    except sqlite3.OperationalError as error:
+        return Check("sessions", None, f"'{file}' cannot be read now: {error}")  # another process may be at it
+    except sqlite3.DatabaseError as error:
+        wrong = str(error)
+    if wrong == "ok":
+        return Check("sessions", True, f"{count:,}, {amount(file.stat().st_size)}")
+    quoted = shlex.quote(str(file))
+    return Check("sessions", False, f"'{file}' is damaged: {wrong}", f"mv {quoted} {quoted}.away; slm chat begins anew")
 
 
 def _existing(folder: Path) -> Path:

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import MANIFEST, read_manifest
+from slm.artifacts import MANIFEST
 from slm.doctor.check import Check, amount, guarded
 from slm.errors import DamagedFileError
-from slm.models.catalog import CATALOG, KIND, Pulled, is_hub_id, name_of_folder
+from slm.models.catalog import CATALOG, KIND, Pulled, is_hub_id, manifest_of, name_of_folder
 from slm.models.packages import is_installed
 from slm.native.process import memory_bytes
 from slm.paths import models_dir
@@ -30,8 +30,9 @@ def model_checks() -> list[Check]:
     there = {}
     if models_dir().is_dir():
         for folder in sorted(models_dir().iterdir()):
-            if not folder.name.startswith(".") and folder.is_dir():
-                there[name_of_folder(folder.name)] = folder
+            name = name_of_folder(folder.name)
+            if not folder.name.startswith(".") and (folder.is_dir() or name in CATALOG):
+                there[name] = folder
     for name in [*CATALOG, *(name for name in there if name not in CATALOG)]:
         if name not in there:
             checks.append(Check(f"model {name}", None, f"not pulled (slm pull {name})"))
@@ -46,15 +47,18 @@ def _checked(name: str, folder: Path, total: int | None) -> list[Check]:
 
 def _of(name: str, folder: Path, total: int | None) -> Check:
     title, anew = f"model {name}", f"rm -r {shlex.quote(str(folder))} && slm pull {name}"
+    if not folder.is_dir():
+        what = "a link to nowhere" if folder.is_symlink() else "a file"
+        return Check(title, False, f"'{folder}' is {what} where its folder belongs", f"rm {shlex.quote(str(folder))}")
     if name not in CATALOG and not is_hub_id(name):
         return Check(title, None, f"'{folder}' is not from slm pull; it is left alone")
     if not (folder / MANIFEST).exists():
         return Check(title, False, f"'{folder}' has no {MANIFEST}: it is not complete, or not one of ours", anew)
     try:
-        manifest = read_manifest(folder)
+        manifest = manifest_of(folder)
     except DamagedFileError as error:
         return Check(title, False, error.what, anew)
-    if manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict):
+    if manifest.get("kind") != KIND or "files" not in manifest:
         return Check(title, False, f"'{folder / MANIFEST}' is not the manifest of a model", anew)
     for file, known in manifest["files"].items():
         path = folder / file
@@ -62,8 +66,8 @@ def _of(name: str, folder: Path, total: int | None) -> Check:
             return Check(title, False, f"its file '{file}' is missing", f"slm pull {name}")
         if not os.access(path, os.R_OK):
             return Check(title, False, f"'{path}' cannot be read", f"chmod u+r {shlex.quote(str(path))}")
-        if path.stat().st_size != known.get("size_bytes"):
-            found = f"its file '{file}' has {path.stat().st_size:,} bytes instead of {known.get('size_bytes', 0):,}"
+        if path.stat().st_size != known["size_bytes"]:
+            found = f"its file '{file}' has {path.stat().st_size:,} bytes instead of {known['size_bytes']:,}"
             return Check(title, False, found, f"slm pull {name}")
     package = manifest.get("installed_package")
     if package is not None and not is_installed(str(package)):
@@ -71,7 +75,11 @@ def _of(name: str, folder: Path, total: int | None) -> Check:
     pulled = Pulled(name, folder, manifest)
     if pulled.path.suffix != ".gguf":
         return Check(title, True, str(pulled.path))
-    needed = needed_bytes(pulled.path)
+    try:
+        needed = needed_bytes(pulled.path)
+    except DamagedFileError as error:
+        found = f" (found: {error.found})" if error.found else ""
+        return Check(title, False, f"{error.what}{found}", f"slm pull {name}")
     found = f"{pulled.path}, needs about {amount(needed)} of memory"
     if total is not None and needed > total:
         fix = f"slm rm {name} && slm pull smollm2-135m-instruct, or a machine with more memory"

@@ -217,7 +217,7 @@ class Pulled:
 
     @property
     def size_bytes(self) -> int:
-        return sum(int(file.get("size_bytes", 0)) for file in self.manifest.get("files", {}).values())
+        return sum(file["size_bytes"] for file in self.manifest.get("files", {}).values())
 
 
 def find_pulled(name: str) -> Pulled | None:
@@ -225,7 +225,25 @@ def find_pulled(name: str) -> Pulled | None:
     folder = models_dir() / folder_name(name)
     if not (folder / MANIFEST).exists():
         return None
-    return Pulled(entry_of(name).name, folder, read_manifest(folder))
+    return Pulled(entry_of(name).name, folder, manifest_of(folder))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a pulled model. Raises MissingFileError, DamagedFileError where it is none."""
+    hint = "slm doctor says what mends it."
+    try:
+        manifest = read_manifest(folder)
+    except DamagedFileError as error:
+        raise DamagedFileError(error.what, found=error.found, hint=hint) from error
+    files = manifest.get("files", {})
+    if not isinstance(files, dict) or not all(_is_file_entry(known) for known in files.values()):
+        what = f"'{folder / MANIFEST}' is not the manifest of a model"
+        raise DamagedFileError(what, found="files without sha256 and size_bytes", hint=hint)
+    return manifest
+
+
+def _is_file_entry(known: object) -> bool:
+    return isinstance(known, dict) and isinstance(known.get("sha256"), str) and isinstance(known.get("size_bytes"), int)
 
 
 def all_pulled() -> list[Pulled]:
@@ -236,7 +254,7 @@ def all_pulled() -> list[Pulled]:
     for folder in sorted(models_dir().iterdir()):
         if not folder.name.startswith(".") and (folder / MANIFEST).exists():
             try:
-                manifest = read_manifest(folder)
+                manifest = manifest_of(folder)
             except DamagedFileError as error:
                 note(f"warning: {error.what}; slm doctor says what mends it")
                 continue

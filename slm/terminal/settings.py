@@ -153,15 +153,16 @@ def _plain(value: Any) -> Any:
 def _known(ctx: click.Context, group: click.Group, words: Iterable[str]) -> str:
     """The command's words, joined. Raises click.UsageError for a command that there is not."""
     command: click.Command = group
+    context = ctx.find_root()
     found: list[str] = []
     for word in words:
         if not isinstance(command, click.Group):
             raise click.UsageError(f"'slm {' '.join(found)}' has no commands below it: '{word}'")
-        name, child, _ = command.resolve_command(click.Context(command, info_name="slm", parent=ctx.parent), [word])
+        name, child, _ = command.resolve_command(context, [word])
         if name is None or child is None:
             raise click.UsageError(f"no command '{word}'")
         found.append(name)
-        command = child
+        command, context = child, click.Context(child, info_name=name, parent=context)
     return " ".join(found)
 
 

@@ -24,6 +24,7 @@ _LANGUAGES = {
     "THAI": ("th",), "BENGALI": ("bn",), "TAMIL": ("ta",), "GEORGIAN": ("ka",), "ARMENIAN": ("hy",),
 }  # fmt: skip
 _NOT_LATIN = {"zh", *(code for codes in _LANGUAGES.values() for code in codes)}
+_SCRIPT_NAMES = {"ja": "Japanese", "zh": "Chinese"}
 # Asked about a longer text in Latin letters, to tell one in a language that nobody asks for.
 _COMMON_LATIN = ("en", "fr", "de", "es", "it", "pt", "nl", "pl", "sv", "tr", "vi", "id", "cs", "ro")
 # The part of an address before its @ is bounded (64 characters, RFC 5321), or a text without blanks would be read
@@ -99,7 +100,7 @@ def detect(text: str, among: Collection[str] = ("en", "ja")) -> Guess:
     if script in ("ja", "zh"):
         ambiguous = "ja" in among and "zh" in among and not (scripts["HIRAGANA"] or scripts["KATAKANA"])
         sure = share * (0.5 if ambiguous and _fits(prose, "shift_jis") and _fits(prose, "gb2312") else 1.0)
-        return _named(script, sure, f"{share:.0%} of the text is in {script} script", among)
+        return _named(script, sure, f"{share:.0%} of the text is in {_SCRIPT_NAMES[script]} script", among)
     known = [code for code in _LANGUAGES.get(script, ()) if code in among]
     if len(known) > 1:
         return _statistics(prose, known, share, f"{script.capitalize()} script")

@@ -6,12 +6,14 @@ and opening ones do not end it (the strict part of JIS X 4051).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from serve.chat.screen.glyphs import Glyph
+from serve.chat.screen.glyphs import Glyph, plain_glyphs
 
 Row = list[Glyph]
 _NOT_FIRST = frozenset("、。，．・：；？！」』）］｝】〉》〕”’ーぁぃぅぇぉっゃゅょァィゥェォッャュョ々,.!?)]}:;%")
+_BEFORE_TEXT = re.compile(r" *(?:[*] )?(?:\d+\. )?")
 _NOT_LAST = frozenset("「『（［｛【〈《〔“‘([{")
 
 
@@ -34,6 +36,18 @@ def wrapped(glyphs: Sequence[Glyph], width: int) -> list[Row]:
             used = row_width(glyphs[start:at])
         used += glyph.width
     return [*rows, list(glyphs[start:])]
+
+
+def text_rows(text: str, width: int) -> list[str]:
+    """Plain text in rows of at most `width` columns; what a line has before its text is left free below it."""
+    rows: list[str] = []
+    for line in text.split("\n"):
+        before = _BEFORE_TEXT.match(line)
+        head = before[0] if before and len(before[0]) < width // 2 else ""
+        for row in wrapped(plain_glyphs(line[len(head) :]), width - len(head)):
+            rows.append((head + "".join(glyph.text for glyph in without_end(row))).rstrip())
+            head = " " * len(head)
+    return rows
 
 
 def _may_break(before: Glyph, behind: Glyph) -> bool:
