@@ -51,6 +51,8 @@ _COLLECTIONS = {
 }
 # What an unpacked XML export is read by; the other files in its folder have no names of their own.
 _EXPORT, _DESCRIPTOR = "entities.xml", "exportDescriptor.properties"
+# Of an unpacked HTML export.
+_INDEX, _ATTACHED, _INDEX_HEAD = "index.html", "attachments", 100_000
 # Parts of web pages that belong to the site and not to the page; they are never worth an error or a report.
 _SITE_FILES = (".css", ".js", ".map", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".ico", ".webp", ".woff", ".woff2")
 _NOT_FILES = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
@@ -80,6 +82,7 @@ class Reading:
     """What a set of paths gave: documents, notes on some of them, and what could not be read.
 
     files: by the source of each document, the file that it was read from. spaces: those of which every page was given.
+    unread: ids of what is there and could not be read.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -87,6 +90,7 @@ class Reading:
     notes: list[Note] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
     spaces: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
 
 
 def find_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] = lambda _: None) -> list[Path]:
@@ -161,7 +165,18 @@ def _files_below(folder: Path, on_skip: Callable[[Skipped], None]) -> Iterator[P
         if export is not None:
             folders.clear()
             names = [export]
+        elif _ATTACHED in folders and _INDEX in names and _is_of_export(Path(parent) / _INDEX):
+            folders.remove(_ATTACHED)  # the pages name them, and are read with them
         yield from (Path(parent) / name for name in names if not name.startswith("."))
+
+
+def _is_of_export(index: Path) -> bool:
+    """Whether a folder's index.html is that of an HTML export of Confluence."""
+    try:
+        with index.open("rb") as file:
+            return b'id="title-text"' in file.read(_INDEX_HEAD)
+    except OSError:
+        return False
 
 
 def _no_file(path: Path) -> str:
@@ -233,6 +248,7 @@ def _take(read: Read | LeftOut | Whole, path: Path, reading: Reading, pages: dic
     """Put what was read into a reading; `pages` has the place of each page in it by its id."""
     if isinstance(read, LeftOut):
         reading.skipped.append(Skipped(path / read.name, read.reason))
+        reading.unread |= {read.id} - {""}
         return
     if isinstance(read, Whole):
         reading.spaces |= set(read.spaces)

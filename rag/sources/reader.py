@@ -32,10 +32,12 @@ Raises DamagedFileError for bytes that are not of its kind. `source` and `lang` 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a file holds and a reader could not read: its name inside of the file, and why in words."""
+    """What a file holds and a reader could not read: its name inside of the file, why in words, and its Meta's id
+    where it has one: it is there, and what an index holds of it stays."""
 
     name: str
     reason: str
+    id: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from typing import Any
 from rag.document import Document
 from rag.index.change.planned import Told
 from rag.index.embed import Embedder
+from rag.sources.confluence.attached import read_attached
+from rag.sources.confluence.body.around import Around
 from rag.sources.confluence.body.nodes import Node
-from rag.sources.confluence.rest.attached import read_attached
 from rag.sources.confluence.rest.client import AbsentError, DeniedError, OverloadError, TokenError
 from rag.sources.confluence.rest.content import UNKNOWN, Page, placed
-from rag.sources.confluence.rest.convert import nodes_of, read_page
+from rag.sources.confluence.rest.convert import meta_of, nodes_of, read_page
 from rag.sources.confluence.rest.site import OVERLAP, Site, Space
 from rag.sources.files import is_document
 from rag.stores.interface import IndexStore
@@ -208,7 +209,10 @@ class SpaceSync:
     def _take(self, page: Page, known: Mapping[str, Mapping[str, Any]]) -> None:
         """A page that was read, into the batch."""
         try:
-            read = read_attached(page, self.site.content(page.file)) if page.file else read_page(page, self._included)
+            if page.file:
+                read = read_attached(self.site.content(page.file), page.title, page.url, meta_of(page))
+            else:
+                read = read_page(page, Around(page.space, page.title, self._included))
         except TokenError:
             raise
         except SlmError as error:
