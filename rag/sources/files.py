@@ -16,10 +16,9 @@ from importlib import import_module
 from pathlib import Path
 
 from rag.document import Document
-from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, Collection, LeftOut, Read, Reader, ReadOptions, Whole, language_of
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
 from slm.paths import own_name, resolved
-from slm.text.language import detect
 from slm.weights.checkpoint_files import pointer_of
 
 MARKDOWN = (".md", ".markdown", ".mdown")
@@ -57,7 +56,6 @@ _INDEX, _ATTACHED, _INDEX_HEAD = "index.html", "attachments", 100_000
 _SITE_FILES = (".css", ".js", ".map", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".ico", ".webp", ".woff", ".woff2")
 _NOT_FILES = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
               (stat.S_ISBLK, "a device"))  # fmt: skip
-_LANG_SAMPLE = 4000
 _POINTER_BYTES = 1024  # a pointer is shorter (git-lfs, docs/spec.md)
 
 
@@ -325,15 +323,24 @@ def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read 
         return
     if suffix not in _READERS:
         raise UnsupportedError(f"files of the kind '{suffix or path.name}' are not read")
-    size = path.stat().st_size
-    if suffix in (*MARKDOWN, *TEXT) and size > LARGEST_PAGE:
-        raise UnsupportedError(f"it has {size} bytes, more than any page that somebody wrote")
-    raw = path.read_bytes()
+    _refuse_size(suffix, path.stat().st_size)
+    yield _finished(read_bytes(path.read_bytes(), path.name), path)
+
+
+def read_bytes(raw: bytes, name: str) -> Read:
+    """The one document that bytes with this name hold, for which `is_document` holds. Raises InputError."""
+    suffix = Path(name).suffix.lower()
+    _refuse_size(suffix, len(raw))
     if not raw.strip():
         raise DamagedFileError("it is empty")
-    module, name = _READERS[suffix]
-    reader: Reader = getattr(import_module(module), name)
-    yield _finished(reader(raw, unicodedata.normalize("NFC", path.stem)), path)
+    module, function = _READERS.get(suffix, ("rag.sources.html.page", "read_html"))
+    reader: Reader = getattr(import_module(module), function)
+    return reader(raw, unicodedata.normalize("NFC", Path(name).stem))
+
+
+def _refuse_size(suffix: str, size: int) -> None:
+    if suffix in (*MARKDOWN, *TEXT, *HTML) and size > LARGEST_PAGE:
+        raise UnsupportedError(f"it has {size} bytes, more than any page that somebody wrote")
 
 
 def _refuse_pointer(path: Path) -> None:
@@ -351,9 +358,8 @@ def _finished(read: Read, path: Path) -> Read:
     document = read.document
     if not document.sections and not document.meta.id:
         raise DamagedFileError("it holds no visible text")
-    sample = " ".join([document.title, *(section.text for section in document.sections)])[:_LANG_SAMPLE]
     source = _source(path) + (f"/{document.source}" if document.source else "")
-    return replace(read, document=replace(document, source=source, lang=detect(sample).language or "und"))
+    return replace(read, document=replace(document, source=source, lang=language_of(document)))
 
 
 def _source(path: Path) -> str:

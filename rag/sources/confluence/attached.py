@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rag.document import Document, Meta
 from rag.sources.confluence.page import file_address, page_id
-from rag.sources.files import is_document, read_each
-from rag.sources.reader import LeftOut, Read
+from rag.sources.files import is_document, read_bytes
+from rag.sources.reader import LeftOut, Read, language_of
 from slm.errors import InputError, SlmError
 
 LARGEST_FILE = 200_000_000
@@ -39,13 +37,13 @@ class AttachedFile:
 
 def read_attached(raw: bytes, title: str, source: str, meta: Meta) -> Read | None:
     """The document that a file holds; None for no text. Raises what its reader raises."""
-    with tempfile.TemporaryDirectory(prefix="slm-") as folder:
-        path = Path(folder) / f"attached{Path(title).suffix.lower()}"  # no name of a site is one of a path here
-        path.write_bytes(raw)
-        read = next((read for read in read_each(path) if isinstance(read, Read)), None)
-    if read is None or not read.document.sections:
+    if not raw.strip():
         return None
-    return replace(read, document=replace(read.document, title=title, source=source, meta=meta))
+    read = read_bytes(raw, title)
+    if not read.document.sections:
+        return None
+    document = replace(read.document, title=title, source=source, meta=meta)
+    return replace(read, document=replace(document, lang=language_of(document)))
 
 
 def files_of(
@@ -70,7 +68,7 @@ def files_of(
             if raw is None:
                 absent.append(file.name)
                 continue
-            read = read_attached(raw, file.name, source, meta) if raw.strip() else None
+            read = read_attached(raw, file.name, source, meta)
         except InputError as error:
             yield LeftOut(source, f"{file.name}: {error.what}", meta.id)
         except (SlmError, ImportError):

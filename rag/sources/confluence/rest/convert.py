@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from rag.document import Document, Meta
+from rag.document import Meta
 from rag.sources.confluence.body.around import Around
 from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
@@ -13,10 +13,7 @@ from rag.sources.confluence.html_export import nodes_of_html
 from rag.sources.confluence.page import iso_time, page_id, page_read, person_name
 from rag.sources.confluence.rest.content import Page
 from rag.sources.html.page import parse_html
-from rag.sources.reader import Read
-from slm.text.language import detect
-
-_LANG_SAMPLE = 4000
+from rag.sources.reader import Read, language_of
 
 
 def read_page(page: Page, around: Around, comments: Sequence[Page] = ()) -> Read | None:
@@ -26,7 +23,7 @@ def read_page(page: Page, around: Around, comments: Sequence[Page] = ()) -> Read
     document = read.document
     if not any(section.text.strip() or section.headings for section in document.sections):
         return None
-    return replace(read, document=replace(document, lang=_language(document)))
+    return replace(read, document=replace(document, lang=language_of(document)))
 
 
 def comment_text(comment: Page, user: Callable[[str], str]) -> str:
@@ -50,8 +47,3 @@ def nodes_of(page: Page) -> Node:
     if (page.storage or "").strip() or not (page.view or "").strip():
         return read_nodes(page.storage or "")
     return nodes_of_html(parse_html(page.view or "").body)
-
-
-def _language(document: Document) -> str:
-    sample = " ".join([document.title, *(section.text for section in document.sections)])[:_LANG_SAMPLE]
-    return detect(sample).language or "und"
