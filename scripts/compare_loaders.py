@@ -27,6 +27,7 @@ from urllib.parse import urlencode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rag.sources.confluence.body.around import Around
 from rag.sources.confluence.rest.client import Client
 from rag.sources.confluence.rest.convert import nodes_of, read_page
 from rag.sources.confluence.rest.credentials import find_credentials
@@ -195,7 +196,9 @@ def ours(url: str) -> dict[str, str]:
             page for some in site.listing(space.key, space.id, bodies=True, on_note=lambda _: None) for page in some
         ]
     nodes = {page.title: nodes_of(page) for page in pages}
-    reads = {page.title: read_page(page, lambda _, title: nodes.get(title)) for page in pages}
+    reads = {
+        page.title: read_page(page, Around(page.space, page.title, lambda _, title: nodes.get(title))) for page in pages
+    }
     return {title: markdown_of(read.document) for title, read in reads.items() if read is not None}
 
 

@@ -52,7 +52,8 @@ class Faults:
     Retry-After) or 403, in turn. heavy: answers of more than so many pages with bodies are a 500. fail_every: each
     so-manieth request is a 502. slow_every: is answered too late. broken_every: breaks off. token_until: requests after
     which the token is no longer accepted. minute: times are cut to it. zone: hours that the account's clock is ahead.
-    no_storage: ids whose storage format fails. bare: lists have no bodies. churn: is called before each listing.
+    no_storage: ids whose storage format fails. native: ids whose storage format is empty. bare: lists have no bodies.
+    churn: is called before each listing.
     no_search: the search of v1 is not there.
     """
 
@@ -68,6 +69,7 @@ class Faults:
     minute: bool = False
     zone: int = 0
     no_storage: tuple[str, ...] = ()
+    native: tuple[str, ...] = ()
     bare: bool = False
     churn: Callable[[], None] | None = None
     no_search: bool = False
@@ -80,6 +82,7 @@ class FakeConfluence:
         self.cloud, self.faults = cloud, faults or Faults()
         self.context = context if context is not None else "/wiki" if cloud else ""
         self.pages: dict[str, FakePage] = {}
+        self.people = {"557058:1a2b": "Aoi Tanaka"}
         self.spaces = {"DOCS": "7001", "OTHER": "7002"}
         self.clock = datetime(2024, 6, 1, 12, 0, 30, tzinfo=timezone.utc)
         self.requests: list[str] = []
@@ -108,6 +111,10 @@ class FakeConfluence:
         self.pages[file.id] = file
         return file
 
+    def comment(self, page: FakePage, text: str) -> FakePage:
+        """A comment on a page."""
+        return self.add("", text, parent=page.id, kind="comment", space=page.space)
+
     def edit(self, id_: str, body: str) -> None:
         """A new version of a page."""
         page = self.pages[id_]
@@ -125,7 +132,7 @@ class FakeConfluence:
         """The pages that the account sees in a space, by id."""
         return {
             id_: page for id_, page in self.pages.items()
-            if (page.space, page.status, page.hidden) == (space, "current", False) and page.kind != "attachment"
+            if (page.space, page.status, page.hidden) == (space, "current", False) and page.kind in ("page", "blogpost")
         }  # fmt: skip
 
     # -- answers
@@ -173,8 +180,10 @@ class FakeConfluence:
         return 404, {}, {"statusCode": 404, "message": "No such resource"}
 
     def _routes(self) -> list[tuple[str, Callable[..., tuple[int, dict[str, str], Any]]]]:
-        file = (r"/download/attachments/(\w+)", self._file)
-        both = [file] if self.faults.no_search else [file, (r"/rest/api/content/search", self._search)]
+        both: list[tuple[str, Callable[..., tuple[int, dict[str, str], Any]]]] = [
+            (r"/download/attachments/(\w+)", self._file), (r"/rest/api/user", self._user),
+        ]  # fmt: skip
+        both += [] if self.faults.no_search else [(r"/rest/api/content/search", self._search)]
         if self.cloud:
             return [
                 *both, (r"/api/v2/spaces", self._spaces_v2), (r"/api/v2/spaces/(\d+)", self._space_v2),
@@ -188,6 +197,10 @@ class FakeConfluence:
 
     def _file(self, query: dict[str, str], id_: str) -> tuple[int, dict[str, str], Any]:
         return 200, {}, self.pages[id_].body.encode()
+
+    def _user(self, query: dict[str, str]) -> tuple[int, dict[str, str], Any]:
+        name = self.people.get(query["accountId" if self.cloud else "key"])
+        return (200, {}, {"displayName": name}) if name else (404, {}, {"message": "No user found"})
 
     def _spaces_v1(self, query: dict[str, str]) -> tuple[int, dict[str, str], Any]:
         return 200, {}, {"results": [{"id": int(id_), "key": key} for key, id_ in self.spaces.items()]}
@@ -210,11 +223,15 @@ class FakeConfluence:
         faults, cql = self.faults, query["cql"]
         if faults.churn:
             faults.churn()
-        space = re.search(r'space\s*=\s*"([^"]*)"', cql)
-        assert space, cql
+        space, container = (re.search(rf'{name}\s*=\s*"([^"]*)"', cql) for name in ("space", "container"))
+        assert space or container, cql
         since = re.search(r'lastmodified\s*>=\s*"([\d-]+ [\d:]+)"', cql)
-        kinds = ("attachment",) if "type = attachment" in cql else ("page", "blogpost")
-        pages = [p for p in self.pages.values() if (p.space, p.status) == (space[1], "current") and p.kind in kinds]
+        single = re.search(r"type = (attachment|comment)", cql)
+        kinds = (single[1],) if single else ("page", "blogpost")
+        pages = [
+            p for p in self.pages.values() if p.status == "current" and p.kind in kinds
+            and (not space or p.space == space[1]) and (not container or p.parent == container[1])
+        ]  # fmt: skip
         if since:
             # The words of a query are in the account's own time zone.
             local = datetime.strptime(since[1], "%Y-%m-%d %H:%M").replace(tzinfo=self._zone())
@@ -318,7 +335,7 @@ class FakeConfluence:
                          "restrictions": {"user": {"results": users}, "group": {"results": groups}}}
             }  # fmt: skip
         value["body"] = {
-            form: {"value": page.body if form == "storage" else f"<p>{page.body}</p>", "representation": form}
+            form: {"value": self._stored(page) if form == "storage" else f"<p>{page.body}</p>", "representation": form}
             for form in ("storage", "view") if f"body.{form}" in expand
         }  # fmt: skip
         return value
@@ -331,8 +348,12 @@ class FakeConfluence:
             "_links": {"webui": f"/spaces/{page.space}/pages/{page.id}"}, "body": {},
         }  # fmt: skip
         if form:
-            value["body"] = {form: {"value": page.body, "representation": form}}
+            shown = self._stored(page) if form == "storage" else page.body
+            value["body"] = {form: {"value": shown, "representation": form}}
         return value
+
+    def _stored(self, page: FakePage) -> str:
+        return "" if page.id in self.faults.native else page.body
 
     def _above(self, page: FakePage) -> list[FakePage]:
         above: list[FakePage] = []

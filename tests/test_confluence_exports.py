@@ -133,9 +133,48 @@ def test_an_xml_export_gives_its_current_pages_with_all_that_is_known_of_them(tm
         "favourite",
     ):
         assert hidden not in whole
-    assert [note.text for note in reading.notes] == ["left out: 1 deleted pages, 1 drafts, 1 old revisions"]
+    assert [note.text for note in reading.notes] == [
+        "left out: 1 deleted pages, 1 drafts, 1 old revisions; 1 attached files are not in the export: form.pdf"
+    ]
     with_comments = by_title(read(tmp_path / "e.zip", wanted=ReadOptions(comments=True)))["Leave"]
     assert "Is it so?" in markdown_of(with_comments)
+
+
+def include(title: str, kind: str = "include") -> str:
+    return macro(kind, **{"": f'<ac:link><ri:page ri:content-title="{title}" /></ac:link>'})
+
+
+def test_nothing_of_a_restricted_page_is_in_the_text_of_one_that_more_people_may_see(tmp_path: Path) -> None:
+    objects = (
+        page("1", "Home", "<p>Welcome.</p>" + macro("children", all="true") + include("Below")),
+        page("2", "Plan to close", "<p>Secret.</p>" + macro("excerpt", "<p>Excerpt 4711.</p>"), parent="1"),
+        page("3", "Below", "<p>Under it 4712.</p>" + include("Plan to close", "excerpt-include"), parent="2"),
+        page("4", "Menu", include("Plan to close", "excerpt-include"), parent="1"),
+        page("5", "Soups", "<p>Pea.</p>", parent="4"),
+        entity("ContentPermissionSet", "s1", {"owningContent": ("Page", "2")}, type="View"),
+        entity("ContentPermission", "p1", {"owningSet": ("ContentPermissionSet", "s1")}, groupName="board"),
+    )
+    reading = read(xml_zip(tmp_path / "e.zip", *objects))
+    texts = {title: markdown_of(document) for title, document in by_title(reading).items()}
+    assert texts["Home"] == "# Home\n\nWelcome.\n\n- Menu\n  - Soups\n\n(see: Below)\n"
+    assert texts["Menu"] == "# Menu\n\n(see: Plan to close)\n"
+    assert "Excerpt 4711." in texts["Below"]  # for the same readers
+    notes = {Path(note.source).name: note.text for note in reading.notes}
+    assert "not for all readers" in notes["1"] and "Plan to close" in notes["4"] and "3" not in notes
+
+
+def test_keys_of_accounts_are_no_names_and_restrictions_know_people_by_them(tmp_path: Path) -> None:
+    account = "557058:1a2b3c4d-aaaa-bbbb-cccc-ddddeeeeffff"
+    objects = (
+        page("1", "Home", '<p>Ask <ac:link><ri:user ri:userkey="k1" /></ac:link>.</p>'),
+        entity("ConfluenceUserImpl", "k1", name=account),
+        entity("ContentPermissionSet", "s1", {"owningContent": ("Page", "1")}, type="View"),
+        entity("ContentPermission", "p1", {"owningSet": ("ContentPermissionSet", "s1"),
+                                           "userSubject": ("ConfluenceUserImpl", "k1")}),
+    )  # fmt: skip
+    (home,) = read(xml_zip(tmp_path / "e.zip", *objects)).documents
+    assert home.sections[0].text == "Ask @user."
+    assert home.meta.restrictions == ((f"user:{account}",),)  # as the site's own API has it
 
 
 def test_pages_of_confluence_3_are_read_as_wiki_markup(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from rag.sources.confluence.body.adf import storage_of_adf
-from rag.sources.confluence.body.macros import Around
+from rag.sources.confluence.body.around import Around
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.body.wiki import storage_of_wiki
 from tests.tiny_confluence import macro, markdown
@@ -37,6 +37,13 @@ from tests.tiny_confluence import macro, markdown
         ("<p>1 &lt; 2 &amp;&amp; caf&eacute;&nbsp;&hellip; &unknown; &#8;</p>", "1 < 2 && café … &unknown;"),
         ("<ac:placeholder>type here</ac:placeholder><p>text</p>", "text"),
         ("<p><unknown-tag>kept</unknown-tag></p>", "kept"),
+        ('<p>Ask <ac:link><ri:user ri:username="5b10a2844c20165700ede21g" /></ac:link>.</p>',
+         "Ask @5b10a2844c20165700ede21g."),
+        ('<p>Ask <ac:link><ri:user ri:username="5b10a2844c20165700ede21f" /></ac:link>.</p>', "Ask @user."),
+        (macro("widget", url='<ri:url ri:value="https://v.example/watch?v=1" />', width="400"),
+         "https://v.example/watch?v=1"),
+        ('<ac:structured-macro ac:name="mathblock"><ac:plain-text-body><![CDATA[\\frac{a}{b}]]></ac:plain-text-body>'
+         "</ac:structured-macro>", "\\frac{a}{b}"),
     ],
 )  # fmt: skip
 def test_small_things_are_what_the_page_shows(storage: str, right: str) -> None:
@@ -69,6 +76,10 @@ def test_a_macro_without_anything_to_show_is_named_beside_the_text_and_not_in_it
     written = markdown_of_nodes(read_nodes("<p>a</p>" + macro("weather-forecast", city="Kyoto")))
     assert (written.markdown, list(written.missed)) == ("a", ["weather-forecast"])
     assert "weather-forecast" in written.note
+    # One that is not known and has something in it shows that, and is named beside the text as well.
+    written = markdown_of_nodes(read_nodes(macro("weather-table", "<p>Rain.</p>") + macro("info", "<p>Sun.</p>")))
+    assert (written.markdown, list(written.strange)) == ("Rain.\n\nInfo:\n\nSun.", ["weather-table"])
+    assert "weather-table" in written.note and "info" not in written.note
 
 
 def test_code_keeps_every_character_its_language_and_its_title() -> None:
@@ -80,6 +91,12 @@ def test_code_keeps_every_character_its_language_and_its_title() -> None:
     )
     old = '<ac:macro ac:name="code"><ac:default-parameter>sql</ac:default-parameter>'
     assert markdown(f"{old}{body}</ac:macro>") == f"```sql\n{code}\n```"
+    brackets = "<ac:plain-text-body><![CDATA[if [[ -f x ]] >log; then]]></ac:plain-text-body>"
+    for own in (brackets, brackets.replace("]]>", "]] >")):
+        written = markdown(f'<ac:structured-macro ac:name="code">{own}</ac:structured-macro><p>b</p>')
+        assert written == "```\nif [[ -f x ]] >log; then\n```\n\nb"
+    lang = '<ac:parameter ac:name="language">html/xml</ac:parameter>'
+    assert markdown(f'<ac:structured-macro ac:name="code">{lang}{body}</ac:structured-macro>').startswith("```html\n")
     # As an XML export writes the inner end of a CDATA section.
     assert "<tag>" in markdown(f'<ac:macro ac:name="code">{body.replace("]]>", "]] >")}</ac:macro><p>b</p>')
     split = "<ac:plain-text-body><![CDATA[a]]]]><![CDATA[>b]]></ac:plain-text-body>"
@@ -116,6 +133,8 @@ def test_the_editors_own_nodes_are_written_once_and_their_copy_only_without_them
     both = f"<ac:adf-extension>{node.format('<p>Mind the gap.</p>')}{copy}</ac:adf-extension>"
     assert markdown(both) == "Note:\n\nMind the gap."
     assert markdown(f"<ac:adf-extension>{node.format('')}{copy}</ac:adf-extension>") == "Mind the gap."
+    two = node.format("<p>One.</p>") + node.format("<p>Two.</p>")
+    assert markdown(f"<ac:adf-extension>{two}{copy}</ac:adf-extension>") == "Note:\n\nOne.\n\nNote:\n\nTwo."
 
 
 def test_tables_keep_merged_and_nested_cells_and_long_ones_repeat_their_header() -> None:

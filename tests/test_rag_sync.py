@@ -5,75 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rag.index.store import Generation, open_generation
-from rag.sources.confluence.rest.client import Client
-from rag.sources.confluence.rest.credentials import Credentials
-from rag.stores.files import FileStore
-from rag.sync.report import Report
-from rag.sync.run import Wanted, sync_index
-from rag.sync.space import How
-from tests.fake_confluence import TOKEN, FakeConfluence, Faults, transport
-from tests.tiny_rag import PairEmbedder
+from tests.fake_confluence import FakeConfluence
+from tests.tiny_sync import HOST, KINDS, Runs, runs
 
-KINDS = pytest.mark.parametrize("cloud", [True, False], ids=["cloud", "data-center"])
-HOST = "http://wiki.example"
-
-
-class Runs:
-    """Syncs of one index with one site. `waits`: the seconds that were to be waited."""
-
-    def __init__(self, site: FakeConfluence, path: Path) -> None:
-        self.site, self.path, self.waits = site, path, list[float]()
-        self.embedder = PairEmbedder()
-        self.token = TOKEN
-
-    def all(self, *spaces: str, **how: Any) -> list[Report]:
-        def client(base: str) -> Client:
-            return Client(base, Credentials(self.token), transport=transport(self.site), sleep=self.waits.append)
-
-        wanted = [Wanted(HOST + self.site.context, space) for space in spaces or ("DOCS",)]
-        self.site.requests.clear()
-        return sync_index(FileStore(self.path), wanted, client, lambda name: self.embedder, How(**how))
-
-    def __call__(self, **how: Any) -> Report:
-        (report,) = self.all(**how)
-        return report
-
-    @property
-    def generation(self) -> Generation:
-        return open_generation(self.path)
-
-    def texts(self) -> dict[str, str]:
-        """The text of each page of the index, by id."""
-        texts: dict[str, str] = {}
-        for chunk in self.generation.chunks:
-            id_ = chunk.source.rpartition("pageId=")[2]
-            texts[id_] = texts.get(id_, "") + chunk.text
-        return texts
-
-    def in_step(self, space: str = "DOCS") -> bool:
-        """Whether the index holds exactly the space's pages, each as it is now."""
-        texts = self.texts()
-        shown = {id_: page.body for id_, page in self.site.shown(space).items()}
-        assert texts.keys() == shown.keys(), (len(texts), len(shown), sorted(texts.keys() ^ shown.keys())[:5])
-        return all(f"<p>{texts[id_]}</p>" == body for id_, body in shown.items())
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Callable[..., Runs]:
-    def of(*, cloud: bool, pages: int = 30, **faults: Any) -> Runs:
-        site = FakeConfluence(cloud=cloud, faults=Faults(**faults))
-        for n in range(pages):
-            site.tick(4 * 3600)
-            site.add(f"Page {n}", f"<p>Text {n} of the first version.</p>")
-        return Runs(site, tmp_path / "i")
-
-    return of
+__all__ = ["runs"]  # a fixture
 
 
 def churn(site: FakeConfluence, chance: random.Random) -> Callable[[], None]:
@@ -260,6 +199,12 @@ def test_pages_without_text_are_read_once_and_emptied_ones_stop_answering(
 def test_what_the_site_shows_is_read_where_the_storage_format_fails(runs: Callable[..., Runs], cloud: bool) -> None:
     run = runs(cloud=cloud, no_storage=("1002",))
     assert run().added == 30 and "Text 1 of" in run.texts()["1002"]
+
+
+@KINDS
+def test_what_the_site_shows_is_read_where_the_storage_format_is_empty(runs: Callable[..., Runs], cloud: bool) -> None:
+    run = runs(cloud=cloud, pages=9, native=("1002", "1005"))
+    assert (run().added, run().same) == (9, 9) and run.in_step()
 
 
 @KINDS

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rag.sources.confluence.body.macros import Around
+from rag.sources.confluence.body.around import Around
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 
 

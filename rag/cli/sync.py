@@ -51,6 +51,8 @@ class Interval(click.ParamType):  # type: ignore[type-arg,unused-ignore]
               help="Embedder for a new index: a name, a GGUF file or a checkpoint folder "
                    "[default: multilingual-e5-small].")  # fmt: skip
 @WORDS
+@click.option("--comments/--no-comments", default=None,
+              help="With the comments on pages of spaces, from now on, or without [default: as before].")  # fmt: skip
 @click.option("--full", is_flag=True, help="Read every page again, also those that seem to be the same.")
 @click.option("--strict", is_flag=True, help="Fail when anything was not read.")
 @click.option(
@@ -66,6 +68,7 @@ def sync(
     token_file: Path | None,
     embedder: str | None,
     words: str | None,
+    comments: bool | None,
     full: bool,
     strict: bool,
     allow_mass_delete: bool,
@@ -99,7 +102,7 @@ def sync(
         try:
             reports = sync_index(
                 store, wanted, _client_of(token_file), _embedder_of(shown_address(index), embedder),
-                How(full=full, mass_delete=allow_mass_delete, show=show),
+                How(full=full, mass_delete=allow_mass_delete, comments=comments, show=show),
             )  # fmt: skip
         except SlmError as error:
             if first:

@@ -16,10 +16,9 @@ from importlib import import_module
 from pathlib import Path
 
 from rag.document import Document
-from rag.sources.reader import LARGEST_PAGE, Collection, FileReader, LeftOut, Read, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, Collection, FileReader, LeftOut, Read, ReadOptions, Whole, language_of
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
 from slm.paths import own_name, resolved
-from slm.text.language import detect
 from slm.weights.checkpoint_files import pointer_of
 
 MARKDOWN = (".md", ".markdown", ".mdown")
@@ -51,11 +50,12 @@ _COLLECTIONS = {
 }
 # What an unpacked XML export is read by; the other files in its folder have no names of their own.
 _EXPORT, _DESCRIPTOR = "entities.xml", "exportDescriptor.properties"
+# Of an unpacked HTML export.
+_INDEX, _ATTACHED, _INDEX_HEAD = "index.html", "attachments", 100_000
 # Parts of web pages that belong to the site and not to the page; they are never worth an error or a report.
 _SITE_FILES = (".css", ".js", ".map", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".ico", ".webp", ".woff", ".woff2")
 _NOT_FILES = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
               (stat.S_ISBLK, "a device"))  # fmt: skip
-_LANG_SAMPLE = 4000
 _POINTER_BYTES = 1024  # a pointer is shorter (git-lfs, docs/spec.md)
 
 
@@ -80,6 +80,7 @@ class Reading:
     """What a set of paths gave: documents, notes on some of them, and what could not be read.
 
     files: by the source of each document, the file that it was read from. spaces: those of which every page was given.
+    unread: ids of what is there and could not be read.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -87,6 +88,7 @@ class Reading:
     notes: list[Note] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
     spaces: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
 
 
 def find_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] = lambda _: None) -> list[Path]:
@@ -161,7 +163,18 @@ def _files_below(folder: Path, on_skip: Callable[[Skipped], None]) -> Iterator[P
         if export is not None:
             folders.clear()
             names = [export]
+        elif _ATTACHED in folders and _INDEX in names and _is_of_export(Path(parent) / _INDEX):
+            folders.remove(_ATTACHED)  # the pages name them, and are read with them
         yield from (Path(parent) / name for name in names if not name.startswith("."))
+
+
+def _is_of_export(index: Path) -> bool:
+    """Whether a folder's index.html is that of an HTML export of Confluence."""
+    try:
+        with index.open("rb") as file:
+            return b'id="title-text"' in file.read(_INDEX_HEAD)
+    except OSError:
+        return False
 
 
 def _no_file(path: Path) -> str:
@@ -233,6 +246,7 @@ def _take(read: Read | LeftOut | Whole, path: Path, reading: Reading, pages: dic
     """Put what was read into a reading; `pages` has the place of each page in it by its id."""
     if isinstance(read, LeftOut):
         reading.skipped.append(Skipped(path / read.name, read.reason))
+        reading.unread |= {read.id} - {""}
         return
     if isinstance(read, Whole):
         reading.spaces |= set(read.spaces)
@@ -297,15 +311,24 @@ def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read 
         return
     if suffix not in _READERS:
         raise UnsupportedError(f"files of the kind '{suffix or path.name}' are not read")
-    size = path.stat().st_size
-    if suffix in (*MARKDOWN, *TEXT) and size > LARGEST_PAGE:
-        raise UnsupportedError(f"it has {size} bytes, more than any page that somebody wrote")
-    raw = path.read_bytes()
+    _refuse_size(suffix, path.stat().st_size)
+    yield _finished(read_bytes(path.read_bytes(), path.name), path)
+
+
+def read_bytes(raw: bytes, name: str) -> Read:
+    """The one document that bytes with this name hold, for which `is_document` holds. Raises InputError."""
+    suffix = Path(name).suffix.lower()
+    _refuse_size(suffix, len(raw))
     if not raw.strip():
         raise DamagedFileError("it is empty")
-    module, name = _READERS[suffix]
-    reader: FileReader = getattr(import_module(module), name)
-    yield _finished(reader(raw, unicodedata.normalize("NFC", path.stem)), path)
+    module, function = _READERS.get(suffix, ("rag.sources.html.page", "read_html"))
+    reader: FileReader = getattr(import_module(module), function)
+    return reader(raw, unicodedata.normalize("NFC", Path(name).stem))
+
+
+def _refuse_size(suffix: str, size: int) -> None:
+    if suffix in (*MARKDOWN, *TEXT, *HTML) and size > LARGEST_PAGE:
+        raise UnsupportedError(f"it has {size} bytes, more than any page that somebody wrote")
 
 
 def _refuse_pointer(path: Path) -> None:
@@ -323,9 +346,8 @@ def _finished(read: Read, path: Path) -> Read:
     document = read.document
     if not document.sections and not document.meta.id:
         raise DamagedFileError("it holds no visible text")
-    sample = " ".join([document.title, *(section.text for section in document.sections)])[:_LANG_SAMPLE]
     source = _source(path) + (f"/{document.source}" if document.source else "")
-    return replace(read, document=replace(document, source=source, lang=detect(sample).language or "und"))
+    return replace(read, document=replace(document, source=source, lang=language_of(document)))
 
 
 def _source(path: Path) -> str:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rag.document import Document, Section
+from slm.text.language import detect
 
+_LANG_SAMPLE = 4000
 LARGEST_PAGE = 50_000_000
 """Bytes of one page; what is larger is no page that somebody wrote."""
 
@@ -32,10 +34,12 @@ Raises DamagedFileError for bytes that are not of its kind. `source` and `lang` 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a file holds and a reader could not read: its name inside of the file, and why in words."""
+    """What a file holds and a reader could not read: its name inside of the file, why in words, and its Meta's id
+    where it has one: it is there, and what an index holds of it stays."""
 
     name: str
     reason: str
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,12 @@ def titled(sections: list[Section], title: str, name: str) -> Document:
         sections = [Section(section.headings[1:], section.text) for section in sections]
     title = title or (first[0] if first else name)
     return Document(title, "", "und", tuple(section for section in sections if section.text or section.headings))
+
+
+def language_of(document: Document) -> str:
+    """The language that most of a document's beginning is in; "und" where that is not known."""
+    sample = " ".join([document.title, *(section.text for section in document.sections)])[:_LANG_SAMPLE]
+    return detect(sample).language or "und"
 
 
 def markdown_of(document: Document) -> str:

@@ -58,7 +58,7 @@ def seen(paths: Sequence[Path], reading: Reading, wanted: ReadOptions = ReadOpti
                 blank.add(place)
             else:
                 unread[place] = skipped.reason
-    ids = {document.meta.id for document in reading.documents} - {""}
+    ids = {document.meta.id for document in reading.documents} - {""} | reading.unread
     asked = {key: value for key, value in asdict(wanted).items() if value}
     return Seen(roots, files, unread, blank, reading.spaces, ids, asked)
 

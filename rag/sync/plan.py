@@ -5,7 +5,7 @@ A page is the same when its mark is: version, title, space, ancestors, labels an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +33,21 @@ def plan(
     blank: Mapping[str, str],
     *,
     full: bool,
+    same_around: Callable[[Page, Mapping[str, Any]], bool] = lambda page, entry: True,
 ) -> Plan:
-    """What to do about a complete listing; entries: the index's documents, blank: the marks of pages without text."""
+    """What to do about a complete listing.
+
+    entries: the index's documents, blank: the marks of pages without text. same_around: whether what a page shows of
+    others is as its entry remembers it.
+    """
     read: list[str] = []
     same: list[str] = []
     for page in listing.values():
         entry = entries.get(page.url)
         mark = page_of(entry).get("mark") if entry is not None else blank.get(page.id)
-        unchanged = mark == page.mark and (entry is None or entry.get("roots") == [root])
+        unchanged = mark == page.mark and (
+            entry is None or (entry.get("roots") == [root] and same_around(page, page_of(entry)))
+        )
         (same if unchanged and not full else read).append(page.id)
     listed = {page.url for page in listing.values()}
     missing = tuple(source for source in held_by(entries, root) if source not in listed)
@@ -60,9 +67,10 @@ def page_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def remembered(page: Page) -> dict[str, Any]:
     """What an index remembers of a page for its next sync, beside its Meta."""
+    comments = {"comments": [list(comment) for comment in page.comments]} if page.comments else {}
     return {
         "id": page.id, "mark": page.mark, "modified": page.modified, "labels": list(page.labels),
-        "own": [list(rule) for rule in page.own],
+        "own": [list(rule) for rule in page.own], **comments,
     }  # fmt: skip
 
 

@@ -16,14 +16,14 @@ from typing import Any
 from rag.document import Document
 from rag.index.change.planned import Told
 from rag.index.embed import Embedder
-from rag.sources.confluence.body.nodes import Node
-from rag.sources.confluence.rest.attached import read_attached
+from rag.sources.confluence.attached import read_attached
 from rag.sources.confluence.rest.client import AbsentError, DeniedError, OverloadError, TokenError
 from rag.sources.confluence.rest.content import UNKNOWN, Page, placed
-from rag.sources.confluence.rest.convert import nodes_of, read_page
+from rag.sources.confluence.rest.convert import meta_of, read_page
 from rag.sources.confluence.rest.site import OVERLAP, Site, Space
 from rag.sources.files import is_document
 from rag.stores.interface import IndexStore
+from rag.sync.neighbours import Neighbours, Uses
 from rag.sync.plan import Plan, confirm_removal, held_by, page_of, plan, remembered
 from rag.sync.report import Report, ShowProgress
 from slm.errors import DownloadError, InputError, SlmError
@@ -38,11 +38,12 @@ _MOST_WINDOWS = 3
 
 @dataclass(frozen=True)
 class How:
-    """How to sync. full: read every page again; mass_delete: remove even most of a space; show: is told (what, done,
-    of how many)."""
+    """How to sync. full: read every page again; mass_delete: remove even most of a space; comments: with those on
+    pages from now on, or without (None: as before); show: is told (what, done, of how many)."""
 
     full: bool = False
     mass_delete: bool = False
+    comments: bool | None = None
     show: ShowProgress = lambda what, done, total: None
 
 
@@ -63,7 +64,8 @@ class SpaceSync:
     _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     _emptied: dict[str, str] = field(default_factory=dict)
     _characters: int = 0
-    _titles: dict[str, str] = field(default_factory=dict)
+    _neighbours: Neighbours = field(init=False)
+    _comments: bool = False
     _roots: frozenset[str] = frozenset()
 
     def run(self) -> None:
@@ -76,8 +78,9 @@ class SpaceSync:
                 f"the space '{self.space.key}' shows this account no page at all",
                 hint="Check what the token's account may read.",
             )
-        self._titles = {page.title: page.id for page in listing.values()}
-        todo = plan(listing, known, self.root, self._blank, full=self.how.full)
+        self._neighbours = Neighbours(self.space.key, listing, self._single, self.site.user)
+        same = self._neighbours.same
+        todo = plan(listing, known, self.root, self._blank, full=self.how.full, same_around=same)
         self._blank = {id_: mark for id_, mark in self._blank.items() if id_ in listing}
         for id_ in todo.same:
             if listing[id_].url in known:
@@ -101,11 +104,15 @@ class SpaceSync:
         return f"{self.url}#{self.space.key}"
 
     def _known(self) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, str]]:
+        self._comments = bool(self.how.comments)
         if not self.store.exists():
             return {}, {}
         generation = self.store.held()
         self._roots = frozenset(generation.sources)
-        return generation.documents, dict(generation.sources.get(self.root, {}).get("blank", {}))
+        held = generation.sources.get(self.root, {})
+        if self.how.comments is None:
+            self._comments = bool(held.get("comments"))
+        return generation.documents, dict(held.get("blank", {}))
 
     def _listed(self, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Page]:
         """All pages of the space by id, and what was changed while they were listed."""
@@ -123,6 +130,7 @@ class SpaceSync:
             if len(listing) == before:
                 break
         self._list_files(listing)
+        self._list_comments(listing, known)
         here = {id_: page for id_, page in listing.items() if page.space in ("", self.space.key)}
         return placed({id_: _detailed(page, known.get(page.url, {})) for id_, page in here.items()})
 
@@ -133,6 +141,25 @@ class SpaceSync:
                 listing.update({f.id: f for f in files if f.parent in listing and is_document(f.title)})
         except (AbsentError, DeniedError, OverloadError) as error:
             self._note(f"attached files were not listed: {error.what}")
+
+    def _list_comments(self, listing: dict[str, Page], known: Mapping[str, Mapping[str, Any]]) -> None:
+        """Tell the listed pages of the comments on them, where they are wanted."""
+        if not self._comments:
+            return
+        on: dict[str, list[tuple[str, int]]] = {}
+        try:
+            for comments in self.site.comments(self.space.key):
+                for comment in comments:
+                    on.setdefault(comment.parent, []).append((comment.id, comment.version))
+        except (AbsentError, DeniedError, OverloadError) as error:
+            self._note(f"comments were not listed: {error.what}")
+            on = {
+                id_: [(one[0], one[1]) for one in page_of(known.get(page.url, {})).get("comments", ())]
+                for id_, page in listing.items()
+            }
+        for id_, page in list(listing.items()):
+            if on.get(id_) and not page.file:
+                listing[id_] = replace(page, comments=tuple(sorted(on[id_])))
 
     def _note(self, text: str) -> None:
         self.report.partial = True
@@ -145,7 +172,8 @@ class SpaceSync:
         vanished = []
         pages = {id_: None for id_ in todo.read if not listing[id_].file}
         for page in self._in_bulk(pages, listing, known):
-            if page.id in pages and page.storage is not None and page.version >= listing[page.id].version:
+            # One without anything may have it in the editor's own format: the site shows it.
+            if page.id in pages and (page.storage or "").strip() and page.version >= listing[page.id].version:
                 del wanted[page.id], pages[page.id]
                 self._take(_with_place(page, listing[page.id]), known)
                 self.how.show("reading", len(todo.read) - len(wanted), len(todo.read))
@@ -205,8 +233,13 @@ class SpaceSync:
 
     def _take(self, page: Page, known: Mapping[str, Mapping[str, Any]]) -> None:
         """A page that was read, into the batch."""
+        uses = Uses()
         try:
-            read = read_attached(page, self.site.content(page.file)) if page.file else read_page(page, self._included)
+            if page.file:
+                read = read_attached(self.site.content(page.file), page.title, page.url, meta_of(page))
+            else:
+                said = [one for some in self.site.comments_on(page.id) for one in some] if page.comments else []
+                read = read_page(page, self._neighbours.around(page, uses), said)
         except TokenError:
             raise
         except SlmError as error:
@@ -216,7 +249,8 @@ class SpaceSync:
             self.report.skip(page.title, f"it could not be read: {type(error).__name__}: {error}"[:300])
             return
         if read is None:
-            self._blank[page.id] = page.mark
+            # What it shows of others may come to have text.
+            self._blank[page.id] = "" if uses else page.mark
             self.report.skip(page.title, "it holds no visible text", unread=False)
             if page.url in known:
                 self._emptied[page.url] = "it is empty now"
@@ -229,20 +263,10 @@ class SpaceSync:
         if read.note:
             self.report.notes.append(f"{page.title}: {read.note}")
         self._documents.append(read.document)
-        self._entries[page.url] = remembered(page)
+        self._entries[page.url] = {**remembered(page), **self._neighbours.remembered(page, uses)}
         self._characters += sum(len(section.text) for section in read.document.sections)
         if self._characters >= _BATCH_CHARACTERS or len(self._documents) >= _BATCH_PAGES:
             self._commit({})
-
-    def _included(self, space: str, title: str) -> Node | None:
-        """The nodes of a page that another one includes: of this space, read once more."""
-        page = self._titles.get(title) if space in ("", self.space.key) else None
-        if page is None:
-            return None
-        with suppress(DownloadError, DeniedError):
-            found = self._single(page)
-            return nodes_of(found) if found is not None else None
-        return None
 
     def _gone(self, missing: Iterable[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Those of the missing pages that are not there when asked for by their ids."""
@@ -268,7 +292,10 @@ class SpaceSync:
         gone = {**gone, **self._emptied}
         if not self._documents and not self.store.exists():
             return
-        source = {"kind": "confluence", "url": self.url, "space": self.space.key, "blank": self._blank}
+        source: dict[str, Any] = {
+            "kind": "confluence", "url": self.url, "space": self.space.key, "blank": self._blank,
+        }  # fmt: skip
+        source |= {"comments": True} if self._comments else {}
         told = Told(self.root, source, self._entries, gone)
         self.store.add(self._documents, self.embedder, lambda n, total: self.how.show("embedding", n, total), seen=told)
         self.report.gone += list(self._emptied.items())
@@ -279,7 +306,7 @@ def _with_place(page: Page, listed: Page) -> Page:
     """A page with what only the whole listing says: its ancestors, labels and restrictions."""
     return replace(
         page, ancestors=listed.ancestors, labels=listed.labels, restrictions=listed.restrictions, own=listed.own,
-        author=listed.author,
+        author=listed.author, comments=listed.comments, position=listed.position,
         space=page.space or listed.space, created=page.created or listed.created, detailed=listed.detailed,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ class Seen:
     roots: each given path with the paths it stands for (itself, and itself without symbolic links).
     files: for every file that is there, the roots it was found by. unread: files and folders that could not be read,
     with the reason. blank: files without any text. spaces: collections of pages of which every page was given; ids:
-    those of the pages that were read. asked: how the roots were read (as in `Inventory.sources`).
+    those of the pages that are there, be they read or not. asked: how the roots were read (as in `Inventory.sources`).
     """
 
     roots: Mapping[str, Collection[str]] = field(default_factory=dict)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from rag.sources.confluence.attached import LARGEST_FILE, Stored
 from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
 from rag.sources.confluence.xml_export import read_entities
 from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
-from slm.errors import DamagedFileError, InputError, UnsupportedError
+from slm.errors import DamagedFileError, InputError, SlmError, UnsupportedError
 
 ENTITIES, DESCRIPTOR = "entities.xml", "exportDescriptor.properties"
 _MOST_ENTRIES = 1_000_000
@@ -34,13 +35,15 @@ def read_zip(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole
         if len(entries) > _MOST_ENTRIES:
             raise UnsupportedError(f"it holds {len(entries)} files, more than an export would")
         named = {PurePosixPath(entry.filename).name: entry for entry in reversed(entries)}
+        files = {entry.filename: entry for entry in entries}
         if ENTITIES in named:
             reason = _refused(named[ENTITIES], most=None)
             if reason:
                 raise DamagedFileError(f"{ENTITIES} in it is not read: {reason}")
             try:
+                beside = _stored(archive, files, PurePosixPath(named[ENTITIES].filename).parent)
                 with archive.open(named[ENTITIES]) as stream:
-                    yield from read_entities(stream, wanted)  # type: ignore[arg-type]  # IO[bytes] that only reads
+                    yield from read_entities(stream, wanted, beside)  # type: ignore[arg-type]  # it only reads
             except _BROKEN as error:
                 raise DamagedFileError(f"{ENTITIES} in it is damaged: {error}") from error
             return
@@ -48,7 +51,7 @@ def read_zip(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole
         if not pages:
             raise UnsupportedError(csv_export() if DESCRIPTOR in named else
                                    "it is a zip archive, but no export of Confluence; unpack it")  # fmt: skip
-        yield from _pages(archive, pages, wanted)
+        yield from _pages(archive, pages, wanted, files)
 
 
 def csv_export() -> str:
@@ -60,7 +63,7 @@ def csv_export() -> str:
 
 
 def _pages(
-    archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], wanted: ReadOptions
+    archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], wanted: ReadOptions, files: Mapping[str, zipfile.ZipInfo]
 ) -> Iterator[Read | LeftOut | Whole]:
     index: dict[PurePosixPath, ExportIndex] = {}
     whole, count = True, 0
@@ -78,10 +81,13 @@ def _pages(
                 index[name.parent] = said
                 continue
             count += 1
-            yield read_export_page(raw, name.stem, wanted, index.get(name.parent))
+            beside = _stored(archive, files, name.parent)
+            yield from read_export_page(raw, name.stem, wanted, index.get(name.parent), beside)
         except InputError as error:
             whole = False
             yield LeftOut(name.stem.rpartition("_")[2] or name.as_posix(), f"{name.as_posix()}: {error.what}")
+        except (SlmError, ImportError):
+            raise  # a missing package is not the file's fault
         except Exception as error:  # one page that the reader fails at must not end the reading of all others
             whole = False
             yield LeftOut(name.as_posix(), f"it could not be read: {type(error).__name__}: {error}"[:300])
@@ -91,6 +97,21 @@ def _pages(
     # An index that lists pages which are not there is that of a part of a space.
     spaces = {said.key for said in index.values() if said.key and {f for f in said.titles if "/" not in f} <= present}
     yield Whole(tuple(sorted(spaces)) if whole else ())
+
+
+def _stored(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo], folder: PurePosixPath) -> Stored:
+    """The files of an archive by their paths from a folder in it."""
+
+    def stored(path: str) -> bytes | None:
+        entry = files.get((folder / path).as_posix()) if path else None
+        if entry is None:
+            return None
+        reason = _refused(entry, LARGEST_FILE)
+        if reason:
+            raise InputError(reason)
+        return _bytes_of(archive, entry)
+
+    return stored
 
 
 def _refused(entry: zipfile.ZipInfo, most: int | None = LARGEST_PAGE) -> str:

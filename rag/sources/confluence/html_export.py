@@ -6,26 +6,28 @@ Of the frame nothing else is text of the page. The export's index.html is a list
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from urllib.parse import unquote
 
-from rag.document import Meta
+from rag.document import NO_META, Meta
 from rag.sources.clean import clean
+from rag.sources.confluence.attached import AttachedFile, Stored, files_of
 from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.body.storage import markdown_of_nodes
-from rag.sources.confluence.page import page_id, page_read, person_name
+from rag.sources.confluence.page import page_address, page_id, page_read, person_name
 from rag.sources.html.page import declared_charset, parse_html
 from rag.sources.html.tree import traverse
-from rag.sources.reader import Read, ReadOptions
+from rag.sources.reader import LeftOut, Read, ReadOptions
 from slm.errors import InputError, UnsupportedError
 from slm.text.encoding.decode import decode
 from slm.text.visible import one_line
 
 _NUMBER = re.compile(r"(?:^|_)(\d{1,20})$")
 _ATTACHED_TO = re.compile(r"(?:^|/)attachments/(\d{1,20})/")
+_FILE = re.compile(r"(?:^|/)(attachments/\d{1,20}/(\d{1,20})(?:\.\w{1,10})?)$")
 _DATES = (
     "%b %d, %Y",
     "%d %b %Y",
@@ -36,9 +38,11 @@ _DATES = (
     "%Y-%m-%d",
     "%Y年%m月%d日",
     "%d/%m/%Y",
+    "%m月%d, %Y",
 )
 _DATE = re.compile(
-    r"\d{4}年\s?\d{1,2}月\s?\d{1,2}日|\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\w{3,10} \d{1,2}, \d{4}|\d{1,2} \w{3,10} \d{4}"
+    r"\d{4}年\s?\d{1,2}月\s?\d{1,2}日|\d{1,2}月 \d{1,2}, \d{4}|\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|"
+    r"\w{3,10} \d{1,2}, \d{4}|\d{1,2} \w{3,10} \d{4}"
 )
 _SHOWN = ("img", "time", "hr", "input")
 
@@ -71,10 +75,13 @@ def read_index(raw: bytes) -> ExportIndex | None:
     return ExportIndex(key, name, titles)
 
 
-def read_export_page(raw: bytes, name: str, wanted: ReadOptions, index: ExportIndex | None = None) -> Read:
-    """A page of an HTML export; `name` is that of its file, without the suffix.
+def read_export_page(
+    raw: bytes, name: str, wanted: ReadOptions, index: ExportIndex | None = None, stored: Stored | None = None
+) -> Iterator[Read | LeftOut]:
+    """A page of an HTML export, and the files that are attached to it; `name` is that of its file, without the suffix.
 
-    Raises UnsupportedError for the export's index, InputError for a page without content.
+    stored: the bytes of a file by its path from the page's folder; None: files are only named. Raises UnsupportedError
+    for the export's index, InputError for a page without content.
     """
     decoded = decode(raw, declared=declared_charset(raw))
     tree = parse_html(decoded.text)
@@ -92,18 +99,36 @@ def read_export_page(raw: bytes, name: str, wanted: ReadOptions, index: ExportIn
     title = listed or _title(tree, spaces) or name
     said = tree.css_first(".page-metadata")
     author = said.css_first(".author") if said is not None else None
-    files = [one_line(clean(link.text())) for link in tree.css(".greybox a[href]")
-             if "attachments/" in (link.attributes.get("href") or "")]  # fmt: skip
+    files = _files(tree)
     labels = [one_line(clean(label.text())) for label in tree.css(".label-list .aui-label, .labels-content a[rel=tag]")]
     meta = Meta(
-        id=page_id(number), url=f"{base}/pages/viewpage.action?pageId={number}" if base and number else "",
+        id=page_id(number), url=page_address(base, number) if base and number else "",
         space=index.key if index else "", ancestors=tuple(above[1:]), labels=tuple(sorted(set(filter(None, labels)))),
         author=person_name(clean(author.text())) if author is not None else "",
         modified=_modified(said.text()) if said is not None else "",
     )  # fmt: skip
     read = page_read(title, number or name, markdown_of_nodes(nodes_of_html(main)), meta,
-                     files=files, comments=_comments(tree) if wanted.comments else ())  # fmt: skip
-    return Read(read.document, "; ".join(filter(None, (decoded.note, read.note))))
+                     files=[file.name for file in files],
+                     comments=_comments(tree) if wanted.comments else ())  # fmt: skip
+    absent: list[str] = []
+    attached = list(files_of(read.document, files, stored, base, absent)) if stored is not None else []
+    missing = f"attached files that are not in the export: {', '.join(absent)}" if absent else ""
+    yield Read(read.document, "; ".join(filter(None, (decoded.note, read.note, missing))))
+    yield from attached
+
+
+def _files(tree: Any) -> list[AttachedFile]:
+    """The files that a page lists as attached to it."""
+    found = []
+    for link in tree.css(".greybox a[href]"):
+        path = unquote((link.attributes.get("href") or "").partition("?")[0])
+        name = one_line(clean(link.text()))
+        place = _FILE.search(path)
+        if place is not None:
+            found.append(AttachedFile(place.group(2), name, place.group(1), NO_META))
+        elif "attachments/" in path:
+            found.append(AttachedFile("", name, "", NO_META))
+    return found
 
 
 def nodes_of_html(root: Any) -> Node:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rag.document import NO_META
 from rag.sources.confluence.archive import csv_export
+from rag.sources.confluence.attached import LARGEST_FILE, Stored
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
 from rag.sources.confluence.page import alone, page_read
@@ -31,11 +32,18 @@ _BLOCKS = re.compile(
 
 
 def read_page_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
-    """A file of HTML or XHTML. Raises DamagedFileError (empty, no text) and UnsupportedError (an export's index)."""
+    """A file of HTML or XHTML, of an export's index nothing. Raises DamagedFileError (empty, no text)."""
     raw, name = _bytes_of(path), unicodedata.normalize("NFC", path.stem)
     if is_export_page(raw):
-        read = read_export_page(raw, name, wanted, _index_beside(path.parent))
-        yield alone(read)
+        index = _index_beside(path.parent)
+        if path.name == "index.html" and index is not None:
+            yield Whole()  # it lists the pages, and is none that could be missed
+            return
+        # Without an index the files beside a page are files of their own.
+        stored = _stored_below(path.parent) if index is not None else None
+        page, *attached = read_export_page(raw, name, wanted, index, stored)
+        yield alone(page) if isinstance(page, Read) else page
+        yield from attached
     elif _OWN.search(raw):
         yield _storage(raw, name)
     else:
@@ -48,7 +56,7 @@ def read_xml_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | 
         head = file.read(10_000)
         if _ENTITIES.search(head):
             file.seek(0)
-            yield from read_entities(file, wanted)
+            yield from read_entities(file, wanted, _stored_below(path.parent))
             return
     raw = _bytes_of(path)
     if not _OWN.search(raw) and not _BLOCKS.match(raw):
@@ -75,6 +83,20 @@ def _bytes_of(path: Path) -> bytes:
     if not raw.strip():
         raise DamagedFileError("it is empty")
     return raw
+
+
+def _stored_below(folder: Path) -> Stored:
+    """The files of an unpacked export."""
+
+    def stored(path: str) -> bytes | None:
+        file = folder / path
+        if not path or not file.is_file():
+            return None
+        if file.stat().st_size > LARGEST_FILE:
+            raise UnsupportedError(f"it has {file.stat().st_size} bytes, more than is read of one file")
+        return file.read_bytes()
+
+    return stored
 
 
 def _index_beside(folder: Path) -> ExportIndex | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from urllib.parse import quote
 
 from rag.document import Meta, Section, sections_of
 from rag.sources.clean import clean
+from rag.sources.confluence.body.pieces import is_name
 from rag.sources.confluence.body.storage import Written
 from rag.sources.reader import Read, titled
 from slm.text.visible import one_line
@@ -15,6 +17,16 @@ from slm.text.visible import one_line
 def page_id(number: str) -> str:
     """What names a page of Confluence wherever it comes from; "" for no number."""
     return f"confluence:{number}" if number else ""
+
+
+def page_address(base: str, number: str) -> str:
+    """Where a page is read. It stays the same when the page is renamed or moved, in Cloud and Data Center."""
+    return f"{base}/pages/viewpage.action?pageId={number}"
+
+
+def file_address(base: str, number: str, name: str) -> str:
+    """Where a page's file is read: at its page."""
+    return f"{page_address(base, number)}#{quote(name)}"
 
 
 def page_read(
@@ -37,8 +49,8 @@ def alone(read: Read) -> Read:
 
 
 def person_name(name: str) -> str:
-    """A name that may be shown and kept: an e-mail address is none."""
-    return "" if "@" in name else one_line(name)
+    """A name that may be shown and kept: neither an e-mail address nor the key of an account is one."""
+    return one_line(name) if is_name(name) else ""
 
 
 def iso_time(time: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rag.document import Meta
 from rag.sources.clean import whole
 from rag.sources.confluence.body.adf import storage_of_adf
-from rag.sources.confluence.body.macros import Around
+from rag.sources.confluence.body.around import Around
 from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.html_export import nodes_of_html

@@ -53,7 +53,7 @@ def _around(node: dict[str, Any]) -> tuple[str, str]:
     if kind in ("tableHeader", "tableCell"):
         spans = "".join(f' {name}="{said(name)}"' for name in ("colspan", "rowspan") if said(name))
         return f"<{_ELEMENTS[kind]}{spans}>", f"</{_ELEMENTS[kind]}>"
-    if kind == "taskItem":
+    if kind in ("taskItem", "blockTaskItem"):
         status = "complete" if said("state") == "DONE" else "incomplete"
         return f"<ac:task><ac:task-status>{status}</ac:task-status><ac:task-body>", "</ac:task-body></ac:task>"
     if kind == "codeBlock":
@@ -65,19 +65,39 @@ def _around(node: dict[str, Any]) -> tuple[str, str]:
         name = {"warning": "note", "error": "warning", "success": "tip", "note": "panel"}.get(name, name)
         named = f'<ac:structured-macro ac:name="{name}"><ac:parameter ac:name="title">{title}</ac:parameter>'
         return f"{named}<ac:rich-text-body>", "</ac:rich-text-body></ac:structured-macro>"
-    if kind == "media":
+    if kind in ("extension", "inlineExtension", "bodiedExtension"):
+        opening, closing = _macro(attributes), "</ac:structured-macro>"
+        if kind == "bodiedExtension":
+            opening, closing = f"{opening}<ac:rich-text-body>", f"</ac:rich-text-body>{closing}"
+        return opening, closing
+    if kind in ("media", "mediaInline"):
         return f'<ac:image ac:alt="{said("alt")}"><ri:attachment ri:filename="{said("__fileName")}"/></ac:image>', ""
     simple = {
-        "hardBreak": "<br/>", "rule": "<hr/>", "emoji": f'<ac:emoticon ac:emoji-fallback="{said("text")}"/>',
+        "hardBreak": "<br/>", "rule": "<hr/>", "emoji": f'<ac:emoticon ac:emoji-fallback="{said("text")}" '
+                 f'ac:emoji-shortname="{said("shortName")}"/>',
         "date": f'<time datetime="{_day(attributes.get("timestamp"))}"/>',
         "status": f'<span class="status-macro">{said("text")}</span>',
         "mention": f'<a class="user-mention">{said("text")}</a>',
         "inlineCard": f'<a href="{said("url")}"></a>', "blockCard": f'<p><a href="{said("url")}"></a></p>',
+        "embedCard": f'<p><a href="{said("url")}"></a></p>',
     }  # fmt: skip
     if kind in simple:
         return simple[kind], ""
     element = _ELEMENTS.get(kind)
     return (f"<{element}>", f"</{element}>") if element else ("", "")
+
+
+def _macro(attributes: dict[str, Any]) -> str:
+    """The beginning of a macro with its parameters, as the storage format has it."""
+    parameters = attributes.get("parameters")
+    given = parameters.get("macroParams") if isinstance(parameters, dict) else None
+    key = str(attributes.get("extensionKey", "")).rpartition(":")[2]
+    markup = f'<ac:structured-macro ac:name="{escape(key)}">'
+    for name, parameter in given.items() if isinstance(given, dict) else ():
+        value = parameter.get("value") if isinstance(parameter, dict) else None
+        if isinstance(value, (str, int)):
+            markup += f'<ac:parameter ac:name="{escape(str(name))}">{escape(str(value))}</ac:parameter>'
+    return markup
 
 
 def _text(node: dict[str, Any]) -> str:

@@ -11,11 +11,12 @@ import binascii
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import unquote
 
+from rag.sources.confluence.body.around import Conversion, parameters, said
+from rag.sources.confluence.body.included import children, include
 from rag.sources.confluence.body.nodes import Node, parse, text_of, walk
 from rag.sources.confluence.body.pieces import Piece, Raw, block, label_of, mention, paragraph, spaced
 from slm.text.names import names
@@ -42,45 +43,15 @@ _SHOWN = {
 }  # fmt: skip
 _DIAGRAMS = ("drawio", "gliffy", "balsamiq", "lucidchart")
 _INLINE = names("status mathinline math-inline eazy-math-inline anchor profile jira jiraissues span color")
+# They arrange or mark what is in them.
+_FRAMES = names(
+    "section column excerpt details div align float quote table-plus table-filter table-joiner pivot-table "
+    "table-chart numberedheadings ui-tabs ui-steps ui-step ui-children deck localtabgroup multiexcerpt footnote "
+    "tablecell tablerow cell row bgcolor highlight horizontalrule easy-html-macro excerpt-hidden"
+)
 _ISSUE = re.compile(r"\b[A-Z][A-Z0-9_]{1,20}-\d{1,9}\b")
 _LANGUAGE = re.compile(r"[^\w+#.-]")
 _LARGEST_DIAGRAM = 200_000
-_DEEPEST_INCLUDE = 10
-_LONGEST_INCLUDES = 5_000_000
-
-
-@dataclass(frozen=True)
-class Around:
-    """What a page's text may refer to: its space and title, other pages' bodies, people's names, its child pages."""
-
-    space: str = ""
-    title: str = ""
-    body: Callable[[str, str], Node | None] = lambda space, title: None
-    user: Callable[[str], str] = lambda key: ""
-    children: Sequence[str] = ()
-
-
-@dataclass
-class Conversion:
-    """A page in work: the pages that are included at the place in work, and what could not be shown."""
-
-    around: Around
-    within: list[tuple[str, str]] = field(default_factory=list)
-    included: int = 0
-    missed: dict[str, None] = field(default_factory=dict)
-
-
-class End(str):
-    """Marks where what was included ends."""
-
-    __slots__ = ()
-
-
-def parameters(node: Node) -> dict[str, Node]:
-    """A macro's parameters by name; the one without a name under ""."""
-    named = {child.get("ac:name"): child for child in node.elements("ac:parameter")}
-    default = node.first("ac:default-parameter")
-    return {"": default, **named} if default is not None else named
 
 
 def expand_macro(node: Node, page: Conversion) -> list[Piece]:
@@ -91,13 +62,15 @@ def expand_macro(node: Node, page: Conversion) -> list[Piece]:
     handler = _HANDLERS.get(name)
     if handler is not None:
         return handler(node, given, page)
-    if name in _SHOWN:
-        return _shown(name, given, page)
-    if name in _NAVIGATION and rich is None:
+    if name in _SHOWN and (rich is None or not rich.filled):
+        return _shown(name, given, plain, page)
+    if name in _NAVIGATION and (rich is None or not rich.filled):
         return []
-    title = _text(given, "title") or _text(given, "label") if name in _PANELS else ""
+    title = said(given, "title") or said(given, "label") if name in _PANELS else ""
+    if name not in _KNOWN and any(body is not None and body.filled for body in (rich, plain)):
+        page.strange[name or "without a name"] = None
     if rich is not None:
-        if name in _INLINE or _text(given, "atlassian-macro-output-type").upper() == "INLINE":
+        if name in _INLINE or said(given, "atlassian-macro-output-type").upper() == "INLINE":
             return list(rich.children)
         return block(*paragraph(label_of(name, title)), *rich.children)
     if plain is not None:
@@ -108,9 +81,10 @@ def expand_macro(node: Node, page: Conversion) -> list[Piece]:
     return references
 
 
-def _text(given: dict[str, Node], *names: str) -> str:
-    """The text of the first of these parameters that has any."""
-    return next(filter(None, (" ".join(text_of(given.get(name)).split()) for name in names)), "")
+def _address(parameter: Node | None) -> str:
+    """The address that a parameter names."""
+    url = parameter.first("ri:url") if parameter is not None else None
+    return url.get("ri:value") if url is not None else ""
 
 
 def _references(nodes: Iterable[Node]) -> list[Piece]:
@@ -125,15 +99,14 @@ def _references(nodes: Iterable[Node]) -> list[Piece]:
 
 def _code(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
     body = node.first(*_BODIES)
-    language = _LANGUAGE.sub(
-        "", _text(given, "language", "lang", "" if node.name == "ac:macro" else "language")
-    ).lower()
+    named = said(given, "language", "lang", "" if node.name == "ac:macro" else "language")
+    language = _LANGUAGE.sub("", named.partition("/")[0]).lower()  # the editor has "html/xml"
     if body is None or not body.filled:
-        return paragraph(_text(given, "title"))
+        return paragraph(said(given, "title"))
     if body.name == "ac:rich-text-body" and node.get("ac:name") != "code":
         return block(*body.children)
     opening = f'<pre><code class="language-{language}">' if language not in ("", "none", "text") else "<pre><code>"
-    return [*paragraph(_text(given, "title")), Raw(opening), text_of(body), Raw("</code></pre>")]
+    return [*paragraph(said(given, "title")), Raw(opening), text_of(body), Raw("</code></pre>")]
 
 
 def _html(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
@@ -145,11 +118,11 @@ def _nothing(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece
 
 
 def _status(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
-    return spaced(_text(given, "title", ""))
+    return spaced(said(given, "title", ""))
 
 
 def _issues(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
-    keys = _text(given, "key") or " ".join(dict.fromkeys(_ISSUE.findall(_text(given, "", "jqlQuery", "jql"))))
+    keys = said(given, "key") or " ".join(dict.fromkeys(_ISSUE.findall(said(given, "", "jqlQuery", "jql"))))
     if not keys:
         page.missed[node.get("ac:name").lower()] = None
     return spaced(keys)
@@ -166,8 +139,9 @@ def person(user: Node, page: Conversion) -> str:
     return next(filter(None, (page.around.user(user.get(key)) for key in ("ri:userkey", "ri:account-id"))), name)
 
 
-def _shown(name: str, given: dict[str, Node], page: Conversion) -> list[Piece]:
-    text = _text(given, *_SHOWN[name])
+def _shown(name: str, given: dict[str, Node], plain: Node | None, page: Conversion) -> list[Piece]:
+    text = " ".join(text_of(plain).split()) or said(given, *_SHOWN[name])
+    text = text or next(filter(None, (_address(given.get(parameter)) for parameter in _SHOWN[name])), "")
     references = [] if text else _references(given.values())
     if not text and not references:
         page.missed[name] = None
@@ -176,15 +150,10 @@ def _shown(name: str, given: dict[str, Node], page: Conversion) -> list[Piece]:
     return spaced(text) if name in _INLINE else [*paragraph(text), *references]
 
 
-def _children(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
-    titles = page.around.children if not page.within and not given.keys() & {"page", ""} else ()
-    return [Raw("<ul>"), *(p for title in titles for p in (Raw("<li>"), title, Raw("</li>"))), Raw("</ul>")]
-
-
 def _roadmap(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
     """The lanes and bars of a plan, which is JSON in a parameter."""
     try:
-        plan: Any = json.loads(unquote(_text(given, "source")))
+        plan: Any = json.loads(unquote(said(given, "source")))
         lanes = [(lane["title"], [bar["title"] for bar in lane["bars"]]) for lane in plan["lanes"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         page.missed["roadmap"] = None
@@ -195,7 +164,7 @@ def _roadmap(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece
 def _deflated(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
     """A diagram whose text is a compressed parameter (base64 of raw deflate, as PlantUML's own addresses)."""
     try:
-        packed = base64.b64decode(unquote(_text(given, "data")), validate=False)
+        packed = base64.b64decode(unquote(said(given, "data")), validate=False)
         unpacked = zlib.decompressobj(-15).decompress(packed, _LARGEST_DIAGRAM).decode("utf-8")
     except (binascii.Error, ValueError, zlib.error):
         unpacked = ""
@@ -204,50 +173,15 @@ def _deflated(node: Node, given: dict[str, Node], page: Conversion) -> list[Piec
     return [Raw("<pre><code>"), unquote(unpacked), Raw("</code></pre>")]
 
 
-def _include(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
-    """Another page, or its excerpt, in the place of the macro; its title alone where it is not known or a cycle."""
-    link = next((item for parameter in given.values() for item in walk(parameter)
-                 if isinstance(item, Node) and item.get("ri:content-title")), None)  # fmt: skip
-    if link is not None:
-        space, title = link.get("ri:space-key"), link.get("ri:content-title")
-    else:
-        space, _, title = _text(given, "", "page", "pageTitle").rpartition(":")
-    space = space or (page.within[-1][0] if page.within else page.around.space)
-    if not title:
-        page.missed[node.get("ac:name").lower()] = None
-        return []
-    here = (space, title)
-    if here in page.within or (here == (page.around.space, page.around.title) and node.get("ac:name") == "include"):
-        return paragraph(f"({title}: a page that includes itself)")
-    few = len(page.within) < _DEEPEST_INCLUDE and page.included <= _LONGEST_INCLUDES
-    found = page.around.body(space, title) if few else None
-    if found is not None:
-        page.included += sum(len(item) if isinstance(item, str) else 20 for item in walk(found))
-        if node.get("ac:name").lower() == "excerpt-include":
-            found = _excerpt(found, _text(given, "name"))
-    if found is None or page.included > _LONGEST_INCLUDES:
-        return paragraph(f"(see: {title})")
-    page.within.append(here)
-    return block(*found.children, End())
-
-
-def _excerpt(page: Node, name: str) -> Node | None:
-    for item in walk(page):
-        if isinstance(item, Node) and item.get("ac:name").lower() == "excerpt" and item.name.startswith("ac:"):
-            body = item.first("ac:rich-text-body")
-            if body is not None and (not name or _text(parameters(item), "name") == name):
-                return body
-    return None
-
-
 _Handler = Callable[[Node, dict[str, Node], Conversion], list[Piece]]
 _HANDLERS: dict[str, _Handler] = {
     **dict.fromkeys(("code", "noformat", "code-block", "codeblock", "paste-code-macro", "plantuml"), _code),
     **dict.fromkeys(("html", "html-include", "html-wrap"), _html),
     **dict.fromkeys(("style", "css", "script", "javascript"), _nothing),
-    **dict.fromkeys(("include", "excerpt-include"), _include),
+    **dict.fromkeys(("include", "excerpt-include"), include),
     **dict.fromkeys(("jira", "jiraissues"), _issues),
-    **dict.fromkeys(("children", "childpages"), _children),
+    **dict.fromkeys(("children", "childpages"), children),
     **dict.fromkeys(("plantumlcloud", "plantumlrender"), _deflated),
     "status": _status, "profile": _profile, "roadmap": _roadmap,
 }  # fmt: skip
+_KNOWN = _PANELS | _NAVIGATION | _INLINE | _FRAMES | _SHOWN.keys() | _HANDLERS.keys()

@@ -34,6 +34,11 @@ _EMOTICONS = {
 }  # fmt: skip
 _CODE_POINTS = re.compile(r"[0-9a-fA-F]{2,6}(?:-[0-9a-fA-F]{2,6}){0,9}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+# Keys of accounts, which sites and exports give in the place of names.
+_ACCOUNT = re.compile(
+    r"(?:[a-z0-9]{1,10}:)?[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=[a-f]*[0-9])[0-9a-f]{24,32}|"
+    r"(?:557058|70121|71202\d|qm|ug|unknown):\S{1,80}"
+)
 _FILE = re.compile(r"[^/]{1,200}\.[A-Za-z0-9]{1,5}")
 
 
@@ -91,9 +96,14 @@ def image(words: Sequence[str], file: str, url: str = "") -> str:
 
 
 def mention(name: str) -> str:
-    """A person as a page names one; who is not known here is "@user", since keys and addresses are no names."""
+    """A person as a page names one; who is not known here is "@user"."""
     name = " ".join(name.split()).removeprefix("@")
-    return f"@{name}" if name and "@" not in name else "@user"
+    return f"@{name}" if name and is_name(name) else "@user"
+
+
+def is_name(said: str) -> bool:
+    """Whether what stands for a person is a name: keys of accounts and addresses are none."""
+    return "@" not in said and _ACCOUNT.fullmatch(said.strip()) is None
 
 
 def label_of(kind: str, title: str) -> str:

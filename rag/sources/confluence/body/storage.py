@@ -7,11 +7,13 @@ text. Nodes are turned into pieces one after another, never one inside another, 
 from __future__ import annotations
 
 import html as html_text
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rag.sources.confluence.body.around import Around, Conversion, End
 from rag.sources.confluence.body.exported import expand_exported
-from rag.sources.confluence.body.macros import Around, Conversion, End, expand_macro, person
+from rag.sources.confluence.body.macros import expand_macro, person
 from rag.sources.confluence.body.nodes import Node, first_words, parse, text_of
 from rag.sources.confluence.body.pieces import (
     Piece,
@@ -48,25 +50,38 @@ _REFERENCES = {
     "ri:page": "ri:content-title", "ri:blog-post": "ri:content-title", "ri:attachment": "ri:filename",
     "ri:space": "ri:space-key", "ri:url": "ri:value", "ri:shortcut": "ri:parameter",
 }  # fmt: skip
+# Behind the end of a CDATA section stands an end tag, or the next section.
+_CUT_END = re.compile(r"\]\] >(?=\s*(?:</|<!\[CDATA\[|$))")
 
 
 @dataclass(frozen=True)
 class Written:
-    """A page as Markdown, and the names of macros that show something this program cannot know."""
+    """A page as Markdown, and the names of macros that show something this program cannot know.
+
+    missed: those of which nothing is in the text; strange: those that are not known here and left their body there;
+    elsewhere: titles of pages that are included and of which nothing is in the text.
+    """
 
     markdown: str
     missed: Sequence[str] = ()
+    strange: Sequence[str] = ()
+    elsewhere: Sequence[str] = ()
 
     @property
     def note(self) -> str:
-        """What is missing, in words; "" for nothing."""
-        return f"macros whose content is not in the page: {', '.join(self.missed)}" if self.missed else ""
+        """What is missing or not certain, in words; "" for nothing."""
+        said = {"macros whose content is not in the page": self.missed,
+                "unknown macros, read by what is in them": self.strange,
+                "included pages that are not at hand, or not for all readers of the page": self.elsewhere}  # fmt: skip
+        return "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items() if names)
 
 
 def read_nodes(storage: str) -> Node:
     """The nodes of a page in the storage format, be it damaged. A CDATA section's end is repaired ("]] >")."""
-    # The XML export writes "]]>" inside of its own CDATA as "]] >".
-    repaired = storage.replace("]] >", "]]>") if "<![CDATA[" in storage else storage
+    repaired = storage
+    if storage.count("]]>") < storage.count("<![CDATA["):
+        # The XML export writes "]]>" inside of its own CDATA as "]] >"; code may hold that itself: [[ -f x ]] >y.
+        repaired = _CUT_END.sub("]]>", storage)
     return parse(repaired, shown=lambda node: node.name in _SHOWN, unseen=_UNSEEN)
 
 
@@ -74,7 +89,7 @@ def markdown_of_nodes(root: Node, around: Around | None = None) -> Written:
     """The nodes of a page as Markdown."""
     page = Conversion(around or Around())
     html = _html(root, page)
-    return Written(html_to_markdown(html), tuple(page.missed))
+    return Written(html_to_markdown(html), tuple(page.missed), tuple(page.strange), tuple(page.elsewhere))
 
 
 def _html(root: Node, page: Conversion) -> str:
@@ -161,8 +176,8 @@ def _expand_own(node: Node, page: Conversion) -> list[Piece]:
         box = Raw(f'<li><input type="checkbox"{" checked" if done else ""}>')
         return [box, *node.children, Raw("</li>")]
     if name == "ac:adf-extension":
-        best = next((n for n in node.elements("ac:adf-node", "ac:adf-fallback") if n.filled), None)
-        return [best] if best is not None else []
+        own = [part for part in node.elements("ac:adf-node") if part.filled]
+        return [*own] or [part for part in node.elements("ac:adf-fallback") if part.filled]
     if name == "ac:adf-node":
         return _adf_node(node)
     if name == "ac:plain-text-body":

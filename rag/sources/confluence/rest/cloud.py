@@ -10,7 +10,14 @@ from typing import Any
 
 from rag.sources.confluence.rest.client import AbsentError, Client, DeniedError, OverloadError
 from rag.sources.confluence.rest.content import Page
-from rag.sources.confluence.rest.data_center import in_cql, quoted, search, search_files
+from rag.sources.confluence.rest.data_center import (
+    in_cql,
+    quoted,
+    search,
+    search_comments,
+    search_comments_on,
+    search_files,
+)
 from rag.sources.confluence.rest.paging import LISTED, walk
 from rag.sources.confluence.rest.wire import page_of_v1, page_of_v2
 from rag.sources.confluence.saved import list_of, text_at
@@ -90,6 +97,15 @@ class Cloud:
 
     def files(self, key: str) -> Iterator[list[Page]]:
         return search_files(self._client, key)
+
+    def comments(self, key: str) -> Iterator[list[Page]]:
+        return search_comments(self._client, key)
+
+    def comments_on(self, id_: str) -> Iterator[list[Page]]:
+        return search_comments_on(self._client, id_)
+
+    def user(self, key: str) -> str:
+        return text_at(self._client.json("/rest/api/user", {"accountId": key}), "displayName")
 
     def page(self, id_: str, *, body: bool = True) -> Page | None:
         wanted = {"body-format": "storage"} if body else {}

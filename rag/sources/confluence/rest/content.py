@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from slm.text.dates import instant
 
@@ -20,9 +21,10 @@ class Page:
     Dates are ISO 8601 with their offset, as the site gave them; "" where it did not.
     ancestors: titles from the top down. restrictions: for the page and each of its ancestors that is restricted, who
     may read it ("user:..." and "group:..."); a reader has to be named by each of them. own: the page's own of these.
-    detailed: whether the site said labels and restrictions. file: where an attached file's bytes are, below the site's
-    address. storage, view: its body in the storage format and as the site shows it; None where it was not asked for or
-    not given.
+    detailed: whether the site said labels and restrictions. position: its place among those beside it, None where
+    nobody gave it one. comments: (id, version) of those on it, where they are read. file: where an attached file's
+    bytes are, below the site's address. storage, view: its body in the storage format and as the site shows it; None
+    where it was not asked for or not given.
     """
 
     id: str
@@ -40,6 +42,8 @@ class Page:
     restrictions: tuple[tuple[str, ...], ...] = ()
     own: tuple[tuple[str, ...], ...] = ()
     detailed: bool = True
+    position: int | None = None
+    comments: tuple[tuple[str, int], ...] = ()
     file: str = ""
     storage: str | None = None
     view: str | None = None
@@ -52,7 +56,10 @@ class Page:
     @property
     def mark(self) -> str:
         """Differs when anything differs that an index holds of the page; labels and restrictions have no version."""
-        held = (self.version, self.title, self.space, self.ancestors, self.labels, self.restrictions)
+        held: tuple[Any, ...] = (
+            self.version, self.title, self.space, self.ancestors, self.labels, self.restrictions,
+        )  # fmt: skip
+        held += (self.comments,) if self.comments else ()
         return hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from rag.sources.confluence.rest.client import AbsentError, Client
 from rag.sources.confluence.rest.content import Page
 from rag.sources.confluence.rest.paging import LISTED, Item, walk
-from rag.sources.confluence.rest.wire import file_of_v1, page_of_v1
+from rag.sources.confluence.rest.wire import comment_of_v1, file_of_v1, page_of_v1
 from rag.sources.confluence.saved import list_of, text_at
 
 _LIST, _BODIES = 200, 50
@@ -65,6 +65,15 @@ class DataCenter:
             return None
         return page_of_v1(found, self._client.base) if found.get("status", "current") == "current" else None
 
+    def comments(self, key: str) -> Iterator[list[Page]]:
+        return search_comments(self._client, key)
+
+    def comments_on(self, id_: str) -> Iterator[list[Page]]:
+        return search_comments_on(self._client, id_)
+
+    def user(self, key: str) -> str:
+        return text_at(self._client.json("/rest/api/user", {"key": key}), "displayName")
+
     def content(self, path: str) -> bytes:
         return self._client.content(path)
 
@@ -90,6 +99,20 @@ def search_files(client: Client, key: str) -> Iterator[list[Page]]:
     cql = f"space = {in_cql(key)} and type = attachment order by created asc"
     for items in search(client, cql, "version,space,history,container,metadata.labels", _LIST):
         yield [file_of_v1(item, client.base) for item in items]
+
+
+def search_comments(client: Client, key: str) -> Iterator[list[Page]]:
+    """The comments on pages of a space, without their bodies; only v1 lists them for a whole space."""
+    cql = f"space = {in_cql(key)} and type = comment order by created asc"
+    for items in search(client, cql, "version,container", _LIST):
+        yield [comment_of_v1(item, client.base) for item in items]
+
+
+def search_comments_on(client: Client, id_: str) -> Iterator[list[Page]]:
+    """The comments on a page with their bodies, as they were written one after the other."""
+    cql = f"container = {in_cql(id_)} and type = comment order by created asc"
+    for items in search(client, cql, "body.storage,version,history,container", _BODIES):
+        yield [comment_of_v1(item, client.base) for item in items]
 
 
 def in_cql(word: str) -> str:

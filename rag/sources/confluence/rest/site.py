@@ -59,6 +59,18 @@ class Site(Protocol):
         """The files that are attached to pages of a space, each once."""
         ...
 
+    def comments(self, key: str) -> Iterator[list[Page]]:
+        """The comments on pages of a space, each once, without their bodies; their parent is the page."""
+        ...
+
+    def comments_on(self, id_: str) -> Iterator[list[Page]]:
+        """The comments on a page, with their bodies."""
+        ...
+
+    def user(self, key: str) -> str:
+        """A person's name by the key of the account."""
+        ...
+
     def page(self, id_: str, *, body: bool = True) -> Page | None:
         """A current page or attached file, wherever it is; None for one that is not there or in the bin."""
         ...

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote
 
 from rag.sources.clean import whole
+from rag.sources.confluence.page import file_address, page_address
 from rag.sources.confluence.rest.content import Page
 from rag.sources.confluence.saved import at, list_of, text_at
-
-
-def page_address(base: str, id_: str) -> str:
-    """Where a page is read. It stays the same when the page is renamed or moved, in Cloud and Data Center."""
-    return f"{base}/pages/viewpage.action?pageId={id_}"
 
 
 def page_of_v1(found: Any, base: str) -> Page:
@@ -32,15 +27,22 @@ def page_of_v1(found: Any, base: str) -> Page:
         ancestors=tuple(text_at(above, "title") for above in ancestors),
         labels=_labels(at(found, "metadata", "labels", "results")),
         restrictions=_restrictions(at(found, "restrictions", "read", "restrictions")),
+        position=_place(at(found, "extensions", "position")),
         storage=_body(found, "storage"), view=_body(found, "view"),
     )  # fmt: skip
+
+
+def comment_of_v1(found: Any, base: str) -> Page:
+    """A comment of v1, with its container expanded, which is the page it is on."""
+    page = page_of_v1(found, base)
+    return replace(page, kind="comment", parent=text_at(found, "container", "id"))
 
 
 def file_of_v1(found: Any, base: str) -> Page:
     """An attached file of v1, with its container expanded: it is read where its page is."""
     page = page_of_v1(found, base)
     parent = text_at(found, "container", "id")
-    url = f"{page_address(base, parent)}#{quote(page.title)}"
+    url = file_address(base, parent, page.title)
     return replace(page, kind="attachment", parent=parent, url=url, file=text_at(found, "_links", "download"))
 
 
@@ -53,8 +55,12 @@ def page_of_v2(found: Any, base: str, key_of: Callable[[str], str], kind: str) -
         created=text_at(found, "createdAt"), modified=text_at(found, "version", "createdAt"),
         parent=text_at(found, "parentId"),
         labels=_labels(at(found, "labels", "results")), storage=_body(found, "storage"), view=_body(found, "view"),
-        detailed=False,
+        position=_place(found.get("position")), detailed=False,
     )  # fmt: skip
+
+
+def _place(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _number(value: Any) -> int:
