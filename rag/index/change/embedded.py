@@ -88,8 +88,8 @@ def embedded_groups(
 
     def whole(number: int) -> tuple[int, Vectors]:
         texts, vectors = _texts(groups[number]), {**known_of(number), **found.pop(number, {})}
-        for batch in _batches(texts, vectors):  # what was known is not there any more: somebody else is writing too
-            vectors.update(zip(batch, embedder.passages(batch), strict=True))
+        for gone in _batches(texts, vectors):  # known before, and not there any more: somebody else is writing too
+            vectors.update(zip(gone, embedder.passages(gone), strict=True))
         return number, _rows(texts, vectors, embedder)
 
     yield from (whole(number) for number, count in enumerate(left) if not count)
