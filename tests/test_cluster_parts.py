@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +152,40 @@ def test_a_file_that_has_changed_is_read_again_before_the_next_answer(here: Flee
                 answer(here, "fr")
     finally:
         here.known.unload_adapter("fr")
+
+
+def test_a_machine_with_another_file_is_an_error_of_the_server_and_not_of_whoever_asks(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.gguf")
+    files = {name: write_adapter(tmp_path / f"{name}.gguf", seed=n) for n, name in enumerate(("en", "ja"), 1)}
+    with fleet(model, {"en": files["en"]}, replicas=1, file_of=lambda source: files["ja"]) as apart:
+        with pytest.raises(EngineError, match="another file on another machine"):
+            answer(apart, "en")
+        assert answer(apart, None)[1].reason == "length"
+
+
+def test_a_full_disk_at_one_replica_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "tiny.gguf")
+    with fleet(model, {"en": write_adapter(tmp_path / "en.gguf", seed=1)}) as two:
+        full, copied = two.engines[1]._vault._folder, shutil.copyfileobj
+
+        def copy(source: Any, out: Any, size: int) -> None:
+            if Path(out.name).parent == full:
+                out.write(source.read(100))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            copied(source, out, size)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "copyfileobj", copy)
+            expected, _ = answer(two, "en")
+            with pytest.raises(EngineError, match=r"a machine cannot load the adapter.*No space left on device"):
+                answer(two, "en")  # its turn
+            assert answer(two, "en")[0] == expected
+            assert answer(two, None)[1].reason == "length"  # the one with the full disk still has the base
+        assert list(full.iterdir()) == []
+        answer(two, "en")
+        assert answer(two, "en")[0] == expected  # there is room again
 
 
 def test_adapters_of_a_cluster_come_by_its_folder_alone(here: Fleet, tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def embedded_groups(
     batches = [_batches(_texts(group), known_of(number)) for number, group in enumerate(groups)]
     waiting: dict[tuple[str, ...], list[int]] = defaultdict(list)  # whose a batch is; two groups may say the same
     for number, own in enumerate(batches):
-        for batch in own:
-            waiting[tuple(batch)].append(number)
+        for texts in own:
+            waiting[tuple(texts)].append(number)
     left = [len(own) for own in batches]
     found: dict[int, dict[str, Vectors]] = defaultdict(dict)
 
