@@ -306,6 +306,27 @@ def test_the_file_for_kuberay_is_one_that_this_version_takes() -> None:
     assert f"\nray=={version}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
 
 
+def test_the_values_for_kuberays_chart_make_the_cluster_of_the_other_file() -> None:
+    values: Any = yaml.safe_load((ROOT / "docs/production/kuberay-values.yaml").read_text(encoding="utf-8"))
+    service: Any = yaml.safe_load((ROOT / "docs/production/kuberay.yaml").read_text(encoding="utf-8"))
+    cluster = service["spec"]["rayClusterConfig"]
+    head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]
+    assert values["head"]["rayVersion"] == cluster["rayVersion"]
+    assert values["head"]["enableInTreeAutoscaling"] == cluster["enableInTreeAutoscaling"]
+    assert values["head"]["rayStartParams"] == head["rayStartParams"]
+    for name in ("groupName", "replicas", "minReplicas", "maxReplicas"):
+        assert values["worker"][name] == workers[name]
+    for ours, group in ((values["head"], head), (values["worker"], workers)):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == f"{values['image']['repository']}:{values['image']['tag']}"
+        assert container["env"] == values["common"]["containerEnv"]
+        assert ours["volumes"] == pod["volumes"] and ours["volumeMounts"] == container["volumeMounts"]
+        assert ours["resources"]["requests"] == container["resources"]["requests"]
+        # Helm lays them over the chart's own: what is left out stays, and its limit is one core.
+        assert ours["resources"]["limits"]["cpu"] == ours["resources"]["requests"]["cpu"]
+
+
 def test_another_version_of_the_program_is_refused() -> None:
     with pytest.raises(MismatchError, match=r"the cluster is set up for 0\.0\.1"):
         ClusterSettings.of({**SETTINGS.plain(), "version": "0.0.1"})

@@ -70,14 +70,10 @@ async def _killed(load: ClusterLoad, url: str, kills: int) -> _Killing:
         try:
             for number in range(kills):
                 await _until_as_many_more(run)
-                pids = _replicas()
-                victim = pids[number % len(pids)]
+                victim = (await _until_there(set()))[number % _REPLICAS]
                 begun = time.perf_counter()
                 os.kill(victim, signal.SIGKILL)
-                while victim in _replicas() or await asyncio.to_thread(_running) < _REPLICAS:
-                    if time.perf_counter() - begun > _PATIENCE_S:
-                        raise EngineError(f"a replica that was killed is not back after {_PATIENCE_S:.0f} s")
-                    await asyncio.sleep(_LOOK_EVERY_S)
+                await _until_there({victim})
                 run.back_s.append(round(time.perf_counter() - begun, 2))
                 note(f"kill {number + 1} of {kills}: back after {run.back_s[-1]:.1f} s")
             await _until_as_many_more(run)
@@ -85,6 +81,21 @@ async def _killed(load: ClusterLoad, url: str, kills: int) -> _Killing:
             run.over = True
             await asyncio.gather(*clients, return_exceptions=True)
     return run
+
+
+async def _until_there(gone: set[int]) -> list[int]:
+    """Wait until there are as many replicas, without those, as there should be; their process ids.
+
+    Ray starts a new one when it has seen that one is gone: before that it says that both are running.
+    """
+    end = time.perf_counter() + _PATIENCE_S
+    while len(pids := [pid for pid in _replicas() if pid not in gone]) < _REPLICAS or (
+        await asyncio.to_thread(_running) < _REPLICAS
+    ):
+        if time.perf_counter() > end:
+            raise EngineError(f"a replica that was killed is not back after {_PATIENCE_S:.0f} s")
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return pids
 
 
 async def _until_as_many_more(run: _Killing) -> None:
@@ -127,7 +138,7 @@ def _running() -> int:
 
 
 def _replicas() -> list[int]:
-    """Process ids of the replicas on this machine."""
+    """Process ids of the replicas on this machine; one less while a process is changing its name."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
