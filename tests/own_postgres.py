@@ -1,13 +1,17 @@
 """One PostgreSQL with pgvector for the tests: that of SLM_TEST_POSTGRES, or one that a package starts without root.
 
-Each test has a database of its own in it.
+Each test has a database of its own in it. For a benchmark, `python -m tests.own_postgres COMMAND...` runs a command
+with the address of such a server in place of {}: python -m tests.own_postgres slm bench rag --store {}
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -21,6 +25,13 @@ _NUMBERS = count(1)
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The address of a server's database `postgres`, with the right to make databases and users."""
+    with own_server() as address:
+        yield address
+
+
+@contextmanager
+def own_server() -> Iterator[str]:
+    """The address of the named server, or of one that runs until the block ends."""
     named = os.environ.get("SLM_TEST_POSTGRES")
     if named:
         yield named
@@ -59,3 +70,8 @@ def as_user(address: str, user: str, password: str = "") -> str:
 def with_index(address: str, name: str) -> str:
     """The address of an index in that database."""
     return f"{address}{'&' if '?' in address else '?'}index={name}"
+
+
+if __name__ == "__main__":
+    with own_server() as place:
+        sys.exit(subprocess.run([word.replace("{}", place) for word in sys.argv[1:]]).returncode)

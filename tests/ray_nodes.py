@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from serve.bench.process import free_port
-
 ROOT = Path(__file__).parent.parent
+_PORTS = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
 # A slow machine is none of Ray's faults.
 _PATIENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
@@ -22,10 +22,15 @@ _PATIENT = {
 
 @contextmanager
 def two_nodes(folder: Path, *, client_port: int) -> Iterator[dict[str, str]]:
-    """The environment by which a process finds it (RAY_ADDRESS). folder: for Ray's files; its path has to be short."""
-    environment = {**os.environ, **_PATIENT, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder)}
+    """The environment by which a process finds it (RAY_ADDRESS), and Ray's own commands its dashboard, by which
+    `serve deploy` goes. folder: for Ray's files; its path has to be short."""
+    (dashboard,) = free_ports(1)
+    environment = {
+        **os.environ, **_PATIENT, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder),
+        "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.ray_nodes", str(client_port)], cwd=ROOT, env=environment,
+        [sys.executable, "-m", "tests.ray_nodes", str(client_port), str(dashboard)], cwd=ROOT, env=environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin and process.stdout
@@ -39,15 +44,26 @@ def two_nodes(folder: Path, *, client_port: int) -> Iterator[dict[str, str]]:
         process.wait(60)
 
 
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody listens on now, each another."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(listener.getsockname()[1]) for listener in listeners]
+
+
 def main() -> None:
     from ray.cluster_utils import Cluster
 
+    free = iter(free_ports(2 * len(_PORTS)))
+
     def node() -> dict[str, Any]:
         """One core. Its ports are chosen here: otherwise Ray waits only half a minute for the processes that do."""
-        ports = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
-        return {"num_cpus": 1, "object_store_memory": 100 << 20, **{name: free_port() for name in ports}}
+        return {"num_cpus": 1, "object_store_memory": 100 << 20, **{name: next(free) for name in _PORTS}}
 
-    head = {**node(), "include_dashboard": False, "ray_client_server_port": int(sys.argv[1])}
+    head = {
+        **node(), "include_dashboard": True, "dashboard_port": int(sys.argv[2]),
+        "ray_client_server_port": int(sys.argv[1]),
+    }  # fmt: skip
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**node())
     print("address", cluster.address, flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +32,16 @@ class Fleet:
 
 
 @contextmanager
-def fleet(model: Path, adapters: Mapping[str, Path], *, replicas: int = 2, parallel: int = 4) -> Iterator[Fleet]:
-    """A RemoteEngine on so many engines of one thread each."""
+def fleet(
+    model: Path, adapters: Mapping[str, Path], *, replicas: int = 2, parallel: int = 4,
+    file_of: Callable[[str], Path] = Path,
+) -> Iterator[Fleet]:  # fmt: skip
+    """A RemoteEngine on so many engines of one thread each. file_of: as `Answering` has it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(model, {}, threads=1, parallel=parallel)) for _ in range(replicas)]
-        answering = [Answering(engine, Path) for engine in engines]
+        answering = [Answering(engine, file_of) for engine in engines]
 
         def no_folder(folder: Path) -> Path:
             raise AssertionError(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -27,14 +28,29 @@ from tests.ray_nodes import ROOT, two_nodes
 from tests.tiny_gguf import write_adapter, write_model
 
 KEY = "sesame"
-# By Python, as `serve shutdown` speaks to a dashboard, which is not there; actors end some time after it.
-_GIVE_CORES_BACK = """
+# Actors end some time after `serve shutdown`.
+_WAIT_FOR_CORES = """
 import time, ray
-from ray import serve
 ray.init()
-serve.shutdown()
 while ray.available_resources().get("CPU", 0) < 2:
     time.sleep(0.5)
+"""
+# How many of the replicas computed anything while an adapter was asked for six times, one request after the other.
+_COUNT_WORKING = """
+import sys, time, httpx, ray
+from ray import serve
+ray.init()
+board = serve.get_deployment_handle("board", "slm")
+def steps():
+    time.sleep(2.5)  # replicas report every second
+    return {row.replica: row.stats.steps for row in board.rows.remote().result() if row.stats}
+url, key, name = sys.argv[1:]
+before = steps()
+for _ in range(6):
+    body = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    httpx.post(url + "/v1/chat/completions", json=body, headers={"authorization": "Bearer " + key}).raise_for_status()
+after = steps()
+print(len(after), sum(after[one] > before.get(one, 0) for one in after))
 """
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 LONG = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0}
@@ -55,6 +71,11 @@ class OnRay:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def client_address(self) -> str:
+        """Of the cluster, for a machine that is none of it."""
+        return f"ray://127.0.0.1:{self.client_port}"
+
+    @property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
 
@@ -67,11 +88,22 @@ class OnRay:
         return done
 
     def serve(self, model: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.slm(
-            "cluster", "serve", str(self.folder / model), "--adapters-dir", str(self.folder / "adapters"), "--cores",
-            "1", "--parallel", "4", "--port", str(self.port), "--api-key-file", str(self.folder / "keys"), "--detach",
-            *options, check=check,
-        )  # fmt: skip
+        return self.slm("cluster", "serve", *self.words(model), "--detach", *options, check=check)
+
+    def words(self, model: str) -> list[str]:
+        """What `cluster serve` and `cluster config` are told."""
+        return [
+            str(self.folder / model), "--adapters-dir", str(self.folder / "adapters"), "--cores", "1", "--parallel",
+            "4", "--port", str(self.port), "--api-key-file", str(self.folder / "keys"),
+        ]  # fmt: skip
+
+    def python(self, *words: str) -> str:
+        """What a program prints that finds this Ray."""
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=120, headers=self.headers, **options)
@@ -96,16 +128,23 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> float:
     return time.monotonic() - began
 
 
-def replicas() -> list[int]:
-    """Process ids of the engines."""
+def replicas(kind: bytes = b"ray::ServeReplica:slm:engine") -> list[int]:
+    """Process ids of the engines; one less while a process is changing its name."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::ServeReplica:slm:engine"):
+            if (folder / "cmdline").read_bytes().startswith(kind):
                 found.append(int(folder.name))
         except OSError:
             continue
     return found
+
+
+def both(kind: bytes = b"ray::ServeReplica:slm:engine") -> list[int]:
+    """The process ids of two, when they are there."""
+    found: list[list[int]] = []
+    until(lambda: not found.append(replicas(kind)) and len(found[-1]) == 2)
+    return found[-1]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +165,14 @@ def on_ray() -> Iterator[OnRay]:
             running.serve("tiny.gguf", "--replicas", "2")
             until(lambda: httpx.get(f"{running.url}/health").status_code == 200)
             yield running
+
+
+@pytest.fixture(scope="module")
+def idle(on_ray: OnRay) -> OnRay:
+    """The cluster, once the server has given its cores back."""
+    on_ray.python("-m", "ray.serve.scripts", "shutdown", "-y")
+    on_ray.python("-c", _WAIT_FOR_CORES)
+    return on_ray
 
 
 def test_two_adapters_answer_as_they_do_on_one_machine(on_ray: OnRay) -> None:
@@ -225,10 +272,9 @@ def test_a_replica_that_is_killed_costs_no_answered_request(on_ray: OnRay) -> No
     with Load(on_ray) as load:
         until(lambda: len(load.outcomes) >= 8)
         for _ in range(2):
-            before = replicas()
-            assert len(before) == 2
+            before = both()
             os.kill(before[0], signal.SIGKILL)
-            until(lambda gone=before[0]: len(replicas()) == 2 and gone not in replicas())  # type: ignore[misc]
+            until(lambda gone=before[0]: gone not in both())  # type: ignore[misc]
             seen = len(load.outcomes)
             until(lambda seen=seen: len(load.outcomes) >= seen + 8)  # type: ignore[misc]
     assert set(load.outcomes) <= {"answered", "clear error"}, set(load.outcomes)
@@ -244,6 +290,7 @@ def test_an_adapter_that_comes_into_the_folder_is_there_for_every_replica(on_ray
         body = {"model": "fr", "messages": HELLO, "max_tokens": 8, "temperature": 0}
         texts = {on_ray.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] for _ in range(6)}
         assert len(texts) == 1
+        assert on_ray.python("-c", _COUNT_WORKING, on_ray.url, KEY, "fr").split() == ["2", "1"]
         write_adapter(on_ray.folder / "fr.gguf", seed=10)
         shutil.move(on_ray.folder / "fr.gguf", new)  # its name now means another content
         until(
@@ -275,32 +322,107 @@ def test_what_cannot_be_is_said_at_once(on_ray: OnRay) -> None:
 
 
 def test_the_model_is_changed_without_a_refused_request(on_ray: OnRay) -> None:
-    """The adapters fit both models; each answer comes from one or the other."""
+    """By the command, and by the file of `serve deploy`. The adapters fit both models."""
     with Load(on_ray) as load:
         until(lambda: len(load.outcomes) >= 4)
         on_ray.serve("other.gguf", "--replicas", "2")
         until(lambda: "other" in on_ray.names())
+        file = str(on_ray.folder / "serve.yaml")
+        on_ray.slm("cluster", "config", *on_ray.words("tiny.gguf"), "--replicas", "2", "-o", file)
+        on_ray.python("-m", "ray.serve.scripts", "deploy", file)
+        until(lambda: "tiny" in on_ray.names(), 120)
         seen = len(load.outcomes)
         until(lambda: len(load.outcomes) >= seen + 8)
     assert set(load.outcomes) == {"answered"}, set(load.outcomes)
 
 
 @pytest.mark.real
-def test_an_index_made_on_ray_has_the_vectors_of_one_machine(on_ray: OnRay, pulled_model: Any) -> None:
-    """To the bit; and a run that is broken off goes on with what it has embedded (the server gives its cores back)."""
+def test_an_index_made_on_ray_has_the_vectors_of_one_machine(idle: OnRay, pulled_model: Any) -> None:
+    """To the bit, asked from a machine of the cluster and from one that is none of it."""
     pulled_model("multilingual-e5-small")
-    stop = [sys.executable, "-c", _GIVE_CORES_BACK]
-    subprocess.run(stop, env=on_ray.environment, capture_output=True, timeout=180, check=True)
-    here, there = on_ray.folder / "here", on_ray.folder / "there"
-    documents = str(ROOT / "data/handbook")
-    on_ray.slm("rag", "add", str(here), documents)
-    on_ray.slm("rag", "add", str(there), documents, "--on", "ray")
-    one, two = open_inventory(here), open_inventory(there)
-    assert one.documents == two.documents and one.count == two.count > 100
+    here, documents = idle.folder / "here", str(ROOT / "data/handbook")
+    idle.slm("rag", "add", str(here), documents)
+    one = open_inventory(here)
     written = [path for path in one.folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
     files = sorted(path.relative_to(one.folder) for path in written)
     assert any("vector" in str(file) for file in files)
-    for file in files:
-        assert (one.folder / file).read_bytes() == (two.folder / file).read_bytes(), file
-    again = on_ray.slm("rag", "add", str(there), documents, "--on", "ray")
+    for name, address in (("there", "ray"), ("outside", idle.client_address)):
+        idle.slm("rag", "add", str(idle.folder / name), documents, "--on", address)
+        two = open_inventory(idle.folder / name)
+        assert one.documents == two.documents and one.count == two.count > 100
+        for file in files:
+            assert (one.folder / file).read_bytes() == (two.folder / file).read_bytes(), file
+    again = idle.slm("rag", "add", str(idle.folder / "there"), documents, "--on", "ray")
     assert f"{len(one.documents)} unchanged" in again.stdout
+
+
+def write_batch(path: Path, count: int, tokens: int) -> list[str]:
+    """A batch with a line for nobody in the middle, and the words of the command that answers it."""
+    for n in range(count):
+        body: dict[str, Any] = {"model": ("en", "ja", "base")[n % 3], "messages": HELLO, "temperature": 0}
+        body |= {"max_tokens": tokens, "ignore_eos": True} if n != count // 2 else {"model": "none"}
+        row = {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body}
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    folder = path.parent
+    adapters = [word for name in ("en", "ja") for word in ("--adapter", f"{name}={folder}/adapters/{name}.gguf")]
+    model = str(folder / "tiny.gguf")
+    return ["generate", model, *adapters, "--batch", str(path), "--threads", "1", "-o", f"{path}.out"]
+
+
+def assert_answered(path: Path, count: int, tokens: int) -> None:
+    rows = [json.loads(row) for row in Path(f"{path}.out").read_text().splitlines()]
+    assert [row["custom_id"] for row in rows] == [str(n) for n in range(count)]
+    statuses = [row["response"]["status_code"] for row in rows]
+    assert statuses == [404 if n == count // 2 else 200 for n in range(count)]
+    answers = [row["response"]["body"] for row in rows if row["response"]["status_code"] == 200]
+    assert {one["usage"]["completion_tokens"] for one in answers} == {tokens}
+
+
+def test_a_batch_is_answered_by_all_machines_and_one_that_is_killed_costs_no_line(idle: OnRay) -> None:
+    path, count, tokens = idle.folder / "killed.jsonl", 400, 200
+    words = write_batch(path, count, tokens)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slm_cli", *words, "--on", "ray", "--json"], cwd=ROOT, env=idle.environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    partial = Path(f"{path}.out.partial")
+    until(lambda: process.poll() is not None or (partial.exists() and partial.read_bytes().count(b"\n") > 40))
+    os.kill(both(b"ray::BatchHand")[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out)["answered"] == count - 1
+    assert_answered(path, count, tokens)
+
+
+def test_a_batch_is_answered_for_a_machine_that_is_none_of_the_cluster(idle: OnRay) -> None:
+    path = idle.folder / "outside.jsonl"
+    words = write_batch(path, 12, 5)
+    idle.slm(*words, "--on", idle.client_address)
+    assert_answered(path, 12, 5)
+    there = idle.slm(*words, "--on", idle.client_address, "--resume")
+    assert "had already been answered" in there.stderr
+    large = idle.slm(*words, "--on", "ray", "--fresh", "--threads", "64", check=False)
+    assert large.returncode == 1 and "no machine of the cluster has 64 cores" in large.stderr
+
+
+def test_kills_under_load_are_counted_by_a_command(idle: OnRay) -> None:
+    """It starts the server and ends it."""
+    done = idle.slm(
+        "bench", "cluster", str(idle.folder / "tiny.gguf"), "--kills", "1", "--clients", "2", "--tokens", "20", "--json"
+    )
+    told = json.loads(done.stdout)
+    assert len(told["back_s"]) == 1 and told["others"] == {} and told["answered"] >= 4
+    assert told["requests"] == told["answered"] + told["clear_errors"]
+
+
+def test_more_engines_are_started_while_requests_wait(idle: OnRay) -> None:
+    """Asked for from a machine that is none of the cluster."""
+    idle.python("-c", _WAIT_FOR_CORES)
+    idle.serve("tiny.gguf", "--replicas", "1:2", "--parallel", "1", "--on", idle.client_address)
+    assert len(replicas()) <= 1
+    with Load(idle) as load:
+        until(lambda: len(replicas()) == 2)
+        seen = len(load.outcomes)
+        until(lambda: len(load.outcomes) >= seen + 4)
+    assert set(load.outcomes) == {"answered"}, set(load.outcomes)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +154,40 @@ def test_a_file_that_has_changed_is_read_again_before_the_next_answer(here: Flee
         here.known.unload_adapter("fr")
 
 
+def test_a_machine_with_another_file_is_an_error_of_the_server_and_not_of_whoever_asks(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.gguf")
+    files = {name: write_adapter(tmp_path / f"{name}.gguf", seed=n) for n, name in enumerate(("en", "ja"), 1)}
+    with fleet(model, {"en": files["en"]}, replicas=1, file_of=lambda source: files["ja"]) as apart:
+        with pytest.raises(EngineError, match="another file on another machine"):
+            answer(apart, "en")
+        assert answer(apart, None)[1].reason == "length"
+
+
+def test_a_full_disk_at_one_replica_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "tiny.gguf")
+    with fleet(model, {"en": write_adapter(tmp_path / "en.gguf", seed=1)}) as two:
+        full, copied = two.engines[1]._vault._folder, shutil.copyfileobj
+
+        def copy(source: Any, out: Any, size: int) -> None:
+            if Path(out.name).parent == full:
+                out.write(source.read(100))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            copied(source, out, size)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "copyfileobj", copy)
+            expected, _ = answer(two, "en")
+            with pytest.raises(EngineError, match=r"a machine cannot load the adapter.*No space left on device"):
+                answer(two, "en")  # its turn
+            assert answer(two, "en")[0] == expected
+            assert answer(two, None)[1].reason == "length"  # the one with the full disk still has the base
+        assert list(full.iterdir()) == []
+        answer(two, "en")
+        assert answer(two, "en")[0] == expected  # there is room again
+
+
 def test_adapters_of_a_cluster_come_by_its_folder_alone(here: Fleet, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="come and go with its folder"):
         here.remote.load_adapter("x", tmp_path / "x.gguf")
@@ -267,6 +304,27 @@ def test_the_file_for_kuberay_is_one_that_this_version_takes() -> None:
     assert container["resources"]["requests"]["cpu"] == str(settings.size.cores)
     version = service["spec"]["rayClusterConfig"]["rayVersion"]
     assert f"\nray=={version}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+
+def test_the_values_for_kuberays_chart_make_the_cluster_of_the_other_file() -> None:
+    values: Any = yaml.safe_load((ROOT / "docs/production/kuberay-values.yaml").read_text(encoding="utf-8"))
+    service: Any = yaml.safe_load((ROOT / "docs/production/kuberay.yaml").read_text(encoding="utf-8"))
+    cluster = service["spec"]["rayClusterConfig"]
+    head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]
+    assert values["head"]["rayVersion"] == cluster["rayVersion"]
+    assert values["head"]["enableInTreeAutoscaling"] == cluster["enableInTreeAutoscaling"]
+    assert values["head"]["rayStartParams"] == head["rayStartParams"]
+    for name in ("groupName", "replicas", "minReplicas", "maxReplicas"):
+        assert values["worker"][name] == workers[name]
+    for ours, group in ((values["head"], head), (values["worker"], workers)):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == f"{values['image']['repository']}:{values['image']['tag']}"
+        assert container["env"] == values["common"]["containerEnv"]
+        assert ours["volumes"] == pod["volumes"] and ours["volumeMounts"] == container["volumeMounts"]
+        assert ours["resources"]["requests"] == container["resources"]["requests"]
+        # Helm lays them over the chart's own: what is left out stays, and its limit is one core.
+        assert ours["resources"]["limits"]["cpu"] == ours["resources"]["requests"]["cpu"]
 
 
 def test_another_version_of_the_program_is_refused() -> None:

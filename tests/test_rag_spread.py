@@ -22,17 +22,22 @@ from rag.sources import spread as spread_reading
 from rag.sources.files import read_files
 from rag.sources.reader import ReadOptions
 from rag.sources.spread import read_spread
-from slm.errors import MismatchError, MissingFileError
+from rag.stores.postgres.database import Database
+from slm.errors import EngineError, MismatchError, MissingFileError
 from slm.native.ray_data import ActorPlan
+from tests.own_postgres import database, postgres, with_index
 from tests.tiny_rag import PairEmbedder, page
 
+__all__ = ["database", "postgres"]  # fixtures
 PLAN = ActorPlan(2, 1)
+RUNS: list[int] = []  # how many items each call of `mapped` was for
 
 
 def shuffled(
     kind: Callable[..., Callable[[Any], Any]], opening: tuple[Any, ...], items: Sequence[Any], plan: ActorPlan
 ) -> Iterator[tuple[int, Any]]:
     """As `slm.native.ray_data.mapped`, by two workers in this process."""
+    RUNS.append(len(items))
     workers = [kind(*pickle.loads(pickle.dumps(opening))) for _ in range(2)]
     numbers = list(range(len(items)))
     random.Random(3).shuffle(numbers)
@@ -61,6 +66,50 @@ def test_vectors_that_come_in_any_order_make_the_same_index(tmp_path: Path) -> N
     add_documents(tmp_path / "there", documents, there, lambda done, total: told.append((done, total)))
     assert files_of(tmp_path / "here") == files_of(tmp_path / "there")
     assert told[-1] == (300, 300) and len(told) == 5
+
+
+def vectors_of(store: Database) -> dict[tuple[str, str], bytes]:
+    with store.contents() as contents:
+        return {
+            (held.source, chunk.text): vector.tobytes()
+            for held in contents.documents
+            for chunk, vector in zip(held.chunks, held.vectors, strict=True)
+        }
+
+
+def test_a_database_is_filled_by_one_run_of_the_actors_with_the_vectors_of_one_machine(database: str) -> None:
+    """And what was there before is not embedded again."""
+    pages = [page(f"{n}.md", f"Page {n % 200} about matter {n % 200 * 7}.") for n in range(300)]
+    here, there = Database(with_index(database, "here")), Database(with_index(database, "there"))
+    here.add(pages, PairEmbedder())
+    spread, told = SpreadEmbedder(PairEmbedder(), PairEmbedder, PLAN), list[tuple[int, int]]()
+    RUNS.clear()
+    assert there.add(pages, spread, lambda done, total: told.append((done, total))).added == 300
+    assert RUNS == [5] and told[-1] == (300, 300) and len(told) == 5
+    changed = [*pages[:150], *(page(f"{n}.md", f"Page {n} is new.") for n in range(150, 300))]
+    here.add(changed, PairEmbedder())
+    assert there.add(changed, spread).replaced == 150 and RUNS == [5, 3]
+    assert vectors_of(here) == vectors_of(there)
+
+
+def test_a_run_into_a_database_that_is_broken_off_keeps_whole_documents(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = [page(f"{n}.md", f"Page {n} about matter {n * 7}.") for n in range(300)]
+    store, spread = Database(with_index(database, "i")), SpreadEmbedder(PairEmbedder(), PairEmbedder, PLAN)
+
+    def breaking(*work: Any) -> Iterator[tuple[int, Any]]:
+        yield from list(shuffled(*work))[:3]
+        raise EngineError("the work on Ray broke off")
+
+    monkeypatch.setattr(spread_embedding, "mapped", breaking)
+    with pytest.raises(EngineError, match="broke off"):
+        store.add(pages, spread)
+    kept = set(store.held().documents)
+    assert 64 <= len(kept) < 300 and {source for source, _ in vectors_of(store)} == kept
+    monkeypatch.setattr(spread_embedding, "mapped", shuffled)
+    change = store.add(pages, spread)
+    assert (change.added, change.unchanged) == (300 - len(kept), len(kept))
 
 
 def older() -> PairEmbedder:

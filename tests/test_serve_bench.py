@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.adapters.registry import vet_adapter, vet_base
-from serve.bench.adapters import write_random_adapter
+from serve.bench.adapters import random_adapters, write_random_adapter
 from serve.bench.load import Outcome, ask, closed_loop, quantile, tokens_per_second
 from serve.bench.peers import contenders, end_tokens
 from serve.bench.process import peak_rss_mb, running
@@ -243,6 +243,12 @@ def test_a_random_adapter_fits_every_linear_layer_and_changes_the_answer(tmp_pat
         assert len({scores(None), scores("a"), scores("b")}) == 3
 
 
+def test_as_many_random_adapters_are_made_as_are_asked_for(tmp_path: Path) -> None:
+    files = random_adapters(write_model(tmp_path / "tiny.gguf"), tmp_path, 4)
+    assert list(files) == ["en", "ja", "adapter-3", "adapter-4"]
+    assert len({path.read_bytes() for path in files.values()}) == 4
+
+
 def test_the_tokens_that_end_an_answer_are_found(tmp_path: Path) -> None:
     assert end_tokens(write_model(tmp_path / "tiny.gguf")) == sorted([EOS, TOKENS.index("<|im_end|>")])
 
@@ -318,3 +324,9 @@ def test_the_command_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest
     one = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", adapters[0]], obj=PathJoints())
     assert isinstance(one.exception, InputError) and "two or more" in str(one.exception)
     assert CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", "--adapter", "x"]).exit_code == 2
+    many = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", "--random", "9", "--clients", "9"], obj=PathJoints())
+    assert many.exception is None and asked[-1][3].adapters == 9
+    few = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", "--random", "9"], obj=PathJoints())
+    assert few.exit_code == 2 and "give --clients 9" in few.output
+    both = CliRunner().invoke(cli_bench.bench_serve, ["m.gguf", *adapters, "--random", "2"], obj=PathJoints())
+    assert both.exit_code == 2 and "where --adapter names none" in both.output

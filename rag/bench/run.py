@@ -38,7 +38,7 @@ from slm.native.process import child_environment
 
 PARTS = ("embedding", "titles", "queries", "memory", "edit")
 # Enough for an embedder to open what it opens for many.
-_WARM_UP_TEXTS = 32
+WARM_UP_TEXTS = 32
 # Opens an index and searches it once; prints what that took, in seconds and in kilobytes of this process alone.
 _CHILD = """
 import json, os, sys, time
@@ -149,7 +149,7 @@ def _timed(
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     vectors: dict[str, Vectors] = {}
     for embed in ways.values():
-        embed(texts[:_WARM_UP_TEXTS])
+        embed(texts[:WARM_UP_TEXTS])
     for _ in range(rounds):
         for name, embed in ways.items():
             begun, worked = time.perf_counter(), time.process_time()

@@ -32,10 +32,12 @@ _HANDBOOK = Path("data/handbook/en"), Path("data/handbook/ja")
 @click.option("--store", metavar="URL", help="Measure an index in PostgreSQL instead: an address of one not there yet.")
 @click.option("--seconds", default=60.0, show_default=True, type=FiniteRange(1),
               help="Of writers and readers at once, with --store.")  # fmt: skip
+@click.option("--on", "address", metavar="ray[://HOST[:PORT]]",
+              help="Measure instead how fast a Ray cluster embeds, beside this machine's own way.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_rag(
     paths: tuple[Path, ...], embedder: str, peer: Path | None, no_peer: bool, parts: tuple[str, ...], chunks: int,
-    pages: int, queries: int, rounds: int, store: str | None, seconds: float, as_json: bool,
+    pages: int, queries: int, rounds: int, store: str | None, seconds: float, address: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Chunks embedded a second beside sentence-transformers; time of a query, memory, and one edited page.
 
@@ -51,7 +53,11 @@ def bench_rag(
     Example:
       slm bench rag --only queries --only edit --chunks 100000 --pages 10000
       slm bench rag --store "postgresql://slm@localhost/search?index=bench"
+      slm bench rag --on ray data/reading/train
     """
+    if address is not None:
+        _bench_spread(paths or _HANDBOOK, embedder, address, rounds, as_json=as_json)
+        return
     if chunks < pages:
         raise click.UsageError(f"--chunks {chunks} is less than one for each of --pages {pages}.")
     if peer is not None and no_peer:
@@ -80,6 +86,37 @@ def _refuse(why: str, **options: str) -> None:
     for name, option in options.items():
         if given(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{option} {why}.")
+
+
+def _bench_spread(paths: tuple[Path, ...], embedder: str, address: str, rounds: int, *, as_json: bool) -> None:
+    _refuse(
+        "is nothing that --on measures by", peer="--peer", no_peer="--no-peer", parts="--only", chunks="--chunks",
+        pages="--pages", queries="--queries", store="--store", seconds="--seconds",
+    )  # fmt: skip
+    from rag.bench.spread import measure_spread
+
+    result = measure_spread(paths, embedder, address, rounds, note)
+    if as_json:
+        emit_json(result)
+        return
+    for line in shown_of_spread(result):
+        click.echo(line)
+
+
+def shown_of_spread(result: dict[str, Any]) -> list[str]:
+    """The figures of --on as lines for people."""
+    here, there = result["here"], result["there"]
+    same = "the same to the bit" if result["same"] else "NOT the same"
+    later = (
+        f"after the first batch ({there['first_s']:.1f} s) {there['later_per_s']:,.1f} a second: "
+        f"{result['ratio_later']:.2f} times" if there["later_per_s"] else "one batch tells no more"
+    )  # fmt: skip
+    return [
+        f"embedding   {result['embedder']}, {result['chunks']:,} chunks: here {here['chunks_per_s']:,.1f} a second",
+        f"            on Ray, {result['machines']} x {result['cores']} cores: {there['chunks_per_s']:,.1f} a second, "
+        f"{result['ratio']:.2f} times; {later}",
+        f"            the goal is {result['goal']} times; the vectors are {same}",
+    ]
 
 
 def _bench_store(

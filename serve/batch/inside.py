@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import Message, Scope
 
-from serve.engine.engine import Engine
+from serve.engine.served import ServedEngine
 from serve.server.app import create_app
 from serve.server.guard import Limits, Policy
 from slm.errors import EngineError
@@ -23,7 +23,7 @@ _POLICY = Policy(limits=Limits(queue=1_000_000, request_s=0.0))
 class InsideServer:
     """Answers requests (implements `serve.batch.run.BatchAnswering`) with an engine; use it on an event loop."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ServedEngine) -> None:
         self._engine = engine
         self._app = create_app(engine, policy=_POLICY)
 

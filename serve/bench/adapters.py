@@ -16,9 +16,10 @@ from slm.weights.gguf_reader import read_gguf
 RANK = 16
 
 
-def random_adapters(model: Path, folder: Path) -> dict[str, Path]:
-    """Two adapters, one for each language of the prompts, written into a folder."""
-    files = {name: folder / f"{name}.gguf" for name in ("en", "ja")}
+def random_adapters(model: Path, folder: Path, count: int = 2) -> dict[str, Path]:
+    """So many adapters, the first two called by the languages of the prompts, written into a folder."""
+    names = ["en", "ja", *(f"adapter-{n}" for n in range(3, count + 1))][:count]
+    files = {name: folder / f"{name}.gguf" for name in names}
     for seed, path in enumerate(files.values()):
         write_random_adapter(model, path, seed=seed)
     return files

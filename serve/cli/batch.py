@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serve.cli.options import group_of
+from serve.cli.options import group_of, model_everywhere
 from slm.errors import InputError
 from slm.terminal.console import duration, emit_json, note, progress
 
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
     from serve.batch.entries import BatchEntry
     from serve.batch.run import BatchFigures
-    from serve.engine.engine import Engine
+    from serve.engine.options import EngineOptions
+    from serve.engine.served import ServedEngine
+    from slm.joints import Joints
+
+    OpenedEngine = AbstractContextManager[tuple[ServedEngine, int]]
 
 # Of the command's options, those that mean the same for one prompt and for many.
 _SHARED = frozenset(["model", "adapters", "threads", "context", "as_json", "batch"])
-_OWN = frozenset(["output", "resume", "fresh", "parallel", "hot"])
+_OWN = frozenset(["output", "resume", "fresh", "parallel", "hot", "address"])
 _TELL_S = 60.0
 _PATH = click.Path(path_type=Path)
 
@@ -45,17 +49,24 @@ with_batch = group_of(
         "--hot", type=click.IntRange(1, 64), default=3, show_default=True,
         help="Adapters of a batch with a context kept open.",
     ),
+    click.option(
+        "--on", "address", metavar="ray[://HOST[:PORT]]",
+        help="Answer a batch on the machines of a Ray cluster, each with the model and the adapters' files "
+        "[default: here].",
+    ),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How a batch is answered. parallel: requests at once for one adapter; hot: contexts at most."""
+    """How a batch is answered. parallel: requests at once for one adapter; hot: contexts at most; address: of a Ray
+    whose machines answer, None: this one does."""
 
     resume: bool
     fresh: bool
     parallel: int
     hot: int
+    address: str | None = None
 
 
 def check_options(ctx: click.Context, batch: Path | None, output: Path | None, options: BatchOptions) -> None:
@@ -82,19 +93,24 @@ def answer_batch(
     batch: Path,
     output: Path,
     options: BatchOptions,
-    opened: Callable[[], AbstractContextManager[Engine]],
+    opened: Callable[[], OpenedEngine],
     *,
     as_json: bool,
 ) -> None:
-    """Answer a batch into its output. opened: the engine, which is started when the batch is known to be one.
+    """Answer a batch into its output. opened: the engine, which is started when the batch is known to be one, and how
+    many machines compute for it.
 
     Raises DamagedFileError and MissingFileError for the batch, InputError, MismatchError and ResourceError for what is
-    there of its output, EngineError when the engine cannot be kept alive.
+    there of its output, EngineError when the engine cannot be kept alive; for --on what `opened_on` raises.
     """
     from serve.batch.entries import entries_of
     from serve.batch.journal import opened_journal, partial_of
     from serve.batch.run import figures_of
 
+    if options.address:
+        from slm.native.ray_cluster import check_address
+
+        check_address(options.address)
     entries = entries_of(batch)
     _tell_faults(entries)
     if options.resume and not partial_of(output).exists():
@@ -106,12 +122,14 @@ def answer_batch(
             return
         note("nothing to go on from: starting at the beginning")
     with opened_journal(output, resume=options.resume, fresh=options.fresh) as journal:
-        with opened() as engine:
+        with opened() as (engine, machines):
             journal.begin(_made_with(engine))
             figures = figures_of(entries, journal)
             if figures.kept:
                 note(f"{figures.kept:,} of {len(entries):,} lines were answered before")
-            _answer(batch, entries, engine, options, journal, figures)
+            contexts = min(options.hot, len(engine.adapters()) + 1)
+            window = 2 * options.parallel * contexts * machines  # the next request is there when an answer ends
+            _answer(batch, entries, engine, window, journal, figures)
         journal.write(output, entries)
     if as_json:
         emit_json({"output": str(output), **figures.as_json()})
@@ -119,25 +137,48 @@ def answer_batch(
         note(_summary(output, figures))
 
 
+@contextmanager
+def opened_on(
+    address: str, joints: Joints, model: str, adapters: Mapping[str, Path], options: EngineOptions
+) -> Iterator[tuple[ServedEngine, int]]:
+    """The engine whose model is computed by a cluster's machines, and how many of them there may be.
+
+    Raises as `serve.batch.crew.opened_crew`.
+    """
+    from serve.batch.crew import opened_crew
+    from serve.cluster.settings import ClusterSettings, ModelSettings, SizeSettings
+    from serve.engine.options import tell_of_context
+
+    settings = ClusterSettings(
+        ModelSettings(
+            model_everywhere(model), {name: str(path.resolve()) for name, path in adapters.items()},
+            context=options.context, parallel=options.parallel, hot=options.hot, draft=options.draft,
+            cache_bytes=options.cache_bytes,
+        ),
+        SizeSettings(cores=options.threads),
+    )  # fmt: skip
+    with opened_crew(address, settings, joints, joints.gguf_of(model)) as (engine, machines):
+        tell_of_context(engine.context, options.context)
+        yield engine, machines
+
+
 def _answer(
     batch: Path,
     entries: Sequence[BatchEntry],
-    engine: Engine,
-    options: BatchOptions,
+    engine: ServedEngine,
+    window: int,
     journal: Any,
     figures: BatchFigures,
 ) -> None:
     from serve.batch.inside import InsideServer
     from serve.batch.run import answer_all
 
-    contexts = min(options.hot, len(engine.adapters()) + 1)
-    window = 2 * options.parallel * contexts  # the next request is there when an answer ends
     left = figures.lines - figures.kept - figures.failed
     with _told(left, figures) as shown:
         asyncio.run(answer_all(entries, batch, InsideServer(engine), journal, window, figures, shown))
 
 
-def _made_with(engine: Engine) -> dict[str, Any]:
+def _made_with(engine: ServedEngine) -> dict[str, Any]:
     """What shapes the answers beside the requests."""
     return {
         "model": {"name": engine.base.path.stem, "sha256": engine.base.content},

@@ -27,10 +27,12 @@ _with_runs = group_of(
 @click.command("serve", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default="smollm2-135m-instruct")
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True,
-              help="Two or more LoRA adapters (GGUF). Default: two random ones of rank 16.")  # fmt: skip
+              help="Two or more LoRA adapters (GGUF). Default: random ones of rank 16.")  # fmt: skip
 @click.option("--peer", "peers", multiple=True, type=click.Choice(["llama-server", "llama-cpp-python", "all"]),
               default=("all",), show_default=True, help="all: those that are installed.")  # fmt: skip
 @click.option("--llama-server", "binary", type=click.Path(path_type=Path), help="Its program. Default: on PATH.")
+@click.option("--random", "count", type=click.IntRange(2, 64), default=2, show_default=True,
+              help="So many random adapters, for as many clients or more, where none is named.")  # fmt: skip
 @click.option("--clients", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once.")
 @click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer.")
 @click.option("--seconds", type=FiniteRange(0, min_open=True), default=15.0, show_default=True,
@@ -39,7 +41,7 @@ _with_runs = group_of(
 @pass_joints
 def bench_serve(
     joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], peers: tuple[str, ...], binary: Path | None,
-    clients: int, tokens: int, seconds: float, rounds: int, context: int, threads: int, as_json: bool,
+    count: int, clients: int, tokens: int, seconds: float, rounds: int, context: int, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Throughput and time to first token under load, beside llama-server and llama_cpp.server.
 
@@ -49,6 +51,7 @@ def bench_serve(
     \b
     Example:
       slm bench serve smollm2-135m-instruct --llama-server ~/llama.cpp/build/bin/llama-server
+      slm bench serve smollm2-135m-instruct --random 16 --clients 16
     """
     from serve.bench.servers.run import ServeBenchOptions, bench_serving
     from serve.bench.servers.scenarios import LoadPlan
@@ -56,7 +59,12 @@ def bench_serve(
     named = one_of_each(adapters)
     if len(named) == 1:
         raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
-    plan = LoadPlan(clients, tokens, seconds, len(named) or 2)
+    given = click.get_current_context().get_parameter_source("count") is click.core.ParameterSource.COMMANDLINE
+    if named and given:
+        raise click.UsageError("--random makes adapters where --adapter names none.")
+    if count > clients and given:
+        raise click.UsageError(f"{clients} clients use no more than {clients} adapters: give --clients {count}.")
+    plan = LoadPlan(clients, tokens, seconds, len(named) or count)
     result = bench_serving(
         joints.gguf_of(model), named, peers, plan, ServeBenchOptions(rounds, context, threads, binary)
     )

@@ -10,7 +10,16 @@ from typing import Any
 import click
 
 from serve.cli.guard import GuardOptions, door_options, policy_of
-from serve.cli.options import HELP, check_viewer, group_of, with_adapters, with_context, with_documents, with_drafts
+from serve.cli.options import (
+    HELP,
+    check_viewer,
+    group_of,
+    model_everywhere,
+    with_adapters,
+    with_context,
+    with_documents,
+    with_drafts,
+)
 from serve.cluster.settings import (
     ClusterSettings,
     DocumentSettings,
@@ -21,9 +30,11 @@ from serve.cluster.settings import (
 )
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
+from slm.paths import at_home, resolved
 from slm.terminal.arguments import one_of_each
 from slm.terminal.asking import check_reading
 from slm.terminal.console import emit_json, note
+from slm.text.address import is_postgres, passwords_of, shown_address
 
 
 class ReplicaCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -80,9 +91,10 @@ def _settings(model: str, given: dict[str, Any]) -> ClusterSettings:
     if given["ingresses"] > limits.queue:
         raise click.UsageError("--max-queue leaves some of the --ingresses nothing.")
     folder = given["adapters_dir"]
+    adapters = {name: str(path.resolve()) for name, path in one_of_each(given["adapters"]).items()}
     return ClusterSettings(
         ModelSettings(
-            _everywhere(model), {name: str(path.resolve()) for name, path in one_of_each(given["adapters"]).items()},
+            model_everywhere(model), adapters,
             str(folder.resolve()) if folder else "", given["default_adapter"], given["context"], given["parallel"],
             given["hot"], given["draft_max"], given["cache_ram"] << 20,
             str(given["cache_dir"].resolve()) if given["cache_dir"] else "",
@@ -93,14 +105,18 @@ def _settings(model: str, given: dict[str, Any]) -> ClusterSettings:
             policy.access_log, limits.body_bytes, limits.prompt_characters, limits.choices, limits.queue,
             limits.request_s,
         ),
-        DocumentSettings(given["index"] or "", given["reader"], given["refuse_at"], tuple(given["viewer"])),
+        DocumentSettings(
+            _path_everywhere(given["index"] or ""), _path_everywhere(given["reader"]), given["refuse_at"],
+            tuple(given["viewer"]),
+        ),
     )  # fmt: skip
 
 
-def _everywhere(model: str) -> str:
-    """A file's or folder's whole path; a catalog's name as it is, since each machine has its own data folder."""
-    path = Path(model)
-    return str(path.resolve()) if path.exists() else model
+def _path_everywhere(name: str) -> str:
+    """The whole path of what is spelled as one; a name, or an address, as it is."""
+    if is_postgres(name) or not {os.sep, "/"} & set(name):
+        return name
+    return str(resolved(at_home(name)))
 
 
 def _cores_here() -> int:
@@ -172,7 +188,8 @@ def cluster_serve(joints: Joints, /, model: str, address: str, detach: bool, **g
 def cluster_config(model: str, output: Path, as_json: bool, **given: Any) -> None:
     """Write the file by which Ray's own `serve deploy` starts the server, and changes one that runs.
 
-    It holds no API key, only their SHA-256. KubeRay takes its content as `serveConfigV2`.
+    It holds no API key, only their SHA-256, and no password of a database. KubeRay takes what it says as
+    `serveConfigV2`.
 
     \b
     Example:
@@ -183,6 +200,11 @@ def cluster_config(model: str, output: Path, as_json: bool, **given: Any) -> Non
 
     place = ListeningPlace(given["host"], given["port"], given["keep_alive"])
     settings = _settings(model, given)
+    if passwords_of(settings.documents.index):
+        raise InputError(
+            f"the file would hold the password in {shown_address(settings.documents.index)}, and Ray would show it",
+            hint="Leave it out, and set PGPASSWORD or a line in ~/.pgpass on every machine.",
+        )
     write_deploy_file(output, settings, place)
     if as_json:
         emit_json({"file": str(output), **settings.plain()})

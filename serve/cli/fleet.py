@@ -27,11 +27,13 @@ from slm.terminal.console import emit_json, out
               help="Measure nothing: 1 to 1,000 machines by the times in what --json printed before.")  # fmt: skip
 @click.option("--ingresses", type=click.IntRange(1, 1000), multiple=True, default=(1, 10), show_default=True,
               help="Of the simulation: processes that take requests; may be given several times.")  # fmt: skip
+@click.option("--kills", type=click.IntRange(1), metavar="N",
+              help="Measure instead what becomes of requests while N times one of two replicas is killed.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_joints
 def bench_cluster(
     joints: Joints, model: str, adapters: tuple[tuple[str, Path], ...], clients: int, tokens: int, seconds: float,
-    cores: int, times: Path | None, ingresses: tuple[int, ...], as_json: bool,
+    cores: int, times: Path | None, ingresses: tuple[int, ...], kills: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """The server on Ray beside `slm serve` on the same cores, and what many machines would do.
 
@@ -41,7 +43,9 @@ def bench_cluster(
     Example:
       slm bench cluster gemma-3-270m --json > times.json
       slm bench cluster --simulate times.json --ingresses 1 --ingresses 20
+      slm bench cluster gemma-3-270m --kills 10
     """
+    _refuse_useless(simulated=times is not None, kills=kills is not None)
     from serve.bench.simulated.machines import ClusterPlan, bench_cluster_runs, simulated, times_of_file
 
     if times is not None:
@@ -52,7 +56,27 @@ def bench_cluster(
 
     check_address("ray")
     plan = ClusterPlan(clients, tokens, seconds, cores)
+    if kills:
+        from serve.bench.simulated.kills import bench_kills
+
+        _print(bench_kills(joints.gguf_of(model), one_of_each(adapters), plan, kills), as_json, _show_kills)
+        return
     _print(bench_cluster_runs(joints.gguf_of(model), one_of_each(adapters), plan), as_json, _show_runs)
+
+
+def _refuse_useless(*, simulated: bool, kills: bool) -> None:
+    """Raise UsageError for an option on the command line that would do nothing."""
+    if simulated and kills:
+        raise click.UsageError("--simulate measures nothing; --kills does. Give one of them.")
+    useless = {"model", "adapters", "tokens", "seconds", "cores"} if simulated else {"ingresses"}
+    useless |= {"seconds"} if kills else set()
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+        if given and parameter.name in useless:
+            name = parameter.opts[0] if isinstance(parameter, click.Option) else "MODEL"
+            does = "--simulate" if simulated else "--kills" if parameter.name == "seconds" else "a measurement"
+            raise click.UsageError(f"{name} does nothing for {does}.")
 
 
 def _print(result: dict[str, Any], as_json: bool, show: Any) -> None:
@@ -85,6 +109,17 @@ def _show_runs(result: dict[str, Any]) -> None:
         for c in result["checks"]
     ]  # fmt: skip
     _table(checks, "replicas", "clients", "tokens/s", "simulated", "answer p95 s", "simulated")
+
+
+def _show_kills(result: dict[str, Any]) -> None:
+    click.echo(
+        f"{result['kills']} kills: {result['requests']:,} requests, {result['answered']:,} answered, "
+        f"{result['clear_errors']:,} ended with a clear error, {sum(result['others'].values()):,} otherwise"
+    )
+    for what, count in result["others"].items():
+        click.echo(f"  {count} x {what}")
+    each = ", ".join(f"{seconds:.1f}" for seconds in result["back_s"])
+    click.echo(f"two replicas again after {each} s; the goal is {result['goal_s']:.0f} s at most")
 
 
 def _show_fleet(result: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ import click
 
 from serve.child.schedule import LONGEST_DRAFT
 from slm.joints import SamplingOptions
+from slm.models.model_argument import is_model_folder
+from slm.paths import at_home
 from slm.terminal.arguments import NAMED_FILE, FiniteRange
 from slm.terminal.asking import with_reader
 
@@ -58,6 +60,13 @@ def check_viewer(index: str | None, viewer: tuple[str, ...]) -> None:
     """Raise click.UsageError for somebody who asks an index that is not there."""
     if viewer and not index:
         raise click.UsageError("--rag-as says who asks the index; name one with --rag INDEX.")
+
+
+def model_everywhere(model: str) -> str:
+    """How other machines are told of MODEL: a file's or folder's whole path, a name as it is, since each of them has
+    a data folder of its own."""
+    path = at_home(model)
+    return str(path.resolve()) if path.is_file() or is_model_folder(path) else model
 
 
 def with_sampling(temperature: str) -> Callable[[_F], _F]:

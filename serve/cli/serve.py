@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serve.cli.batch import BatchOptions, answer_batch, check_options, with_batch
+from serve.cli.batch import BatchOptions, answer_batch, check_options, opened_on, with_batch
 from serve.cli.guard import GuardOptions, guard_options, policy_of
 from serve.cli.oneshot import asked, grammar_of, whole_json
 from serve.cli.options import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import socket
 
     from serve.engine.engine import Engine
+    from serve.engine.served import ServedEngine
     from serve.server.guard import Policy
 
 # The parameters of `slm serve` that llama.cpp's own servers have a counterpart for.
@@ -82,7 +83,7 @@ def generate(
     joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None,
     prompt: str | None, template: Path | None, variables: tuple[tuple[str, str], ...], schema: Path | None,
     system: str, raw: bool, stop: tuple[str, ...], batch: Path | None, output: Path | None, resume: bool, fresh: bool,
-    parallel: int, hot: int, threads: int, context: int, as_json: bool, **sampling: Any,
+    parallel: int, hot: int, address: str | None, threads: int, context: int, as_json: bool, **sampling: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt and end, or a file of requests. Greedy unless a temperature is given.
 
@@ -90,8 +91,8 @@ def generate(
     where it says {{ input }} and {{ prompt }}. An answer held to a schema is printed when it is whole.
 
     With --batch each line of a file is a request as OpenAI's batches have it, with the server's fields and defaults,
-    and the output has a line for each in the same order. Many are computed together; a killed batch goes on with
-    --resume.
+    and the output has a line for each in the same order. Many are computed together, with --on by many machines; a
+    killed batch goes on with --resume.
 
     \b
     Example:
@@ -105,17 +106,24 @@ def generate(
     Exit codes: 0 answered (a batch: every line, with an answer or its error), 1 failed (with --schema also: cut before
     the JSON was whole), 2 wrong usage, 130 interrupted (Ctrl-C), 141 whoever reads the answer has gone.
     """
-    options_of_batch = BatchOptions(resume, fresh, parallel, hot)
+    options_of_batch = BatchOptions(resume, fresh, parallel, hot, address)
     check_options(ctx, batch, output, options_of_batch)
     if batch and output:
 
         @contextmanager
-        def opened() -> Iterator[Engine]:
+        def opened() -> Iterator[tuple[ServedEngine, int]]:
+            from serve.engine.options import EngineOptions
+
+            named = one_of_each(adapters)
             with ExitStack() as stack:
+                if address:
+                    options = EngineOptions(threads, context, parallel, hot)
+                    yield stack.enter_context(opened_on(address, joints, model, named, options))
+                    return
                 yield _open(
-                    stack, joints.gguf_of(model), one_of_each(adapters), context=context, threads=threads,
-                    parallel=parallel, hot=hot, name=name_of_model(model),
-                )  # fmt: skip
+                    stack, joints.gguf_of(model), named, context=context, threads=threads, parallel=parallel, hot=hot,
+                    name=name_of_model(model),
+                ), 1  # fmt: skip
 
         answer_batch(batch, output, options_of_batch, opened, as_json=as_json)
         return

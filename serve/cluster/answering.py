@@ -17,7 +17,7 @@ from serve.cluster.wire import Ask, ChatAsked, CompletionAsked, NeededAdapter, R
 from serve.engine.engine import Engine
 from serve.engine.events import Ticket
 from serve.server.respond import begun
-from slm.errors import EngineError, SlmError
+from slm.errors import EngineError, MismatchError, SlmError
 from slm.joints import Scored
 from slm.terminal.console import note
 
@@ -51,6 +51,16 @@ class Answering:
             async with aclosing(self._computed(ask, ask.deed)) as parts:
                 async for told in parts:
                     yield told
+
+    def keep(self, adapter: NeededAdapter) -> None:
+        """Hold an adapter for good. Raises EngineError, MismatchError where its file is another than is asked for."""
+        try:
+            self.warm.keep(adapter)
+        except _StaleError:
+            raise MismatchError(
+                "an adapter is another file on another machine", found=adapter.source,
+                hint="Give every machine the same files.",
+            ) from None  # fmt: skip
 
     def _told_at_once(self, deed: TokensAsked | TextAsked) -> Telling:
         engine = self._engine

@@ -87,8 +87,10 @@ def is_there() -> bool:
 
 
 def end() -> None:
-    """Take the application away; what it is answering comes to its end."""
+    """Take the application away; what it is answering comes to its end. Nobody listens any more where it was alone."""
     ray_serve.delete(NAME)
+    if not ray_serve.status().applications:
+        ray_serve.shutdown()
 
 
 def _listen(place: ListeningPlace) -> None:

@@ -221,7 +221,10 @@ class RemoteEngine:
             if ended:
                 return
             if stale:
-                await asyncio.to_thread(self._known.look_again, stale)
+                try:
+                    await asyncio.to_thread(self._known.look_again, stale)
+                except SlmError as error:  # for whoever asks it is no fault of theirs
+                    raise EngineError("the adapter's file has changed and cannot be used", found=str(error)) from error
         raise EngineDiedError(
             "the machine that computed this answer is gone", hint="Others are there, or are being started; ask again."
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm.errors import EngineError, SlmError
+from slm.errors import EngineError, ResourceError, SlmError
 from slm.native.ray_cluster import is_client
 
 # Ray Data keeps a few hundred bytes for each block, and starts a task for it.
@@ -22,13 +22,22 @@ class ActorPlan:
     cores: int
 
     @classmethod
-    def of_cluster(cls) -> ActorPlan:
-        """One for each machine with all its cores, by the smallest machine of the Ray that is connected."""
+    def of_cluster(cls, cores: int = 0) -> ActorPlan:
+        """As many as the machines of the Ray that is connected hold. cores: of each; 0: all of the smallest machine.
+
+        Raises ResourceError where no machine has so many.
+        """
         import ray
 
         sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        cores = min([size for size in sizes if size > 0], default=1)
-        return cls(max(1, sum(size // cores for size in sizes)), cores)
+        cores = cores or min([size for size in sizes if size > 0], default=1)
+        actors = sum(size // cores for size in sizes)
+        if not actors:
+            raise ResourceError(
+                f"no machine of the cluster has {cores} cores", found=f"at most {max(sizes, default=0)}",
+                hint="Ask for fewer, or start Ray there with more: ray start --num-cpus N",
+            )  # fmt: skip
+        return cls(actors, cores)
 
 
 def mapped(

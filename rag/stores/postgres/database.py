@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag.document import Document
-from rag.index.change.embedded import BATCH, CHUNK_TOKENS, chunked, embedded
+from rag.index.change.embedded import CHUNK_TOKENS, chunked, embedded_groups, grouped
 from rag.index.change.gone import Seen
 from rag.index.change.planned import Change, ChangePlan, Told, check_identity, planned
-from rag.index.embed import Embedder
+from rag.index.embed import Embedder, Vectors
 from rag.index.generation.part import chunk_of
 from rag.index.lexical.terms import Wording, installed, wording_of_change
 from rag.index.names import command_anew, composed, documents_named
@@ -354,36 +354,31 @@ class _Run:
             self._writer.remove(source, held.ids[source])
 
     def _embed(self, on_chunks: OnChunks) -> None:
-        documents = self._plan.embed
-        chunks = {document.source: chunked([document], self._embedder) for document in documents}
+        chunks = {document.source: chunked([document], self._embedder) for document in self._plan.embed}
+        groups = grouped(self._plan.embed, chunks)
+        whole = [[chunk for document in group for chunk in chunks[document.source]] for group in groups]
         total, done, written = sum(map(len, chunks.values())), 0, 0
-        group: list[Document] = []
-        for number, document in enumerate(documents, start=1):
-            group.append(document)
-            size = sum(len(chunks[one.source]) for one in group)
-            if size < BATCH and number < len(documents):
-                continue
-            self._put(group, chunks)
-            done += size
+        for number, vectors in embedded_groups(whole, self._embedder, lambda n: self._known(groups[n])):
+            self._put(groups[number], chunks, vectors)
+            done += len(whole[number])
             on_chunks(done, total)
-            written += len(group)
+            written += len(groups[number])
             if written >= PIECES:
                 merge_words(self._connection, self._held.index)
                 written = 0
-            group = []
 
-    def _put(self, group: Sequence[Document], chunks: Mapping[str, Sequence[Any]]) -> None:
-        """Embed some documents together, and write each by itself."""
-        replaced = {document.source: self._replaced(document) for document in group}
-        ids = [id_ for by in replaced.values() for id_ in by.values() if id_ is not None]
-        known = self._writer.known_vectors(ids, lambda line: chunk_of(json.loads(line), "")) if ids else {}
-        whole = [chunk for document in group for chunk in chunks[document.source]]
-        vectors = embedded(whole, self._embedder, known, None, silent).vectors
+    def _known(self, group: Sequence[Document]) -> dict[str, Vectors]:
+        """The vectors of the documents whose place these take, by the text that was embedded."""
+        ids = [id_ for document in group for id_ in self._replaced(document).values() if id_ is not None]
+        return self._writer.known_vectors(ids, lambda line: chunk_of(json.loads(line), "")) if ids else {}
+
+    def _put(self, group: Sequence[Document], chunks: Mapping[str, Sequence[Any]], vectors: Vectors) -> None:
+        """Write documents that were embedded together, each by itself."""
         at = 0
         for document in group:
             own = chunks[document.source]
             held = HeldDocument(document.source, self._plan.table[document.source], own, vectors[at : at + len(own)])
-            self._writer.put(held, replaced[document.source], self._terms)
+            self._writer.put(held, self._replaced(document), self._terms)
             at += len(own)
 
     def _replaced(self, document: Document) -> dict[str, int | None]:

@@ -40,13 +40,14 @@ def bench_serving(
     plan: LoadPlan,
     setup: ServeBenchOptions = ServeBenchOptions(),
 ) -> dict[str, Any]:
-    """Measure ours and the peers. Without adapters two random ones of rank 16 are made for the run.
+    """Measure ours and the peers. Without adapters random ones of rank 16 are made for the run, as the plan says.
 
     Returns {model, adapters, plan, rounds, servers: [{name, start_s, peak_rss_mb, scenario: {figures}}],
     ratios: {peer: {figure: times}}, overhead, missing}. Raises EngineError when a server does not start.
     """
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
-        files = {name: path.resolve() for name, path in adapters.items()} or random_adapters(model, Path(scratch))
+        files = {name: path.resolve() for name, path in adapters.items()}
+        files = files or random_adapters(model, Path(scratch), plan.adapters)
         who, missing = contenders(model, list(files), peers, setup.binary)
         for line in missing:
             note(line)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.bench.adapters import write_random_adapter
+from serve.bench.adapters import random_adapters
 from serve.bench.load import Outcome, ask, closed_loop, new_client, quantile, tokens_per_second
 from serve.bench.peers import end_tokens
 from serve.bench.process import Server, free_port, running
@@ -69,17 +70,15 @@ def bench_cluster_runs(model: Path, adapters: Mapping[str, Path], plan: ClusterP
     server does not start.
     """
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
-        files = {name: str(path.resolve()) for name, path in adapters.items()} or _random(model, Path(scratch))
-        fixed = {"logit_bias": {str(id): -100 for id in end_tokens(model)}}
-        load = _Load(model.resolve(), files, plan, fixed)
+        load = ClusterLoad.of(model, adapters, plan, Path(scratch))
         runs = [
             load.run("slm serve", ["serve", "--threads", str(plan.cores)], plan.clients),
-            load.run("ray, 1 replica", _cluster(1, plan.cores), plan.clients),
+            load.run("ray, 1 replica", on_cluster(1, plan.cores), plan.clients),
         ]
         small = max(1, plan.cores // 2)
-        with load.started(_cluster(1, small)) as server:
+        with load.started(on_cluster(1, small)) as server:
             curve = [load.measured(f"ray, 1 replica of {small} core", server, n) for n in _steps(plan.clients)]
-        with load.started(_cluster(2, small)) as server:
+        with load.started(on_cluster(2, small)) as server:
             pair = load.measured(f"ray, 2 replicas of {small} core", server, plan.clients)
             both = load.measured(f"ray, 2 replicas of {small} core", server, 2 * plan.clients)
     rows = tuple(EngineLoad(one.clients, one.answers_per_s, one.first_share) for one in curve)
@@ -104,8 +103,13 @@ def times_of_file(path: Path) -> ServiceTimes:
     """What `slm bench cluster --json` measured. Raises MissingFileError, DamagedFileError."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))["times"]
-        rows = tuple(EngineLoad(**row) for row in told["engine"])
-        times = ServiceTimes(rows, float(told["entrance_s"]), float(told["tokens"]))
+        rows = [
+            EngineLoad(int(row["clients"]), float(row["answers_per_s"]), float(row["first_share"]))
+            for row in told["engine"]
+        ]
+        times = ServiceTimes(
+            tuple(sorted(rows, key=lambda row: row.clients)), float(told["entrance_s"]), float(told["tokens"])
+        )
     except FileNotFoundError as error:
         raise MissingFileError(
             f"there is no file '{path}'", hint="Make one with: slm bench cluster --json > times.json"
@@ -115,7 +119,8 @@ def times_of_file(path: Path) -> ServiceTimes:
             f"'{path}' holds no measured service times", found=str(error)[:80],
             hint="Make one with: slm bench cluster --json > times.json",
         ) from error  # fmt: skip
-    if not rows or any(row.answers_per_s <= 0 for row in rows) or times.entrance_s <= 0:
+    figures = [times.entrance_s, times.tokens, *(value for row in rows for value in (row.clients, row.answers_per_s))]
+    if not rows or not all(math.isfinite(value) and value > 0 for value in figures):
         raise DamagedFileError(f"'{path}' holds service times that are not above 0")
     return times
 
@@ -138,19 +143,13 @@ def _steps(clients: int) -> list[int]:
     return sorted({min(step, clients) for step in (*_STEPS, clients)})
 
 
-def _cluster(replicas: int, cores: int) -> list[str]:
+def on_cluster(replicas: int, cores: int) -> list[str]:
+    """The command, but for its model, of a server on Ray."""
     return ["cluster", "serve", "--replicas", str(replicas), "--cores", str(cores)]
 
 
-def _random(model: Path, folder: Path) -> dict[str, str]:
-    files = {name: folder / f"{name}.gguf" for name in _LANGUAGES}
-    for seed, path in enumerate(files.values()):
-        write_random_adapter(model, path, seed=seed)
-    return {name: str(path) for name, path in files.items()}
-
-
 @dataclass
-class _Load:
+class ClusterLoad:
     """Servers of one model, and the requests that each of them gets."""
 
     model: Path
@@ -159,12 +158,20 @@ class _Load:
     fixed: dict[str, Any]
     number: int = 0
 
+    @classmethod
+    def of(cls, model: Path, adapters: Mapping[str, Path], plan: ClusterPlan, scratch: Path) -> ClusterLoad:
+        """Without adapters two random ones are made in a folder."""
+        files = dict(adapters) or random_adapters(model, scratch)
+        fixed = {"logit_bias": {str(id): -100 for id in end_tokens(model)}}
+        return cls(model.resolve(), {name: str(path.resolve()) for name, path in files.items()}, plan, fixed)
+
     def run(self, name: str, command: Sequence[str], clients: int) -> ClusterRun:
         with self.started(command) as server:
             return self.measured(name, server, clients)
 
     @contextmanager
     def started(self, command: Sequence[str]) -> Iterator[Server]:
+        """A server by a command of ours, until the block ends. Raises EngineError when it does not start."""
         port = free_port()
         options = UpstreamOptions(self.model, (), self.plan.context, 0, self.plan.clients, port=port)
         argv = [sys.executable, "-m", "slm_cli", *command, str(self.model), "--port", str(port)]
@@ -175,6 +182,14 @@ class _Load:
         with running(launch, options) as server:
             yield server
 
+    def body(self, who: int, number: int) -> dict[str, Any]:
+        """A client's question of that number."""
+        names = list(self.adapters)
+        return {
+            "messages": conversation(_LANGUAGES[who % 2], number), "max_tokens": self.plan.tokens, "temperature": 0,
+            "model": names[who % len(names)], **self.fixed,
+        }  # fmt: skip
+
     def measured(self, name: str, server: Server, clients: int) -> ClusterRun:
         """One closed loop, after a warm-up that is not counted."""
         note(f"{name}: {clients} clients for {self.plan.seconds:g} s")
@@ -182,20 +197,13 @@ class _Load:
         return asyncio.run(self._measured(name, server, clients))
 
     async def _measured(self, name: str, server: Server, clients: int) -> ClusterRun:
-        names, plan, first = list(self.adapters), self.plan, self.number * 100_000
+        plan, first = self.plan, self.number * 100_000
         async with new_client(server.url, clients + 4) as client:
 
             async def send(who: int, n: int) -> Outcome:
-                turns = conversation(_LANGUAGES[who % 2], first + n * clients + who)
-                body = {
-                    "messages": turns,
-                    "max_tokens": plan.tokens,
-                    "temperature": 0,
-                    "model": names[who % len(names)],
-                }
-                return await ask(client, {**body, **self.fixed})
+                return await ask(client, self.body(who, first + n * clients + who))
 
-            warm = [send(who, 10_000) for who in range(2 * len(names))]
+            warm = [send(who, 10_000) for who in range(2 * len(self.adapters))]
             if failed := [one.error for one in await asyncio.gather(*warm) if one.error]:
                 raise EngineError(f"'{name}' does not answer", found=failed[0])
             used = _entrance_seconds()
