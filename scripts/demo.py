@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -196,7 +197,11 @@ def main() -> None:
         "exports/demo/base.q4_k_m.gguf",
         " ".join(f"--adapter {x}=exports/demo/{x}.gguf" for x in LANGUAGES),
     )
-    print(f"\nGo on by hand:\n  .venv/bin/slm chat {model} {adapters} --rag exports/demo/handbook-index")
+    print("\nGo on by hand:")
+    if home := os.environ.get("SLM_HOME"):  # make sets it: what was pulled is there, and else nowhere
+        print(f"  export SLM_HOME={shlex.quote(home)}")
+    print(f"  .venv/bin/slm chat {model} {adapters}")
+    print(f"  .venv/bin/slm chat {model} {adapters} --rag exports/demo/handbook-index")
     print(f"  .venv/bin/slm serve {model} {adapters} --rag exports/demo/handbook-index")
     if missing:
         sys.exit("\n".join(["", "the handbook's facts were not said:", *missing]))

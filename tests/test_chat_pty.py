@@ -133,6 +133,17 @@ def test_what_is_typed_while_an_answer_runs_is_not_shown_in_it_and_comes_next(
     assert left(child) == 0 and [question for question, _ in saved(tmp_path)] == ["Talk", "typed ahead"]
 
 
+def test_ctrl_d_while_an_answer_runs_leaves_behind_it(start: Start, server: FakeServer, tmp_path: Path) -> None:
+    server.answers, server.pause_s = [["One ", *["more "] * 20, "at last."]], 0.05
+    child = start("--url", server.url)
+    child.expect("auto>")
+    child.send("Talk\r")
+    child.expect("One more more")
+    child.send(CTRL_D)
+    child.expect(r"at last\.")
+    assert left(child) == 0 and saved(tmp_path)[0][1] == "One " + "more " * 20 + "at last."
+
+
 def test_several_lines_are_one_question(start: Start, server: FakeServer, tmp_path: Path) -> None:
     server.answers = [["A."], ["B."], ["C."]]
     child = start("--url", server.url)

@@ -12,6 +12,7 @@ import click
 import pytest
 
 import slm_cli
+from scripts.demo import LANGUAGES
 from slm.families import supported
 from tests.documented import PAGES, ROOT, SCRIPTS, SOURCES, of_page, words_of
 
@@ -112,6 +113,13 @@ def test_what_a_recipe_names_is_in_the_file_that_it_names(page: Path) -> None:
 def test_a_picture_is_small_and_shown(picture: Path) -> None:
     assert picture.stat().st_size < 150_000
     assert any(link.endswith(f"pictures/{picture.name}") for page in PAGES for link in links(page))
+
+
+def test_the_readmes_first_chat_is_with_what_the_demo_makes() -> None:
+    adapters = " ".join(f"--adapter {lang}=exports/demo/{lang}.gguf" for lang in LANGUAGES)
+    for page in ("README.md", "README.ja.md"):
+        first = next(command for command in commands(ROOT / page) if command.startswith("slm chat"))
+        assert first == f"slm chat gemma-3-270m {adapters}"
 
 
 # --- what is named in passing -----------------------------------------------------------------------------------

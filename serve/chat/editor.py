@@ -179,8 +179,12 @@ def _keys() -> KeyBindings:
 
 
 @contextmanager
-def silent_keys() -> Iterator[None]:
-    """While an answer runs, what is typed is not shown between its words; it stands at the next prompt."""
+def silent_keys(*, kept: bool = False) -> Iterator[None]:
+    """While an answer runs, what is typed is not shown between its words; it stands at the next prompt.
+
+    kept: key by key, for the editor. A terminal that gathers lines takes Ctrl-D for the end of one, and the prompt that
+    comes reads a NUL in its place (Linux, n_tty).
+    """
     try:
         import termios
     except ImportError:
@@ -192,8 +196,9 @@ def silent_keys() -> Iterator[None]:
     except (termios.error, OSError, ValueError):  # no terminal
         yield
         return
-    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-    termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+    keys = before[0] & ~termios.ICRNL if kept else before[0]
+    off = termios.ECHO | termios.ICANON if kept else termios.ECHO
+    termios.tcsetattr(descriptor, termios.TCSANOW, [keys, *before[1:3], before[3] & ~off, *before[4:]])
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ import sys
 
 from serve.chat.acts import Leaving, act, arguments_of
 from serve.chat.commands import near_command, typed
-from serve.chat.editor import Editor, LineReader, PipedLines, PlainLines
+from serve.chat.editor import Editor, LineReader, PipedLines, PlainLines, silent_keys
 from serve.chat.talk import Chat
 from slm.errors import SlmError
 from slm.terminal.console import complain, note
@@ -42,7 +42,8 @@ def talk_to(chat: Chat, *, plain: bool = False) -> None:
     else:
         editor = Editor(lambda: _asked(chat), lambda: toolbar(chat), lambda *typed: arguments_of(chat, *typed))
         chat.opening.begin(lambda error: editor.leave(error) if error else editor.refresh())
-        _loop(chat, editor)
+        with silent_keys(kept=True):  # between two prompts as well
+            _loop(chat, editor)
 
 
 def _loop(chat: Chat, reader: LineReader) -> None:
