@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from slm.native.threads import settle_openmp
@@ -21,6 +22,9 @@ os.environ.setdefault("SLM_HOME", str(ROOT / ".slm"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settle_openmp()
 no_network.block()
+# How long an example takes says something of the machine and its other work, nothing of what is proven.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
