@@ -27,14 +27,19 @@ PAGES = {
 
 def read_folder(site: FakeConfluence, folder: Path, known: dict[Path, tuple[str, float]]) -> None:
     """Make the site's pages what the folder's files are; `known` has the page and the time of each file."""
-    files = {file: file.stat().st_mtime for file in sorted(folder.glob("*.xhtml"))}
-    for file, changed in files.items():
+    there = set()
+    for file in sorted(folder.glob("*.xhtml")):
+        try:
+            changed, text = file.stat().st_mtime, file.read_text(encoding="utf-8")
+        except FileNotFoundError:  # it was deleted, or is being replaced, since the folder was listed
+            continue
+        there.add(file)
         if file not in known:
-            known[file] = (site.add(file.stem, file.read_text(encoding="utf-8")).id, changed)
+            known[file] = (site.add(file.stem, text).id, changed)
         elif known[file][1] != changed:
-            site.edit(known[file][0], file.read_text(encoding="utf-8"))
+            site.edit(known[file][0], text)
             known[file] = (known[file][0], changed)
-    for file in known.keys() - files.keys():
+    for file in known.keys() - there:
         site.delete(known.pop(file)[0])
 
 

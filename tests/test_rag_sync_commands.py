@@ -6,9 +6,12 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -17,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from rag.answer.retriever import open_retriever
 from rag.cli.rag import rag
-from rag.cli.sync import Interval
+from rag.cli.sync import Interval, _wait
 from rag.index.names import index_path
 from rag.index.store import open_generation
 from rag.sources.confluence.rest.client import Client
@@ -170,6 +173,56 @@ def test_a_time_is_read_with_its_unit(text: str, seconds: float) -> None:
     assert Interval().convert(text, None, None) == seconds
     with pytest.raises(click.BadParameter):
         Interval().convert("0m", None, None)
+
+
+def test_a_service_syncs_again_after_each_wait_and_goes_on_after_a_round_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.md").write_text("# a\n\nText of a.\n")
+    CliRunner().invoke(rag, ["add", "i", str(folder)], obj=PathJoints())
+    waits: list[float] = []
+    pointer = index_path("i") / "CURRENT"
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            (folder / "b.md").write_text("# b\n\nText of b.\n")
+        elif len(waits) == 2:
+            shutil.move(pointer, tmp_path / "away")
+        elif len(waits) == 3:
+            shutil.move(tmp_path / "away", pointer)
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("rag.cli.sync.time", SimpleNamespace(sleep=sleep))
+    ended = run("--every", "2m", code=1)
+    assert waits == [120.0] * 4
+    counts = [line.partition(": ")[2] for line in ended.stdout.splitlines() if " added" in line]
+    assert [line[:7] for line in counts] == ["0 added", "1 added", "0 added"], ended.stdout
+    assert "this time it failed" in ended.stderr
+
+
+def test_a_watched_folder_ends_the_wait_when_a_file_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.md").write_text("# a\n\nText of a.\n")
+    CliRunner().invoke(rag, ["add", "i", str(folder)], obj=PathJoints())
+    edits = threading.Thread(target=_edit_for_long, args=(folder / "a.md", ended := threading.Event()))
+    edits.start()
+    begun = time.monotonic()
+    _wait(FileStore(index_path("i")), 600, watch=True)
+    ended.set()
+    edits.join()
+    assert time.monotonic() - begun < 300
+
+
+def _edit_for_long(file: Path, ended: threading.Event) -> None:
+    number = 0
+    while not ended.wait(0.2):
+        number += 1
+        file.write_text(f"# a\n\nText of a, {number} times edited.\n")
 
 
 STEPS = ("replace", "fsync", "rename", "mkdir", "unlink", "rmdir", "chmod")
