@@ -22,15 +22,10 @@ _PATIENT = {
 
 @contextmanager
 def two_nodes(folder: Path, *, client_port: int) -> Iterator[dict[str, str]]:
-    """The environment by which a process finds it (RAY_ADDRESS), and Ray's own commands its dashboard, by which
-    `serve deploy` goes. folder: for Ray's files; its path has to be short."""
-    (dashboard,) = free_ports(1)
-    environment = {
-        **os.environ, **_PATIENT, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder),
-        "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}",
-    }  # fmt: skip
+    """The environment by which a process finds it (RAY_ADDRESS). folder: for Ray's files; its path has to be short."""
+    environment = {**os.environ, **_PATIENT, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.ray_nodes", str(client_port), str(dashboard)], cwd=ROOT, env=environment,
+        [sys.executable, "-m", "tests.ray_nodes", str(client_port)], cwd=ROOT, env=environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin and process.stdout
@@ -60,10 +55,7 @@ def main() -> None:
         """One core. Its ports are chosen here: otherwise Ray waits only half a minute for the processes that do."""
         return {"num_cpus": 1, "object_store_memory": 100 << 20, **{name: next(free) for name in _PORTS}}
 
-    head = {
-        **node(), "include_dashboard": True, "dashboard_port": int(sys.argv[2]),
-        "ray_client_server_port": int(sys.argv[1]),
-    }  # fmt: skip
+    head = {**node(), "include_dashboard": False, "ray_client_server_port": int(sys.argv[1])}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**node())
     print("address", cluster.address, flush=True)

@@ -28,12 +28,23 @@ from tests.ray_nodes import ROOT, two_nodes
 from tests.tiny_gguf import write_adapter, write_model
 
 KEY = "sesame"
-# Actors end some time after `serve shutdown`.
-_WAIT_FOR_CORES = """
+# By Python, as `serve shutdown` speaks to a dashboard, which is not there; actors end some time after it.
+_GIVE_CORES_BACK = """
 import time, ray
+from ray import serve
 ray.init()
+serve.shutdown()
 while ray.available_resources().get("CPU", 0) < 2:
     time.sleep(0.5)
+"""
+# What the dashboard does with the file that `serve deploy` sends it.
+_DEPLOY = """
+import sys, yaml, ray
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+ray.init()
+with open(sys.argv[1]) as file:
+    _get_global_client().deploy_apps(ServeDeploySchema(**yaml.safe_load(file)))
 """
 # How many of the replicas computed anything while an adapter was asked for six times, one request after the other.
 _COUNT_WORKING = """
@@ -170,8 +181,7 @@ def on_ray() -> Iterator[OnRay]:
 @pytest.fixture(scope="module")
 def idle(on_ray: OnRay) -> OnRay:
     """The cluster, once the server has given its cores back."""
-    on_ray.python("-m", "ray.serve.scripts", "shutdown", "-y")
-    on_ray.python("-c", _WAIT_FOR_CORES)
+    on_ray.python("-c", _GIVE_CORES_BACK)
     return on_ray
 
 
@@ -322,14 +332,14 @@ def test_what_cannot_be_is_said_at_once(on_ray: OnRay) -> None:
 
 
 def test_the_model_is_changed_without_a_refused_request(on_ray: OnRay) -> None:
-    """By the command, and by the file of `serve deploy`. The adapters fit both models."""
+    """By the command, and by the file for `serve deploy`. The adapters fit both models."""
     with Load(on_ray) as load:
         until(lambda: len(load.outcomes) >= 4)
         on_ray.serve("other.gguf", "--replicas", "2")
         until(lambda: "other" in on_ray.names())
         file = str(on_ray.folder / "serve.yaml")
         on_ray.slm("cluster", "config", *on_ray.words("tiny.gguf"), "--replicas", "2", "-o", file)
-        on_ray.python("-m", "ray.serve.scripts", "deploy", file)
+        on_ray.python("-c", _DEPLOY, file)
         until(lambda: "tiny" in on_ray.names(), 120)
         seen = len(load.outcomes)
         until(lambda: len(load.outcomes) >= seen + 8)
@@ -418,7 +428,7 @@ def test_kills_under_load_are_counted_by_a_command(idle: OnRay) -> None:
 
 def test_more_engines_are_started_while_requests_wait(idle: OnRay) -> None:
     """Asked for from a machine that is none of the cluster."""
-    idle.python("-c", _WAIT_FOR_CORES)
+    idle.python("-c", _GIVE_CORES_BACK)
     idle.serve("tiny.gguf", "--replicas", "1:2", "--parallel", "1", "--on", idle.client_address)
     assert len(replicas()) <= 1
     with Load(idle) as load:

@@ -18,8 +18,8 @@ from rag.cli.bench import shown_of_spread
 from serve.bench.simulated import machines
 from serve.bench.simulated.kills import outcome_of
 from serve.bench.simulated.machines import ClusterPlan, bench_cluster_runs, times_of_file
-from serve.cli.fleet import _show_kills
-from slm.errors import DamagedFileError, InputError, MissingExtraError
+from serve.cli.fleet import _show_kills, _show_runs
+from slm.errors import DamagedFileError, EngineError, InputError, MissingExtraError
 from slm_cli import cli
 from tests.tiny_gguf import write_model
 from tests.tiny_rag import own_home
@@ -155,7 +155,7 @@ def test_measured_times_are_read_by_rising_clients_and_written_as_they_are_read(
 
 
 def test_the_runs_are_measured_and_stand_beside_their_simulation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Servers of one machine stand in for those on Ray (`tests/test_cluster.py` has Ray itself)."""
     asked: list[tuple[int, int]] = []
@@ -167,17 +167,30 @@ def test_the_runs_are_measured_and_stand_beside_their_simulation(
     monkeypatch.setattr(machines, "on_cluster", alone)
     monkeypatch.setattr(machines, "_entrance_seconds", iter([n / 10 for n in range(99)]).__next__)
     model = write_model(tmp_path / "m.gguf", fingerprint="f00d" * 16)
-    result = bench_cluster_runs(model, {}, ClusterPlan(clients=2, tokens=4, seconds=0.3, cores=2, context=512))
+    result = bench_cluster_runs(model, {}, ClusterPlan(clients=2, tokens=2, seconds=1.5, cores=2, context=512))
     assert asked == [(1, 2), (1, 1), (2, 1)]
     names = ["slm serve", "ray, 1 replica", *["ray, 1 replica of 1 core"] * 2, *["ray, 2 replicas of 1 core"] * 2]
     assert [one["name"] for one in result["runs"]] == names
     assert [one["clients"] for one in result["runs"]] == [2, 2, 1, 2, 2, 4]
     assert all(one["failed"] == 0 and one["tokens_per_s"] > 0 for one in result["runs"])
+    single, one, pair = result["runs"][0], result["runs"][1], result["runs"][4]
+    assert result["costs"]["throughput"] == pytest.approx(one["tokens_per_s"] / single["tokens_per_s"], abs=1e-3)
+    assert result["costs"]["halves"] == pytest.approx(pair["tokens_per_s"] / one["tokens_per_s"], abs=1e-3)
+    assert result["costs"]["ttft_more_ms"] == pytest.approx(1000 * (one["ttft_p50_s"] - single["ttft_p50_s"]), abs=0.1)
+    _show_runs(result)
+    assert "of slm serve's throughput (goal 0.85)" in capsys.readouterr().out
     assert [check["machines"] for check in result["checks"]] == [1, 2]
     assert all(check["simulated_tokens_per_s"] > 0 for check in result["checks"])
     file = tmp_path / "times.json"
     file.write_text(json.dumps(result))
     assert [row.clients for row in times_of_file(file).engine] == [1, 2]
+
+
+def test_a_run_too_short_for_an_answer_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "tokens_per_second", lambda outcomes, begin, end: 0.0)
+    model = write_model(tmp_path / "m.gguf", fingerprint="f00d" * 16)
+    with pytest.raises(EngineError, match=r"answered nothing within 0\.1 s.*Give more --seconds"):
+        bench_cluster_runs(model, {}, ClusterPlan(clients=1, tokens=2, seconds=0.1, cores=1, context=512))
 
 
 @pytest.mark.parametrize(

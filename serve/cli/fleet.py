@@ -102,6 +102,14 @@ def _show_runs(result: dict[str, Any]) -> None:
         for run in result["runs"]
     ]  # fmt: skip
     _table(rows, "server", "clients", "tokens/s", "TTFT p50 ms", "p95 ms", "entrance ms/answer", "failed")
+    from serve.bench.simulated.machines import GOALS
+
+    costs = result["costs"]
+    click.echo(
+        f"one replica on Ray: {costs['throughput']:.2f} of slm serve's throughput (goal {GOALS['throughput']}), "
+        f"time to first token {costs['ttft_more_ms']:+.0f} ms (goal {GOALS['ttft_more_ms']:.0f} at most)"
+    )
+    click.echo(f"two replicas of half the cores: {costs['halves']:.2f} of one (goal {GOALS['halves']:.0f})")
     checks = [
         [str(c["machines"]), str(c["clients"]), f"{c['measured_tokens_per_s']:.0f}",
          f"{c['simulated_tokens_per_s']:.0f}", f"{c['measured_answer_p95_s']:.2f}",

@@ -29,6 +29,7 @@ from slm.native.process import child_environment
 from slm.terminal.console import note
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+GOALS = {"throughput": 0.85, "ttft_more_ms": 30.0, "halves": 1.0}
 _STEPS = (1, 2, 4, 8)
 _ENTRANCE = ("ray::ServeReplica:slm:entrance", "ray::ProxyActor")
 _LANGUAGES = ("en", "ja")
@@ -66,8 +67,8 @@ class ClusterRun:
 def bench_cluster_runs(model: Path, adapters: Mapping[str, Path], plan: ClusterPlan) -> dict[str, Any]:
     """Measure one machine and Ray on it. Without adapters two random ones are made.
 
-    Returns {model, plan, runs: [ClusterRun], times: {engine, entrance_s, tokens}, checks}. Raises EngineError when a
-    server does not start.
+    Returns {model, plan, runs: [ClusterRun], costs, times: {engine, entrance_s, tokens}, checks}. Raises EngineError
+    when a server does not start.
     """
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
         load = ClusterLoad.of(model, adapters, plan, Path(scratch))
@@ -86,8 +87,19 @@ def bench_cluster_runs(model: Path, adapters: Mapping[str, Path], plan: ClusterP
     checks = [_check(curve[-1], times, 1, plan.cores), _check(both, times, 2, plan.cores)]
     return {
         "model": model.name, "plan": asdict(plan), "runs": [asdict(one) for one in (*runs, *curve, pair, both)],
-        "times": asdict(times), "checks": checks,
+        "costs": costs_of(runs[0], runs[1], pair), "times": asdict(times), "checks": checks,
     }  # fmt: skip
+
+
+def costs_of(alone: ClusterRun, one: ClusterRun, pair: ClusterRun) -> dict[str, float]:
+    """What Ray costs for as many clients on as many cores: {throughput: of one replica beside `slm serve`,
+    ttft_more_ms: of the median time to first token, halves: throughput of two replicas of half the cores beside one}.
+    """
+    return {
+        "throughput": round(one.tokens_per_s / alone.tokens_per_s, 3),
+        "ttft_more_ms": round(1000 * (one.ttft_p50_s - alone.ttft_p50_s), 1),
+        "halves": round(pair.tokens_per_s / one.tokens_per_s, 3),
+    }
 
 
 def simulated(times: ServiceTimes, clients: int, entrances: Sequence[int]) -> dict[str, Any]:
@@ -215,6 +227,8 @@ class ClusterLoad:
         ttft = [one.ttft or 0.0 for one in whole]
         spans = [one.ended - one.started for one in whole]
         speed = tokens_per_second(outcomes, begin, end)
+        if round(speed / plan.tokens, 4) <= 0:  # nothing can be divided by it
+            raise EngineError(f"'{name}' answered nothing within {plan.seconds:g} s", hint="Give more --seconds.")
         failed_words = next((one.error for one in outcomes if one.error), "")
         return ClusterRun(
             name, clients, len(outcomes), len(outcomes) - len(whole), round(speed, 1), round(speed / plan.tokens, 4),
