@@ -54,7 +54,7 @@ def generation_routes(
     @router.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest) -> Response:
         form = await asyncio.to_thread(form_of, body)
-        sampling = body.sampling(grammar=form.grammar, logprobs=body.logprobs)
+        sampling = body.sampling(grammar=form.grammar, grammar_field=form.field, logprobs=body.logprobs)
         prompts = body.prompts
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         lora = _lora(engine, body.lora)
@@ -96,7 +96,7 @@ async def planned(
 ) -> PlannedAnswer:
     """Everything about a conversation that can be found wrong before the engine is asked. Raises SlmError."""
     form = await asyncio.to_thread(form_of, body)
-    sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
+    sampling = body.sampling(grammar=form.grammar, grammar_field=form.field, logprobs=body.scores)
     messages = body.conversation()
     template = TemplateOptions(
         form.tools, body.add_generation_prompt is not False, body.continues, body.template_variables,

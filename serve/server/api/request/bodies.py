@@ -118,7 +118,7 @@ class GenerationRequest(Shaped):
         """The strings that end the answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def sampling(self, *, grammar: str = "", logprobs: int | None = None) -> SamplingOptions:
+    def sampling(self, *, grammar: str = "", grammar_field: str = "", logprobs: int | None = None) -> SamplingOptions:
         """The engine's options. Without a seed, or with -1, every request draws another one.
 
         Raises InputError where an answer of a form is not to end where the form does.
@@ -145,6 +145,7 @@ class GenerationRequest(Shaped):
             logit_bias=tuple(self.logit_bias.items()),
             logprobs=logprobs,
             grammar=grammar,
+            grammar_field=grammar_field,
         )
 
 
