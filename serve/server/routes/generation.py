@@ -99,9 +99,8 @@ async def planned(
     sampling = body.sampling(grammar=form.grammar, grammar_field=form.field, logprobs=body.scores)
     messages = body.conversation()
     template = TemplateOptions(
-        form.tools, body.add_generation_prompt is not False, body.continues, body.template_variables,
-        body.variable_fields,
-    )  # fmt: skip
+        form.tools, body.add_generation_prompt is not False, body.continues, body.template_variables
+    )
     lora = _lora(engine, body.lora)
     way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
     grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag is not False else None
