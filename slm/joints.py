@@ -304,6 +304,11 @@ class Joints(Protocol):
         """A checkpoint folder for a folder, a catalog name or a GGUF (restored when needed)."""
         raise _no_roof()
 
+    def adapter_of(self, adapter: Path, base: Path) -> Path:
+        """The PEFT folder of an adapter for the base's checkpoint folder (restored where it is given as a GGUF file, or
+        as a folder that holds only such)."""
+        raise _no_roof()
+
     def gguf_of(self, model: str) -> Path:
         """A GGUF file for a file, a catalog name or a checkpoint folder (converted when needed)."""
         raise _no_roof()
