@@ -157,8 +157,8 @@ class Roof:
 
     def causal_reader(self, folder: Path) -> tuple[Path, Path]:
         """The GGUF files of the base that a reader's adapter folder names, and of the adapter."""
-        from rag.answer.reader.card import ADAPTER_GGUF
         from slm.artifacts import read_manifest
+        from slm.weights.checkpoint_files import ADAPTER_GGUF
 
         base = str(read_manifest(folder)["base"]["path"])
         ready = folder / ADAPTER_GGUF
@@ -182,6 +182,26 @@ class Roof:
             restore_checkpoint(path, folder)
         return folder
 
+    def adapter_of(self, adapter: Path, base: Path) -> Path:
+        """The PEFT folder of an adapter; what is given as GGUF is restored once for all that shapes it, and kept."""
+        from slm.weights.checkpoint_files import converted_adapter
+
+        file = converted_adapter(adapter)
+        if file is None:
+            return adapter
+        from convert.lora.restore import restore_adapter
+        from convert.output.version import converter_version
+        from slm.artifacts import sha256_file
+        from slm.models import caches
+
+        name = adapter.resolve().name.removesuffix(".gguf")
+        source = caches.key_of(sha256_file(file), str(base.resolve()), _content_of(base))
+        folder = caches.checkpoint_folder(f"{name}-adapter", source)
+        if not caches.is_made_by(folder, converter_version()):
+            note(f"restoring {adapter} to a PEFT folder once; it is kept in {folder}")
+            restore_adapter(file, folder, base)
+        return folder
+
     def gguf_of(self, model: str) -> Path:
         """A GGUF file for a file, a catalog name or a checkpoint folder; a checkpoint is converted once and kept."""
         from slm.models.model_argument import model_argument
@@ -202,7 +222,8 @@ class Roof:
         return file
 
     def adapter_gguf_of(self, folder: Path, model: str) -> Path:
-        """The adapter GGUF of a PEFT folder for that model; converted once for all that shapes it, and kept.
+        """The adapter GGUF of a PEFT folder for that model; converted once for all that shapes it, and kept. A folder
+        that comes converted has it.
 
         Where the base that the folder names cannot be read, or holds other weights by now, the model is taken for it.
         """
@@ -210,10 +231,12 @@ class Roof:
         from convert.output.version import converter_version
         from slm.models import caches
         from slm.weights.adapter_origin import named_base, taken_as_base
-        from slm.weights.checkpoint_files import ADAPTER_WEIGHTS, shaping_files
+        from slm.weights.checkpoint_files import ADAPTER_WEIGHTS, converted_adapter, shaping_files
         from slm.weights.gguf_reader import read_gguf
         from slm.weights.identity import gguf_fingerprint
 
+        if ready := converted_adapter(folder):
+            return ready
         served, converter = gguf_fingerprint(read_gguf(self.gguf_of(model))), converter_version()
         files = [*(path for path in (folder / ADAPTER_WEIGHTS,) if path.exists()), *shaping_files(folder)]
         named = named_base(folder)

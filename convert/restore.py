@@ -51,7 +51,10 @@ def restore_checkpoint(
         raise InputError(f"unknown dtype '{dtype}'", hint=f"Known: {', '.join(DTYPES)}.")
     source, out = read_gguf(gguf), Path(out)
     if source.is_adapter:
-        raise InputError(f"'{source.path}' is an adapter, not a model", hint="Restore the base model instead.")
+        raise InputError(
+            f"'{source.path}' is an adapter, not a model",
+            hint=f"Name its base: slm restore {source.path} --base BASE -o FOLDER",
+        )
     family = family_of_gguf(source.architecture)
     vet_model(source)
     with reading(f"the vocabulary of '{source.path}'"):

@@ -13,6 +13,7 @@ import click
 
 from slm.terminal.arguments import TEXT, ListsCommand
 from slm.terminal.console import run
+from slm_cli import Roof
 from train.cli.train import generation_options
 
 # Every flag may be written with underscores or hyphens.
@@ -21,7 +22,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lamb
 
 @click.command(cls=ListsCommand, context_settings=_SETTINGS)
 @click.option("--base", "--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter folder.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter folder or GGUF file.")
 @click.option("--prompt", "-p", required=True, type=TEXT, help="The text to continue, or the question.")
 @click.option("--chat/--no-chat", default=None, help="Ask as a user's turn [default: if there is a chat template].")
 @generation_options
@@ -35,7 +36,8 @@ def main(base: Path, adapter: Path | None, prompt: str, chat: bool | None, **val
     from train.adapter.sample import GenerateOptions, open_generator
 
     options = GenerateOptions(**values)
-    for piece in open_generator(base, adapter).stream(prompt, options, chat=chat):
+    folder = adapter and Roof().adapter_of(adapter, base)
+    for piece in open_generator(base, folder).stream(prompt, options, chat=chat):
         click.echo(piece, nl=False)
     click.echo()
 

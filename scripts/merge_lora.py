@@ -9,6 +9,7 @@ import click
 
 from slm.terminal.arguments import FLOAT, ListsCommand
 from slm.terminal.console import run
+from slm_cli import Roof
 from train.cli.train import show_merge
 
 # Every flag may be written with underscores or hyphens.
@@ -18,7 +19,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lamb
 @click.command(cls=ListsCommand, context_settings=_SETTINGS)
 @click.option("--base", "--model_path", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
 @click.option("--adapter", "--adapter_path", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
-              help="Adapter folder; several are added up.")  # fmt: skip
+              help="Adapter folder or GGUF file; several are added up.")  # fmt: skip
 @click.option("--weight", "weights", multiple=True, type=FLOAT, help="Of each --adapter, in order.  [default: 1 each]")
 @click.option("--output_dir", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
@@ -31,7 +32,7 @@ def main(base: Path, adapters: tuple[Path, ...], weights: tuple[float, ...], out
     """
     from train.adapter.merge import merge
 
-    made = merge(base, adapters, output_dir, weights)
+    made = merge(base, [Roof().adapter_of(adapter, base) for adapter in adapters], output_dir, weights)
     show_merge(made.output, made.size_bytes, made.parameters, made.fingerprint, as_json=as_json)
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from convert.output.writer import OutTensor, write_gguf  # noqa: E402
 from rag.answer.candidates import Depth, candidates  # noqa: E402
-from rag.answer.reader.card import ADAPTER_GGUF, CARD, CONTRAST, RELEASED, SECOND, read_card, write_card  # noqa: E402
+from rag.answer.reader.card import CARD, CONTRAST, RELEASED, SECOND, read_card, write_card  # noqa: E402
 from rag.answer.reader.contrast import CausalTokenizer  # noqa: E402
 from rag.answer.reader.examples import example_of, require_places, right_lines  # noqa: E402
 from rag.answer.reader.form import TextTokenizer, texts_of  # noqa: E402
@@ -41,6 +41,7 @@ from rag.sources.files import read_files  # noqa: E402
 from slm.joints import Passage  # noqa: E402
 from slm.native.llama import open_model  # noqa: E402
 from slm.terminal.console import note, progress  # noqa: E402
+from slm.weights.checkpoint_files import ADAPTER_GGUF  # noqa: E402
 from slm.weights.gguf_reader import GgufFile, read_gguf  # noqa: E402
 from slm_cli import Roof  # noqa: E402
 

@@ -13,7 +13,8 @@ import click
 
 from slm.terminal.arguments import ListsCommand
 from slm.terminal.console import run
-from train.cli.options import training_options
+from slm_cli import Roof
+from train.cli.options import training_options, with_adapter
 from train.cli.train import report, run_training
 
 # Every flag may be written with underscores or hyphens.
@@ -34,6 +35,7 @@ def main(model_path: Path, train_file: tuple[Path, ...], output_dir: Path, as_js
       python scripts/train_sft_lora.py --model_path DIR --train_file data/instruct.jsonl \\
         --output_dir adapters/en_sft --lang en
     """
+    values = with_adapter(Roof(), model_path, values)
     result = run_training(sft=True, base=model_path, data=train_file, output=output_dir, values=values)
     report(result, as_json=as_json)
 

@@ -85,7 +85,8 @@ class SamplingOptions:
     """How the next token is chosen. Temperature 0 is greedy.
 
     logit_bias: (token id, added to its logit). logprobs: report every token's log-probability with so many
-    alternatives (None: do not). grammar: what the answer must match, as llguidance's JSON text ("": free).
+    alternatives (None: do not). grammar: what the answer must match, as llguidance's JSON text ("": free);
+    grammar_field: where that was asked for, with which an error of the grammar begins.
     repeat_last_n: how many tokens back repeat_penalty looks (-1: all). stop_tokens: ids that end the answer besides
     the model's own; ignore_eos: those do not end it; min_tokens: before so many nothing of both ends it.
     """
@@ -103,6 +104,7 @@ class SamplingOptions:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     grammar: str = ""
+    grammar_field: str = ""
     repeat_last_n: int = 64
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -300,6 +302,11 @@ class Joints(Protocol):
 
     def checkpoint_of(self, model: str) -> Path:
         """A checkpoint folder for a folder, a catalog name or a GGUF (restored when needed)."""
+        raise _no_roof()
+
+    def adapter_of(self, adapter: Path, base: Path) -> Path:
+        """The PEFT folder of an adapter for the base's checkpoint folder (restored where it is given as a GGUF file, or
+        as a folder that holds only such)."""
         raise _no_roof()
 
     def gguf_of(self, model: str) -> Path:

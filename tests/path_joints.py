@@ -13,6 +13,9 @@ class PathJoints(Joints):
     def checkpoint_of(self, model: str) -> Path:
         return Path(model)
 
+    def adapter_of(self, adapter: Path, base: Path) -> Path:
+        return adapter
+
     def gguf_of(self, model: str) -> Path:
         return Path(model)
 

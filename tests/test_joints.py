@@ -18,6 +18,7 @@ DOORS: dict[str, tuple[Any, ...]] = {
     "open_retriever": ("handbook",),
     "reader_of": ("auto",),
     "checkpoint_of": ("model",),
+    "adapter_of": (Path("adapter"), Path("base")),
     "gguf_of": ("model",),
     "adapter_gguf_of": (Path("adapter"), "model"),
     "converter": (),

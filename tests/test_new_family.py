@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import transformers
 from peft import PeftModel
+from safetensors.numpy import load_file
 
 from convert.lora.adapter import convert_adapter
+from convert.lora.restore import restore_adapter
 from convert.model import convert_checkpoint
 from convert.restore import restore_checkpoint
 from slm.errors import DamagedFileError, UnsupportedError
@@ -140,6 +142,9 @@ def test_one_file_is_a_family_that_converts_is_restored_and_trains(seed_oss: Pat
     result = train_sft(options)
     assert result.held_out_loss_after < result.held_out_loss_before
     convert_adapter(tmp_path / "adapter", tmp_path / "adapter.gguf", base=seed_oss)
+    restore_adapter(tmp_path / "adapter.gguf", tmp_path / "back", seed_oss)
+    factors, back = (load_file(tmp_path / one / "adapter_model.safetensors") for one in ("adapter", "back"))
+    assert factors.keys() == back.keys() and all((back[name] == factor).all() for name, factor in factors.items())
     adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
     found = tiny_families.runtime_logits(tmp_path / "base.gguf", ids, tmp_path / "adapter.gguf")
     tiny_families.assert_equal_logits(found, tiny_families.reference_logits(adapted, ids))

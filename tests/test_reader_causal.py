@@ -23,6 +23,7 @@ from rag.answer.reader.twice import ReadTwice
 from slm.artifacts import new_folder
 from slm.errors import DamagedFileError, InputError, MismatchError, UnsupportedError
 from slm.native.llama import open_model
+from slm.weights.checkpoint_files import ADAPTER_GGUF
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import identity_of
 from slm_cli import Roof
@@ -127,7 +128,7 @@ def test_a_causal_reader_needs_its_files_from_elsewhere(made: Made) -> None:
 
 def test_the_released_second_reader_is_whole() -> None:
     """Its weights lie beside its card, small enough, for the base that its manifest names."""
-    adapter = read_gguf(card.SECOND / card.ADAPTER_GGUF)
+    adapter = read_gguf(card.SECOND / ADAPTER_GGUF)
     assert adapter.path.stat().st_size < 8e6 and len(adapter.tensors) == 252
     told = read_card(card.SECOND)
     assert adapter.metadata["slm.base_fingerprint"] in told.base and told.kind == CONTRAST and told.before is not None

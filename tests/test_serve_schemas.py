@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from serve.child.choice.grammar import followed_schema, json_grammar
 from serve.child.choice.schema import arguments_of
+from serve.server.api.request.bodies import ChatRequest
+from serve.server.api.request.forms import form_of
 from slm.errors import InputError, UnsupportedError
 from tests.served import HELLO, Served, error_of, served
 
@@ -137,7 +139,7 @@ def test_a_count_with_a_point_is_an_integer_as_json_schema_has_it(kind: str, cou
 
 
 def test_more_optional_properties_than_can_be_followed_are_named_before_an_answer_begins(served: Served) -> None:
-    many = {f"p{n}": {"type": "integer"} for n in range(1500)}
+    many = {f"p{n}": {"type": "integer"} for n in range(2000)}
     inner = {"type": "object", "properties": many, "additionalProperties": False}
     schema = {"type": "object", "properties": {"a": inner}, "required": ["a"]}
     reply = formatted(served, schema, strict=True)
@@ -147,6 +149,51 @@ def test_more_optional_properties_than_can_be_followed_are_named_before_an_answe
     assert followed_schema(schema).left_out == ("'properties' at '/properties/a'",)
     assert "additionalProperties" not in followed_schema(schema).schema["properties"]["a"]
     assert not followed_schema({**inner, "required": list(many)}).left_out
+
+
+def alternatives(count: int, width: int, **more: Any) -> dict[str, Any]:
+    """Objects of optional properties, each with names of its own."""
+    return {
+        "anyOf": [
+            {"type": "object", "properties": {f"a{n}_{m}": {"type": "integer"} for m in range(width)}, **more}
+            for n in range(count)
+        ]
+    }
+
+
+@pytest.mark.parametrize(("count", "width"), [(8, 30), (16, 60), (8, 230)])
+def test_an_answer_is_one_of_several_wide_objects(served: Served, count: int, width: int) -> None:
+    schema = alternatives(count, width, minProperties=0, additionalProperties=False)
+    for strict in (True, False):
+        reply = formatted(served, schema, strict=strict)
+        assert reply.status_code == 200, reply.text
+        choice = reply.json()["choices"][0]
+        if choice["finish_reason"] != "length":
+            jsonschema_rs.validate(schema, json.loads(choice["message"]["content"]))
+
+
+def test_objects_too_wide_together_are_refused_by_the_field_that_asked_with_what_to_do(served: Served) -> None:
+    wide = alternatives(8, 400)
+    asked_for = {"type": "json_schema", "json_schema": {"name": "x", "schema": wide, "strict": True}}
+    of_text = {"type": "json_schema", "name": "x", "schema": wide, "strict": True}
+    body = {"model": "en", "messages": HELLO, "max_tokens": 100, "seed": 1}
+    replies = {
+        "response_format": served.post("/v1/chat/completions", {**body, "response_format": asked_for}),
+        "guided_json": served.post("/v1/completions", {"prompt": "a", "model": "en", "guided_json": wide}),
+        "text.format": served.post("/v1/responses", {"model": "en", "input": "Hello", "text": {"format": of_text}}),
+    }
+    for field, reply in replies.items():
+        assert reply.status_code == 400, reply.text
+        error = error_of(reply)
+        assert error["param"] == field
+        assert error["message"].startswith(f"{field}: the form that the answer must have is too wide to be followed")
+        assert "at most 8,000" in error["message"] and "fewer optional properties" in error["message"]
+    called = {"messages": HELLO, "tools": [tool("f", {"type": "object", **wide})]}
+    for tool_choice, field in (("auto", "response_format"), ("required", "tools"), ("none", "response_format")):
+        formats = {} if tool_choice == "required" else {"response_format": asked_for}
+        request = ChatRequest.model_validate({**called, "tool_choice": tool_choice, **formats})
+        form = form_of(request)
+        assert request.sampling(grammar=form.grammar, grammar_field=form.field).grammar_field == field
 
 
 # --- what is left out -------------------------------------------------------------------------------------------

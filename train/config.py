@@ -63,7 +63,7 @@ class TrainOptions:
     each layer (train.batch.fused). eval_every: steps between measurements of the held-out loss (0: at the end
     only). patience: measurements without a better one before the run ends (0: never). save_every_s: seconds between
     checkpoints (0: none). resume: go on where a run was broken off. fresh: throw a broken-off run away. from_adapter:
-    begin with the weights of an adapter folder instead of one that changes nothing.
+    begin with the weights of a PEFT folder instead of an adapter that changes nothing.
 
     Raises one InputError that lists every fault, not only the first.
     """

@@ -110,19 +110,39 @@ def convert(
 @click.command("restore", context_settings=_SETTINGS)
 @click.argument("gguf")
 @_OUT_FILE
-@click.option("--dtype", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True, help="Of the weights.")
-@click.option("--chat-template", "template", metavar="NAME|FILE", help="Default: the file's own.")
+@click.option("--dtype", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True, help="Of a model.")
+@click.option("--chat-template", "template", metavar="NAME|FILE", help="Of a model. Default: the file's own.")
+@click.option("--base", help="GGUF is an adapter, of this base (folder, catalog name or GGUF file).")
 @_JSON
-def restore(gguf: str, target: Path, dtype: str, template: str | None, as_json: bool) -> None:
+@pass_joints
+def restore(
+    joints: Joints, /, gguf: str, target: Path, dtype: str, template: str | None, base: str | None, as_json: bool
+) -> None:
     """Restore a GGUF model (a file, or a catalog name) to a checkpoint folder that transformers loads (dequantized).
+
+    With --base: an adapter's file to a PEFT folder.
 
     \b
     Example:
       slm restore gemma-3-270m -o checkpoints/gemma
+      slm restore exports/en.gguf --base gemma-3-270m -o adapters/en
     """
     from convert.restore import restore_checkpoint
     from slm.models.model_argument import model_argument
+    from slm.weights.checkpoint_files import converted_adapter
 
+    if base is not None:
+        from convert.lora.restore import restore_adapter
+
+        if template is not None or dtype != "f32":
+            raise InputError("an adapter is restored in f32, with its own template", hint="Leave the option out.")
+        file = converted_adapter(Path(gguf)) or Path(gguf)
+        manifest = restore_adapter(file, target, joints.checkpoint_of(base))
+        if as_json:
+            emit_json({"folder": str(target), **manifest})
+        else:
+            click.echo(f"{target}  adapter of {manifest['base']['path']}")
+        return
     manifest = restore_checkpoint(model_argument(gguf), target, dtype, template)
     if as_json:
         emit_json({"folder": str(target), **manifest})

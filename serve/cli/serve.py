@@ -135,7 +135,7 @@ def generate(
         named = one_of_each(adapters)
         path, name = joints.gguf_of(model), name_of_model(model)
         engine = _open(stack, path, named, context=context, threads=threads, parallel=1, name=name)
-        options = replace(sampling_of(sampling, temperature=0.0, stop=stop), grammar=grammar)
+        options = replace(sampling_of(sampling, temperature=0.0, stop=stop), grammar=grammar, grammar_field="--schema")
         way = engine.route(wanted or ("auto" if adapters else None), [Message(role="user", content=asked_for.question)])
         if raw:
             events = engine.complete(asked_for.text, adapter=way.adapter, sampling=options)

@@ -7,17 +7,15 @@ knows nothing of tokens' ids, of the child process or of HTTP.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from serve.adapters.registry import Adapter, Base
 from serve.child.messages import Segments, TokenIds
 from serve.engine.prefill import cut, marked
 from serve.engine.templates import render_guarded
-from slm.chat.prompt import VARIABLES, named_template
+from slm.chat.prompt import NO_VARIABLES, TemplateVariables, named_template
 from slm.chat.segments import Guard, Markers, Segment, Tools, conversation, guard_for
-from slm.errors import InputError
 from slm.joints import Message
 
 # A template that marks turns with plain text has no end-of-turn token; the next turn's marker ends the answer.
@@ -38,15 +36,13 @@ class TemplateOptions:
     """What a chat template is told beside the messages, and how the answer begins.
 
     tools: functions the model may call, as OpenAI describes them. generation_prompt: the answer begins after the
-    template's words for it; continues: inside the final message. variables: vLLM's chat_template_kwargs; fields: the
-    field that the client wrote a variable in, where it is another one.
+    template's words for it; continues: inside the final message.
     """
 
     tools: Tools = ()
     generation_prompt: bool = True
     continues: bool = False
-    variables: Mapping[str, Any] = field(default_factory=dict)
-    fields: Mapping[str, str] = field(default_factory=dict)
+    variables: TemplateVariables = NO_VARIABLES
 
 
 def chat_prompt(
@@ -68,33 +64,21 @@ def chat_prompt(
     messages, mark = marked(messages) if options.continues else (messages, "")
 
     def rendered(turns: Sequence[Message], functions: Tools) -> str:
-        try:
-            text = render_guarded(
-                template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=options.variables,
-                add_generation_prompt=options.generation_prompt and not options.continues,
-            )  # fmt: skip
-        except InputError as error:
-            raise _as_sent(error, options.fields) from error
+        text = render_guarded(
+            template, turns, bos_token=base.bos, eos_token=base.eos, tools=functions, variables=options.variables,
+            add_generation_prompt=options.generation_prompt and not options.continues,
+        )  # fmt: skip
         return cut(text, mark) if mark else text
 
     segments = conversation(guard, messages, options.tools, rendered)
     return Prompt(tuple(segments), needs_bos(base, segments), tuple(m for m in _TEXT_MARKERS if m in template))
 
 
-def _as_sent(error: InputError, fields: Mapping[str, str]) -> InputError:
-    """The error with the field in which the client sent the variable that it is about, where that was another one."""
-    said = error.what
-    for name, sent in fields.items():
-        if said.startswith(f"{VARIABLES}: ") and f"'{name}'" in said.partition(";")[0]:
-            return InputError(f"{sent}{said.removeprefix(VARIABLES)}", found=error.found, hint=error.hint)
-    return error
-
-
-def _refuse_markers(guard: Guard, variables: Mapping[str, Any]) -> None:
+def _refuse_markers(guard: Guard, variables: TemplateVariables) -> None:
     """Raise InputError for a template's variable that would write a control token."""
-    for name, value in variables.items():
+    for name, value in variables.values.items():
         if found := guard.markers_in(json.dumps(value, ensure_ascii=False)):
-            raise InputError(f"{VARIABLES}: '{name}' holds the control token {found[0]!r}")
+            raise variables.refused(name, f"'{name}' holds the control token {found[0]!r}")
 
 
 def plain_prompt(base: Base, text: str | Sequence[int]) -> Prompt:

@@ -18,10 +18,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from dataclasses import asdict
 from typing import Any
 
-from slm.chat.prompt import TEMPLATES, render
+from slm.chat.prompt import NO_VARIABLES, TEMPLATES, TemplateVariables, render
 from slm.errors import EngineError, InputError
 from slm.joints import Message
 from slm.native.process import ROOT, child_environment
@@ -41,16 +41,16 @@ def render_guarded(
     eos_token: str = "",
     tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = True,
-    variables: Mapping[str, Any] = MappingProxyType({}),
+    variables: TemplateVariables = NO_VARIABLES,
 ) -> str:
     """As `slm.chat.prompt.render`. Raises InputError also when the template runs too long or wants too much memory."""
     told: dict[str, Any] = {
-        "tools": list(tools), "bos_token": bos_token, "eos_token": eos_token, "variables": dict(variables),
+        "tools": list(tools), "bos_token": bos_token, "eos_token": eos_token,
         "add_generation_prompt": add_generation_prompt,
     }  # fmt: skip
     if template in _OURS:
-        return render(template, messages, **told)
-    order = {"template": template, "messages": list(messages), **told}
+        return render(template, messages, variables=variables, **told)
+    order = {"template": template, "messages": list(messages), "variables": asdict(variables), **told}
     return _renderer.render(order)
 
 
@@ -91,7 +91,7 @@ class Renderer:
             env=child_environment(), start_new_session=True,
         )  # fmt: skip
         # The time that Python itself needs to start is not the template's.
-        order = {"template": "", "messages": [Message(role="user", content="")], "tools": []}
+        order = {"template": "", "messages": [Message(role="user", content="")], "tools": [], "variables": {}}
         line = json.dumps({**order, "bos_token": "", "eos_token": ""}).encode() + b"\n"
         if self._ask(process, line, _START_LIMIT_S) is None:  # the machine is at fault, and no template
             raise EngineError(
@@ -140,10 +140,11 @@ def main() -> None:
     for line in sys.stdin.buffer:
         order = json.loads(line)
         template, messages = order.pop("template"), order.pop("messages")
+        variables = TemplateVariables(**order.pop("variables"))
         if sys.platform != "win32":
             signal.alarm(_ALONE_LIMIT_S)
         try:
-            answer = {"text": render(template, messages, **order)}
+            answer = {"text": render(template, messages, variables=variables, **order)}
         except InputError as error:
             answer = {"error": str(error)}
         except (MemoryError, RecursionError) as error:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 from slm.chat.system_text import write_all
@@ -83,17 +82,33 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InputError(f"message {number} has no text content")
 
 
-def _check_variables(variables: Mapping[str, Any], known: Collection[str]) -> None:
+@dataclass(frozen=True)
+class TemplateVariables:
+    """What a template is told besides the conversation. fields: the field of a request that a variable stood in, where
+    it was not `VARIABLES`."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def refused(self, name: str, why: str) -> InputError:
+        """The error for one of them; it begins with its field."""
+        return InputError(f"{self.fields.get(name, VARIABLES)}: {why}")
+
+
+NO_VARIABLES = TemplateVariables()
+
+
+def _check_variables(variables: TemplateVariables, known: Collection[str]) -> None:
     """Raise InputError for what a template is not told from outside, or never looks at.
 
     Off (false or null) is what a variable is that the template does not know, so that changes nothing.
     """
-    for name, value in variables.items():
+    for name, value in variables.values.items():
         if name in _ARGUMENTS:
-            raise InputError(f"{VARIABLES}: the chat template's '{name}' cannot be set as a variable")
+            raise variables.refused(name, f"the chat template's '{name}' cannot be set as a variable")
         if name not in known and value not in (None, False):
             listed = ", ".join(sorted(set(known) - _ARGUMENTS)) or "none"
-            raise InputError(f"{VARIABLES}: the model's chat template has no variable '{name}'; known: {listed}")
+            raise variables.refused(name, f"the model's chat template has no variable '{name}'; known: {listed}")
 
 
 def render(
@@ -104,18 +119,18 @@ def render(
     eos_token: str = "",
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
-    variables: Mapping[str, Any] = MappingProxyType({}),
+    variables: TemplateVariables = NO_VARIABLES,
 ) -> str:
     """The text a model reads for `messages`. tools: functions it may call, as OpenAI describes them.
 
-    variables: what the template is told besides (`VARIABLES` of a request). Every system text is in the result
-    (`slm.chat.system_text`), and every function, call and result, as text where the template loses one
-    (`slm.chat.tools_kept`). Raises InputError when the template refuses it or has none of the variables.
+    Every system text is in the result (`slm.chat.system_text`), and every function, call and result, as text where the
+    template loses one (`slm.chat.tools_kept`). Raises InputError when the template refuses it or has none of the
+    variables.
     """
     compiled = _compiled(template)
     _check_variables(variables, compiled.variables)
-    told = {**variables, "bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
-    return _rendered(compiled, messages, tools, told)
+    own = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
+    return _rendered(compiled, messages, tools, {**variables.values, **own})
 
 
 def render_marked(

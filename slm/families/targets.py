@@ -1,12 +1,14 @@
 """Which linear layers of a model an adapter changes, by preset, read from the family's own table of tensors.
 
 GGUF has one name for a layer of one purpose in every family, so the table that conversion goes by says it all.
-It knows nothing of PEFT.
+It knows nothing of files.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Collection
 
 from slm.families.parts.base import Config, Family, Transposed, families
 from slm.families.parts.encoder import Encoder
@@ -15,6 +17,8 @@ _INPUTS = ("attn_q", "attn_v", "attn_qkv")
 _ATTENTION = (*_INPUTS, "attn_k", "attn_output")
 PRESETS = {"qv": _INPUTS, "attention": _ATTENTION, "all": (*_ATTENTION, "ffn_gate", "ffn_up", "ffn_down")}
 _LAYER, _BLOCK, _WEIGHT = "{i}.", "blk.{i}.", ".weight"
+_IN_BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
+_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # of the layer of a module, as PEFT finds it
 
 
 def decoder_families() -> dict[str, Family]:
@@ -34,14 +38,42 @@ def linear_layers(family: Family, config: Config, preset: str) -> list[str]:
 
     preset: of PRESETS. Raises DamagedFileError for a configuration without what the table needs.
     """
+    return [ending for role, ending in _endings(family, config).items() if role in PRESETS[preset]]
+
+
+def adapted_layers(family: Family, config: Config, gguf_names: Collection[str]) -> tuple[list[str], list[int] | None]:
+    """How PEFT is told of the weights that an adapter changes, by their GGUF names: (target modules, layers).
+
+    Endings, as `linear_layers` has them, where these find no other weight, else whole names. layers: None for all.
+    """
+    modules = {gguf_name: module for gguf_name, (_, module) in family.modules(config).items()}
+    inside = [match for name in gguf_names if (match := _IN_BLOCK.fullmatch(name))]
+    roles, numbers = {match[2] for match in inside}, {int(match[1]) for match in inside}
+    targets = [ending for role, ending in _endings(family, config).items() if role in roles]
+    targets += [modules[name] for name in gguf_names if not _IN_BLOCK.fullmatch(name)]
+    layers = None if len(numbers) == family.layers(config) else sorted(numbers)
+    if {name for name, module in modules.items() if _is_target(module, targets, layers)} == set(gguf_names):
+        return targets, layers
+    return [modules[name] for name in gguf_names], None
+
+
+def _is_target(module: str, targets: Collection[str], layers: Collection[int] | None) -> bool:
+    """As peft/tuners/tuners_utils.py, `check_target_module_exists`, has it."""
+    number = _NUMBER.match(module)
+    if layers is not None and (number is None or int(number[1]) not in layers):
+        return False
+    return any(f".{module}".endswith(f".{target}") for target in targets)
+
+
+def _endings(family: Family, config: Config) -> dict[str, str]:
+    """What a layer's weight is called in GGUF -> the ending of its module's name."""
     modules = {
         rule.gguf_name.removeprefix(_BLOCK).removesuffix(_WEIGHT): _in_layer(rule.checkpoint_name)
         for rule in family.rules(config)
         if rule.gguf_name.startswith(_BLOCK) and rule.gguf_name.endswith(_WEIGHT)
     }
     last = Counter(name.rpartition(".")[2] for name in modules.values())
-    chosen = [name for role, name in modules.items() if role in PRESETS[preset]]
-    return [end if last[end := name.rpartition(".")[2]] == 1 else name for name in chosen]
+    return {role: end if last[end := name.rpartition(".")[2]] == 1 else name for role, name in modules.items()}
 
 
 def keeps_columns_first(family: Family, config: Config) -> bool:

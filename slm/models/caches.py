@@ -22,7 +22,7 @@ CHECKPOINTS, EXPORTS, STATES, PEERS = "checkpoints", "exports", "states", "peers
 # An export's name as `export_file` makes it; what writers with a version of their own made is never stale by this.
 _EXPORT = re.compile(r".+-[0-9a-f]{16}-(?P<converter>[0-9a-f]{12})\.(q8_0|adapter)\.gguf")
 _WHAT = {
-    CHECKPOINTS: "GGUF models restored for training and conversion",
+    CHECKPOINTS: "GGUF models and adapters restored for training and conversion",
     EXPORTS: "GGUF files made of checkpoint and adapter folders",
     STATES: "states of frozen layers",
     PEERS: "environments of other engines (slm bench engine)",

@@ -20,6 +20,7 @@ from slm.errors import DamagedFileError, MissingFileError, UnsupportedError
 CONFIG, SINGLE = "config.json", "model.safetensors"
 INDEX = SINGLE + ".index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_GGUF = "adapter.gguf"  # where an adapter comes converted, in a folder without PEFT's files
 # Both spellings of the first line (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser is its old name).
 _POINTERS = (b"version https://git-lfs", b"version https://hawser")
 _HEAD = 1024  # the specification's own bound for pointers
@@ -114,6 +115,14 @@ def _instead(folder: Path, names: Collection[str]) -> tuple[str, str]:
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         return "", "Pickled weights (.bin) are not read; save the model again with save_pretrained."
     return "", "Copy or download the checkpoint again."
+
+
+def converted_adapter(path: Path) -> Path | None:
+    """The GGUF file of an adapter that is given as one: a file, or a folder that holds it without PEFT's files."""
+    if path.is_file():
+        return path
+    inside = path / ADAPTER_GGUF
+    return inside if inside.is_file() and not (path / ADAPTER_CONFIG).exists() else None
 
 
 def refuse_adapted(folder: Path) -> None:

@@ -188,7 +188,7 @@ def check_same_base(adapter: Path, manifest: Mapping[str, Any], base: Path) -> W
         raise MismatchError(
             f"the adapter '{adapter}' was trained on another base than '{base}'",
             found=f"trained on {short(wanted[0])}, given {short(known.fingerprint)}",
-            hint=f"Its base was: {manifest['base'].get('path', 'unknown')}",
+            hint=f"Its base was: {was}" if (was := manifest["base"].get("path")) else "Give the one it was trained on.",
         )
     return known
 

@@ -19,7 +19,7 @@ from slm.weights.adapter_origin import assumed_base
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weight_files
 from slm.weights.identity import checkpoint_fingerprint
 from train.adapter.combine import combine, untie_adapted
-from train.adapter.opened import check_adapter, load_with_adapter
+from train.adapter.opened import check_adapter, has_words, load_with_adapter, tokenizer_with
 from train.adapter.sample import end_of_turn_ids
 from train.base import load_tokenizer, not_finite, read_config
 
@@ -117,10 +117,10 @@ def _tokenizer_of(base: Path, adapters: Sequence[Path]) -> Any:
 
     Raises MismatchError when two of them give an id to different tokens.
     """
-    own = [a for a in adapters if any((a / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))]
+    own = [adapter for adapter in adapters if has_words(adapter)]
     if not own:
         return load_tokenizer(base)
-    loaded = [load_tokenizer(adapter) for adapter in own]
+    loaded = [tokenizer_with(base, adapter) for adapter in own]
     largest = max(loaded, key=len)
     known = {token: text for text, token in largest.get_vocab().items()}
     for adapter, tokenizer in zip(own, loaded, strict=True):

@@ -10,17 +10,30 @@ from typing import Any
 
 from slm.artifacts import MANIFEST, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
-from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_adapted, refuse_pointer
+from slm.weights.checkpoint_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    converted_adapter,
+    refuse_adapted,
+    refuse_pointer,
+)
 from slm.weights.empty_tensors import refuse_empty
 from slm.weights.identity import check_named_base, check_same_base, identity_of
 from train.base import load_model, load_tokenizer
 
+_TOKENIZER, _TEMPLATE = ("tokenizer.json", "tokenizer_config.json"), "chat_template.jinja"
 _WRAPPINGS = {"default", "base_layer", "modules_to_save", "original_module", "token_adapter"}
 # What gives the same weights another meaning, and the option that it comes from.
 _MEANING = {
     "r": "--rank", "lora_alpha": "--alpha", "target_modules": "--targets", "layers_to_transform": "--top-layers",
     "use_rslora": "--rslora", "use_dora": "--dora",
 }  # fmt: skip
+# What no run has: with it the factors of an adapter are something else.
+_NO_RUN_HAS = {
+    "rank_pattern": "some modules have a rank of their own",
+    "alpha_pattern": "some modules have a scale of their own",
+    "alora_invocation_tokens": "it acts only from its invocation tokens on",
+}
 _MOST_GROWTH = 4  # times the rows of the base
 
 
@@ -30,12 +43,14 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
     Raises MissingFileError, DamagedFileError, UnsupportedError, or MismatchError when its manifest names other weights.
     The base of an adapter without one is asked once the shapes are known to fit, which tell more (`_require_named`).
     """
-    require_folder(adapter, hint="Give an adapter folder as `slm train` writes it.")
+    restored = f"slm restore {adapter} --base BASE -o FOLDER"
+    require_folder(adapter, hint=f"Give an adapter folder as `slm train` writes it; one of a GGUF file: {restored}")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (adapter / name).exists():
             raise MissingFileError(
                 f"'{adapter}' is not an adapter folder: it has no {name}",
                 found=", ".join(sorted(p.name for p in adapter.iterdir())[:6]) or "an empty folder",
+                hint=f"Restore it first: {restored}" if converted_adapter(adapter) else "",
             )
         refuse_pointer(adapter / name)
     refuse_adapted(adapter)
@@ -94,19 +109,40 @@ def load_with_adapter(base: Path, adapter: Path | None) -> Any:
     return wrapped.eval()
 
 
+def tokenizer_with(base: Path, adapter: Path) -> Any:
+    """The tokenizer that an adapter folder holds, else its base's, with the chat template that the folder may hold."""
+    if any((adapter / name).exists() for name in _TOKENIZER):
+        return load_tokenizer(adapter)
+    tokenizer, template = load_tokenizer(base), adapter / _TEMPLATE
+    if template.exists():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def has_words(adapter: Path) -> bool:
+    """Whether an adapter folder holds a tokenizer, or a chat template for its base's."""
+    return any((adapter / name).exists() for name in (*_TOKENIZER, _TEMPLATE))
+
+
 def begin_with(adapted: Any, adapter: Path, base: Path) -> Any:
     """The model with a fresh adapter, its weights those of an adapter folder of the same form.
 
     The folder is one that `check_adapter` took for this base: a run asks that before the base is loaded. Raises
     MismatchError where the two differ in rank, scale, layers or anything else that gives the same weights another
-    meaning.
+    meaning, UnsupportedError for what no run has.
     """
     from peft import load_peft_weights, set_peft_model_state_dict
 
     kept, asked = _settings(adapter), adapted.peft_config["default"].to_dict()
+    for name, why in _NO_RUN_HAS.items():
+        if kept.get(name):
+            raise UnsupportedError(
+                f"no run goes on with the adapter '{adapter}', which has '{name}': {why}",
+                hint="Begin a new one, without --from-adapter.",
+            )
     for name, flag in _MEANING.items():
         was, now = _sorted(kept.get(name)), _sorted(asked.get(name))
-        if was != now:
+        if (was or None) != (now or None):  # what an older PEFT did not write is off
             raise MismatchError(
                 f"the adapter '{adapter}' has another form than the run that should go on with it",
                 found=f"{name} is {was} in the adapter and {now} in this run",

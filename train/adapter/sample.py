@@ -13,7 +13,7 @@ from typing import Any
 from slm.artifacts import MANIFEST, read_manifest, require_folder
 from slm.errors import InputError, UnknownNameError
 from slm.text import language
-from train.adapter.opened import load_with_adapter
+from train.adapter.opened import load_with_adapter, tokenizer_with
 from train.base import load_tokenizer
 from train.data.masks import ExampleEncoder, end_of_turn_id
 
@@ -60,10 +60,8 @@ def end_of_turn_ids(tokenizer: Any, model: Any = None) -> list[int]:
 
 def open_generator(base: Path, adapter: Path | None = None) -> Generator:
     """A checkpoint with its tokenizer (the adapter's own where it has one), ready to answer."""
-    has_tokenizer = adapter is not None and (adapter / "tokenizer_config.json").exists()
     model = load_with_adapter(base, adapter)
-    tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer else base)
-    return Generator(model, tokenizer)
+    return Generator(model, load_tokenizer(base) if adapter is None else tokenizer_with(base, adapter))
 
 
 class Generator:

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from slm.joints import Joints, pass_joints
-from train.cli.options import BASE, DATA, HELP, JSON, PATH, training_options
+from train.cli.options import BASE, DATA, HELP, JSON, PATH, opened_base, training_options
 from train.config import CAUSAL_DEFAULTS, TrainOptions
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ def estimate(
             for name, value in CAUSAL_DEFAULTS.items()
             if context.get_parameter_source(name) is ParameterSource.DEFAULT
         }
-    options = TrainOptions(
-        base=joints.checkpoint_of(base), data=tuple(data), output=output or Path("unwritten"), **values
-    )
+    folder, values = opened_base(joints, base, values)
+    options = TrainOptions(base=folder, data=tuple(data), output=output or Path("unwritten"), **values)
     from train.data.prepare import prepare_conversations, prepare_texts
     from train.measure.estimate import estimate as estimated
 

@@ -27,7 +27,7 @@ _TEXT_ONLY, _CHAT_ONLY = ("context", "stride"), ("beside", "items", "max_tokens"
 
 @click.command(context_settings=HELP)
 @click.argument("model")
-@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder, or GGUF file for a GGUF model.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT folder or GGUF file.")
 @click.option("--text", "texts", type=LANG_FILE, multiple=True, help="Measure losses on this text. Repeatable.")
 @click.option("--context", type=click.IntRange(2, 2048), default=512, show_default=True, help="Tokens of a window.")
 @click.option("--stride", type=click.IntRange(0), default=0,
@@ -69,6 +69,7 @@ def evaluate(
     path = Path(model)
     if not path.is_file():
         path = joints.checkpoint_of(model)
+        adapter = adapter and joints.adapter_of(adapter, path)
     elif adapter is not None and adapter.is_dir():
         adapter = joints.adapter_gguf_of(adapter, model)
     show_evaluation(evaluate_texts(path, all_of_each(texts), adapter, context=context, stride=stride), as_json=as_json)

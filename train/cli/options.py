@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
+from slm.joints import Joints
 from slm.terminal.arguments import FLOAT
 from train.config import CAUSAL_DEFAULTS, CHECKPOINTING, DTYPES, SCHEDULES, TrainOptions
+from train.ranks import first_then_others
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -21,7 +23,9 @@ DATA = click.option("--data", required=True, multiple=True, type=PATH, help="Rep
 OUTPUT = click.option("-o", "--output", required=True, type=PATH, help="Folder to write.")
 JSON = click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 FROM_ADAPTER = click.option(
-    "--from-adapter", type=PATH, help="Go on with the weights of this adapter of the same base, rank and layers."
+    "--from-adapter",
+    type=PATH,
+    help="Go on with the weights of this adapter (folder or GGUF file) of the same base, rank and layers.",
 )
 # What every kind of training run has (`train.config.check_run`); their defaults are each kind's own.
 RUN_OPTIONS = [
@@ -39,6 +43,22 @@ RUN_OPTIONS = [
     click.option("--resume", is_flag=True, help="Go on where this run was broken off."),
     click.option("--fresh", is_flag=True, help="Start anew, without the checkpoints of a run broken off."),
 ]
+
+
+def opened_base(joints: Joints, base: str, values: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The base's checkpoint folder, and the values with the folder of the adapter to go on with; each made once."""
+
+    def folders() -> tuple[Path, dict[str, Any]]:
+        folder = joints.checkpoint_of(base)
+        return folder, with_adapter(joints, folder, values)
+
+    return first_then_others(folders)
+
+
+def with_adapter(joints: Joints, base: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a run with its --from-adapter as a PEFT folder for the base's checkpoint folder."""
+    adapter: Path | None = values.get("from_adapter")
+    return values if adapter is None else {**values, "from_adapter": joints.adapter_of(adapter, base)}
 
 
 def training_options(*, sft: bool) -> Callable[[_F], _F]:

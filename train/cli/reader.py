@@ -10,9 +10,9 @@ import click
 
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import FLOAT
-from train.cli.options import BASE, DATA, FROM_ADAPTER, HELP, JSON, OUTPUT, PATH, RUN_OPTIONS, with_options
+from train.cli.options import BASE, DATA, FROM_ADAPTER, HELP, JSON, OUTPUT, PATH, RUN_OPTIONS, opened_base, with_options
 from train.config import TrainOptions
-from train.ranks import first_then_others, rank
+from train.ranks import rank
 
 READER_DEFAULTS: dict[str, Any] = {
     **{name: field.default for name, field in TrainOptions.__dataclass_fields__.items()},
@@ -49,9 +49,8 @@ def reader(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, a
     """
     from slm.terminal.console import emit_json, note
 
-    options = TrainOptions(
-        base=first_then_others(lambda: joints.checkpoint_of(base)), data=tuple(data), output=output, **values
-    )
+    folder, values = opened_base(joints, base, values)
+    options = TrainOptions(base=folder, data=tuple(data), output=output, **values)
     from train.run.reader.run import train_reader
 
     result = train_reader(options)

@@ -11,7 +11,7 @@ import click
 from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import FLOAT
 from train.cli.estimate import estimate
-from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, training_options
+from train.cli.options import BASE, DATA, HELP, JSON, OUTPUT, opened_base, training_options
 from train.cli.process import prepare_process
 from train.cli.reader import reader
 from train.cli.scratch import scratch, tokenizer
@@ -112,7 +112,7 @@ def lora(joints: Joints, /, base: str, data: tuple[Path, ...], output: Path, as_
     Example:
       slm train lora --base gemma-3-270m --data data/en.txt -o adapters/en
     """
-    folder = first_then_others(lambda: joints.checkpoint_of(base))
+    folder, values = opened_base(joints, base, values)
     report(run_training(sft=False, base=folder, data=data, output=output, values=values), as_json=as_json)
 
 
@@ -158,14 +158,14 @@ def sft(
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    folder = first_then_others(lambda: joints.checkpoint_of(base))
+    folder, values = opened_base(joints, base, values)
     report(run_training(sft=True, base=folder, data=data, output=output, values=values), as_json=as_json)
 
 
 @click.command(context_settings=HELP)
 @BASE
 @click.option("--adapter", "adapters", required=True, multiple=True, type=click.Path(path_type=Path),
-              help="Adapter folder; several are added up.")  # fmt: skip
+              help="Adapter folder or GGUF file; several are added up.")  # fmt: skip
 @click.option("--weight", "weights", multiple=True, type=FLOAT, help="Of each --adapter, in order.  [default: 1 each]")
 @OUTPUT
 @JSON
@@ -182,7 +182,8 @@ def merge(
     """
     from train.adapter.merge import merge as merge_folders
 
-    result = merge_folders(joints.checkpoint_of(base), adapters, output, weights)
+    folder = joints.checkpoint_of(base)
+    result = merge_folders(folder, [joints.adapter_of(adapter, folder) for adapter in adapters], output, weights)
     show_merge(result.output, result.size_bytes, result.parameters, result.fingerprint, as_json=as_json)
 
 

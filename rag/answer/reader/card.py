@@ -19,8 +19,6 @@ CARD = "reader.json"
 # The readers that come with the program: an encoder, and a causal model that reads what the first thinks likeliest.
 RELEASED = Path(__file__).parent.parent.parent / "readers/multilingual-e5-small"
 SECOND = RELEASED.parent / "gemma-3-270m"
-# What a causal reader's adapter is called where it comes converted.
-ADAPTER_GGUF = "adapter.gguf"
 # How a base judges a line: by the cosine of its state and the question's, or by yes against no behind it.
 COSINE, CONTRAST = "cosine", "contrast"
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.child.choice.gbnf import endless_rules
-from serve.child.choice.schema import Followed, follow
+from serve.child.choice.schema import MOST_WAYS, Followed, follow
 from slm.chat.tools import CALL_BEGIN, CALL_END, call_head
 from slm.errors import EngineError, InputError, UnsupportedError
 
@@ -34,6 +34,10 @@ _ESCAPE_OR_SLASH = re.compile(r"\\.|[/\n\r]", re.DOTALL)
 _SLASHES = {"/": r"\/", "\n": r"\n", "\r": r"\r"}
 # llguidance's words for a place of the answer where too much may come next.
 _CROWD = re.compile(r"Current row has (\d+) items; max is (\d+)")
+_NARROWER = (
+    "Give the objects of the schema fewer optional properties (those in 'required' are one way each), or its anyOf and "
+    "oneOf fewer alternatives."
+)
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -175,13 +179,18 @@ def tokenizer_of(pieces: Sequence[bytes], special: Sequence[int], eog: Sequence[
 
 
 class Constraint:
-    """One answer under a grammar: which tokens may come next. Raises InputError when llguidance gives up."""
+    """One answer under a grammar: which tokens may come next.
 
-    def __init__(self, tokenizer: Tokenizer, grammar: str) -> None:
-        from llguidance import LLMatcher
+    Raises InputError, which begins with `field` where there is one, when llguidance gives up.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, grammar: str, field: str = "") -> None:
+        from llguidance import LLMatcher, LLParserLimits
 
         self._tokenizer = tokenizer
-        self._matcher = LLMatcher(tokenizer.handle, grammar, log_level=0)
+        self._place = f"{field}: " if field else ""
+        limits = LLParserLimits(max_items_in_row=MOST_WAYS)
+        self._matcher = LLMatcher(tokenizer.handle, grammar, log_level=0, limits=limits)
         self._bits = np.zeros((tokenizer.size + 31) // 32, np.int32)
         self._raise_error()
 
@@ -206,8 +215,13 @@ class Constraint:
             reason = " ".join(str(self._matcher.get_error()).split("<state>")[0].split())[:300]
             if crowd := _CROWD.search(reason):
                 held, most = (f"{int(count):,}" for count in crowd.groups())
-                reason = f"{held} ways to go on at one place of the answer; at most {most} are followed"
-            raise InputError("the form that the answer must have is too complex to be followed", found=reason)
+                raise InputError(
+                    f"{self._place}the form that the answer must have is too wide to be followed",
+                    found=f"{held} ways to go on at one place of the answer; at most {most} are followed",
+                    hint=_NARROWER,
+                )
+            what = f"{self._place}the form that the answer must have is too complex to be followed"
+            raise InputError(what, found=reason)
 
 
 class _Pieces:

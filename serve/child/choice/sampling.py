@@ -101,7 +101,11 @@ class Sampler:
         self._eog = np.array(sorted(vocabulary.eog), np.intp)
         self._ends = np.array(sorted(vocabulary.eog.union(options.stop_tokens)), np.intp)
         self._counts = options.presence_penalty != 0.0 or options.frequency_penalty != 0.0
-        self._form = Constraint(vocabulary.grammar_tokenizer, options.grammar) if options.grammar else None
+        self._form = (
+            Constraint(vocabulary.grammar_tokenizer, options.grammar, options.grammar_field)
+            if options.grammar
+            else None
+        )
         self._changes = self._counts or options.repeat_penalty != 1.0 or bool(self._bias) or self._form is not None
         self._changes = self._changes or options.ignore_eos or options.min_tokens > 0
         self._changed: Logits | None = None

@@ -54,7 +54,7 @@ def generation_routes(
     @router.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest) -> Response:
         form = await asyncio.to_thread(form_of, body)
-        sampling = body.sampling(grammar=form.grammar, logprobs=body.logprobs)
+        sampling = body.sampling(grammar=form.grammar, grammar_field=form.field, logprobs=body.logprobs)
         prompts = body.prompts
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         lora = _lora(engine, body.lora)
@@ -96,12 +96,11 @@ async def planned(
 ) -> PlannedAnswer:
     """Everything about a conversation that can be found wrong before the engine is asked. Raises SlmError."""
     form = await asyncio.to_thread(form_of, body)
-    sampling = body.sampling(grammar=form.grammar, logprobs=body.scores)
+    sampling = body.sampling(grammar=form.grammar, grammar_field=form.field, logprobs=body.scores)
     messages = body.conversation()
     template = TemplateOptions(
-        form.tools, body.add_generation_prompt is not False, body.continues, body.template_variables,
-        body.variable_fields,
-    )  # fmt: skip
+        form.tools, body.add_generation_prompt is not False, body.continues, body.template_variables
+    )
     lora = _lora(engine, body.lora)
     way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
     grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag is not False else None

@@ -43,6 +43,10 @@ class Transform:
         """The LoRA factor B, (out, r), in the row order of the GGUF weight."""
         return b
 
+    def lora_b_to_checkpoint(self, b: FloatArray) -> FloatArray:
+        """The inverse of `lora_b`: B in the row order of the checkpoint's weight."""
+        return b
+
 
 class Transposed(Transform):
     """GPT-2's Conv1D keeps (in, out); GGUF keeps (out, in). PEFT's A (r, in) and B (out, r) are already oriented."""
@@ -80,6 +84,9 @@ class RopePermuted(Transform):
     def lora_b(self, b: FloatArray) -> FloatArray:
         return self.to_gguf(b)
 
+    def lora_b_to_checkpoint(self, b: FloatArray) -> FloatArray:
+        return self.to_checkpoint(b)
+
 
 @dataclass(frozen=True)
 class HeadsApart(Transform):
@@ -98,6 +105,9 @@ class HeadsApart(Transform):
 
     def lora_b(self, b: FloatArray) -> FloatArray:
         return self.to_gguf(b)
+
+    def lora_b_to_checkpoint(self, b: FloatArray) -> FloatArray:
+        return self.to_checkpoint(b)
 
 
 class PlusOne(Transform):
@@ -224,6 +234,15 @@ class Family(ABC):
                 full = name if rule.gguf_name == HEAD else self.prefix + name
                 listed.append((rule, full, rule.gguf_name.replace("{i}", str(number))))
         return listed
+
+    def modules(self, config: Config) -> dict[str, tuple[TensorRule, str]]:
+        """GGUF name of each weight -> its rule, and the module that has it in the model that training opens."""
+        todays = {old: new for new, old in self.aliases.items()}
+        return {
+            gguf_name: (rule, todays.get(name, name).removesuffix(".weight"))
+            for rule, name, gguf_name in self.expanded(config)
+            if name.endswith(".weight")
+        }
 
 
 _FAMILIES: list[Family] = []

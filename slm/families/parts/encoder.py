@@ -25,5 +25,12 @@ class Encoder(Family):
             name = name.removesuffix(old) + new if name.endswith(old) else name
         return super().rule_for(name, config)
 
+    def modules(self, config: Config) -> dict[str, tuple[TensorRule, str]]:
+        # What is trained is the encoder alone, outside the model that the prefix is of.
+        return {
+            gguf_name: (rule, name.removeprefix(self.prefix))
+            for gguf_name, (rule, name) in super().modules(config).items()
+        }
+
     def to_config(self, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         raise UnsupportedError(f"a {self.gguf_architecture} file is not restored: it is an encoder")

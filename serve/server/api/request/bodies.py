@@ -17,6 +17,7 @@ from serve.server.api.request.retrieval import Retrieval
 from serve.server.api.request.tools import Tool, ToolChoice, checked_choice
 from serve.server.api.request.wanted import Shaped
 from serve.server.guard import MAX_ANSWERS
+from slm.chat.prompt import TemplateVariables
 from slm.errors import InputError
 from slm.joints import EVERYTHING, Filters, Message, SamplingOptions
 
@@ -118,7 +119,7 @@ class GenerationRequest(Shaped):
         """The strings that end the answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def sampling(self, *, grammar: str = "", logprobs: int | None = None) -> SamplingOptions:
+    def sampling(self, *, grammar: str = "", grammar_field: str = "", logprobs: int | None = None) -> SamplingOptions:
         """The engine's options. Without a seed, or with -1, every request draws another one.
 
         Raises InputError where an answer of a form is not to end where the form does.
@@ -145,6 +146,7 @@ class GenerationRequest(Shaped):
             logit_bias=tuple(self.logit_bias.items()),
             logprobs=logprobs,
             grammar=grammar,
+            grammar_field=grammar_field,
         )
 
 
@@ -198,18 +200,15 @@ class ChatRequest(GenerationRequest):
         return self.continue_final_message or bool(self.messages and self.messages[-1].prefix)
 
     @property
-    def template_variables(self) -> dict[str, Any]:
+    def template_variables(self) -> TemplateVariables:
         """What the chat template is told beside the messages."""
-        given = dict(self.chat_template_kwargs)
+        given = self.chat_template_kwargs
         if self.reasoning_effort == "none":  # off, in whichever word the template has for it
-            return {"enable_thinking": False, "thinking": False, **given}
-        return {"reasoning_effort": self.reasoning_effort, **given} if self.reasoning_effort else given
-
-    @property
-    def variable_fields(self) -> dict[str, str]:
-        """The field that a variable of the template stands in, where it is not chat_template_kwargs."""
-        given = "reasoning_effort" in self.chat_template_kwargs
-        return {} if given else {"reasoning_effort": self.effort_field}
+            return TemplateVariables({"enable_thinking": False, "thinking": False, **given})
+        if self.reasoning_effort is None or "reasoning_effort" in given:
+            return TemplateVariables(given)
+        effort = {"reasoning_effort": self.reasoning_effort, **given}
+        return TemplateVariables(effort, {"reasoning_effort": self.effort_field})
 
     def conversation(self) -> list[Message]:
         """The messages for the chat template; a tool's result gets the name of the function that was called."""

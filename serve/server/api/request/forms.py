@@ -19,12 +19,14 @@ _MOST_TOLD = 20
 
 @dataclass(frozen=True)
 class Form:
-    """grammar: for the engine ("": free text). tools: for the chat template. calls: the answer may hold calls.
+    """grammar: for the engine ("": free text). field: where it was asked for. tools: for the chat template. calls: the
+    answer may hold calls.
 
     not_enforced: what the schemas say and the grammar does not, for the client to know.
     """
 
     grammar: str = ""
+    field: str = ""
     tools: tuple[dict[str, Any], ...] = ()
     calls: bool = False
     not_enforced: tuple[str, ...] = ()
@@ -46,7 +48,7 @@ def form_of(request: GenerationRequest) -> Form:
         return Form()
     _no_stops(request, f"a {wanted.field} that gives the answer a form")
     grammar, left_out = _followed(wanted)
-    return Form(grammar, not_enforced=_told(left_out))
+    return Form(grammar, wanted.field, not_enforced=_told(left_out))
 
 
 def _followed(wanted: WantedForm) -> tuple[str, list[str]]:
@@ -113,7 +115,8 @@ def _calling(request: ChatRequest, wanted: WantedForm | None) -> Form:
         grammar = calls_grammar(loose, needed=needed, many=many, otherwise=otherwise)
         left_out = [*left_out, "tools: the schemas of all arguments, which are too large together"]
     tools = tuple(tool.model_dump(exclude_none=True) for tool in request.tools)
-    return Form(grammar, tools, calls=True, not_enforced=_told(left_out))
+    field = wanted.field if wanted else "tools"  # of both the answer's own is mostly the wider one
+    return Form(grammar, field, tools, calls=True, not_enforced=_told(left_out))
 
 
 def _distinct(tools: Sequence[Tool]) -> None:
