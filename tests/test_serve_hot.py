@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from convert.lora.adapter import convert_adapter
 from serve.adapters.registry import vet_adapter
 from serve.adapters.watch import WatchedFolder, watching
 from serve.child.cells.store import SMALLEST
@@ -258,6 +259,30 @@ def test_adapters_come_and_go_with_their_files(files: Files, tmp_path: Path, ora
         (folder / "late.gguf").write_bytes(files.a.read_bytes())
         threading.Event().wait(1.5)
         assert names() == ["fixed", "ja_lora"], "nobody looks any more"
+
+
+def test_what_is_put_there_and_cannot_be_read_is_named_and_not_passed_over(tmp_path: Path, capsys: Any) -> None:
+    class Loads:
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def load_adapter(self, name: str, path: Path) -> object:
+            self.names.append(name)
+            return None
+
+        def unload_adapter(self, name: str) -> None:
+            raise AssertionError("nothing is gone")
+
+    (tmp_path / "old").mkdir()
+    for name in ("adapter_config.json", "adapter_model.bin"):
+        (tmp_path / "old" / name).write_text("{}")
+    (tmp_path / "loud.GGUF").write_bytes(b"x")
+    live = Loads()
+    watched = WatchedFolder(tmp_path, live, lambda folder: convert_adapter(folder, tmp_path / "x", tmp_path) and folder)
+    watched.update()
+    watched.update()
+    said = capsys.readouterr().err
+    assert live.names == ["loud"] and said.count("the adapter 'old' in") == 1
 
 
 def test_an_alora_in_the_folder_is_named_and_left_out(files: Files, tmp_path: Path, capsys: Any) -> None:

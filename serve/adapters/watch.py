@@ -18,7 +18,9 @@ from slm.terminal.console import note
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 # What makes a folder a PEFT adapter; the weights are written before or after the settings, so both must be there.
+# Pickled weights are not read, and whoever put them there is told so by their conversion.
 _PEFT = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+_PICKLED = (ADAPTER_CONFIG, "adapter_model.bin")
 Signature = tuple[tuple[str, int, int], ...]
 
 
@@ -44,9 +46,10 @@ def scan(folder: Path) -> dict[str, Found]:
     for path in sorted(folder.iterdir(), key=lambda entry: entry.is_file()):
         if path.name.startswith("."):
             continue
-        if path.is_dir() and all((path / name).is_file() for name in _PEFT):
-            found[path.name] = Found(path, _signature([path / name for name in _PEFT]))
-        elif path.is_file() and path.suffix == ".gguf":
+        files = next((f for f in (_PEFT, _PICKLED) if all((path / name).is_file() for name in f)), ())
+        if files:
+            found[path.name] = Found(path, _signature([path / name for name in files]))
+        elif path.is_file() and path.suffix.lower() == ".gguf":
             found[path.stem] = Found(path, _signature([path]))
     return found
 
