@@ -48,7 +48,7 @@ def on_disk(path: Path | str) -> Path:
 @lru_cache(maxsize=16)  # many documents of one folder are asked for
 def _names_in(folder: Path, changed: int) -> Mapping[str, str]:
     """Each name in a folder by its composed form (NFC). changed: when names in it changed last."""
-    return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
+    return {unicodedata.normalize("NFC", path.name): path.name for path in folder.iterdir()}
 
 
 def config_file() -> Path:

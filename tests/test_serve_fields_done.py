@@ -8,7 +8,6 @@ from typing import Any
 import jsonschema_rs
 import numpy as np
 import pytest
-
 from pydantic import ValidationError
 
 from serve.child.choice.sampling import Sampler, Vocabulary

@@ -49,7 +49,12 @@ def test_turns_that_a_chat_template_has_written_already_are_said_to_be_letters(
     written = [
         {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"},
         {"prompt": "[INST] Hi [/INST]", "completion": "Hello"},
-        {"messages": [{"role": "user", "content": "<start_of_turn>user\nHi"}, {"role": "assistant", "content": "Hello"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "<start_of_turn>user\nHi"},
+                {"role": "assistant", "content": "Hello"},
+            ]
+        },
     ]
     rows = [conversations(1)[0], *written, {"text": "List<T> [INFO] a|user|b <|im_end|>"}]
     prepare_conversations(options(base, write_jsonl(tmp_path / "d.jsonl", rows), template="chatml"))
