@@ -97,8 +97,8 @@ class ReadCounts:
         if self.written:
             (first, mark), count = self.written[0], len(self.written)
             note(
-                f"{count} of {self.files.total()} examples hold marks that a chat template writes, the first is {mark} in"
-                f' {first.where}: in texts they are letters and no tokens; give conversations as "messages"'
+                f"{count} of {self.files.total()} examples hold marks that a chat template writes, the first is {mark} "
+                f'in {first.where}: in texts they are letters and no tokens; give conversations as "messages"'
             )
         if self.unused:
             listed = ", ".join(
