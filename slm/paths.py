@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
@@ -22,6 +25,30 @@ def own_name(path: Path | str) -> Path:
     """A path by its own last name, be that a link, in a folder without links."""
     path = Path(path)
     return resolved(path.parent) / path.name
+
+
+def on_disk(path: Path | str) -> Path:
+    """A path as the disk spells it: names that differ in Unicode's form alone are the same (macOS writes é in pieces).
+
+    What is not there under any spelling stays as it is.
+    """
+    path = Path(path)
+    if os.path.lexists(path) or path.parent == path:
+        return path
+    parent = on_disk(path.parent)
+    if path.name.isascii():
+        return parent / path.name
+    try:
+        names = _names_in(parent, parent.stat().st_mtime_ns)
+    except OSError:
+        return path
+    return parent / names.get(unicodedata.normalize("NFC", path.name), path.name)
+
+
+@lru_cache(maxsize=16)  # many documents of one folder are asked for
+def _names_in(folder: Path, changed: int) -> Mapping[str, str]:
+    """Each name in a folder by its composed form (NFC). changed: when names in it changed last."""
+    return {unicodedata.normalize("NFC", path.name): path.name for path in folder.iterdir()}
 
 
 def config_file() -> Path:

@@ -112,6 +112,8 @@ def test_a_citation_of_the_wrong_passage_gives_way_to_the_one_that_holds_the_sen
     assert cited_text("You get 2,500 yen a day. [3] Book a reserved seat [3].", HOTELS)[1] == [1, 3]
     japanese = [passage("日当は2,500円です。", "出張", "日当"), passage("大阪は13,000円までです。", "出張", "宿泊")]
     assert cited_text("大阪は13,000円までです。[1]", japanese) == ("大阪は13,000円までです。[2]", [2])
+    # Beside the right one it is not said a second time.
+    assert cited_text("大阪は13,000円までです。[1][2]", japanese) == ("大阪は13,000円までです。[2]", [2])
 
 
 @pytest.mark.parametrize(

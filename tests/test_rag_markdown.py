@@ -83,6 +83,7 @@ def test_a_fence_behind_a_list_mark_ends_where_it_ends() -> None:
         ("x<sub>1</sub>`2` x<sub>1</sub> 2", "x1`2` x1 2"),
         ("<ruby>避難<rt>ひなん</rt></ruby>所", "避難所"), ("a<!-- no -->b <!-- open", "ab <!-- open"),
         ('x <span style="display:none">no `code` no</span>y', "x y"),
+        ('<Tab label="Mac">press <Key k={1}>Cmd</Key></Tab> <T> </T>', "press Cmd <T> </T>"),
     ],
 )  # fmt: skip
 def test_links_images_and_tags_leave_their_words(text: str, words: str) -> None:

@@ -64,6 +64,23 @@ def test_a_served_answer_follows_an_edit_a_new_page_and_a_deletion_after_a_sync(
         assert "13時40分" in cited(server, "社員食堂は何時に閉まりますか。")[0]["text"]
 
 
+def test_what_the_model_is_told_about_every_answer_goes_with_the_passages(engine: Engine, tmp_path: Path) -> None:
+    page = Document("Canteen", "canteen.md", "en", (Section((), "The canteen closes at 13:40."),))
+    add_documents(index_path("told"), [page], open_embedder())
+    question = {"role": "user", "content": "When does the canteen close?"}
+    with open_retriever("told") as retriever, running(engine, tmp_path, retriever=retriever) as server:
+
+        def prompt_tokens(*turns: dict[str, str]) -> int:
+            reply = server.chat("", messages=[*turns, question], rag=True, max_tokens=2)
+            tokens: int = reply.json()["usage"]["prompt_tokens"]
+            return tokens
+
+        alone = prompt_tokens()
+        assert prompt_tokens({"role": "system", "content": "Answer in one word."}) > alone
+        assert prompt_tokens({"role": "developer", "content": "Answer in one word."}) > alone
+        assert prompt_tokens({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}) == alone
+
+
 def test_a_request_says_which_pages_count_and_a_wrong_key_or_name_is_told(engine: Engine, tmp_path: Path) -> None:
     def made(name: str, **meta: Any) -> Document:
         return Document(name, f"{name}.md", "en", (Section((), f"The release plan: {name}."),), Meta(**meta))

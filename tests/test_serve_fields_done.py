@@ -8,8 +8,11 @@ from typing import Any
 import jsonschema_rs
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from serve.child.choice.sampling import Sampler, Vocabulary
+from serve.server.api.request.bodies import ChatRequest
+from serve.server.api.responses.request import ResponsesRequest
 from slm.joints import SamplingOptions
 from tests.served import HELLO, Served, error_of, served, text_of, tokens_of
 from tests.tiny_gguf import letter, write_adapter
@@ -102,8 +105,22 @@ def test_other_spellings_mean_the_same(served: Served) -> None:
         ({"top_k": 0, "temperature": 1, "seed": 1}, {"top_k": -1, "temperature": 1, "seed": 1}),
     ):
         assert text_of(served.chat("Hello", model="en", **one)) == text_of(served.chat("Hello", model="en", **other))
+    coldest = {"temperature": 5, "top_k": 0, "min_p": 0, "max_tokens": 8}
+    assert text_of(served.chat("Hello", model="en", top_p=0, **coldest)) == text_of(
+        served.chat("Hello", model="en", temperature=0, max_tokens=8)
+    )
     reply = served.chat("Hello", repeat_penalty=2, repetition_penalty=1.5)
     assert reply.status_code == 400 and error_of(reply)["param"] == "repetition_penalty"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
+def test_minus_one_is_no_limit_of_an_answer(name: str) -> None:
+    assert ChatRequest.model_validate({"messages": HELLO, name: -1}).limit is None
+    assert ChatRequest.model_validate({"messages": HELLO, name: 3}).limit == 3
+    for wrong in (0, -2):
+        with pytest.raises(ValidationError, match=name if name != "n_predict" else "max_tokens"):
+            ChatRequest.model_validate({"messages": HELLO, name: wrong})
+    assert ResponsesRequest.model_validate({"input": "Hello", "max_output_tokens": -1}).chat().limit is None
 
 
 @pytest.mark.parametrize(("back", "picked"), [(0, [5, 5, 5]), (1, [5, 6, 5]), (64, [5, 6, 7]), (-1, [6, 7, 5])])

@@ -7,6 +7,7 @@ import queue
 import signal
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from convert.lora.adapter import convert_adapter
 from serve.adapters.registry import vet_adapter
 from serve.adapters.watch import WatchedFolder, watching
 from serve.child.cells.store import SMALLEST
@@ -23,6 +25,7 @@ from serve.engine.events import Event
 from serve.engine.trial import Trials
 from slm.errors import DamagedFileError, EngineDiedError, EngineError, InputError, UnknownNameError, UnsupportedError
 from slm.joints import Finish, Message, SamplingOptions, Scored
+from slm.terminal.arguments import NAMED_FILE
 from tests.tiny_engine import Files, Oracle, ask, make_files, user
 from tests.waiting import eventually
 
@@ -258,6 +261,43 @@ def test_adapters_come_and_go_with_their_files(files: Files, tmp_path: Path, ora
         (folder / "late.gguf").write_bytes(files.a.read_bytes())
         threading.Event().wait(1.5)
         assert names() == ["fixed", "ja_lora"], "nobody looks any more"
+
+
+def test_what_is_put_there_and_cannot_be_read_is_named_and_not_passed_over(tmp_path: Path, capsys: Any) -> None:
+    class Loads:
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def load_adapter(self, name: str, path: Path) -> object:
+            self.names.append(name)
+            return None
+
+        def unload_adapter(self, name: str) -> None:
+            raise AssertionError("nothing is gone")
+
+    (tmp_path / "old").mkdir()
+    for name in ("adapter_config.json", "adapter_model.bin"):
+        (tmp_path / "old" / name).write_text("{}")
+    (tmp_path / "loud.GGUF").write_bytes(b"x")
+    live = Loads()
+    watched = WatchedFolder(tmp_path, live, lambda folder: convert_adapter(folder, tmp_path / "x", tmp_path) and folder)
+    watched.update()
+    watched.update()
+    said = capsys.readouterr().err
+    assert live.names == ["loud"] and said.count("the adapter 'old' in") == 1
+
+
+def test_a_name_is_the_same_however_a_disk_or_a_request_spells_it(files: Files, tmp_path: Path) -> None:
+    whole, pieces = "かながき", unicodedata.normalize("NFD", "かながき")
+    (tmp_path / f"{pieces}.gguf").write_bytes(files.a.read_bytes())
+    with open_engine(files.model, {}, threads=1) as live:
+        WatchedFolder(tmp_path, live, lambda folder: folder).update()
+        assert [adapter.name for adapter in live.adapters()] == [whole]
+        for name in (whole, pieces):
+            assert ask(live, "Hello", name, 2)[1].completion_tokens == 2
+        live.unload_adapter(pieces)
+        assert live.adapters() == []
+    assert NAMED_FILE.convert(f"{pieces}=a.gguf", None, None) == (whole, Path("a.gguf"))
 
 
 def test_an_alora_in_the_folder_is_named_and_left_out(files: Files, tmp_path: Path, capsys: Any) -> None:

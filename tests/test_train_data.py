@@ -255,7 +255,8 @@ def test_a_file_that_was_cut_off_or_has_no_lines_is_told_from_one_in_another_enc
 
 def test_marks_and_line_ends_of_other_systems_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n" + GOOD.encode() + b"\r\n")
+    mark = b"\xef\xbb\xbf"  # in the middle, too, where two files were joined
+    path.write_bytes(mark + GOOD.encode() + b"\r\n\r\n" + mark + GOOD.encode() + b"\r\n")
     assert [number for number, _ in text_lines(path)] == [1, 3]
     assert [e.messages[1]["content"] for e in read_conversations([path])] == ["Desk 0 is here."] * 2
 

@@ -43,6 +43,28 @@ def test_conversations_and_texts_train_together_and_texts_end_with_eos(base: Pat
     assert prepared.examples_by_file == {talk: 6, text: 2}
 
 
+def test_turns_that_a_chat_template_has_written_already_are_said_to_be_letters(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = [
+        {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"},
+        {"prompt": "[INST] Hi [/INST]", "completion": "Hello"},
+        {
+            "messages": [
+                {"role": "user", "content": "<start_of_turn>user\nHi"},
+                {"role": "assistant", "content": "Hello"},
+            ]
+        },
+    ]
+    rows = [conversations(1)[0], *written, {"text": "List<T> [INFO] a|user|b <|im_end|>"}]
+    prepare_conversations(options(base, write_jsonl(tmp_path / "d.jsonl", rows), template="chatml"))
+    said = capsys.readouterr().err
+    assert "3 of 5 examples hold marks that a chat template writes, the first is <|im_start|> in" in said
+    assert "d.jsonl', line 2: in texts they are letters" in said
+    prepare_conversations(options(base, write_jsonl(tmp_path / "e.jsonl", conversations(4)), template="chatml"))
+    assert "marks that a chat template" not in capsys.readouterr().err
+
+
 # What is left out, held out and weighted
 
 

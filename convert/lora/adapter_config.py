@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slm.errors import DamagedFileError, UnsupportedError
+from slm.weights.adapter_kinds import unmergeable
 
 MERGE = "Merge it into its base instead: slm merge --base BASE --adapter DIR -o OUT, then convert OUT."
 # Settings whose effect no pair of factors has.
@@ -28,11 +29,13 @@ _REASONS = {
     "arrow_config": "it routes between adapters",
 }
 # Initializations that move the base's own weights, so that the adapter does not fit the original base.
-_MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MOVED_BASE = ("pissa", "olora")
 
 
 def check_kind(settings: Mapping[str, Any]) -> None:
     """Raise UnsupportedError, with the way out, for every kind of adapter that a LoRA GGUF cannot hold."""
+    if refused := unmergeable(settings):
+        raise UnsupportedError(f"the adapter {refused.what}", found=refused.why, hint=refused.hint)
     kind = str(settings.get("peft_type", "?"))
     if kind != "LORA":
         raise UnsupportedError(f"a '{kind}' adapter is not supported", hint=f"Supported: LORA. {MERGE}")

@@ -131,7 +131,8 @@ class Citations:
             if all(1 <= number <= len(self._passages) for number in numbers):
                 checked = [] if refuses(sentence) else _checked(support, numbers)
                 self._cited.update(dict.fromkeys(checked))
-                shown += "".join(f"[{number}]" for number in checked)
+                # A number that gave way to its neighbour's stands there once.
+                shown += "".join(f"[{number}]" for number in checked if f"[{number}]" not in shown)
             elif len(numbers) > 1 or numbers[0] > _MADE_UP or not mark.closed:
                 shown += text
         return mark.blank + shown if shown else ""

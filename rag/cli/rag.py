@@ -82,6 +82,7 @@ def add(
     from rag.sources.reader import ReadOptions
     from rag.stores.named import open_store
     from rag.sync.look import require_paths, seen
+    from slm.paths import on_disk
     from slm.terminal.console import emit_json, progress
 
     embedder = embedder_name(embedder) if embedder else None
@@ -97,7 +98,7 @@ def add(
         with progress("reading files", total=len(find_files(paths)) or None, unit="files") as done:
             reading = read_files(paths, done, none_ok=True, wanted=ReadOptions(comments, base_url), by=work.read)
         looked = seen(paths, reading, ReadOptions(comments, base_url))
-        if not reading.documents and not departed(known, looked, lambda source: Path(source).exists()).gone:
+        if not reading.documents and not departed(known, looked, lambda source: on_disk(source).exists()).gone:
             raise nothing_read(paths, reading)
         _note_some([f"skipped {shown_path(str(skipped.path))}: {skipped.reason}" for skipped in reading.skipped])
         _note_some([f"{shown_path(noted.source)}: {noted.text}" for noted in reading.notes])
@@ -109,7 +110,7 @@ def add(
             )  # fmt: skip
     _note_some([f"removed {shown_path(source)}: {reason}" for source, reason in change.gone.items()])
     _note_some([f"kept the old text of {shown_path(source)}: {reason}" for source, reason in change.kept.items()])
-    missing = left_behind(store.held().documents, looked, lambda source: Path(source).exists())
+    missing = left_behind(store.held().documents, looked, lambda source: on_disk(source).exists())
     if missing:
         _note_some([_told_of_missing(missing, index)])
     result = {

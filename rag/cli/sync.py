@@ -207,8 +207,11 @@ def _wait(store: IndexStore, seconds: float, *, watch: bool) -> None:
         return
     import watchfiles
 
+    from slm.paths import on_disk
+
     sources = store.held().sources
-    roots = [root for root, source in sources.items() if source.get("kind") == "files" and Path(root).exists()]
+    roots = [on_disk(root) for root, source in sources.items() if source.get("kind") == "files"]
+    roots = [root for root in roots if root.exists()]
     if not roots:
         time.sleep(seconds)
         return

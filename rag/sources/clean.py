@@ -17,8 +17,11 @@ _UNSEEN = re.compile("[\xad\u034f\u061c\u180e\u2065\ufff9-\ufffb]")
 # A joiner shapes Arabic, Syriac and Indic letters and binds emoji; elsewhere it does nothing.
 _JOINED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af\u2190-\u2bff\ufe0f\U0001f000-\U0001faff"
 _JOINER = re.compile(f"(?<![{_JOINED}])[\u200c\u200d]+|[\u200c\u200d]+(?![{_JOINED}])")
-# A letter with its combining marks (macOS takes é and が to pieces), which compose without touching other characters.
-_IN_PIECES = re.compile("[^\\s\u0300-\u036f\u3099\u309a][\u0300-\u036f\u3099\u309a]{1,8}")
+# A letter with its combining marks, or a Korean syllable in its letters (macOS takes é, が and 한 to pieces): they
+# compose without touching other characters.
+_IN_PIECES = re.compile(
+    "[^\\s\u0300-\u036f\u3099\u309a][\u0300-\u036f\u3099\u309a]{1,8}|[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?"
+)
 # Half of a character, which JSON may hold (\\ud800) and no UTF-8 can.
 _HALVES = re.compile("[\ud800-\udfff]")
 _DATA_URI = re.compile(r"[ \t]?data:[\w.+-]{1,60}/[\w.+-]{1,60}(?:;[\w.=-]{1,60}){0,4},[\w+/=%.~-]{64,}", re.IGNORECASE)

@@ -18,7 +18,7 @@ from pathlib import Path
 from rag.document import Document
 from rag.sources.reader import LARGEST_PAGE, Collection, FileReader, LeftOut, Read, ReadOptions, Whole, language_of
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
-from slm.paths import own_name, resolved
+from slm.paths import on_disk, own_name, resolved
 from slm.weights.checkpoint_files import pointer_of
 
 MARKDOWN = (".md", ".markdown", ".mdown")
@@ -104,7 +104,7 @@ def find_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] =
 def named_files(paths: Sequence[Path | str], on_skip: Callable[[Skipped], None] = lambda _: None) -> dict[Path, Path]:
     """What `find_files` finds: by the file itself, behind all links, the name that it is read by."""
     found: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in map(on_disk, paths):
         if path.is_dir():
             files = sorted(_files_below(path, on_skip))
         elif os.path.lexists(path):

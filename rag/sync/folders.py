@@ -16,6 +16,7 @@ from rag.sources.reader import ReadOptions
 from rag.stores.interface import IndexStore
 from rag.sync.look import BLANK, seen
 from rag.sync.report import Report, ShowProgress
+from slm.paths import on_disk
 
 
 def sync_files(
@@ -33,9 +34,10 @@ def sync_files(
     there than a decision. Raises InputError when most of a folder would go (unless sure).
     """
     known = store.held().documents
-    there = [Path(root) for root in roots if Path(root).exists()]  # absolute, as they were kept
-    deleted = [root for root in roots if not Path(root).exists() and root in known]
-    missing = [root for root in roots if not Path(root).exists() and root not in known]
+    places = {root: on_disk(root) for root in roots}  # absolute; the index keeps names composed (NFC)
+    there = [root for root, place in places.items() if place.exists()]
+    deleted = [root for root in roots if root not in there and root in known]
+    missing = [root for root in roots if root not in there and root not in known]
     if missing:
         report.error = _missing(missing, known)
     for root in deleted:
@@ -43,8 +45,8 @@ def sync_files(
     asked = {
         root: ReadOptions(bool(roots[root].get("comments")), str(roots[root].get("base_url", ""))) for root in roots
     }
-    for wanted in dict.fromkeys(asked[str(path)] for path in there):
-        alike = [path for path in there if asked[str(path)] == wanted]
+    for wanted in dict.fromkeys(asked[root] for root in there):
+        alike = [places[root] for root in there if asked[root] == wanted]
         _sync_alike(store, alike, wanted, embedder, report, sure=sure, show=show)
 
 

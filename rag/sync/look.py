@@ -15,7 +15,7 @@ from rag.index.names import composed, is_below
 from rag.sources.files import Reading, named_files
 from rag.sources.reader import ReadOptions
 from slm.errors import MissingFileError
-from slm.paths import own_name, resolved
+from slm.paths import on_disk, own_name, resolved
 
 # The reasons of a reader for a file that is whole and has no text; all others are a file that could not be read.
 BLANK = ("it is empty", "it holds no visible text")
@@ -24,7 +24,7 @@ BLANK = ("it is empty", "it holds no visible text")
 def require_paths(paths: Sequence[Path], known: Collection[str], index: str) -> None:
     """Raise MissingFileError for a path that is not there, with the way to drop what the index still holds of it."""
     for path in paths:
-        if path.exists():
+        if on_disk(path).exists():
             continue
         held = sum(is_below(source, place) for source in known for place in _places(path))
         raise MissingFileError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +125,7 @@ def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0, vault:
     vault: the file is copied there first, and the copy is what is checked and to be loaded. Raises InputError kinds
     (not there, damaged, not an adapter, bad name), MismatchError (another base) or ResourceError (no room for a copy).
     """
+    name = unicodedata.normalize("NFC", name)
     check_name(name, base)
     if path.is_dir():
         raise InputError(
@@ -201,14 +203,15 @@ class Registry:
         self._adapters[adapter.name] = adapter
 
     def get(self, name: str) -> Adapter:
-        """The adapter called `name`. Raises UnknownNameError with the names that exist."""
-        if name not in self._adapters:
+        """The adapter called `name`, in any of Unicode's forms. Raises UnknownNameError with the names that exist."""
+        known = unicodedata.normalize("NFC", name)
+        if known not in self._adapters:
             raise UnknownNameError("model or adapter", name, [*RESERVED, self.base.name, *self._adapters])
-        return self._adapters[name]
+        return self._adapters[known]
 
     def remove(self, name: str) -> Adapter:
         adapter = self.get(name)
-        del self._adapters[name]
+        del self._adapters[adapter.name]
         return adapter
 
     def uses(self, content: str) -> bool:

@@ -7,6 +7,7 @@ knows nothing of HTTP, and of the engine only how to load and unload.
 from __future__ import annotations
 
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from slm.terminal.console import note
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 # What makes a folder a PEFT adapter; the weights are written before or after the settings, so both must be there.
+# Pickled weights are not read, and whoever put them there is told so by their conversion.
 _PEFT = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+_PICKLED = (ADAPTER_CONFIG, "adapter_model.bin")
 Signature = tuple[tuple[str, int, int], ...]
 
 
@@ -41,13 +44,18 @@ class Found:
 def scan(folder: Path) -> dict[str, Found]:
     """The adapters of a folder by name: `ja.gguf` and the PEFT folder `ja/` are both called ja; the file wins."""
     found: dict[str, Found] = {}
+
+    def named(name: str) -> str:  # a disk may spell it in pieces (NFD), and requests do not
+        return unicodedata.normalize("NFC", name)
+
     for path in sorted(folder.iterdir(), key=lambda entry: entry.is_file()):
         if path.name.startswith("."):
             continue
-        if path.is_dir() and all((path / name).is_file() for name in _PEFT):
-            found[path.name] = Found(path, _signature([path / name for name in _PEFT]))
-        elif path.is_file() and path.suffix == ".gguf":
-            found[path.stem] = Found(path, _signature([path]))
+        files = next((f for f in (_PEFT, _PICKLED) if all((path / name).is_file() for name in f)), ())
+        if files:
+            found[named(path.name)] = Found(path, _signature([path / name for name in files]))
+        elif path.is_file() and path.suffix.lower() == ".gguf":
+            found[named(path.stem)] = Found(path, _signature([path]))
     return found
 
 

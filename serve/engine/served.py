@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -76,7 +77,9 @@ class ServedEngine(Observed, Protocol):
 def way_of(engine: ServedEngine, wanted: str | None, messages: Sequence[Message], lora: Lora | None) -> Route:
     """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
     loaded = engine.adapters()
-    if wanted in engine.base.names:
+    if wanted:  # a client on macOS may send a name in pieces (NFD); those of adapters are whole
+        wanted = unicodedata.normalize("NFC", wanted)
+    if wanted in {unicodedata.normalize("NFC", name) for name in engine.base.names}:
         wanted = engine.base.name
     if lora is None:
         known = {adapter.name: adapter.language for adapter in loaded}

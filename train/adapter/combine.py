@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from slm.errors import MismatchError
-from train.adapter.opened import load_with_adapter
+from train.adapter.opened import folded, load_with_adapter
 from train.base import load_model
 
 
@@ -33,7 +33,7 @@ def combine(base: Path, adapters: Sequence[tuple[Path, float]]) -> Any:
     for adapter, weight in adapters:
         wrapped = load_with_adapter(base, adapter)
         untied |= untie_adapted(wrapped)
-        for name, tensor in wrapped.merge_and_unload().state_dict().items():
+        for name, tensor in folded(wrapped, adapter).state_dict().items():
             old = start[name]
             grown = tensor.shape != old.shape
             known = tensor[: len(old)] if grown else tensor
@@ -90,7 +90,7 @@ def untie_adapted(model: Any) -> bool:
     PEFT adds to the embedding's output or to the head's, not to both; folded into the shared weight, the update would
     act twice. True if that was so.
     """
-    if any(config.ensure_weight_tying for config in model.peft_config.values()):
+    if any(getattr(config, "ensure_weight_tying", False) for config in model.peft_config.values()):
         return False  # PEFT then adapts both alike
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     table, matrix = (getattr(module, "base_layer", module) for module in (embedding, head))

@@ -19,7 +19,7 @@ from slm.weights.adapter_origin import assumed_base
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weight_files
 from slm.weights.identity import checkpoint_fingerprint
 from train.adapter.combine import combine, untie_adapted
-from train.adapter.opened import check_adapter, has_words, load_with_adapter, tokenizer_with
+from train.adapter.opened import check_adapter, folded, has_words, load_with_adapter, tokenizer_with
 from train.adapter.sample import end_of_turn_ids
 from train.base import load_tokenizer, not_finite, read_config
 
@@ -56,7 +56,7 @@ def merge(base: Path, adapters: Path | Sequence[Path], output: Path, weights: Se
         if len(chosen) == 1 and shares[0] == 1.0:
             wrapped = load_with_adapter(base, chosen[0])
             untie_adapted(wrapped)
-            merged = wrapped.merge_and_unload()
+            merged = folded(wrapped, chosen[0])
         else:
             merged = combine(base, list(zip(chosen, shares, strict=True)))
         if len(tokenizer) > merged.get_input_embeddings().weight.shape[0]:

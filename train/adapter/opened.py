@@ -10,6 +10,7 @@ from typing import Any
 
 from slm.artifacts import MANIFEST, read_json, read_manifest, require_folder
 from slm.errors import DamagedFileError, MismatchError, MissingFileError, UnsupportedError
+from slm.weights.adapter_kinds import unmergeable
 from slm.weights.checkpoint_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -54,13 +55,8 @@ def check_adapter(adapter: Path, base: Path) -> dict[str, Any]:
             )
         refuse_pointer(adapter / name)
     refuse_adapted(adapter)
-    config = _settings(adapter)
-    if str(config.get("init_lora_weights")).startswith("pissa_niter"):
-        raise UnsupportedError(
-            f"the adapter '{adapter}' began with a randomized PiSSA and was not turned into a LoRA for its base",
-            found="the base's part of it is drawn anew at every loading, so the two would not fit",
-            hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
-        )
+    if refused := unmergeable(_settings(adapter)):
+        raise UnsupportedError(f"the adapter '{adapter}' {refused.what}", found=refused.why, hint=refused.hint)
     refuse_empty(adapter / ADAPTER_WEIGHTS, _shapes(adapter))
     manifest = read_manifest(adapter) if (adapter / MANIFEST).exists() else {}
     check_same_base(adapter, manifest, base)
@@ -124,6 +120,18 @@ def has_words(adapter: Path) -> bool:
     return any((adapter / name).exists() for name in (*_TOKENIZER, _TEMPLATE))
 
 
+def folded(wrapped: Any, adapter: Path) -> Any:
+    """The model with its adapter in its own weights. Raises UnsupportedError where they have no place for it."""
+    try:
+        return wrapped.merge_and_unload()
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
+        raise UnsupportedError(
+            f"the adapter '{adapter}' cannot be folded into its base",
+            found=str(error).strip().splitlines()[-1].strip().rstrip(".") if str(error).strip() else "PEFT refuses it",
+            hint="Use it with PEFT, or train it again without what is named.",
+        ) from error
+
+
 def begin_with(adapted: Any, adapter: Path, base: Path) -> Any:
     """The model with a fresh adapter, its weights those of an adapter folder of the same form.
 
@@ -165,7 +173,8 @@ def _require_all(adapter: Path, wrapped: Any) -> None:
     there = {_plain(name) for name in wrapped.state_dict()}
     strays = sorted(saved - there)
     own = {_plain(name) for name, _ in wrapped.named_parameters()}  # a weight that two modules share is named once
-    missing = sorted(name for name in own - saved if ".lora_" in name or "trainable_tokens" in name)
+    prefix = str(getattr(wrapped.base_model, "prefix", "lora_"))  # of the adapter's parameters, in each kind another
+    missing = sorted(name for name in own - saved if f".{prefix}" in name or "trainable_tokens" in name)
     if not strays and not missing:
         return
     found = f"{len(strays)} of its {len(saved)} tensors have no place there, such as {strays[0]}" if strays else ""

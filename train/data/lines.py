@@ -26,9 +26,12 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text without the white space around it) of every line that is not blank; raises as `lines`."""
+    """(number from 1, text without the white space around it) of every line that is not blank; raises as `lines`.
+
+    A byte order mark goes too: files that were joined have one in the middle.
+    """
     for number, line in lines(file):
-        if text := line.strip():
+        if text := line.strip().removeprefix("\ufeff").strip():
             yield number, text
 
 

@@ -5,6 +5,7 @@ The data go through as a stream into a TokenStore, so memory does not grow with 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ from train.data.store import StoreWriter, TokenStore
 # The template made of plain text, which every base knows, and EOS.
 PLAIN = "alpaca"
 _TOO_MANY = 8
+# How the turns of a conversation begin once a chat template has written them.
+_WRITTEN_TURNS = re.compile(
+    r"<\|im_start\|>|<start_of_turn>|\[INST\]|<\|start_header_id\|>|<\|(?:user|assistant|system)\|>|<｜(?:User|Assistant)｜>"
+)
 _NAMED = 5
 
 
@@ -59,13 +64,15 @@ class Prepared:
 class ReadCounts:
     """What is counted while the data go by.
 
-    Examples by file, fields without a meaning, examples without an answer to learn, sequences, and those too long.
+    Examples by file, fields without a meaning, examples without an answer to learn, those whose texts hold the marks of
+    a chat template, sequences, and those too long.
     """
 
     limit: int
     files: Counter[Path] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
     silent: list[Example] = field(default_factory=list)
+    written: list[tuple[Example, str]] = field(default_factory=list)
     long_by_language: Counter[str] = field(default_factory=Counter)
     sequences: int = 0
     first_long: list[tuple[Example, int]] = field(default_factory=list)
@@ -78,12 +85,21 @@ class ReadCounts:
             self.unused.update([*dict.fromkeys(example.unused)])
             if example.messages and not example.answers:
                 self.silent.append(example)
+            texts = (example.text, *(message["content"] for message in example.messages))
+            if mark := next(filter(None, map(_WRITTEN_TURNS.search, texts)), None):
+                self.written.append((example, mark.group()))
             yield example
 
     def tell(self) -> None:
         """Note the examples and the fields that nothing is learned from."""
         if self.silent:
             note(f"{len(self.silent)} examples have no turn to learn, the first is {self.silent[0].where}")
+        if self.written:
+            (first, mark), count = self.written[0], len(self.written)
+            note(
+                f"{count} of {self.files.total()} examples hold marks that a chat template writes, the first is {mark} "
+                f'in {first.where}: in texts they are letters and no tokens; give conversations as "messages"'
+            )
         if self.unused:
             listed = ", ".join(
                 f"{name} {count}" for name, count in sorted(self.unused.items(), key=lambda item: (-item[1], item[0]))

@@ -17,6 +17,7 @@ from rag.document import NO_META, Document
 from rag.index.change.gone import Departed, Seen, confirm_removal, departed, successors
 from rag.index.names import composed
 from slm.errors import MismatchError
+from slm.paths import on_disk
 
 PAGE = "page"
 """The key of an entry for what a sync knows of a document that is no file."""
@@ -154,7 +155,7 @@ def planned(
     seen, told = (seen, None) if isinstance(seen, Seen) else (Seen(), seen)
     incoming = {composed(document.source): document for document in documents}
     # Pages of a site are kept in step by its sync alone.
-    left = departed({s: entry for s, entry in known.items() if PAGE not in entry}, seen, os.path.exists, os.path.isfile)
+    left = departed({s: entry for s, entry in known.items() if PAGE not in entry}, seen, _exists, _is_file)
     if told is not None:
         left = Departed({**left.gone, **{s: why for s, why in told.gone.items() if s in known}}, left.kept)
     digests = {source: _digest(document) for source, document in incoming.items()}
@@ -166,7 +167,7 @@ def planned(
         by_id = {id_: source for id_, source in by_id.items() if PAGE not in known[source]}
     named |= {s: by_id[d.meta.id] for s, d in incoming.items() if s not in named and d.meta.id in by_id}
     new = {s: (d.title, texts[s]) for s, d in incoming.items() if s in seen.files and s not in named}
-    moved_on = successors(known, left, new, seen.roots, os.path.lexists)
+    moved_on = successors(known, left, new, seen.roots, _lies_there)
     named |= moved_on
     changed = {s: d for s, d in incoming.items() if s not in named or known[named[s]]["sha256"] != digests[s]}
     left = replace(left, gone={**left.gone, **_moved_away(known, left, changed, texts, seen)})
@@ -220,8 +221,21 @@ def _moved_away(
         source: "its text is now in another file"
         for source, entry in known.items()
         if entry.get("text_sha256") in new and source not in left.gone and source not in left.kept
-        and "meta" not in entry and Path(source).is_absolute() and not os.path.lexists(source)
+        and "meta" not in entry and Path(source).is_absolute() and not _lies_there(source)
     }  # fmt: skip
+
+
+def _exists(source: str) -> bool:
+    return on_disk(source).exists()
+
+
+def _is_file(source: str) -> bool:
+    return on_disk(source).is_file()
+
+
+def _lies_there(source: str) -> bool:
+    """Whether there is anything at a source's place, be it a link to nothing."""
+    return os.path.lexists(on_disk(source))
 
 
 def without_counts(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

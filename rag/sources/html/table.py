@@ -11,6 +11,7 @@ from typing import Any
 
 from rag.sources.html.tree import is_dropped
 
+# Up to there spans are filled in and short rows filled up; real cells are written however many there are.
 _MOST_COLUMNS, _MOST_CELLS = 500, 200_000
 # A long table is written in parts of so many characters, each under its header: a cell far from it says nothing.
 _LONGEST_PART = 1000
@@ -65,7 +66,7 @@ def markdown_table(table: Any, render: Callable[[Any], str]) -> list[str]:
     if not grid:
         return []
     width = max(map(len, grid))
-    grid = [row + [Cell("", False)] * (width - len(row)) for row in grid]
+    grid = [row + [Cell("", False)] * (min(width, _MOST_COLUMNS) - len(row)) for row in grid]
     head = [_line(_joined(grid[:heads], width)), _line(["---"] * width)]
     lines, length = list(head), 0
     for row in grid[heads:]:
@@ -101,14 +102,14 @@ def _grid(rows: list[tuple[Any, bool]], render: Callable[[Any], str]) -> tuple[l
         cells = list(cells_of(row))
         for node in cells:
             hang()
-            across = min(_span(node, "colspan"), _MOST_COLUMNS - len(line), max(1, _MOST_CELLS - count))
+            across = max(1, min(_span(node, "colspan"), _MOST_COLUMNS - len(line), _MOST_CELLS - count))
             down = _span(node, "rowspan") or len(rows)
-            cell = Cell(render(node), node.tag == "th", max(across, 1))
-            for _ in range(max(across, 1) if len(line) < _MOST_COLUMNS else 0):
-                if down > 1:
+            cell = Cell(render(node), node.tag == "th", across)
+            for _ in range(across):
+                if down > 1 and len(line) < _MOST_COLUMNS:
                     hanging[len(line)] = (down - 1, cell)
                 line.append(cell)
-            count += max(across, 1)
+            count += across
         hang()
         for column in [column for column in hanging if column >= len(line)]:
             left, _ = hanging[column]  # a gap before a hanging cell: it has no neighbour in this row
@@ -131,11 +132,12 @@ def _span(node: Any, name: str) -> int:
 
 def _joined(rows: list[list[Cell]], width: int) -> list[str]:
     """Header rows as one: each column named from the top down."""
-    names = []
-    for column in range(width):
-        parts = dict.fromkeys(row[column].text for row in rows if row[column].text)
-        names.append(" ".join(parts))
-    return names
+    names: list[dict[str, None]] = [{} for _ in range(width)]
+    for row in rows:
+        for cell, parts in zip(row, names, strict=False):
+            if cell.text:
+                parts[cell.text] = None
+    return [" ".join(parts) for parts in names]
 
 
 def _line(texts: list[str]) -> str:

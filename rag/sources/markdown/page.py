@@ -60,6 +60,8 @@ def plain_markdown(text: str) -> str:
     known = definitions(part.text for part in parts if part.kind == "text")
     out: list[tuple[bool, str]] = []
     ends = _matching_ends(parts)
+    # An element that only some program knows goes with both its tags: <Tab label="x">words</Tab>.
+    unknown_ends = {end for opening, end in ends.items() if parts[opening].attributes}
     at = 0
     raised = ""  # the end of a <sup> or <sub> that no text follows yet
     while at < len(parts):
@@ -82,7 +84,8 @@ def plain_markdown(text: str) -> str:
                 out.append((True, _in_cell(markup) if _in_row(out) else _rewritten(markup, part.name)))
                 at = end
             else:
-                out.append((False, _tag_text(part, out)))
+                left = _tag_text(part, out)
+                out.append((False, "" if at in unknown_ends and left == part.text else left))
         at += 1
     return _joined(out, known)
 

@@ -7,13 +7,18 @@ the table repeats it.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from rag.sources.clean import clean, without_data_uris
 
 Row = Sequence[str]
 _VALUE = re.compile(r"[-+(]?[¥$€£￥]?\d[\d,./:\- %年月日時分)]*")
+# Rows are filled up to so many columns; one that is wider ends with its last cell. A merged range of more places than
+# these has its text in its first one alone: without bounds a wide row over many short ones would be all of them wide.
+_FILLED, _MOST_MERGED = 500, 100_000
 _BLOCK_MARK = re.compile(r"(#{1,6}(?=\s)|`{3,}|~{3,}|(?:=+|-{2,})(?=\s*$))")
 
 
@@ -37,14 +42,20 @@ def markdown_of_rows(rows: Sequence[Row], spans: Sequence[CellSpan] = ()) -> str
     header: list[str] = []
     place: tuple[int, int] = (0, 0)
     for first, block in _blocks(filled):
-        used = [n for n in range(max(map(len, block))) if any(n < len(row) and row[n] for row in block)]
-        cut = [[row[n] if n < len(row) else "" for n in used] for row in block]
+        used = sorted({n for row in block for n, text in enumerate(row) if text})
+        cut = [_chosen(row, used) for row in block]
         names = [first + number in bands for number in range(len(cut))]
         goes_on = place == (used[0], used[-1]) and len(header) == len(used) and _has_values(cut[0])
         text, header = _block(cut, names, header if goes_on else [], [n - first for n in _group_rows(spans, first)])
         place = (used[0], used[-1])
         parts.append(text)
     return "\n\n".join(part for part in parts if part)
+
+
+def _chosen(row: Row, used: Sequence[int]) -> list[str]:
+    """The cells of these columns, in their order; past the row's end empty ones, up to a width."""
+    own = bisect_left(used, len(row))
+    return [row[n] for n in used[:own]] + [""] * (min(len(used), _FILLED) - own)
 
 
 def _fill(rows: list[list[str]], span: CellSpan, bands: set[int]) -> None:
@@ -59,6 +70,8 @@ def _fill(rows: list[list[str]], span: CellSpan, bands: set[int]) -> None:
         bands.add(span.top)
         return
     width = min(span.right + 1, max(len(row) for row in rows[span.top : bottom + 1]) + 1)
+    if (bottom + 1 - span.top) * (width - span.left) > _MOST_MERGED:
+        return
     for row in rows[span.top : bottom + 1]:
         row.extend([""] * (width - len(row)))
         row[span.left : width] = [text] * (width - span.left)
@@ -101,7 +114,7 @@ def _block(rows: list[list[str]], bands: list[bool], header: list[str], groups: 
         header = rows[start]
         if start in groups and start + 1 < len(rows) and not bands[start] and not _has_values(rows[start + 1]):
             below = rows[start + 1]  # names of groups over names of columns
-            header = [" ".join(dict.fromkeys(filter(None, pair))) for pair in zip(header, below, strict=True)]
+            header = [" ".join(dict.fromkeys(filter(None, pair))) for pair in zip_longest(header, below, fillvalue="")]
             start += 1
         start += 1
     table = [_line(header), _line(["---"] * len(header))]

@@ -22,7 +22,7 @@ from rag.sources.reader import Read
 from slm.errors import DamagedFileError
 from slm.text.visible import one_line
 
-MOST_ROWS, _MOST_COLUMNS, _MOST_CELLS = 50_000, 1_000, 1_000_000
+MOST_ROWS, _MOST_COLUMNS, _MOST_CELLS = 50_000, 16_384, 1_000_000  # no sheet has more columns (XFD)
 _MOST_SHEET = 1 << 30  # unpacked; a sheet is streamed, and cut at MOST_ROWS
 _MOST_GAP = 1_000  # empty rows before what is taken to be another place of the sheet
 _SCANNED = 256 << 20
@@ -111,7 +111,8 @@ def _read_sheet(sheet: Any, package: Package) -> _Sheet:
         while texts and not texts[-1]:
             texts.pop()
         blank = 0 if texts else blank + 1
-        cells += len(texts)
+        # An empty cell before one that is far to the right takes little, and there may be thousands of them.
+        cells += sum(map(bool, texts)) + len(texts) // 16
         if len(rows) >= MOST_ROWS or cells > _MOST_CELLS:
             if texts:
                 notes.append(f"is cut after {len(rows):,} rows")
@@ -130,7 +131,7 @@ def _read_sheet(sheet: Any, package: Package) -> _Sheet:
 def _rows(sheet: Any, notes: list[str]) -> Iterator[Any]:
     """The rows of a sheet; one that is damaged ends with a note."""
     try:
-        yield from sheet.iter_rows(max_col=_MOST_COLUMNS)
+        yield from sheet.iter_rows()  # each row to its own last cell
     except Exception as error:  # one sheet that is damaged must not end the reading of the others
         notes.append(f"is damaged and could not be read to its end ({type(error).__name__}: {error})"[:200])
 

@@ -104,7 +104,9 @@ async def planned(
     lora = _lora(engine, body.lora)
     way = await asyncio.to_thread(engine.route, body.model, messages, lora=lora)
     grounded = await asyncio.to_thread(_grounded, retriever, messages, body) if body.rag is not False else None
-    asked = grounded.messages if grounded else messages
+    # Earlier turns are not read again, but what the model is told about every answer holds for this one.
+    told = [message for message in messages if message["role"] == "system"]
+    asked = [*told, *grounded.messages] if grounded else messages
 
     def begin(number: int) -> Begin:
         options = replace(sampling, seed=sampling.seed + number)

@@ -13,8 +13,10 @@ from typing import Any
 
 from rag.sources.office.pdf.sheet import LinePiece, Rule, Sheet, is_wide
 
+MOST_CHARACTERS = 400_000
+"""Of one page; what is beyond is not read, and the page is said to be cut."""
 _GAP = 1.1  # times the size of the letters: a gap that is wider is none between words
-_MOST_OBJECTS, _MOST_SEGMENTS, _MOST_CHARACTERS = 20_000, 5_000, 400_000
+_MOST_OBJECTS, _MOST_SEGMENTS = 20_000, 5_000
 _THIN = 2.5  # points: a filled box that is thinner is a rule
 # Ligatures, and radicals that some programs write for the ideographs that look the same.
 _COMPATIBLE = re.compile("[\ufb00-\ufb06\u2f00-\u2fdf]")
@@ -57,6 +59,7 @@ def _read(page: Any, number: int, pdf: Any) -> list[Sheet]:
             if not sheets:
                 _objects(page, pdf, place, sheet)
             sheet.is_aside = bool(sheets)
+            sheet.is_cut = not sheets and text_page.count_chars() > MOST_CHARACTERS
             sheets += [sheet] if sheet.pieces or not sheets else []
     finally:
         text_page.close()
@@ -88,7 +91,7 @@ def _by_direction(text_page: Any, pdf: Any, turned: int) -> list[tuple[int, Char
     groups: dict[int, Characters] = {turned: []}
     counts: dict[int, int] = {turned: 0}
     turn = turned
-    for index in range(min(text_page.count_chars(), _MOST_CHARACTERS)):
+    for index in range(min(text_page.count_chars(), MOST_CHARACTERS)):
         char = chr(pdf.FPDFText_GetUnicode(text_page, index))
         if char not in _BLANKS:
             angle = max(0.0, math.degrees(pdf.FPDFText_GetCharAngle(text_page, index)))

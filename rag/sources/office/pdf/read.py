@@ -10,7 +10,7 @@ from typing import Any
 
 from rag.sources.office.markup import document_of, escape, html_list
 from rag.sources.office.package import told_title
-from rag.sources.office.pdf.characters import read_sheets
+from rag.sources.office.pdf.characters import MOST_CHARACTERS, read_sheets
 from rag.sources.office.pdf.columns import flows_of
 from rag.sources.office.pdf.paragraphs import Block, Book, across_breaks, levels, parts_of
 from rag.sources.office.pdf.ruled import ruled_tables
@@ -43,6 +43,8 @@ def read_pdf(raw: bytes, name: str) -> Read:
     notes = [f"it is cut after {MOST_PAGES:,} of {count:,} pages"] if count > MOST_PAGES else []
     if damaged:
         notes.append(f"{_counted(damaged)} could not be read")
+    if cut := [sheet.number for sheet in sheets if sheet.is_cut]:
+        notes.append(f"{_counted(cut)} cut after {MOST_CHARACTERS:,} characters")
     pictures = [sheet.number for sheet in sheets if not sheet.pieces and sheet.pictures]
     if pictures:
         notes.append(f"{_counted(pictures)} {'holds' if len(pictures) == 1 else 'hold'} pictures only, whose text "

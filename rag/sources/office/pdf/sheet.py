@@ -41,7 +41,7 @@ class Rule:
 class Sheet:
     """One page: what stands on it in one direction, and how many pictures are there.
 
-    is_aside: most of the page is written in another direction.
+    is_aside: most of the page is written in another direction. is_cut: the page holds more characters than are read.
     """
 
     number: int
@@ -51,6 +51,7 @@ class Sheet:
     rules: list[Rule] = field(default_factory=list)
     pictures: int = 0
     is_aside: bool = False
+    is_cut: bool = False
 
 
 def is_wide(text: str) -> bool:

@@ -174,6 +174,8 @@ class Blocks:
 
     def _table(self, table: Any) -> str:
         if self._depth >= _DEEPEST_TABLE:
+            problem = f"it has tables more than {_DEEPEST_TABLE} deep in each other, which are left out"
+            self.problems += [problem] if problem not in self.problems else []
             return ""
         self._depth += 1
         rows: list[list[TableCell]] = []

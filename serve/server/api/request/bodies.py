@@ -60,7 +60,7 @@ class GenerationRequest(Shaped):
     ignore_eos: bool = False
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=64)
     temperature: float = Field(0.7, ge=0, le=5)
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(0.95, ge=0, le=1, description="0: the likeliest token, as of any share that it holds")
     top_k: int = Field(40, ge=0)
     min_p: float = Field(0.05, ge=0, le=1)
     repeat_penalty: float = Field(1.0, ge=0.1, le=10)
@@ -77,8 +77,9 @@ class GenerationRequest(Shaped):
     @classmethod
     def renamed(cls, given: dict[str, Any]) -> dict[str, Any]:
         one_name(given, "repeat_penalty")
-        if given.get("n_predict") == -1:  # llama-server's word for no limit
-            del given["n_predict"]
+        for name in ("n_predict", "max_tokens", "max_completion_tokens"):
+            if given.get(name) == -1:  # llama-server's and LM Studio's word for no limit
+                del given[name]
         one_name(given, "max_tokens")
         if given.get("top_k") == -1:  # vLLM's word for all of them
             given["top_k"] = 0

@@ -96,6 +96,8 @@ class ResponsesRequest(BaseModel):
             if given.get(name) and not (name == "n" and given[name] == 1):
                 raise UnsupportedError(f"{name}: this server does not do it, because {why}")
         given.pop("n", None)
+        if given.get("max_output_tokens") == -1:  # as chat's max_tokens: no limit
+            del given["max_output_tokens"]
         if "input" not in given:
             raise InputError("input: is missing", hint='Send "input": a text, or a list of items.')
         return given
