@@ -226,7 +226,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors], type[SlmE
     "nothing": ({}, lambda t: {}, DamagedFileError, "no LoRA weights"),
     "half a pair": ({}, lambda t: {n: v for n, v in t.items() if n != f"{Q}a"}, DamagedFileError, "only one of"),
     "a stray": (
-        {}, lambda t: {n.replace("blk.1.", "blk.9."): v for n, v in t.items()}, MismatchError, "is no weight of",
+        {}, lambda t: {n.replace("blk.1.", "blk.9."): v for n, v in t.items()}, MismatchError, "has no place for",
     ),
     "another width": ({}, lambda t: {**t, f"{Q}a": t[f"{Q}a"][:, :-1]}, MismatchError, "does not fit"),
     "no number": ({}, lambda t: {**t, f"{Q}a": t[f"{Q}a"] * np.nan}, DamagedFileError, "NaN"),
@@ -259,6 +259,10 @@ def test_an_adapter_of_another_base_is_refused_and_one_that_names_none_is_noted(
         "token_embd.weight.lora_a": np.ones((widths["n"], 2), np.float32),
         "token_embd.weight.lora_b": np.ones((widths["w"], 2), np.float32),
     }
+    positions = {name.replace("token_embd", "position_embd"): factor for name, factor in pair.items()}
+    strange = changed(nameless, tmp_path / "d.gguf", {"general.architecture": "gpt2"}, lambda _: positions)
+    with pytest.raises(MismatchError, match=r"changes 'position_embd\.weight', where .* no place for an adapter"):
+        restore_adapter(strange, tmp_path / "positions", base_of("gpt2")[0])
     both = changed(nameless, tmp_path / "c.gguf", {}, lambda _: pair)
     with pytest.raises(UnsupportedError, match="which is the head of its base as well"):
         restore_adapter(both, tmp_path / "tied", tied)

@@ -33,6 +33,7 @@ from slm.weights.gguf_reader import GgufFile, read_gguf
 from slm.weights.identity import BASE_FINGERPRINT, BASE_WEIGHTS, check_same_base, text_of
 
 _FACTOR = re.compile(r"(.+)\.lora_([ab])")
+_PLACES = ("blk.", EMBEDDING, HEAD)
 _OWN_BASE = "Name the adapter's own base."
 
 
@@ -109,15 +110,17 @@ def _read_factors(source: GgufFile, checkpoint: Checkpoint) -> list[PeftFactors]
     if not pairs:
         raise DamagedFileError(f"'{source.path}' has no LoRA weights")
     shapes = {planned.gguf_name: planned.shape for planned in checkpoint.plan()}
-    modules = checkpoint.family.modules(checkpoint.config)
-    if strays := sorted(pairs.keys() - modules.keys()):
+    # Tables of positions and of token types are looked up as well, and the runtime has no place for an adapter there.
+    places = [name for name in checkpoint.family.modules(checkpoint.config) if name.startswith(_PLACES)]
+    if strays := sorted(pairs.keys() - set(places)):
         raise MismatchError(
-            f"'{source.path}' changes '{strays[0][:80]}', which is no weight of '{checkpoint.folder}'", hint=_OWN_BASE
+            f"'{source.path}' changes '{strays[0][:80]}', where '{checkpoint.folder}' has no place for an adapter",
+            hint=_OWN_BASE,
         )
     if EMBEDDING in pairs and HEAD not in shapes:
         # The runtime would apply the pair to the embedding and to the head alike; PEFT has no word for that.
         raise UnsupportedError(f"'{source.path}' changes the token embedding, which is the head of its base as well")
-    return [_one(source, name, pairs[name], shapes[name], checkpoint) for name in modules if name in pairs]
+    return [_one(source, name, pairs[name], shapes[name], checkpoint) for name in places if name in pairs]
 
 
 def _one(
