@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -348,6 +349,39 @@ def test_an_address_that_nobody_answers_is_an_error_within_seconds() -> None:
     with pytest.raises(ResourceError, match=r"no Ray answers at ray://127\.0\.0\.1:9"), connected("ray://127.0.0.1:9"):
         raise AssertionError
     assert time.monotonic() - began < 60
+
+
+def test_a_client_that_is_not_let_in_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    said = (
+        "Initialization failure from server:\nTraceback (most recent call last):\n  File x\nRuntimeError: it is full\n"
+    )
+
+    def init(**options: Any) -> None:
+        raise ConnectionError(said)
+
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"ray://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ResourceError, match="takes no further client") as told, connected(address):
+            raise AssertionError
+    assert told.value.found == "RuntimeError: it is full"
+
+
+def test_what_rays_processes_complain_of_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It went to stdout, into the JSON of a command."""
+    from ray._private import worker
+
+    from slm.native import ray_cluster
+
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # what it is afterwards
+    ray_cluster._keep_stdout_clean()
+    complaint = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}
+    worker.print_to_stdstream(complaint, ignore_prefix=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ It knows nothing of what is computed there.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ def connected(address: str, *, cores: int | None = None) -> Iterator[bool]:
         yield False
         return
     own = False
+    _keep_stdout_clean()
     try:
         if url:
             _refuse_silence(url)
@@ -101,10 +103,18 @@ def _ray() -> Any:
     return ray
 
 
+def _keep_stdout_clean() -> None:
+    """Ray prints what its processes complain of (one that was killed, say) to this one's stdout, where results go."""
+    from ray._private import worker
+
+    def complain(data: Any, ignore_prefix: bool) -> None:
+        logging.getLogger(__name__).info("%s", " ".join(data["lines"]))
+
+    worker.print_to_stdstream = complain
+
+
 def _init_here(ray: Any, cores: int | None) -> bool:
     """Whether a Ray was there already."""
-    import logging
-
     with suppress(ConnectionError):
         _init(ray, address="auto")
         return True
@@ -131,6 +141,12 @@ def _init(ray: Any, **options: Any) -> None:
             if os.environ.get("RAY_ADDRESS"):
                 raise _silent(os.environ["RAY_ADDRESS"], str(error)) from error
             raise
+        if "Initialization failure" in str(error):  # somebody answers, but the process for this client did not start
+            last = str(error).strip().splitlines()[-1].strip()
+            raise ResourceError(
+                f"Ray at {options.get('address')} takes no further client", found=last[:300],
+                hint="Try again; where it stays so, the logs of ray_client_server on that machine say why.",
+            ) from error  # fmt: skip
         raise _silent(str(options.get("address")), str(error)) from error
 
 

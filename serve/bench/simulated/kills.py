@@ -28,7 +28,7 @@ BACK_S = 10.0  # the goal: so long after a kill there are as many replicas again
 _REPLICAS = 2
 _PATIENCE_S = 120.0
 _LOOK_EVERY_S = 0.1
-_ENGINE = b"ray::ServeReplica:slm:engine"
+_ENGINE = b"ServeReplica:slm:engine"
 _CLEAR = "engine_died"
 
 
@@ -142,7 +142,8 @@ def _replicas() -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(_ENGINE):
+            name = (folder / "cmdline").read_bytes()
+            if name.startswith(b"ray::") and _ENGINE in name:  # what is between them changes
                 found.append(int(folder.name))
         except OSError:
             continue  # it has ended

@@ -31,7 +31,7 @@ from slm.terminal.console import note
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 GOALS = {"throughput": 0.85, "ttft_more_ms": 30.0, "halves": 1.0}
 _STEPS = (1, 2, 4, 8)
-_ENTRANCE = ("ray::ServeReplica:slm:entrance", "ray::ProxyActor")
+_ENTRANCE = ("ServeReplica:slm:entrance", "ProxyActor")
 _LANGUAGES = ("en", "ja")
 
 
@@ -244,7 +244,7 @@ def _entrance_seconds() -> float:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             name = (folder / "cmdline").read_bytes().decode("utf-8", "replace")
-            if name.startswith(_ENTRANCE):
+            if name.startswith("ray::") and any(part in name for part in _ENTRANCE):
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 total += int(fields[11]) + int(fields[12])  # utime, stime (man proc_pid_stat)
         except OSError:
