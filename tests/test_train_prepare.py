@@ -57,10 +57,13 @@ def test_turns_that_a_chat_template_has_written_already_are_said_to_be_letters(
         },
     ]
     rows = [conversations(1)[0], *written, {"text": "List<T> [INFO] a|user|b <|im_end|>"}]
-    prepare_conversations(options(base, write_jsonl(tmp_path / "d.jsonl", rows), template="chatml"))
+    plain = tmp_path / "plain.txt"
+    plain.write_text("<|im_start|>user\nHi\n")
+    data = write_jsonl(tmp_path / "d.jsonl", rows)
+    prepare_conversations(options(base, data, plain, template="chatml"))
     said = capsys.readouterr().err
-    assert "3 of 5 examples hold marks that a chat template writes, the first is <|im_start|> in" in said
-    assert "d.jsonl', line 2: in texts they are letters" in said
+    assert "3 of 7 examples hold marks that a chat template writes, the first is [INST] in" in said
+    assert "d.jsonl', line 3: there they are letters" in said
     prepare_conversations(options(base, write_jsonl(tmp_path / "e.jsonl", conversations(4)), template="chatml"))
     assert "marks that a chat template" not in capsys.readouterr().err
 

@@ -24,12 +24,14 @@ from typing import Any
 from slm.chat.prompt import NO_VARIABLES, TEMPLATES, TemplateVariables, render
 from slm.errors import EngineError, InputError
 from slm.joints import Message
-from slm.native.process import ROOT, child_environment
+from slm.native.process import ROOT, child_environment, cpu_seconds
 
 TIME_LIMIT_S = 2.0
 MEMORY_LIMIT = 1 << 29  # bytes of address space
 _START_LIMIT_S = 30.0
-_ALONE_LIMIT_S = 30  # when the process that watches is gone, the system's alarm ends this one
+# A process that hardly gets the processor has so many times the limit: a busy machine is no fault of a template.
+_PATIENCE = 15
+_ALONE_LIMIT_S = 60  # when the process that watches is gone, the system's alarm ends this one
 _OURS = frozenset(TEMPLATES.values())
 
 
@@ -66,7 +68,7 @@ class Renderer:
         """The rendered text. Raises InputError, and EngineError where the process cannot be started."""
         with self._lock:
             process = self._running()
-            answer = self._ask(process, json.dumps(order).encode() + b"\n", self.time_limit_s)
+            answer = self._ask(process, json.dumps(order).encode() + b"\n", self.time_limit_s, _PATIENCE)
         if answer is None:
             raise InputError(
                 "the model's chat template did not end",
@@ -100,12 +102,13 @@ class Renderer:
             )  # fmt: skip
         return process
 
-    def _ask(self, process: subprocess.Popen[bytes], line: bytes, limit_s: float) -> dict[str, Any] | None:
-        """The answer to one line; None when there is none in time, and then the process is gone."""
+    def _ask(
+        self, process: subprocess.Popen[bytes], line: bytes, limit_s: float, patience: int = 1
+    ) -> dict[str, Any] | None:
+        """The answer to one line; None when there is none in time, and then the process is gone (`_end_late`)."""
         assert process.stdin is not None and process.stdout is not None
-        watch = threading.Timer(limit_s, process.kill)
-        watch.daemon = True
-        watch.start()
+        answered = threading.Event()
+        threading.Thread(target=_end_late, args=(process, answered, limit_s, patience), daemon=True).start()
         try:
             process.stdin.write(line)
             process.stdin.flush()
@@ -113,7 +116,7 @@ class Renderer:
         except OSError:  # it has ended
             answer = b""
         finally:
-            watch.cancel()
+            answered.set()
         if not answer.endswith(b"\n"):
             self._end()
             return None
@@ -124,6 +127,21 @@ class Renderer:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+
+def _end_late(process: subprocess.Popen[bytes], answered: threading.Event, limit_s: float, patience: int) -> None:
+    """Kill a process that has not answered within so many seconds of the processor's time, or `patience` times as many.
+
+    Where it is not known how much of the processor it had, every second counts.
+    """
+    begun = cpu_seconds(process.pid)
+    for _ in range(patience):
+        if answered.wait(limit_s):
+            return
+        used = cpu_seconds(process.pid)
+        if used is None or begun is None or used - begun >= 0.8 * limit_s:
+            break
+    process.kill()
 
 
 _renderer = Renderer()

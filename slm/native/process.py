@@ -75,6 +75,13 @@ def resident_bytes(pid: int | None) -> int | None:
     return int(words[1]) * _PAGE if len(words) > 1 else None
 
 
+def cpu_seconds(pid: int) -> float | None:
+    """The processor time that a process has used, in itself and in the kernel for it; None where it is unknown."""
+    # The name in parentheses may hold anything; 14 and 15 are counted from 1, with it as 2.
+    fields = " ".join(_lines(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if len(fields) > 12 else None
+
+
 def _figure(file: str, field: str) -> int | None:
     return next((int(line.split()[1]) for line in _lines(file) if line.startswith(f"{field}:")), None)
 

@@ -64,8 +64,8 @@ class Prepared:
 class ReadCounts:
     """What is counted while the data go by.
 
-    Examples by file, fields without a meaning, examples without an answer to learn, those whose texts hold the marks of
-    a chat template, sequences, and those too long.
+    Examples by file, fields without a meaning, examples without an answer to learn, those that hold the marks of a chat
+    template as letters, sequences, and those too long.
     """
 
     limit: int
@@ -85,7 +85,8 @@ class ReadCounts:
             self.unused.update([*dict.fromkeys(example.unused)])
             if example.messages and not example.answers:
                 self.silent.append(example)
-            texts = (example.text, *(message["content"] for message in example.messages))
+            # A document of its own keeps them as tokens: it may be a conversation that was formatted before.
+            texts = [message["content"] for message in example.messages] or [example.text] * (not example.is_document)
             if mark := next(filter(None, map(_WRITTEN_TURNS.search, texts)), None):
                 self.written.append((example, mark.group()))
             yield example
@@ -98,7 +99,7 @@ class ReadCounts:
             (first, mark), count = self.written[0], len(self.written)
             note(
                 f"{count} of {self.files.total()} examples hold marks that a chat template writes, the first is {mark} "
-                f'in {first.where}: in texts they are letters and no tokens; give conversations as "messages"'
+                f'in {first.where}: there they are letters and no tokens; give the bare turns, as "messages"'
             )
         if self.unused:
             listed = ", ".join(
