@@ -24,7 +24,7 @@ from serve.batch.inside import InsideServer
 from serve.cluster.known import KnownAdapters
 from serve.cluster.remote import RemoteEngine, ReplicaLostError, Replicas
 from serve.cluster.settings import ClusterSettings, ModelSettings
-from serve.cluster.wire import Ask, NeededAdapter, Telling
+from serve.cluster.wire import Ask, NeededAdapter, Telling, TextAsked, TokensAsked
 from serve.engine.engine import open_engine
 from serve.engine.options import EngineOptions
 from slm.errors import EngineError, MismatchError, MissingFileError, SlmError
@@ -77,7 +77,7 @@ class Played:
 
 
 def asking(warm: str = "") -> Ask:
-    return Ask("chat", {}, (NeededAdapter(warm, ""),) if warm else ())
+    return Ask(TextAsked(()), (NeededAdapter(warm, ""),) if warm else ())
 
 
 def with_crew(does: Callable[[Crew], Coroutine[Any, Any, None]], *machines: Played, room: int = 4) -> None:
@@ -246,7 +246,7 @@ def test_an_engine_that_cannot_be_started_any_more_gives_way_to_a_new_one(tmp_pa
         assert one._engine is not None
         one._engine.close()
         assert one._engine.state == "closed"
-        asked = await one.answer(Ask("tokenize", {"text": "Hi"}))
+        asked = await one.answer(Ask(TokensAsked("Hi", add_special=False)))
         assert asked.events and isinstance(asked.events[0], list)
         one._engine.close()
 

@@ -280,7 +280,12 @@ def test_what_is_put_there_and_cannot_be_read_is_named_and_not_passed_over(tmp_p
         (tmp_path / "old" / name).write_text("{}")
     (tmp_path / "loud.GGUF").write_bytes(b"x")
     live = Loads()
-    watched = WatchedFolder(tmp_path, live, lambda folder: convert_adapter(folder, tmp_path / "x", tmp_path) and folder)
+
+    def converted(folder: Path) -> Path:
+        convert_adapter(folder, tmp_path / "x", tmp_path)
+        return folder
+
+    watched = WatchedFolder(tmp_path, live, converted)
     watched.update()
     watched.update()
     said = capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_conversations_and_texts_train_together_and_texts_end_with_eos(base: Pat
 def test_turns_that_a_chat_template_has_written_already_are_said_to_be_letters(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = [
+    written: list[dict[str, Any]] = [
         {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"},
         {"prompt": "[INST] Hi [/INST]", "completion": "Hello"},
         {
@@ -56,7 +57,7 @@ def test_turns_that_a_chat_template_has_written_already_are_said_to_be_letters(
             ]
         },
     ]
-    rows = [conversations(1)[0], *written, {"text": "List<T> [INFO] a|user|b <|im_end|>"}]
+    rows: list[dict[str, Any]] = [conversations(1)[0], *written, {"text": "List<T> [INFO] a|user|b <|im_end|>"}]
     plain = tmp_path / "plain.txt"
     plain.write_text("<|im_start|>user\nHi\n")
     data = write_jsonl(tmp_path / "d.jsonl", rows)
