@@ -215,6 +215,8 @@ def test_two_machines_write_the_lines_that_one_writes(tmp_path: Path) -> None:
     with open_engine(model, adapters, threads=1, parallel=2, context=512) as engine:
         figures, alone = answered(path, InsideServer(engine))
     hands = [hand(model, adapters) for _ in range(2)]
+    for each in hands:  # else a quick one answers everything before the other is ready
+        asyncio.run(each.open())
     with engine_of([Far(one) for one in hands], model, adapters) as spread:
         again, together = answered(path, InsideServer(spread), window=16)
     for each in hands:
