@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -38,17 +37,21 @@ def on_disk(path: Path | str) -> Path:
     parent = on_disk(path.parent)
     if path.name.isascii():
         return parent / path.name
+    from unicodedata import normalize  # a start without such names does not wait for its tables
+
     try:
         names = _names_in(parent, parent.stat().st_mtime_ns)
     except OSError:
         return path
-    return parent / names.get(unicodedata.normalize("NFC", path.name), path.name)
+    return parent / names.get(normalize("NFC", path.name), path.name)
 
 
 @lru_cache(maxsize=16)  # many documents of one folder are asked for
 def _names_in(folder: Path, changed: int) -> Mapping[str, str]:
     """Each name in a folder by its composed form (NFC). changed: when names in it changed last."""
-    return {unicodedata.normalize("NFC", path.name): path.name for path in folder.iterdir()}
+    from unicodedata import normalize
+
+    return {normalize("NFC", path.name): path.name for path in folder.iterdir()}
 
 
 def config_file() -> Path:

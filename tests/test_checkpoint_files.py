@@ -194,7 +194,9 @@ def test_a_folder_that_is_no_model_does_not_shadow_a_name(tmp_path: Path, monkey
     home = tmp_path / "home/models" / name
     home.mkdir(parents=True)
     (home / "m.gguf").write_bytes(b"GGUF")
-    (home / "manifest.json").write_text(json.dumps({"kind": "model", "files": {"m.gguf": {}}}))
+    (home / "manifest.json").write_text(
+        json.dumps({"kind": "model", "files": {"m.gguf": {"sha256": "", "size_bytes": 0}}})
+    )
     monkeypatch.setenv("SLM_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()

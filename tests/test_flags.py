@@ -158,7 +158,7 @@ def test_a_pulled_model_that_is_removed_is_reported_as_json(own_home: Path) -> N
     folder = own_home / "models" / "me--mine"
     with new_folder(folder, KIND) as (made, manifest):
         (made / "model.gguf").write_bytes(b"x" * 70)
-        manifest.update(name="me/mine", files={"model.gguf": {"size_bytes": 70}})
+        manifest.update(name="me/mine", files={"model.gguf": {"sha256": "", "size_bytes": 70}})
     done = CliRunner().invoke(slm_cli.cli, ["--json", "rm", "me/mine"], default_map={})
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {"name": "me/mine", "freed_bytes": 70} and not folder.exists()

@@ -189,7 +189,7 @@ def test_a_second_turn_stays_with_the_conversations_language(served: Served) -> 
         b'{"messages": []}',
         b'{"messages": [{"role": "user"}]}',
         b'{"messages": [{"role": "robot", "content": "x"}]}',
-        b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}',
+        b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -2}',
     ],
 )
 def test_a_broken_body_is_a_400_in_openais_shape(served: Served, content: bytes) -> None:

@@ -15,7 +15,7 @@ from slm.errors import InputError
 from slm.native.process import cpu_seconds
 
 ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = a * b %}{% endfor %}{% endfor %}"
-SLOW = "{% for a in range(900) %}{% for b in range(900) %}{% set c = a * b %}{% endfor %}{% endfor %}done"
+SLOW = "{% for a in range(9000) %}{% for b in range(900) %}{% set c = a * b %}{% endfor %}{% endfor %}done"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def renderer() -> Iterator[Renderer]:
 
 def order(template: str) -> dict[str, Any]:
     turns = [{"role": "user", "content": "Hi"}]
-    return {"template": template, "messages": turns, "tools": [], "bos_token": "", "eos_token": ""}
+    return {"template": template, "messages": turns, "tools": [], "variables": {}, "bos_token": "", "eos_token": ""}
 
 
 def test_the_processor_time_of_a_process_grows_as_it_works() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,7 +78,9 @@ class Named(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"'{value}' is not {self.name}, like {self._example}", param, ctx)
         if isinstance(self._kind, click.Path):  # shells leave the ~ of NAME=~/FILE as it is
             rest = str(at_home(rest))
-        return unicodedata.normalize("NFC", name), self._kind.convert(rest, param, ctx)
+        from unicodedata import normalize
+
+        return normalize("NFC", name), self._kind.convert(rest, param, ctx)
 
 
 _PATH = click.Path(path_type=Path)
