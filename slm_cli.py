@@ -158,11 +158,9 @@ class Roof:
     def causal_reader(self, folder: Path) -> tuple[Path, Path]:
         """The GGUF files of the base that a reader's adapter folder names, and of the adapter."""
         from slm.artifacts import read_manifest
-        from slm.weights.checkpoint_files import ADAPTER_GGUF
 
         base = str(read_manifest(folder)["base"]["path"])
-        ready = folder / ADAPTER_GGUF
-        return self.gguf_of(base), ready if ready.exists() else self.adapter_gguf_of(folder, base)
+        return self.gguf_of(base), self.adapter_gguf_of(folder, base)
 
     def checkpoint_of(self, model: str) -> Path:
         """A checkpoint folder for a folder, a catalog name or a GGUF; a GGUF is restored once and kept."""

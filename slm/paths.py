@@ -26,6 +26,15 @@ def own_name(path: Path | str) -> Path:
     return resolved(path.parent) / path.name
 
 
+def composed(name: str) -> str:
+    """A name as it is compared: in Unicode's composed form (NFC). macOS writes the same name in pieces."""
+    if name.isascii():
+        return name
+    from unicodedata import normalize  # a start without such names does not wait for its tables
+
+    return normalize("NFC", name)
+
+
 def on_disk(path: Path | str) -> Path:
     """A path as the disk spells it: names that differ in Unicode's form alone are the same (macOS writes é in pieces).
 
@@ -37,21 +46,17 @@ def on_disk(path: Path | str) -> Path:
     parent = on_disk(path.parent)
     if path.name.isascii():
         return parent / path.name
-    from unicodedata import normalize  # a start without such names does not wait for its tables
-
     try:
         names = _names_in(parent, parent.stat().st_mtime_ns)
     except OSError:
         return path
-    return parent / names.get(normalize("NFC", path.name), path.name)
+    return parent / names.get(composed(path.name), path.name)
 
 
 @lru_cache(maxsize=16)  # many documents of one folder are asked for
 def _names_in(folder: Path, changed: int) -> Mapping[str, str]:
     """Each name in a folder by its composed form (NFC). changed: when names in it changed last."""
-    from unicodedata import normalize
-
-    return {normalize("NFC", path.name): path.name for path in folder.iterdir()}
+    return {composed(path.name): path.name for path in folder.iterdir()}
 
 
 def config_file() -> Path:

@@ -22,6 +22,7 @@ import pytest
 
 from rag.index.store import open_inventory
 from serve.bench.process import free_port
+from serve.bench.simulated.machines import ray_processes
 from serve.engine.engine import open_engine
 from slm.joints import Finish, Message, SamplingOptions
 from tests.ray_nodes import ROOT, two_nodes
@@ -140,16 +141,8 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> float:
 
 
 def replicas(kind: bytes = b"ServeReplica:slm:engine") -> list[int]:
-    """Process ids of the engines; one less while a process is changing its name."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (folder / "cmdline").read_bytes()
-            if name.startswith(b"ray::") and kind in name:  # what is between them changes
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
+    """Process ids of the engines."""
+    return ray_processes(kind)
 
 
 def both(kind: bytes = b"ServeReplica:slm:engine") -> list[int]:

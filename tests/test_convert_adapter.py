@@ -23,6 +23,7 @@ from slm.native.llama import ContextParams, open_adapter, open_context, open_mod
 from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import checkpoint_fingerprint
 from tests import tiny_checkpoints as tiny
+from tests import tiny_families
 from tests.llama_logits import all_logits
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -45,12 +46,7 @@ def peft_folder(base: Path, out: Path, **settings: Any) -> Path:
     """An adapter with random A and B, saved by PEFT."""
     model = AutoModelForCausalLM.from_pretrained(base)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-    model.save_pretrained(out)
+    tiny_families.with_random_factors(model).save_pretrained(out)
     return out
 
 

@@ -111,12 +111,7 @@ def embedder_adapter(base: Path, folder: Path, targets: list[str]) -> Path:
     """A LoRA of the bare encoder, as `slm train reader` makes it, with random factors."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="FEATURE_EXTRACTION")
     model = get_peft_model(AutoModel.from_pretrained(base, dtype=torch.float32), config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-    model.save_pretrained(folder)
+    tiny.with_random_factors(model).save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 
@@ -52,14 +51,7 @@ def write_adapter(base: Path, out: Path, settings: Callable[[list[str]], dict[st
     if added:
         model.resize_token_embeddings(model.config.vocab_size + added)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings(modules(model))))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-            elif weight.requires_grad:  # whole modules, single tokens
-                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-    model.save_pretrained(out)
+    tiny.with_random_factors(model).save_pretrained(out)
     return out
 
 

@@ -65,12 +65,7 @@ def test_a_run_begins_with_the_same_weights_and_logits_from_the_file_as_from_the
     family: str, layers: dict[str, Any], roof: slm_cli.Roof, tmp_path: Path
 ) -> None:
     base = tiny_families.MAKE[family](tmp_path / "base")
-    model = add_adapter(load_model(base), asked(base, **layers))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    model = tiny_families.with_random_factors(add_adapter(load_model(base), asked(base, **layers)))
     with new_folder(tmp_path / "adapter", "adapter") as (folder, manifest):
         save_adapter(model, base, folder, {})
         manifest.update(base={"path": str(base)})

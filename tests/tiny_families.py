@@ -132,6 +132,18 @@ def reference_logits(model: Any, ids: Sequence[Sequence[int]]) -> Logits:
         return np.asarray(model(torch.tensor(ids)).logits.float().numpy())
 
 
+def with_random_factors(model: Any) -> Any:
+    """A model of PEFT's with random A and B; what else it trains (whole modules, single tokens) moves a little."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+            elif weight.requires_grad:
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+    return model
+
+
 def load(folder: Path) -> Any:
     return tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from rag.cli.evaluate import HELP as _HELP
 from rag.cli.evaluate import JSON as _JSON
@@ -20,7 +19,7 @@ from slm.terminal.answer import (
     shown_path,
     sources_of,
 )
-from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each
+from slm.terminal.arguments import NAMED_FILE, TEXT, TextCommand, one_of_each, typed
 from slm.terminal.asking import nobody_answers, reader_for, with_reader
 
 if TYPE_CHECKING:
@@ -102,13 +101,8 @@ def ask(
     files = {name: require_file(file) for name, file in one_of_each(adapters).items()}
     who = reader_for(joints, reader, refuse_at)
     if who:
-        given = click.get_current_context().get_parameter_source
-        options = {
-            "model": "--model", "adapters": "--adapter", "max_tokens": "--max-tokens", "k": "-k",
-            "threads": "--threads",
-        }  # fmt: skip
-        for name, option in options.items():
-            if given(name) is ParameterSource.COMMANDLINE:
+        for name, option in typed().items():
+            if name in ("model", "adapters", "k", "max_tokens", "threads"):
                 note(f"a reader answers: {option} is for --reader model and does nothing here")
         with open_retriever(index) as retriever:
             pointed = retriever.pointed(question, who, filters)

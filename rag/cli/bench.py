@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from slm.terminal.arguments import FiniteRange
+from slm.terminal.arguments import FiniteRange, typed
 from slm.terminal.console import emit_json, note
 
 _PARTS = ("embedding", "titles", "queries", "memory", "edit")
@@ -65,7 +64,7 @@ def bench_rag(
     if store is not None:
         _bench_store(paths, store, parts, (chunks, pages, queries, seconds), as_json=as_json)
         return
-    _refuse("is for --store URL", seconds="--seconds")
+    _refuse("is for --store URL", "seconds")
     if wrong := set(parts) - set(_PARTS):
         raise click.UsageError(f"--only {wrong.pop()} is measured with --store.")
     from rag.bench.run import BenchOptions
@@ -80,19 +79,17 @@ def bench_rag(
         click.echo(line)
 
 
-def _refuse(why: str, **options: str) -> None:
-    """Raise UsageError for an option on the command line that would do nothing."""
-    given = click.get_current_context().get_parameter_source
-    for name, option in options.items():
-        if given(name) is ParameterSource.COMMANDLINE:
+def _refuse(why: str, *useless: str) -> None:
+    """Raise UsageError for one of these parameters on the command line, which would do nothing."""
+    for name, option in typed().items():
+        if name in useless:
             raise click.UsageError(f"{option} {why}.")
 
 
 def _bench_spread(paths: tuple[Path, ...], embedder: str, address: str, rounds: int, *, as_json: bool) -> None:
     _refuse(
-        "is nothing that --on measures by", peer="--peer", no_peer="--no-peer", parts="--only", chunks="--chunks",
-        pages="--pages", queries="--queries", store="--store", seconds="--seconds",
-    )  # fmt: skip
+        "is nothing that --on measures by", "peer", "no_peer", "parts", "chunks", "pages", "queries", "store", "seconds"
+    )
     from rag.bench.spread import measure_spread
 
     result = measure_spread(paths, embedder, address, rounds, note)
@@ -124,7 +121,7 @@ def _bench_store(
 ) -> None:
     if wrong := set(parts) - set(_STORE_PARTS):
         raise click.UsageError(f"--only {wrong.pop()} is not measured with --store.")
-    _refuse("is nothing that --store measures by", embedder="--embedder", peer="--peer", rounds="--rounds")
+    _refuse("is nothing that --store measures by", "embedder", "peer", "rounds")
     if paths:
         raise click.UsageError("--store takes no PATHS: its pages are made up.")
     from rag.bench.database import StoreOptions, bench_store

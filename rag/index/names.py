@@ -9,21 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from slm.errors import InputError, UnknownNameError
-from slm.paths import at_home, home, own_name, resolved
+from slm.paths import at_home, composed, home, own_name, resolved
 
 CURRENT = "CURRENT"
 _NAME = re.compile(r"\w[\w.-]*")
 _LISTED = 10
-
-
-def composed(name: str) -> str:
-    """A name as it is compared: in NFC."""
-    return unicodedata.normalize("NFC", name)
 
 
 def index_path(index: str) -> Path:

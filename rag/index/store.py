@@ -29,8 +29,9 @@ from rag.index.generation.part import Part, open_part, part_files
 from rag.index.lexical.bm25 import Bm25, open_bm25
 from rag.index.lexical.pairs import terms_of
 from rag.index.lexical.terms import kept_wording
-from rag.index.names import CURRENT, command_anew, composed, index_name, is_index, known_indexes
+from rag.index.names import CURRENT, command_anew, index_name, is_index, known_indexes
 from slm.errors import DamagedFileError, MissingFileError, ResourceError, UnknownNameError, UnsupportedError
+from slm.paths import composed
 
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, EOFError)
 _T = TypeVar("_T")

@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import os
 import stat
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
 from rag.document import Document
-from rag.sources.reader import LARGEST_PAGE, Collection, FileReader, LeftOut, Read, ReadOptions, Whole, language_of
+from rag.sources.reader import (
+    LARGEST_PAGE,
+    Collection,
+    FileReader,
+    LeftOut,
+    Read,
+    ReadOptions,
+    Whole,
+    failure_of,
+    language_of,
+)
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
-from slm.paths import on_disk, own_name, resolved
+from slm.paths import composed, on_disk, own_name, resolved
 from slm.weights.checkpoint_files import pointer_of
 
 MARKDOWN = (".md", ".markdown", ".mdown")
@@ -235,7 +244,7 @@ def read_files(
         except OSError as error:
             reading.skipped.append(Skipped(path, error.strerror or str(error)))
         except Exception as error:  # one file that a reader fails at must not end the reading of all others
-            reading.skipped.append(Skipped(path, f"it could not be read: {type(error).__name__}: {error}"[:300]))
+            reading.skipped.append(Skipped(path, failure_of(error)))
         on_file(number)
     if not reading.documents and not none_ok:
         raise nothing_read(paths, reading)
@@ -323,7 +332,7 @@ def read_bytes(raw: bytes, name: str) -> Read:
         raise DamagedFileError("it is empty")
     module, function = _READERS.get(suffix, ("rag.sources.html.page", "read_html"))
     reader: FileReader = getattr(import_module(module), function)
-    return reader(raw, unicodedata.normalize("NFC", Path(name).stem))
+    return reader(raw, composed(Path(name).stem))
 
 
 def _refuse_size(suffix: str, size: int) -> None:
@@ -351,4 +360,4 @@ def _finished(read: Read, path: Path) -> Read:
 
 
 def _source(path: Path) -> str:
-    return unicodedata.normalize("NFC", path.as_posix())
+    return composed(path.as_posix())

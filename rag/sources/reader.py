@@ -75,6 +75,11 @@ def titled(sections: list[Section], title: str, name: str) -> Document:
     return Document(title, "", "und", tuple(section for section in sections if section.text or section.headings))
 
 
+def failure_of(error: Exception) -> str:
+    """Why something was not read at which a reader failed as nobody foresaw."""
+    return f"it could not be read: {type(error).__name__}: {error}"[:300]
+
+
 def language_of(document: Document) -> str:
     """The language that most of a document's beginning is in; "und" where that is not known."""
     sample = " ".join([document.title, *(section.text for section in document.sections)])[:_LANG_SAMPLE]

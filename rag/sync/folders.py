@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rag.index.embed import Embedder
-from rag.index.names import composed, is_below
+from rag.index.names import is_below
 from rag.sources.files import find_files, read_files
 from rag.sources.reader import ReadOptions
 from rag.stores.interface import IndexStore
 from rag.sync.look import BLANK, seen
 from rag.sync.report import Report, ShowProgress
-from slm.paths import on_disk
+from slm.paths import composed, on_disk
 
 
 def sync_files(

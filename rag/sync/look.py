@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rag.index.change.gone import Seen
-from rag.index.names import composed, is_below
+from rag.index.names import is_below
 from rag.sources.files import Reading, named_files
 from rag.sources.reader import ReadOptions
 from slm.errors import MissingFileError
-from slm.paths import on_disk, own_name, resolved
+from slm.paths import composed, on_disk, own_name, resolved
 
 # The reasons of a reader for a file that is whole and has no text; all others are a file that could not be read.
 BLANK = ("it is empty", "it holds no visible text")

@@ -22,6 +22,7 @@ from rag.sources.confluence.rest.content import UNKNOWN, Page, placed
 from rag.sources.confluence.rest.convert import meta_of, read_page
 from rag.sources.confluence.rest.site import OVERLAP, Site, Space
 from rag.sources.files import is_document
+from rag.sources.reader import failure_of
 from rag.stores.interface import IndexStore
 from rag.sync.neighbours import Neighbours, Uses
 from rag.sync.plan import Plan, confirm_removal, held_by, page_of, plan, remembered
@@ -246,7 +247,7 @@ class SpaceSync:
             self.report.skip(page.title, error.what)
             return
         except Exception as error:  # one page that a reader fails at must not end the reading of all others
-            self.report.skip(page.title, f"it could not be read: {type(error).__name__}: {error}"[:300])
+            self.report.skip(page.title, failure_of(error))
             return
         if read is None:
             # What it shows of others may come to have text.

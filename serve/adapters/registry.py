@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from slm.chat.prompt import template_name_for
 from slm.chat.segments import marker_like
 from slm.chat.turn_end import END_TOKENS
 from slm.errors import DamagedFileError, InputError, MismatchError, SlmError, UnknownNameError, UnsupportedError
+from slm.paths import composed
 from slm.weights.gguf_reader import GgufFile, read_gguf
 from slm.weights.identity import FINGERPRINT, WEIGHTS, belong, other_weights, tensors_hash, text_of, trained_on
 
@@ -125,7 +125,7 @@ def vet_adapter(name: str, path: Path, base: Base, *, scale: float = 1.0, vault:
     vault: the file is copied there first, and the copy is what is checked and to be loaded. Raises InputError kinds
     (not there, damaged, not an adapter, bad name), MismatchError (another base) or ResourceError (no room for a copy).
     """
-    name = unicodedata.normalize("NFC", name)
+    name = composed(name)
     check_name(name, base)
     if path.is_dir():
         raise InputError(
@@ -204,7 +204,7 @@ class Registry:
 
     def get(self, name: str) -> Adapter:
         """The adapter called `name`, in any of Unicode's forms. Raises UnknownNameError with the names that exist."""
-        known = unicodedata.normalize("NFC", name)
+        known = composed(name)
         if known not in self._adapters:
             raise UnknownNameError("model or adapter", name, [*RESERVED, self.base.name, *self._adapters])
         return self._adapters[known]

@@ -7,7 +7,6 @@ knows nothing of HTTP, and of the engine only how to load and unload.
 from __future__ import annotations
 
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from slm.errors import SlmError
+from slm.paths import composed
 from slm.terminal.console import note
 from slm.weights.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -44,18 +44,14 @@ class Found:
 def scan(folder: Path) -> dict[str, Found]:
     """The adapters of a folder by name: `ja.gguf` and the PEFT folder `ja/` are both called ja; the file wins."""
     found: dict[str, Found] = {}
-
-    def named(name: str) -> str:  # a disk may spell it in pieces (NFD), and requests do not
-        return unicodedata.normalize("NFC", name)
-
     for path in sorted(folder.iterdir(), key=lambda entry: entry.is_file()):
         if path.name.startswith("."):
             continue
         files = next((f for f in (_PEFT, _PICKLED) if all((path / name).is_file() for name in f)), ())
         if files:
-            found[named(path.name)] = Found(path, _signature([path / name for name in files]))
+            found[composed(path.name)] = Found(path, _signature([path / name for name in files]))
         elif path.is_file() and path.suffix.lower() == ".gguf":
-            found[named(path.stem)] = Found(path, _signature([path]))
+            found[composed(path.stem)] = Found(path, _signature([path]))
     return found
 
 

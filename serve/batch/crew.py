@@ -17,6 +17,7 @@ from typing import Any
 
 from serve.adapters.registry import vet_base
 from serve.batch.hand import BatchHand, OpenedHand
+from serve.batch.run import requests_ahead
 from serve.cluster.board import ReplicaReport
 from serve.cluster.known import KnownAdapters
 from serve.cluster.remote import RemoteEngine, ReplicaLostError, Replicas
@@ -173,7 +174,7 @@ def opened_crew(
         settings = replace(settings, size=replace(settings.size, cores=plan.cores))
         needed = [known.needed(adapter.name) for adapter in known.all()]
         parallel = settings.model.parallel
-        room = 2 * parallel * min(settings.model.hot, len(needed) + 1)  # the next is there when an answer ends
+        room = requests_ahead(parallel, settings.model.hot, len(needed))
         options = {"num_cpus": plan.cores, "max_restarts": -1, "max_concurrency": room + parallel}
         actors: list[Any] = []
         stack.callback(_end, actors)

@@ -48,9 +48,9 @@ class BatchHand:
             await self._opened()
         except SlmError as error:
             return error
-        assert self._engine is not None
-        content = await asyncio.to_thread(lambda: self._engine.base.content if self._engine else "")
-        return OpenedHand(socket.gethostname(), content)
+        engine = self._engine
+        assert engine is not None
+        return OpenedHand(socket.gethostname(), await asyncio.to_thread(lambda: engine.base.content))
 
     async def answer(self, ask: Ask) -> Telling:
         """All events of an answer."""

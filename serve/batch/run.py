@@ -27,6 +27,14 @@ _STREAMED = {
 }  # fmt: skip
 
 
+def requests_ahead(parallel: int, hot: int, adapters: int) -> int:
+    """How many requests an engine of so many adapters should have at once: the next one is there when an answer ends.
+
+    parallel: those of one adapter that it computes together; hot: contexts at most.
+    """
+    return 2 * parallel * min(hot, adapters + 1)
+
+
 class BatchAnswering(Protocol):
     """Who answers a request."""
 

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -313,17 +314,13 @@ def _short(text: str, longest: int = 80) -> str:
 
 def _within(line: str, columns: int) -> str:
     """A line in that many columns of a terminal, with its end left out where it has more."""
-    import wcwidth
+    from serve.chat.screen.glyphs import plain_glyphs
 
-    if max(0, wcwidth.wcswidth(line)) <= columns:
+    glyphs = plain_glyphs(line)
+    ends = list(accumulate(glyph.width for glyph in glyphs))
+    if not ends or ends[-1] <= columns:
         return line
-    shown, used = "", 0
-    for cluster in wcwidth.iter_graphemes(line):
-        used += max(0, wcwidth.width(cluster))
-        if used > columns - 1:
-            break
-        shown += cluster
-    return f"{shown}…"
+    return "".join(glyph.text for glyph, end in zip(glyphs, ends, strict=True) if end < columns) + "…"
 
 
 def _help(chat: Chat, _: str) -> None:

@@ -15,6 +15,7 @@ import click
 
 from serve.cli.options import group_of, model_everywhere
 from slm.errors import InputError
+from slm.terminal.arguments import typed
 from slm.terminal.console import duration, emit_json, note, progress
 
 if TYPE_CHECKING:
@@ -69,10 +70,9 @@ class BatchOptions:
     address: str | None = None
 
 
-def check_options(ctx: click.Context, batch: Path | None, output: Path | None, options: BatchOptions) -> None:
+def check_options(batch: Path | None, output: Path | None, options: BatchOptions) -> None:
     """Raise click.UsageError for what was typed and would have no effect."""
-    typed = click.core.ParameterSource.COMMANDLINE
-    given = {p.name: p.opts[-1] for p in ctx.command.params if p.name and ctx.get_parameter_source(p.name) is typed}
+    given = typed()
     if batch is None:
         if useless := [spelled for name, spelled in given.items() if name in _OWN]:
             raise click.UsageError(f"{useless[0]} goes with --batch FILE.")
@@ -105,7 +105,7 @@ def answer_batch(
     """
     from serve.batch.entries import entries_of
     from serve.batch.journal import opened_journal, partial_of
-    from serve.batch.run import figures_of
+    from serve.batch.run import figures_of, requests_ahead
 
     if options.address:
         from slm.native.ray_cluster import check_address
@@ -127,8 +127,7 @@ def answer_batch(
             figures = figures_of(entries, journal)
             if figures.kept:
                 note(f"{figures.kept:,} of {len(entries):,} lines were answered before")
-            contexts = min(options.hot, len(engine.adapters()) + 1)
-            window = 2 * options.parallel * contexts * machines  # the next request is there when an answer ends
+            window = machines * requests_ahead(options.parallel, options.hot, len(engine.adapters()))
             _answer(batch, entries, engine, window, journal, figures)
         journal.write(output, entries)
     if as_json:

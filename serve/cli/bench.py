@@ -10,7 +10,7 @@ import click
 from serve.cli.options import group_of, with_context, with_threads
 from slm.errors import InputError
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import NAMED_FILE, FiniteRange, one_of_each
+from slm.terminal.arguments import NAMED_FILE, FiniteRange, one_of_each, typed
 from slm.terminal.console import emit_json, out
 
 # What every bench of a loaded server has.
@@ -59,7 +59,7 @@ def bench_serve(
     named = one_of_each(adapters)
     if len(named) == 1:
         raise InputError("one adapter cannot be mixed", hint="Give two or more with --adapter, or none.")
-    given = click.get_current_context().get_parameter_source("count") is click.core.ParameterSource.COMMANDLINE
+    given = "count" in typed()
     if named and given:
         raise click.UsageError("--random makes adapters where --adapter names none.")
     if count > clients and given:

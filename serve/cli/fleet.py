@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import NAMED_FILE, FiniteRange, one_of_each
+from slm.terminal.arguments import NAMED_FILE, FiniteRange, one_of_each, typed
 from slm.terminal.console import emit_json, out
 
 
@@ -70,13 +70,10 @@ def _refuse_useless(*, simulated: bool, kills: bool) -> None:
         raise click.UsageError("--simulate measures nothing; --kills does. Give one of them.")
     useless = {"model", "adapters", "tokens", "seconds", "cores"} if simulated else {"ingresses"}
     useless |= {"seconds"} if kills else set()
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
-        if given and parameter.name in useless:
-            name = parameter.opts[0] if isinstance(parameter, click.Option) else "MODEL"
-            does = "--simulate" if simulated else "--kills" if parameter.name == "seconds" else "a measurement"
-            raise click.UsageError(f"{name} does nothing for {does}.")
+    for name, option in typed().items():
+        if name in useless:
+            does = "--simulate" if simulated else "--kills" if name == "seconds" else "a measurement"
+            raise click.UsageError(f"{'MODEL' if name == 'model' else option} does nothing for {does}.")
 
 
 def _print(result: dict[str, Any], as_json: bool, show: Any) -> None:

@@ -77,10 +77,9 @@ def _open(stack: ExitStack, model: Path, adapters: dict[str, Path], *, context: 
 @with_context
 @with_sampling("0")
 @click.option("--json", "as_json", is_flag=True, help="Text and figures as one JSON object.")
-@click.pass_context
 @pass_joints
 def generate(
-    joints: Joints, ctx: click.Context, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None,
+    joints: Joints, /, model: str, adapters: tuple[tuple[str, Path], ...], wanted: str | None,
     prompt: str | None, template: Path | None, variables: tuple[tuple[str, str], ...], schema: Path | None,
     system: str, raw: bool, stop: tuple[str, ...], batch: Path | None, output: Path | None, resume: bool, fresh: bool,
     parallel: int, hot: int, address: str | None, threads: int, context: int, as_json: bool, **sampling: Any,
@@ -107,7 +106,7 @@ def generate(
     the JSON was whole), 2 wrong usage, 130 interrupted (Ctrl-C), 141 whoever reads the answer has gone.
     """
     options_of_batch = BatchOptions(resume, fresh, parallel, hot, address)
-    check_options(ctx, batch, output, options_of_batch)
+    check_options(batch, output, options_of_batch)
     if batch and output:
 
         @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ from serve.engine.prompting import TemplateOptions
 from serve.engine.router import Route, route
 from slm.errors import InputError, SlmError, UnknownNameError
 from slm.joints import Message, SamplingOptions
+from slm.paths import composed
 
 Lora = Sequence[tuple[str, float]]
 
@@ -78,9 +78,9 @@ def way_of(engine: ServedEngine, wanted: str | None, messages: Sequence[Message]
     """Which adapter a conversation goes to, and why; `lora` decides where it is given. Raises UnknownNameError."""
     loaded = engine.adapters()
     if wanted:  # a client on macOS may send a name in pieces (NFD); those of adapters are whole
-        wanted = unicodedata.normalize("NFC", wanted)
-    if wanted in {unicodedata.normalize("NFC", name) for name in engine.base.names}:
-        wanted = engine.base.name
+        wanted = composed(wanted)
+        if wanted in map(composed, engine.base.names):
+            wanted = engine.base.name
     if lora is None:
         known = {adapter.name: adapter.language for adapter in loaded}
         return route(wanted, messages, known, base=engine.base.name, default=engine.default_adapter)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from slm.paths import at_home
+from slm.paths import at_home, composed
 
 _V = TypeVar("_V")
 # What an option looks like; anything else that begins with a dash is text: "-5 degrees", "- item", "--- a rule".
@@ -78,9 +78,7 @@ class Named(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"'{value}' is not {self.name}, like {self._example}", param, ctx)
         if isinstance(self._kind, click.Path):  # shells leave the ~ of NAME=~/FILE as it is
             rest = str(at_home(rest))
-        from unicodedata import normalize
-
-        return normalize("NFC", name), self._kind.convert(rest, param, ctx)
+        return composed(name), self._kind.convert(rest, param, ctx)
 
 
 _PATH = click.Path(path_type=Path)
@@ -88,6 +86,15 @@ NAMED_FILE = Named("NAME=FILE", "ja=exports/ja.gguf", _PATH)
 NAMED_FOLDER = Named("NAME=FOLDER", "ja=adapters/ja", _PATH)
 LANG_FILE = Named("LANG=FILE", "ja=data/ja.txt", _PATH)
 LANG_PART = Named("LANG=PART", "ja=0.6", FLOAT)
+
+
+def typed() -> dict[str, str]:
+    """What stands on the command line of the command that runs: each parameter with its option, as it is spelled."""
+    context = click.get_current_context()
+    return {
+        parameter.name: parameter.opts[-1] for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    }  # fmt: skip
 
 
 def one_of_each(pairs: Iterable[tuple[str, _V]]) -> dict[str, _V]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slm.joints import Joints, pass_joints
-from slm.terminal.arguments import LANG_FILE, Named, all_of_each
+from slm.terminal.arguments import LANG_FILE, Named, all_of_each, typed
 from train.cli.options import HELP, JSON
 from train.cli.process import prepare_process
 
@@ -80,10 +80,8 @@ def _check_options(chat: bool, text: bool) -> None:
     context = click.get_current_context()
     if chat == text:
         raise click.UsageError("Give --text LANG=FILE for losses, or --chat FILE for answers; one of the two.", context)
-    given = click.core.ParameterSource.COMMANDLINE
-    for name in _TEXT_ONLY if chat else _CHAT_ONLY:
-        if context.get_parameter_source(name) == given:
-            option = "--" + name.replace("_", "-")
+    for name, option in typed().items():
+        if name in (_TEXT_ONLY if chat else _CHAT_ONLY):
             raise click.UsageError(f"{option} means nothing with {'--chat' if chat else '--text'}.", context)
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from rag.index.names import composed, is_below
+from rag.index.names import is_below
 from slm.errors import InputError
+from slm.paths import composed
 
 # From this many on, more than half of a folder's documents do not go unasked.
 _MANY = 20

@@ -15,9 +15,8 @@ from typing import Any
 
 from rag.document import NO_META, Document
 from rag.index.change.gone import Departed, Seen, confirm_removal, departed, successors
-from rag.index.names import composed
 from slm.errors import MismatchError
-from slm.paths import on_disk
+from slm.paths import composed, on_disk
 
 PAGE = "page"
 """The key of an entry for what a sync knows of a document that is no file."""

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from rag.sources.confluence.attached import LARGEST_FILE, Stored
 from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
 from rag.sources.confluence.xml_export import read_entities
-from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole, failure_of
 from slm.errors import DamagedFileError, InputError, SlmError, UnsupportedError
 
 ENTITIES, DESCRIPTOR = "entities.xml", "exportDescriptor.properties"
@@ -90,7 +90,7 @@ def _pages(
             raise  # a missing package is not the file's fault
         except Exception as error:  # one page that the reader fails at must not end the reading of all others
             whole = False
-            yield LeftOut(name.as_posix(), f"it could not be read: {type(error).__name__}: {error}"[:300])
+            yield LeftOut(name.as_posix(), failure_of(error))
     if not count and whole:
         raise UnsupportedError("it is a zip archive, but no export of Confluence; unpack it")
     present = {name.name for name in map(PurePosixPath, archive.namelist())}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from rag.document import Document, Meta
 from rag.sources.confluence.page import file_address, page_id
 from rag.sources.files import is_document, read_bytes
-from rag.sources.reader import LeftOut, Read, language_of
+from rag.sources.reader import LeftOut, Read, failure_of, language_of
 from slm.errors import InputError, SlmError
 
 LARGEST_FILE = 200_000_000
@@ -74,6 +74,6 @@ def files_of(
         except (SlmError, ImportError):
             raise  # a missing package is not the file's fault
         except Exception as error:  # one file that a reader fails at must not end the reading of all others
-            yield LeftOut(source, f"{file.name}: it could not be read: {type(error).__name__}: {error}"[:300], meta.id)
+            yield LeftOut(source, f"{file.name}: {failure_of(error)}"[:300], meta.id)
         else:
             yield LeftOut(source, NO_TEXT) if read is None else read

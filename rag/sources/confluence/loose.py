@@ -6,7 +6,6 @@ HTML of any other origin is read as that.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from rag.sources.confluence.xml_export import read_entities
 from rag.sources.html.page import declared_charset, read_html
 from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
 from slm.errors import DamagedFileError, UnsupportedError
+from slm.paths import composed
 from slm.text.encoding.decode import decode
 
 _OWN = re.compile(rb"<(?:ac|ri):[a-z][a-z-]+[\s/>]")
@@ -33,7 +33,7 @@ _BLOCKS = re.compile(
 
 def read_page_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
     """A file of HTML or XHTML, of an export's index nothing. Raises DamagedFileError (empty, no text)."""
-    raw, name = _bytes_of(path), unicodedata.normalize("NFC", path.stem)
+    raw, name = _bytes_of(path), composed(path.stem)
     if is_export_page(raw):
         index = _index_beside(path.parent)
         if path.name == "index.html" and index is not None:
@@ -61,7 +61,7 @@ def read_xml_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | 
     raw = _bytes_of(path)
     if not _OWN.search(raw) and not _BLOCKS.match(raw):
         raise UnsupportedError("it is XML, but no page or export of Confluence")
-    yield _storage(raw, unicodedata.normalize("NFC", path.stem))
+    yield _storage(raw, composed(path.stem))
 
 
 def explain_descriptor(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:

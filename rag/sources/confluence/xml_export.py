@@ -20,7 +20,7 @@ from rag.sources.confluence.body.wiki import storage_of_wiki
 from rag.sources.confluence.entities import Entity
 from rag.sources.confluence.gathered import ExportObjects, gather, left_out
 from rag.sources.confluence.page import iso_time, page_address, page_id, page_read, person_name
-from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole
+from rag.sources.reader import LARGEST_PAGE, LeftOut, Read, ReadOptions, Whole, failure_of
 from slm.errors import DamagedFileError
 
 _IN_MEMORY = 64_000_000
@@ -43,7 +43,7 @@ def read_entities(
             try:
                 read = site.read(number)
             except Exception as error:  # one page that cannot be read must not end the reading of all others
-                reason = f"it could not be read: {type(error).__name__}: {error}"[:300]
+                reason = failure_of(error)
                 read = LeftOut(number, reason, page_id(number))
             yield read
             if isinstance(read, Read):

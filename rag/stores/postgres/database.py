@@ -21,7 +21,7 @@ from rag.index.change.planned import Change, ChangePlan, Told, check_identity, p
 from rag.index.embed import Embedder, Vectors
 from rag.index.generation.part import chunk_of
 from rag.index.lexical.terms import Wording, installed, wording_of_change
-from rag.index.names import command_anew, composed, documents_named
+from rag.index.names import command_anew, documents_named
 from rag.stores.files import already_there
 from rag.stores.interface import Contents, HeldDocument, OnChunks, silent
 from rag.stores.postgres.address import address_of
@@ -34,6 +34,7 @@ from rag.stores.postgres.state import WORDS, newest, unknown_index, wording_of
 from rag.stores.postgres.words import PIECES, merge_words
 from rag.stores.postgres.writing import IndexWriter
 from slm.errors import InputError, UnknownNameError
+from slm.paths import composed
 
 if TYPE_CHECKING:
     from rag.stores.postgres.connection import Connection

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from serve.bench.load import new_client
-from serve.bench.simulated.machines import ClusterLoad, ClusterPlan, on_cluster
+from serve.bench.simulated.machines import ClusterLoad, ClusterPlan, on_cluster, ray_processes
 from slm.errors import EngineError
 from slm.native.ray_cluster import connected
 from slm.terminal.console import note
@@ -89,7 +89,7 @@ async def _until_there(gone: set[int]) -> list[int]:
     Ray starts a new one when it has seen that one is gone: before that it says that both are running.
     """
     end = time.perf_counter() + _PATIENCE_S
-    while len(pids := [pid for pid in _replicas() if pid not in gone]) < _REPLICAS or (
+    while len(pids := [pid for pid in ray_processes(_ENGINE) if pid not in gone]) < _REPLICAS or (
         await asyncio.to_thread(_running) < _REPLICAS
     ):
         if time.perf_counter() > end:
@@ -135,16 +135,3 @@ def _running() -> int:
 
     engines = ray_serve.status().applications["slm"].deployments["engine"]
     return sum(count for state, count in engines.replica_states.items() if state == "RUNNING")
-
-
-def _replicas() -> list[int]:
-    """Process ids of the replicas on this machine; one less while a process is changing its name."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (folder / "cmdline").read_bytes()
-            if name.startswith(b"ray::") and _ENGINE in name:  # what is between them changes
-                found.append(int(folder.name))
-        except OSError:
-            continue  # it has ended
-    return sorted(found)

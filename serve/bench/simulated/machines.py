@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,13 +24,13 @@ from serve.bench.prompts import conversation
 from serve.bench.simulated.fleet import EngineLoad, FleetLoad, ServiceTimes, most_machines, simulate
 from serve.upstream import Launch, UpstreamOptions
 from slm.errors import DamagedFileError, EngineError, MissingFileError
-from slm.native.process import child_environment
+from slm.native.process import child_environment, cpu_seconds
 from slm.terminal.console import note
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 GOALS = {"throughput": 0.85, "ttft_more_ms": 30.0, "halves": 1.0}
 _STEPS = (1, 2, 4, 8)
-_ENTRANCE = ("ServeReplica:slm:entrance", "ProxyActor")
+_ENTRANCE = (b"ServeReplica:slm:entrance", b"ProxyActor")
 _LANGUAGES = ("en", "ja")
 
 
@@ -240,13 +239,20 @@ class ClusterLoad:
 
 def _entrance_seconds() -> float:
     """Processor seconds that the entrances and Ray's proxies of this computer have used so far; 0 outside of Linux."""
-    total = 0
+    return sum(cpu_seconds(pid) or 0.0 for pid in ray_processes(*_ENTRANCE))
+
+
+def ray_processes(*kinds: bytes) -> list[int]:
+    """Ids of Ray's processes on this computer with one of these in their names; none outside of Linux.
+
+    What stands between "ray::" and that changes, and a process that is changing its name is missed.
+    """
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            name = (folder / "cmdline").read_bytes().decode("utf-8", "replace")
-            if name.startswith("ray::") and any(part in name for part in _ENTRANCE):
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                total += int(fields[11]) + int(fields[12])  # utime, stime (man proc_pid_stat)
+            name = (folder / "cmdline").read_bytes()
         except OSError:
             continue  # it has ended
-    return total / os.sysconf("SC_CLK_TCK")
+        if name.startswith(b"ray::") and any(kind in name for kind in kinds):
+            found.append(int(folder.name))
+    return sorted(found)

@@ -10,14 +10,7 @@ from typing import Any
 
 from rag.sources.confluence.rest.client import AbsentError, Client, DeniedError, OverloadError
 from rag.sources.confluence.rest.content import Page
-from rag.sources.confluence.rest.data_center import (
-    in_cql,
-    quoted,
-    search,
-    search_comments,
-    search_comments_on,
-    search_files,
-)
+from rag.sources.confluence.rest.data_center import SearchedSite, in_cql, quoted, search
 from rag.sources.confluence.rest.paging import LISTED, walk
 from rag.sources.confluence.rest.wire import page_of_v1, page_of_v2
 from rag.sources.confluence.saved import list_of, text_at
@@ -29,13 +22,13 @@ _DETAILS = (
 )
 
 
-class Cloud:
+class Cloud(SearchedSite):
     """The Site of REST v2."""
 
     kind = "Cloud"
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        super().__init__(client)
         self._keys: dict[str, str] = {}
 
     def space(self, key: str) -> tuple[str, str] | None:
@@ -95,15 +88,6 @@ class Cloud:
             on_note(f"labels and restrictions were not read: {error.what}")
             return {}
 
-    def files(self, key: str) -> Iterator[list[Page]]:
-        return search_files(self._client, key)
-
-    def comments(self, key: str) -> Iterator[list[Page]]:
-        return search_comments(self._client, key)
-
-    def comments_on(self, id_: str) -> Iterator[list[Page]]:
-        return search_comments_on(self._client, id_)
-
     def user(self, key: str) -> str:
         return text_at(self._client.json("/rest/api/user", {"accountId": key}), "displayName")
 
@@ -117,9 +101,6 @@ class Cloud:
             if found.get("status", "current") == "current":
                 return page_of_v2(found, self._client.base, self._key_of, kind)
         return None
-
-    def content(self, path: str) -> bytes:
-        return self._client.content(path)
 
     def view(self, id_: str) -> str:
         for path, _ in _KINDS:

@@ -20,13 +20,39 @@ _DETAILS = (
 )
 
 
-class DataCenter:
-    """The Site of REST v1."""
-
-    kind = "Data Center"
+class SearchedSite:
+    """What sites of both kinds give by the search of v1, which alone lists it for a whole space."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    def files(self, key: str) -> Iterator[list[Page]]:
+        """The attached files of a space."""
+        cql = f"space = {in_cql(key)} and type = attachment order by created asc"
+        for items in search(self._client, cql, "version,space,history,container,metadata.labels", _LIST):
+            yield [file_of_v1(item, self._client.base) for item in items]
+
+    def comments(self, key: str) -> Iterator[list[Page]]:
+        """The comments on pages of a space, without their bodies."""
+        cql = f"space = {in_cql(key)} and type = comment order by created asc"
+        for items in search(self._client, cql, "version,container", _LIST):
+            yield [comment_of_v1(item, self._client.base) for item in items]
+
+    def comments_on(self, id_: str) -> Iterator[list[Page]]:
+        """The comments on a page with their bodies, as they were written one after the other."""
+        cql = f"container = {in_cql(id_)} and type = comment order by created asc"
+        for items in search(self._client, cql, "body.storage,version,history,container", _BODIES):
+            yield [comment_of_v1(item, self._client.base) for item in items]
+
+    def content(self, path: str) -> bytes:
+        """The bytes of a file."""
+        return self._client.content(path)
+
+
+class DataCenter(SearchedSite):
+    """The Site of REST v1."""
+
+    kind = "Data Center"
 
     def space(self, key: str) -> tuple[str, str] | None:
         try:
@@ -52,9 +78,6 @@ class DataCenter:
         for items in search(self._client, cql, expand, _BODIES if bodies else _LIST, _DETAILS):
             yield [page_of_v1(item, self._client.base) for item in items]
 
-    def files(self, key: str) -> Iterator[list[Page]]:
-        return search_files(self._client, key)
-
     def page(self, id_: str, *, body: bool = True) -> Page | None:
         try:
             found = self._client.json(
@@ -65,17 +88,8 @@ class DataCenter:
             return None
         return page_of_v1(found, self._client.base) if found.get("status", "current") == "current" else None
 
-    def comments(self, key: str) -> Iterator[list[Page]]:
-        return search_comments(self._client, key)
-
-    def comments_on(self, id_: str) -> Iterator[list[Page]]:
-        return search_comments_on(self._client, id_)
-
     def user(self, key: str) -> str:
         return text_at(self._client.json("/rest/api/user", {"key": key}), "displayName")
-
-    def content(self, path: str) -> bytes:
-        return self._client.content(path)
 
     def view(self, id_: str) -> str:
         found = self._client.json(f"/rest/api/content/{quoted(id_)}", {"expand": "body.view"})
@@ -92,27 +106,6 @@ def search(client: Client, cql: str, expand: str, limit: int, less: str = "") ->
         return client.json("/rest/api/content/search", {"cql": cql, "expand": expand, **place}, tries=LISTED)
 
     return walk(fetch, limit, offsets=True, light=(lambda place: fetch(place, less)) if less else None)
-
-
-def search_files(client: Client, key: str) -> Iterator[list[Page]]:
-    """The attached files of a space, which only v1 lists for a whole space."""
-    cql = f"space = {in_cql(key)} and type = attachment order by created asc"
-    for items in search(client, cql, "version,space,history,container,metadata.labels", _LIST):
-        yield [file_of_v1(item, client.base) for item in items]
-
-
-def search_comments(client: Client, key: str) -> Iterator[list[Page]]:
-    """The comments on pages of a space, without their bodies; only v1 lists them for a whole space."""
-    cql = f"space = {in_cql(key)} and type = comment order by created asc"
-    for items in search(client, cql, "version,container", _LIST):
-        yield [comment_of_v1(item, client.base) for item in items]
-
-
-def search_comments_on(client: Client, id_: str) -> Iterator[list[Page]]:
-    """The comments on a page with their bodies, as they were written one after the other."""
-    cql = f"container = {in_cql(id_)} and type = comment order by created asc"
-    for items in search(client, cql, "body.storage,version,history,container", _BODIES):
-        yield [comment_of_v1(item, client.base) for item in items]
 
 
 def in_cql(word: str) -> str:
