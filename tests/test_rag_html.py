@@ -84,6 +84,21 @@ def test_every_article_is_read_and_the_site_around_them_is_not() -> None:
     assert text_of("<nav><a href=x>Only this</a></nav>") == "Only this"
 
 
+def test_the_frame_and_the_contents_of_a_manual_are_no_text() -> None:
+    contents = "<div class='toc'><p>Contents</p><dl><dt><a href=a>1.1. Keys</a><dt><a>1.2. Doors</a></dl></div>"
+    page = (
+        "<div class=navheader><table><tr><th>Chapter 1</th></tr><tr><td><a href=x>Prev</a></td></tr></table></div>"
+        f"<h1>Chapter 1</h1>{contents}<h2>1.1. Keys</h2><p>At the desk.</p><div class=navfooter><a>Next</a></div>"
+    )
+    assert text_of(page).split("\n\n")[-1] == "At the desk."
+    assert not any(word in text_of(page) for word in ("Prev", "Next", "Contents", "1.2. Doors"))
+    assert "1.2. Doors" in text_of(contents)  # all there is
+    told = "<h1>Issue 5</h1><div class='toc wide'><p>A long story about a lighthouse, <a>page 3</a></p></div><p>x"
+    assert "lighthouse" in text_of(told)
+    # One in another one.
+    assert "Doors" not in text_of(f"<div class=toc><div class='toc'>{contents}</div></div><p>Only this")
+
+
 def test_articles_beside_the_main_part_are_read_in_the_order_of_the_page() -> None:
     html = (
         "<article>before<article>inner</article></article><main><p>main</p><article>inside</article></main>"

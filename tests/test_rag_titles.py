@@ -33,6 +33,15 @@ def test_sections_without_heading_or_text_are_left_out_and_languages_meet_by_fil
     ]  # fmt: skip
 
 
+def test_a_file_is_in_the_language_that_its_name_says_whatever_its_text_is_in() -> None:
+    half = Document("第7章", "m/gui.ja.html", "en", (Section(("第7章", "フォント"), "Fonts are not translated yet."),))
+    assert [(s.lang, s.source) for s in titled_sections([EN, JA, half]) if s.title == "フォント"] == [
+        ("ja", "m/gui.*.html#0")
+    ]
+    beside = Document("it", "it/en.notes.md", "en", (Section(("it", "Cable"), "Red."),))
+    assert titled_sections([beside])[0].source == "it/*.notes.md#0"
+
+
 def test_recall_is_counted_by_leg_in_each_language_and_across_without_the_titles() -> None:
     result = measure_titles([EN, JA, ALONE], PairEmbedder())
     assert {name: (one["sections"], one["questions"]) for name, one in result.items()} == {

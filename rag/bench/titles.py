@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,24 @@ class Titled:
 
 
 def titled_sections(documents: Sequence[Document]) -> list[Titled]:
-    """The sections of documents that have a heading of their own and a text; those of a file are numbered from 0."""
+    """The sections of documents that have a heading of their own and a text; those of a file are numbered from 0.
+
+    A file's language is the one that its name says, whatever most of its text is in: manuals are translated in part.
+    """
     found = []
+    known = {document.lang for document in documents}
     for document in documents:
-        file = _without_language(document.source, document.lang)
+        lang = _language_in(document.source, known) or document.lang
+        file = _without_language(document.source, lang)
         sections = [section for section in document.sections if section.headings and section.text.strip()]
         for number, section in enumerate(sections):
-            found.append(Titled(file, number, document.lang, unnumbered(section.headings[-1]), section.text))
+            found.append(Titled(file, number, lang, unnumbered(section.headings[-1]), section.text))
     return found
+
+
+def _language_in(source: str, known: Collection[str]) -> str | None:
+    """The last of the known languages' codes that a name has between its marks."""
+    return next((part for part in reversed(re.split("[./_-]", source)[:-1]) if part in known), None)
 
 
 def _without_language(source: str, lang: str) -> str:

@@ -18,6 +18,11 @@ _DROPPED = names(
 )
 # A site's frame around the page. A note beside an article's text (aside) belongs to the article.
 _CHROME_ROLES = frozenset(("navigation", "contentinfo", "search", "complementary"))
+# What DocBook puts above and below each page of a manual, and names of lists of contents (as wikis and Asciidoctor have
+# them): these repeat headings, and bring a question to the list instead of to the section.
+_MANUAL_FRAME = frozenset(("navheader", "navfooter"))
+_CONTENTS = frozenset(("toc", "toc2"))
+_MOSTLY = 0.6  # of a list of contents' letters are links, at least
 # Names of columns of line numbers, where numbers are all they hold and code stands beside them.
 _LINE_NUMBERS = re.compile(r"(?:^|\s)(?:linenos?|lineno|gutter|line-numbers-rows)(?:\s|$)")
 MAY_NUMBER = re.compile(r"linenos?|lineno|gutter|line-numbers-rows")
@@ -232,30 +237,49 @@ def _outermost(root: Any, wanted: set[int]) -> list[Any]:
 
 def _mark_frame(root: Any) -> None:
     """Mark the site's frame. Each element is visited once, however deep it is."""
-    open_tags = dict.fromkeys(("article", "main", "blockquote", "figure"), 0)
+    open_tags = dict.fromkeys(("article", "main", "blockquote", "figure", "a"), 0)
+    letters, linked = [0], [0]  # of each open element, all and those in links
     frame: list[Any] = []
 
     def enter(node: Any) -> bool:
+        if node.tag == "-text":
+            count = len((node.text_content or "").strip())
+            letters[-1] += count
+            linked[-1] += count * bool(open_tags["a"])
+            return False
         if node.tag[0] in "-!_":
             return False
         if _is_chrome(node, open_tags):
             frame.append(node)
         if node.tag in open_tags:
             open_tags[node.tag] += 1
+        letters.append(0)
+        linked.append(0)
         return True
 
     def leave(node: Any) -> None:
+        count, in_links = letters.pop(), linked.pop()
+        letters[-1] += count
+        linked[-1] += in_links
         if node.tag in open_tags:
             open_tags[node.tag] -= 1
+        if node.tag == "div" and in_links > _MOSTLY * count and _CONTENTS & _classes(node):
+            frame.append(node)
 
     traverse(root, enter, leave)
     for node in frame:
         node.attrs[_FRAME] = ""
 
 
+def _classes(node: Any) -> set[str]:
+    return set((node.attributes.get("class") or "").split())
+
+
 def _is_chrome(node: Any, open_tags: Mapping[str, int]) -> bool:
     role = (node.attributes.get("role") or "").lower() if node.attributes else ""
     if node.tag == "nav" or role in ("navigation", "search"):
+        return True
+    if node.tag == "div" and _MANUAL_FRAME & _classes(node):
         return True
     if node.tag == "footer":
         return not (open_tags["blockquote"] or open_tags["figure"])
