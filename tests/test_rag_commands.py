@@ -60,15 +60,15 @@ def indexed(handbook: Path) -> Path:
 def test_ask_streams_an_answer_and_lists_the_cited_sources(indexed: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "en.gguf"
     adapter.write_bytes(b"GGUF")
-    engine = ScriptedEngine(["Twenty", " days [", "1]", " [9]", "\x1b[31m."])
+    engine = ScriptedEngine(["Twenty", " days [", "2]", " [9]", "\x1b[31m."])
     result = run(
         "ask", "handbook", "How many days of leave?", "--model", "m.gguf", "--adapter", f"en={adapter}", engine=engine
     )
     assert result.exit_code == 0, result.output
-    # The passage that says twenty is the second one: the engine's [1] was mistaken, its [9] made up.
-    assert result.stdout.startswith("Twenty days [2].\n\nSources:\n  2. Paid leave")
+    # The passage that says twenty is the first one: the engine's [2] was mistaken, its [9] made up.
+    assert result.stdout.startswith("Twenty days [1].\n\nSources:\n  1. Paid leave")
     assert (
-        "en/leave.md)\n     “Employees get twenty days off each year.”" in result.stdout and "1." not in result.stdout
+        "en/leave.md)\n     “Employees get twenty days off each year.”" in result.stdout and "2." not in result.stdout
     )
     messages, chosen, _ = engine.asked[0]
     assert chosen == "auto" and messages[0]["content"].startswith("Answer the question using only")

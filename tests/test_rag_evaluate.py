@@ -75,7 +75,7 @@ def test_a_question_is_embedded_once_for_all_legs(orchard: Generation) -> None:
         count = 0
 
         def queries(self, texts):  # type: ignore[no-untyped-def]
-            self.count += len(texts)
+            self.count += sum(text in ("figs", "plums") for text in texts)
             return super().queries(texts)
 
     embedder = Counting(dimension=256)

@@ -22,7 +22,7 @@ FILTERS = {
 
 
 class KnownQueries(SyntheticEmbedder):
-    """Has embedded its queries beforehand."""
+    """Has embedded its queries beforehand; others are embedded when they come."""
 
     def __init__(self, queries: Sequence[str]) -> None:
         super().__init__()
@@ -30,6 +30,8 @@ class KnownQueries(SyntheticEmbedder):
         self._known = dict(zip(texts, super().queries(texts), strict=True))
 
     def queries(self, texts: Sequence[str]) -> Vectors:
+        if any(text not in self._known for text in texts):
+            return super().queries(texts)
         return np.stack([self._known[text] for text in texts])
 
 
