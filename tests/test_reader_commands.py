@@ -197,6 +197,34 @@ def test_evaluate_measures_what_the_reader_says(indexed: Path, tmp_path: Path) -
     assert told["unsaid"] == told["refused"] == 0
 
 
+@pytest.mark.parametrize("lang", ASKED)
+def test_search_puts_first_what_a_reader_takes_for_an_answer(lang: str, indexed: Path) -> None:
+    joints = ReaderJoints(FACT[lang])
+    arguments = ["search", "handbook", "the office", "-k", "3", "--json"]
+    plain = json.loads(run(joints, *arguments).stdout)["results"]
+    assert FACT[lang] not in plain[0]["text"] and joints.wanted == []
+    found = json.loads(run(joints, *arguments, "--rerank", "point").stdout)["results"]
+    assert FACT[lang] in found[0]["text"] and len(found) == 3 and joints.wanted == ["point"]
+    scores = [one["score"] for one in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "model"])
+def test_what_is_no_reader_ranks_nothing(wanted: str, indexed: Path) -> None:
+    result = run(ReaderJoints(), "search", "handbook", "leave", "--rerank", wanted)
+    assert result.exit_code == 2 and f"'{wanted}' is no reader" in result.output
+
+
+def test_evaluate_measures_what_a_reader_puts_first_beside_the_legs(indexed: Path, tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "q.jsonl")
+    arguments = ["evaluate", "handbook", "--questions", str(questions), "--rerank", "point"]
+    result = json.loads(run(ReaderJoints(*FACT.values()), *arguments, "--json").stdout)
+    assert list(result["legs"]) == ["fused", "dense", "lexical", "read"] and "answering" not in result
+    read = result["legs"]["read"]["overall"]
+    assert read["n"] == 3 and read["recall_at_1"] == pytest.approx(2 / 3)
+    assert "\nread " in run(ReaderJoints(*FACT.values()), *arguments).stdout
+
+
 def test_evaluate_measures_answers_only_where_somebody_is_asked_to_give_them(indexed: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", "handbook", "--questions", str(write_questions(tmp_path / "q.jsonl")), "--json"]
     nobody = ReaderJoints(FACT["en"])

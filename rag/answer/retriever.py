@@ -14,6 +14,7 @@ from rag.answer.cite import Citations
 from rag.answer.point import Judged, point
 from rag.answer.prompt import DEFAULT_PASSAGES, fit_passages, grounded_messages
 from rag.answer.quote import quotes_of
+from rag.answer.rank import ranked
 from rag.answer.reader.form import question_text, texts_of
 from rag.index.change.planned import check_identity
 from rag.index.embed import Embedder, open_embedder
@@ -34,6 +35,13 @@ class IndexRetriever:
         """The best k passages for a query, best first. Raises InputError, as `rag.index.retrieve.search`."""
         with self.opened.now() as index:
             return passages_of(index, search(index, self.embedder, query, k, filters=filters))
+
+    def ranked(self, question: str, reader: Reader, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]:
+        """The passages that a reader thinks likeliest to hold an answer, best first (`rag.answer.rank`)."""
+        question_text(question)  # an error before anything is searched
+        with self.opened.now() as index:
+            passages = candidates(index, self.embedder, question, filters=filters)
+        return ranked(question, passages, reader.judge, k)
 
     def grounded(self, question: str, k: int = DEFAULT_PASSAGES, filters: Filters = EVERYTHING) -> Grounded:
         """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""

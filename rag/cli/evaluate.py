@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from slm.joints import Finish, Joints, SamplingOptions, pass_joints
 from slm.terminal.arguments import NAMED_FILE, one_of_each
-from slm.terminal.asking import nobody_answers, reader_for, with_reader
+from slm.terminal.asking import nobody_answers, ranking_reader, reader_for, with_reader
 from slm.text.address import shown_address
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HELP = {"help_option_names": ["-h", "--help"]}
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 _ANSWER_TOKENS = 160
+_RANKED = 10  # as far as figures go
 
 
 @click.command(context_settings=HELP)
@@ -30,6 +31,7 @@ _ANSWER_TOKENS = 160
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw recall by k, language and leg: FILE.png or .svg.")
 @click.option("--misses", default=10, show_default=True, type=click.IntRange(0), help="List so many missed questions.")
+@click.option("--rerank", metavar="point|FOLDER", help="Measure beside the legs what a reader puts first.")
 @click.option("--model", help="Answer the questions too: GGUF file, catalog name or checkpoint folder.")
 @click.option("--adapter", "adapters", type=NAMED_FILE, multiple=True, help="Adapter GGUF; routed by language.")
 @click.option("-k", default=3, show_default=True, type=click.IntRange(1, 20), help="How many passages to answer from.")
@@ -44,6 +46,7 @@ def evaluate(
     leg: Any,
     plot: Path | None,
     misses: int,
+    rerank: str | None,
     model: str | None,
     adapters: tuple[tuple[str, Path], ...],
     k: int,
@@ -60,7 +63,7 @@ def evaluate(
     Example:
       slm rag evaluate handbook --questions data/handbook/questions.jsonl
       slm rag evaluate handbook --questions data/handbook/questions.jsonl --plot recall.png
-      slm rag evaluate handbook --questions data/handbook/questions.jsonl --reader point
+      slm rag evaluate handbook --questions data/handbook/questions.jsonl --rerank point --reader point
       slm rag evaluate handbook --questions data/handbook/questions.jsonl --model gemma-3-270m --adapter ja=ja.gguf
     """
     from rag.answer.retriever import open_retriever
@@ -68,6 +71,7 @@ def evaluate(
     from rag.evaluate.answers import AskOne, by_model, by_reader, evaluate_answers
     from rag.evaluate.picture import draw_recall, require_picture
     from rag.evaluate.retrieval import evaluate as evaluate_retrieval
+    from rag.evaluate.retrieval import evaluate_reading
     from rag.index.retrieve import LEGS
     from rag.questions import read_questions
     from slm.artifacts import require_file
@@ -82,6 +86,7 @@ def evaluate(
     who = reader_for(joints, reader, refuse_at) if asks else None
     if asks and not (who or model):
         raise nobody_answers()
+    ranks = ranking_reader(joints, rerank)
     gguf = joints.gguf_of(model) if model and not who else None
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done, retriever.opened.now() as held:
@@ -89,6 +94,11 @@ def evaluate(
                 held, retriever.embedder, asked, leg or "fused", on_question=done,
                 beside=() if leg else LEGS,
             )  # fmt: skip
+        if ranks:
+            with progress("reading", total=len(asked), unit="questions") as done:
+                result["legs"]["read"] = evaluate_reading(
+                    lambda question: retriever.ranked(question, ranks, _RANKED), asked, done
+                )
         with ExitStack() as stack:
             answer: AskOne | None = None
             if who:

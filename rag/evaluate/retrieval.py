@@ -20,6 +20,8 @@ from rag.index.names import source_matches
 from rag.index.retrieve import Hit, Leg, Searched, Weights, other_sources, search
 from rag.questions import Question
 from slm.errors import InputError
+from slm.joints import Passage
+from slm.text.language import detect
 
 _DEPTH, _CHUNKS = 10, 60
 MISSED = 5
@@ -116,6 +118,22 @@ def evaluate(
             for row in misses
         ],
     }  # fmt: skip
+
+
+def evaluate_reading(
+    read: Callable[[str], Sequence[Passage]],
+    questions: Sequence[Question],
+    on_question: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Figures as a leg's, of the passages that a reader puts first for a question."""
+    rows = []
+    for number, question in enumerate((one for one in questions if one.answerable), start=1):
+        passages = read(question.question)
+        results = [(passage.source, *passage.also) for passage in passages]
+        same = bool(passages) and detect(passages[0].text).language == question.lang
+        rows.append(_Ranked(question, _rank(results, question.relevant), same, ()))
+        on_question(number)
+    return _by_language(rows)
 
 
 def _judged(generation: Searched, question: Question, hits: Sequence[Hit]) -> _Ranked:

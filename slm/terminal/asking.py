@@ -47,6 +47,13 @@ def reader_of_index(joints: Joints, index: str | None, wanted: str, refuse_at: f
     return reader_for(joints, wanted, refuse_at) if index is not None else None
 
 
+def ranking_reader(joints: Joints, wanted: str | None) -> Reader | None:
+    """Who ranks what was found, where that is asked for. Raises click.BadParameter, and what joints raise."""
+    if wanted in ("auto", "model"):
+        raise click.BadParameter(f"'{wanted}' is no reader: point, or a reader's folder", param_hint="--rerank")
+    return joints.reader_of(wanted) if wanted is not None else None
+
+
 def check_reading(index: str | None, wanted: str, refuse_at: float | None) -> None:
     """Raise click.BadParameter for what says how documents are read where there are none, or is no doubt."""
     _check_doubt(refuse_at)
