@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
 from convert.output.writer import OutTensor, write_gguf  # noqa: E402
 from rag.answer.candidates import Depth, candidates  # noqa: E402
 from rag.answer.reader.card import CARD, CONTRAST, RELEASED, SECOND, read_card, write_card  # noqa: E402
@@ -163,15 +165,19 @@ def fit_thresholds(reader: Path, work: Path, price: float, most_wrong: float, mo
     return limits
 
 
-def release(reader: Path) -> None:
-    """Put a reader where it comes with the program, without its run's history. Its README stays as it is."""
+def release(reader: Path, average: bool = False) -> None:
+    """Put a reader where it comes with the program, without its run's history. Its README stays as it is.
+
+    average: a second reader's weights are the mean of its own and of those released, which it went on from.
+    """
     from slm.artifacts import read_manifest
 
     second = read_card(reader).kind == CONTRAST
     folder = SECOND if second else RELEASED
     folder.mkdir(parents=True, exist_ok=True)
     if second:  # converted, so that nobody has to restore a checkpoint for it
-        write_halves(read_gguf(Roof().adapter_gguf_of(reader, SECOND.name)), folder / ADAPTER_GGUF)
+        adapters = [read_gguf(Roof().adapter_gguf_of(reader, SECOND.name))]
+        write_halves([*adapters, read_gguf(folder / ADAPTER_GGUF)] if average else adapters, folder / ADAPTER_GGUF)
     else:
         release_weights(reader, folder)
     shutil.copyfile(reader / CARD, folder / CARD)
@@ -182,14 +188,18 @@ def release(reader: Path) -> None:
     note(f"released: {folder.relative_to(ROOT)}")
 
 
-def write_halves(adapter: GgufFile, out: Path) -> None:
-    """An adapter's GGUF with its matrices in float16."""
+def write_halves(adapters: list[GgufFile], out: Path) -> None:
+    """An adapter's GGUF with its matrices in float16: the mean of those of several, with the first one's metadata."""
     tensors = [
-        OutTensor(name, info.shape, "F16", [adapter.dequantized(name)]) for name, info in adapter.tensors.items()
+        OutTensor(name, info.shape, "F16", [np.mean([one.dequantized(name) for one in adapters], axis=0)])
+        for name, info in adapters[0].tensors.items()
     ]
-    with out.open("wb") as file:
-        for _ in write_gguf(file, adapter.metadata | {"general.file_type": 1}, tensors):
+    # What is written may be one of those that are read.
+    written = out.with_suffix(".new")
+    with written.open("wb") as file:
+        for _ in write_gguf(file, adapters[0].metadata | {"general.file_type": 1}, tensors):
             pass
+    written.replace(out)
 
 
 def release_weights(reader: Path, folder: Path) -> None:
@@ -242,12 +252,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=70, help="of each development organisation, for thresholds")
     parser.add_argument("--only-thresholds", action="store_true", help="fit them anew for the reader that is there")
     parser.add_argument("--release", action="store_true", help="only put the reader that is there into rag/readers")
+    parser.add_argument(
+        "--average", action="store_true", help="with --release: the mean of a second reader and of the released one"
+    )
     parser.add_argument("options", nargs="*", help="after --: options of slm train reader")
     args = parser.parse_args()
     second = args.base != DEFAULT_EMBEDDER
     output = args.output or ROOT / "adapters" / ("second-reader" if second else "reader")
     if args.release:
-        release(output)
+        release(output, args.average)
         return
     started = time.monotonic()
     work = ROOT / "exports/reader"
