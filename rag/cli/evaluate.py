@@ -15,7 +15,11 @@ from slm.terminal.asking import nobody_answers, ranking_reader, reader_for, with
 from slm.text.address import shown_address
 
 if TYPE_CHECKING:
-    from slm.joints import Message
+    from collections.abc import Sequence
+
+    from rag.answer.retriever import IndexRetriever
+    from rag.questions import Question
+    from slm.joints import Message, Reader
 
 HELP = {"help_option_names": ["-h", "--help"]}
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -71,7 +75,6 @@ def evaluate(
     from rag.evaluate.answers import AskOne, by_model, by_reader, evaluate_answers
     from rag.evaluate.picture import draw_recall, require_picture
     from rag.evaluate.retrieval import evaluate as evaluate_retrieval
-    from rag.evaluate.retrieval import evaluate_reading
     from rag.index.retrieve import LEGS
     from rag.questions import read_questions
     from slm.artifacts import require_file
@@ -91,14 +94,10 @@ def evaluate(
     with open_retriever(index) as retriever:
         with progress("searching", total=len(asked), unit="questions") as done, retriever.opened.now() as held:
             result = evaluate_retrieval(
-                held, retriever.embedder, asked, leg or "fused", on_question=done,
-                beside=() if leg else LEGS,
-            )  # fmt: skip
+                held, retriever.embedder, asked, leg or "fused", on_question=done, beside=() if leg else LEGS
+            )
         if ranks:
-            with progress("reading", total=len(asked), unit="questions") as done:
-                result["legs"]["read"] = evaluate_reading(
-                    lambda question: retriever.ranked(question, ranks, _RANKED), asked, done
-                )
+            result["legs"]["read"] = _read(retriever, ranks, asked)
         with ExitStack() as stack:
             answer: AskOne | None = None
             if who:
@@ -131,6 +130,15 @@ def evaluate(
             f"said ({overall['keyed']} questions name one); wrong: something else said; unsaid: refused though the "
             f"documents answer. {overall['refused']} of {overall['unanswerable']} unanswerable questions were refused."
         )
+
+
+def _read(retriever: IndexRetriever, reader: Reader, asked: Sequence[Question]) -> dict[str, Any]:
+    """The figures of what a reader puts first."""
+    from rag.evaluate.retrieval import evaluate_reading
+    from slm.terminal.console import progress
+
+    with progress("reading", total=len(asked), unit="questions") as done:
+        return evaluate_reading(lambda question: retriever.ranked(question, reader, _RANKED), asked, done)
 
 
 def _table(result: dict[str, Any], *columns: str) -> None:
