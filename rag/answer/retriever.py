@@ -38,10 +38,7 @@ class IndexRetriever:
 
     def ranked(self, question: str, reader: Reader, k: int = 5, filters: Filters = EVERYTHING) -> list[Passage]:
         """The passages that a reader thinks likeliest to hold an answer, best first (`rag.answer.rank`)."""
-        question_text(question)  # an error before anything is searched
-        with self.opened.now() as index:
-            passages = candidates(index, self.embedder, question, filters=filters)
-        return ranked(question, passages, reader.judge, k)
+        return ranked(question, self._to_read(question, filters), reader.judge, k)
 
     def grounded(self, question: str, k: int = DEFAULT_PASSAGES, filters: Filters = EVERYTHING) -> Grounded:
         """The prompt of a question with the best passages; those beyond the budget are left out (`fit_passages`)."""
@@ -51,15 +48,19 @@ class IndexRetriever:
 
     def pointed(self, question: str, reader: Reader, filters: Filters = EVERYTHING) -> PointedAnswer:
         """The lines of the best passages that answer a question, or a refusal (`rag.answer.point`)."""
-        question_text(question)  # an error before anything is searched
-        with self.opened.now() as index:
-            passages = candidates(index, self.embedder, question, filters=filters)
+        passages = self._to_read(question, filters)
         read = [texts_of(passage) for passage in passages]
         found = reader.judge(question, [texts for texts, _ in read])
         judged = [
             Judged(passage, lines, row) for passage, (_, lines), row in zip(passages, read, found.scores, strict=True)
         ]
         return replace(point(question, judged, reader.refuse_at), tokens=found.tokens)
+
+    def _to_read(self, question: str, filters: Filters) -> list[Passage]:
+        """The passages that a reader reads for a question. Raises InputError for what is none, before any search."""
+        question_text(question)
+        with self.opened.now() as index:
+            return candidates(index, self.embedder, question, filters=filters)
 
 
 @contextmanager
