@@ -16,7 +16,7 @@ _PORTS = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_liste
 # A slow machine is none of Ray's faults.
 _PATIENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
-    "RAY_raylet_start_wait_time_s": "300", "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120",
+    "RAY_raylet_start_wait_time_s": "300", "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "40",
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
 }  # fmt: skip
 

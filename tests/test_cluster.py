@@ -12,6 +12,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -397,10 +399,26 @@ def test_a_batch_is_answered_by_all_machines_and_one_that_is_killed_costs_no_lin
     assert_answered(path, count, tokens)
 
 
+def kill_a_clients_process(seconds: float = 120.0) -> bool:
+    """End the first that the cluster starts for a client, before it has come up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if b"--mode=specific-server" in (folder / "cmdline").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    return True
+        time.sleep(0.02)
+    return False
+
+
 def test_a_batch_is_answered_for_a_machine_that_is_none_of_the_cluster(idle: OnRay) -> None:
     path = idle.folder / "outside.jsonl"
     words = write_batch(path, 12, 5)
-    idle.slm(*words, "--on", idle.client_address)
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill_a_clients_process)
+        idle.slm(*words, "--on", idle.client_address)
+    assert killed.result()
     assert_answered(path, 12, 5)
     there = idle.slm(*words, "--on", idle.client_address, "--resume")
     assert "had already been answered" in there.stderr

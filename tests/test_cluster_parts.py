@@ -351,22 +351,33 @@ def test_an_address_that_nobody_answers_is_an_error_within_seconds() -> None:
     assert time.monotonic() - began < 60
 
 
-def test_a_client_that_is_not_let_in_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("refused", [2, 3])
+def test_a_client_whose_process_did_not_start_tries_again_and_is_told_why(
+    monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
     import ray
 
     said = (
         "Initialization failure from server:\nTraceback (most recent call last):\n  File x\nRuntimeError: it is full\n"
     )
+    tries: list[str] = []
 
     def init(**options: Any) -> None:
-        raise ConnectionError(said)
+        tries.append(options["address"])
+        if len(tries) <= refused:
+            raise ConnectionError(said)
 
     monkeypatch.setattr(ray, "init", init)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"ray://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(ResourceError, match="takes no further client") as told, connected(address):
-            raise AssertionError
-    assert told.value.found == "RuntimeError: it is full"
+        if refused < 3:
+            with connected(address) as own:
+                assert not own
+        else:
+            with pytest.raises(ResourceError, match="takes no further client") as told, connected(address):
+                raise AssertionError
+            assert told.value.found == "RuntimeError: it is full"
+    assert tries == [address] * 3
 
 
 def test_what_rays_processes_complain_of_is_no_result(

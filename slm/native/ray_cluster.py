@@ -18,6 +18,8 @@ _R = TypeVar("_R")
 
 CLIENT_PORT = 10001  # Ray's own (`ray start --ray-client-server-port`)
 _ANSWER_S = 5.0
+# The cluster starts a process for every client. One that did not come up says nothing of the next one.
+_CLIENT_TRIES = 3
 # Of a Ray that is started for a command; Ray would take a third of the memory.
 _OBJECTS_BYTES = 256 << 20
 
@@ -40,7 +42,7 @@ def connected(address: str, *, cores: int | None = None) -> Iterator[bool]:
     try:
         if url:
             _refuse_silence(url)
-            _init(ray, address=url)
+            _init_client(ray, url)
         else:
             own = not _init_here(ray, cores)
         yield own
@@ -125,6 +127,21 @@ def _init_here(ray: Any, cores: int | None) -> bool:
     return False
 
 
+def _init_client(ray: Any, url: str) -> None:
+    for left in reversed(range(_CLIENT_TRIES)):
+        try:
+            _init(ray, address=url)
+            return
+        except _NoProcessError as error:
+            if not left:
+                raise
+            logging.getLogger(__name__).info("%s; trying again", error)
+
+
+class _NoProcessError(ResourceError):
+    """Somebody answers, but the process for this client did not start."""
+
+
 def _init(ray: Any, **options: Any) -> None:
     """Raises ConnectionError where none is found by `auto`."""
     try:
@@ -141,11 +158,11 @@ def _init(ray: Any, **options: Any) -> None:
             if os.environ.get("RAY_ADDRESS"):
                 raise _silent(os.environ["RAY_ADDRESS"], str(error)) from error
             raise
-        if "Initialization failure" in str(error):  # somebody answers, but the process for this client did not start
+        if "Initialization failure" in str(error):
             last = str(error).strip().splitlines()[-1].strip()
-            raise ResourceError(
+            raise _NoProcessError(
                 f"Ray at {options.get('address')} takes no further client", found=last[:300],
-                hint="Try again; where it stays so, the logs of ray_client_server on that machine say why.",
+                hint="Try again later; where it stays so, the logs of ray_client_server on that machine say why.",
             ) from error  # fmt: skip
         raise _silent(str(options.get("address")), str(error)) from error
 
