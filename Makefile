@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
-.PHONY: help setup demo from-scratch release reader second-reader test test-browser coverage check format wheel wheelhouse container-check clean
+.PHONY: help setup demo from-scratch release query-adapter reader second-reader test test-browser coverage check format wheel wheelhouse container-check clean
 
 help:
 	@sed -n '2,3p' Makefile | cut -c3-
@@ -38,6 +38,10 @@ from-scratch: .venv/installed
 release: .venv/installed
 	@[ -n "$(DRY_RUN)" ] || { [ -n "$(CORPUS)" ] && [ -n "$(LICENCE)" ]; } || { echo "error: name the corpus and the licence that its texts decide: make release CORPUS=DIR LICENCE=ID (docs/releasing.md); or try it with DRY_RUN=1" >&2; exit 1; }
 	@$(BIN)/python scripts/release.py $(if $(DRY_RUN),--dry-run,$(CORPUS) --licence $(LICENCE)) $(RELEASE_OPTIONS)
+
+# What is learned about questions for the packaged embedder: rag/index/embedders/learned. About 10 minutes on 2 cores.
+query-adapter: .venv/installed
+	@$(BIN)/python scripts/query_adapter.py
 
 # The reader of data/reading, a LoRA of the packaged embedder: adapters/reader. About 80 minutes on 2 cores.
 reader: .venv/installed

@@ -101,6 +101,9 @@ def test_both_stores_find_the_same_with_every_filter_and_leg(
         assert index.centres.nearness(one_vector()) == pytest.approx(
             generation.centres.nearness(one_vector()), abs=1e-5
         )
+        rows, place = [5, 0, 17, 3], {(one.source, one.ordinal): row for row, one in enumerate(generation.chunks)}
+        same = [place[one.source, one.ordinal] for one in (index.chunks[row] for row in rows)]
+        assert index.vectors(rows) == pytest.approx(generation.vectors(same), abs=1e-6)
 
 
 def test_both_stores_answer_the_development_questions_alike(tmp_path: Path, database: str) -> None:

@@ -66,7 +66,7 @@ def test_what_questions_share_is_computed_once_for_each_language_and_embedder() 
 def test_rows_in_another_language_count_as_if_some_words_were_theirs() -> None:
     dense, lexical = [(1, 0.9), (2, 0.9), (3, 0.8)], [(1, 4.0)]
     assert {hit.row: hit.score for hit in fuse(dense, lexical, 0.4, foreign={2, 3})} == pytest.approx(
-        {1: 1.4, 2: 1.0 + 0.4 * 0.5, 3: 0.0}
+        {1: 1.4, 2: 1.0 + 0.4 * 0.8, 3: 0.0}
     )
     # Words that it has count where they say more: names and numbers.
     assert fuse(dense, [(2, 4.0)], 0.4, foreign={2, 3})[0].score == pytest.approx(1.4)

@@ -93,6 +93,10 @@ class Generation(Inventory):
         vector: Vectors = np.array(part.dense.vectors[self.chunks._local_of[row]])
         return vector
 
+    def vectors(self, rows: Sequence[int]) -> Vectors:
+        """The vectors of some chunks, (rows, dimension)."""
+        return np.stack([self.vector(row) for row in rows])
+
     @cached_property
     def centres(self) -> Centres:
         """Where the vectors of each language lie."""

@@ -89,6 +89,16 @@ class Snapshot:
     def centres(self) -> Centres:
         return self.state.centres
 
+    def vectors(self, rows: Sequence[int]) -> Vectors:
+        """The vectors of some chunks, (rows, dimension)."""
+        places = np.asarray([self.state.document(row) for row in rows], dtype=np.int64)
+        found = self._connection.cursor(binary=True).execute(
+            f"SELECT vector FROM unnest(%b, %b) WITH ORDINALITY AS wanted (document, ordinal, place) JOIN "
+            f"{self.state.table} USING (document, ordinal) ORDER BY place",
+            [BigIntegers(column) for column in places.T],
+        )
+        return np.stack([vector for (vector,) in found])
+
     def dense_top(
         self, vector: Vectors, count: int, allowed: Mask | None = None, ahead: Sequence[float] | None = None
     ) -> list[tuple[int, float]]:
