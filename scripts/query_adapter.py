@@ -1,4 +1,4 @@
-"""Learns the linear query adapter of the packaged embedder: `make query-adapter` runs this (docs/reader.md).
+"""Learns the linear query adapter of the packaged embedder: `make query-adapter` runs this (docs/evaluation.md).
 
 pull -> an index for each training organisation of data/reading -> its questions, and its headings beside texts without
 them -> a matrix that brings a question's vector nearer to the passages that answer it -> rag/index/embedders/learned.
