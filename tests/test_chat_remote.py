@@ -138,6 +138,21 @@ def test_a_session_with_a_server_is_the_same_however_its_address_is_written(
     assert [turn["content"] for turn in server.bodies[1]["messages"]] == ["Hi", "One.", "Again"]
 
 
+def test_a_session_with_a_server_goes_on_there(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_HOME", str(tmp_path))
+    server.answers = [["One."], ["Two."], ["Three."]]
+    said = [("Hi", ["--session", "s", "--url", server.url]), ("Again", ["--continue"]), ("More", ["--session", "s"])]
+    for question, words in said:
+        done = CliRunner().invoke(chat, words, obj=PathJoints(), input=f"{question}\n")
+        assert done.exception is None and ("it goes on there" in done.stderr) == ("--url" not in words)
+    turns = ["Hi", "One.", "Again", "Two.", "More"]
+    assert [turn["content"] for turn in server.bodies[2]["messages"]] == turns
+    refused = CliRunner().invoke(chat, ["--continue", "--threads", "2"], obj=PathJoints(), input="Hi\n")
+    assert refused.exit_code == 2 and "--threads is for a model that runs here" in " ".join(refused.stderr.split())
+
+
 def test_sessions_that_are_looked_for_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_HOME", str(tmp_path))
     archive = Archive(tmp_path / "sessions.sqlite")

@@ -84,8 +84,12 @@ def chat(
             list_sessions(archive, find, click.echo, columns=get_terminal_size().columns if sys.stdout.isatty() else 0)
             return
         saved = _saved(archive, goes_on, session)
+        if saved and model is None and url is None:
+            model, url = _place_of(saved, ctx)
+        if api_key_env is not None and url is None:
+            raise click.UsageError("--api-key-env is for a server; name it with --url URL.")
         setup = Setup(
-            (model or "") if url else _model_of(model, saved), named, index, reader, refuse_at, threads, context,
+            (model or "") if url else model or _DEFAULT_MODEL, named, index, reader, refuse_at, threads, context,
             url or "", "" if api_key_env is None else key_of_env(api_key_env),
         )  # fmt: skip
         opening = stack.enter_context(closing(Opening(setup, _opener(joints, setup, wanted))))
@@ -104,9 +108,7 @@ def chat(
 
 def _refuse_contradictions(ctx: click.Context) -> None:
     """Options that mean nothing beside each other are told, not passed over."""
-    options = {p.name: p.opts[-1] for p in ctx.command.params if isinstance(p, click.Option)}
-    default = click.core.ParameterSource.DEFAULT
-    given = {name for name in options if name and ctx.get_parameter_source(name) is not default and ctx.params[name]}
+    options, given = _options(ctx), _given(ctx)
     if given >= {"goes_on", "session"}:
         raise click.UsageError(
             "--continue goes on with the last session, --session with a named one; give one of them."
@@ -115,8 +117,16 @@ def _refuse_contradictions(ctx: click.Context) -> None:
         raise click.UsageError(f"--no-save keeps no session; leave out {options[min(others)]}.")
     if "url" in given and (others := given & _HERE_ONLY):
         raise click.UsageError(f"{options[min(others)]} is for a model that runs here; a server has its own (--url).")
-    if "api_key_env" in given and "url" not in given:
-        raise click.UsageError("--api-key-env is for a server; name it with --url URL.")
+
+
+def _options(ctx: click.Context) -> dict[str, str]:
+    return {p.name: p.opts[-1] for p in ctx.command.params if isinstance(p, click.Option) and p.name}
+
+
+def _given(ctx: click.Context) -> set[str]:
+    """The options that somebody gave."""
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in _options(ctx) if ctx.get_parameter_source(name) is not default and ctx.params[name]}
 
 
 def _archive(stack: ExitStack, *, needed: bool) -> Archive | None:
@@ -149,16 +159,20 @@ def _saved(archive: Archive | None, goes_on: bool, session: str | None) -> Saved
     return archive.get(session) if session.isdigit() else archive.find(session)
 
 
-def _model_of(model: str | None, saved: SavedSession | None) -> str:
+def _place_of(saved: SavedSession, ctx: click.Context) -> tuple[str | None, str | None]:
+    """The model and the server that a session was held with; no server for a model that runs here."""
     from serve.chat.opening import server_of
 
-    if model is not None or saved is None:
-        return model or _DEFAULT_MODEL
-    if server_of(saved.model):
-        raise InputError(
-            f"session {saved.label} was held with {saved.model}", hint="Go there with --url URL, or name a MODEL."
+    there = server_of(saved.model)
+    if there is None:
+        return saved.model, None
+    if others := _given(ctx) & _HERE_ONLY:
+        raise click.UsageError(
+            f"session {saved.label} was held with {saved.model}, and {_options(ctx)[min(others)]} is for a model that "
+            "runs here; name a MODEL to go on with, or leave it out."
         )
-    return saved.model
+    note(f"session {saved.label} was held with {saved.model}; it goes on there")
+    return there
 
 
 def _opener(joints: Joints, first: Setup, wanted: str | None) -> Callable[[Setup, ExitStack], Desk]:
