@@ -39,7 +39,8 @@ def test_the_slope_is_that_of_the_loss() -> None:
     draw = np.random.default_rng(0)
     one = group(1, np.eye(8), questions=5, chunks=7)
     one.right[0, :3] = True  # several passages may answer
-    matrix, sharp = draw.standard_normal((8, 8)) * 0.1, 1.3
+    matrix: Any = draw.standard_normal((8, 8)) * 0.1
+    sharp = 1.3
 
     def loss(matrix: Any, sharp: float) -> float:
         scores = (one.asked + one.asked @ matrix) @ one.passages.T * np.exp(sharp)
