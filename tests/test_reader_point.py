@@ -29,10 +29,10 @@ def answer(question: str, *parts: Judged, refuse_at: Mapping[str, float] = NEVER
 
 
 def test_shares_are_the_softmax_over_all_lines_and_none() -> None:
-    found = answer(EN, judged("Aa. Bb.", 3, 0.5), judged("Cc.", 0.5))
+    found = answer(EN, judged("Aa. Bb.", 3.6, 0.2), judged("Cc.", 0.2))
     assert [one.text for one in found.nearest] == ["Aa.", "Bb.", "Cc."]
-    assert [one.share for one in found.nearest] == pytest.approx([0.6, 0.1, 0.1])
-    assert found.doubt == pytest.approx(1 - 0.6)
+    assert [one.share for one in found.nearest] == pytest.approx([0.72, 0.04, 0.04])
+    assert found.doubt == pytest.approx(1 - 0.72)
     assert found.text == "Aa. [1]" and [one.text for one in found.said] == ["Aa."]
 
 
@@ -48,9 +48,9 @@ def test_shares_are_the_softmax_over_all_lines_and_none() -> None:
 def test_it_refuses_from_the_threshold_of_the_questions_language_on(
     question: str, refuse_at: dict[str, float], refused: bool
 ) -> None:
-    found = answer(question, judged("Aa. Bb.", 1.8, 0.2), refuse_at=refuse_at)  # 1.8 in three, 0.2, one for none
+    found = answer(question, judged("Aa. Bb. Cc.", 1.8, 0.1, 0.1), refuse_at=refuse_at)  # 1.8 of three, one for none
     assert (not found.said) is refused
-    assert [one.text for one in found.nearest] == ["Aa.", "Bb."], "what is nearest is told either way"
+    assert [one.text for one in found.nearest] == ["Aa.", "Bb.", "Cc."], "what is nearest is told either way"
 
 
 def test_a_refusal_says_so_in_the_questions_language() -> None:
