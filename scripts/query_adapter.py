@@ -20,20 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
 
 from rag.answer.reader.examples import right_lines  # noqa: E402
 from rag.index.chunk import Chunk  # noqa: E402
 from rag.index.embed import DEFAULT_EMBEDDER, Embedder, Vectors, open_embedder  # noqa: E402
 from rag.index.embedders.asked import LEARNED, centred  # noqa: E402
+from rag.index.generation.arrays import Mask  # noqa: E402
 from rag.index.store import open_generation  # noqa: E402
 from rag.index.variants import comparable  # noqa: E402
 from rag.questions import read_questions  # noqa: E402
 from scripts.reader import READING, index_of  # noqa: E402
 from slm.joints import Passage  # noqa: E402
 from slm.terminal.console import note, progress  # noqa: E402
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -76,18 +74,16 @@ class Recipe:
     share: float = 0.6  # and so much of it: all of it is best for questions, none for titles of technical manuals
 
 
-def questions_of(organisation: Path, work: Path, embedder: Embedder) -> Group:
+def questions_of(organisation: Path, chunks: Sequence[Chunk], passages: Vectors, embedder: Embedder) -> Group:
     """The questions of an organisation that its pages answer, and all its chunks."""
-    chunks, passages = chunks_of(organisation, work, embedder)
     bare = [Passage(one.title, one.heading, one.text, one.source, 0.0) for one in chunks]
     asked = [one for one in read_questions(organisation / "questions.jsonl") if one.answerable]
     right = np.array([[bool(right_lines(one, passage)) for passage in bare] for one in asked])
     return Group(vectors_of([one.question for one in asked], embedder), passages, right, japanese_of(chunks)).answered()
 
 
-def headings_of(organisation: Path, work: Path, embedder: Embedder) -> Group:
+def headings_of(chunks: Sequence[Chunk], embedder: Embedder) -> Group:
     """The headings and titles of an organisation's pages, and what stands below them, without them."""
-    chunks, _ = chunks_of(organisation, work, embedder)
     twin = twins(chunks)
     names = list(dict.fromkeys(name for one in chunks for name in (one.heading, one.title) if name))
 
@@ -125,7 +121,7 @@ def twins(chunks: Sequence[Chunk]) -> dict[str, tuple[str, str]]:
 def chunks_of(organisation: Path, work: Path, embedder: Embedder) -> tuple[list[Chunk], Vectors]:
     """The chunks of an organisation's index and their vectors, (chunks, dimension)."""
     generation = open_generation(index_of(organisation, work, embedder))
-    return list(generation.chunks), np.stack([generation.vector(row) for row in range(len(generation.chunks))])
+    return list(generation.chunks), generation.vectors(range(len(generation.chunks)))
 
 
 def vectors_of(questions: Sequence[str], embedder: Embedder) -> Vectors:
@@ -212,12 +208,13 @@ def found_first(groups: Sequence[Group], matrix: Vectors) -> tuple[float, float]
     return float(np.mean(np.array(best) < 1)), float(np.mean(np.array(best) < 5))
 
 
-def groups(split: str, work: Path, embedder: Embedder) -> Iterator[tuple[Group, Group]]:
-    """The questions and the headings of each organisation of a split."""
-    organisations = sorted((READING / split).iterdir())
-    with progress(f"vectors for {split}", total=len(organisations), unit="organisations") as done:
+def taught(work: Path, embedder: Embedder) -> Iterator[tuple[Group, Group]]:
+    """The questions and the headings of each training organisation."""
+    organisations = sorted((READING / "train").iterdir())
+    with progress("vectors for train", total=len(organisations), unit="organisations") as done:
         for number, organisation in enumerate(organisations, 1):
-            yield questions_of(organisation, work, embedder), headings_of(organisation, work, embedder)
+            chunks, passages = chunks_of(organisation, work, embedder)
+            yield questions_of(organisation, chunks, passages, embedder), headings_of(chunks, embedder)
             done(number)
 
 
@@ -231,8 +228,11 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, "-m", "slm_cli", "pull", DEFAULT_EMBEDDER], check=True, cwd=ROOT)
     embedder, recipe = open_embedder(DEFAULT_EMBEDDER), Recipe()
-    questions, headings = zip(*groups("train", work, embedder), strict=True)
-    held = [questions_of(one, work, embedder) for one in sorted((READING / "development").iterdir())]
+    questions, headings = zip(*taught(work, embedder), strict=True)
+    held = [
+        questions_of(one, *chunks_of(one, work, embedder), embedder)
+        for one in sorted((READING / "development").iterdir())
+    ]
     learned = [learn(questions, headings, recipe, seed) for seed in range(recipe.seeds)]
     matrix = (recipe.share * np.mean(learned, axis=0)).astype(np.float16)
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,9 @@ each other's nearest in the other language. It knows nothing of indexes or queri
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Vectors = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+from rag.index.embedders.base import Vectors
+from rag.index.generation.arrays import Mask
 
 # On twelve bilingual organisations of data/reading 98 of a hundred pairs above it stand on two translations of a page,
 # at half of it 88.
