@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slm.errors import DamagedFileError, InputError
 from slm.terminal.text_file import read_text
+
+_NUMBERED = re.compile(r"\A\s*\d+[.)]\s+")
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ def read_questions(path: Path | str) -> list[Question]:
 
 
 def bare(text: str) -> str:
-    """A text without blanks and a table's or list's marks, as places are compared with lines."""
-    return "".join(text.split()).strip("|-*")
+    """A text without blanks and a table's or list's marks and numbers, as places are compared with lines."""
+    return "".join(_NUMBERED.sub("", text, count=1).split()).strip("|-*")
 
 
 def _question(row: dict[str, Any]) -> Question:

@@ -155,6 +155,13 @@ def test_a_sentence_that_is_cut_into_lines_or_is_part_of_one_is_found() -> None:
     assert right_lines(question("q", "en", (place,), together=False), short) == [1]
 
 
+@pytest.mark.parametrize("mark", ["- ", "3. ", "12) ", ""])
+def test_the_mark_or_number_of_a_list_item_is_no_part_of_its_place(mark: str) -> None:
+    item = passage(f"{mark}The hall opens at nine in June. It is free.", "Hall", "Minutes")
+    for text in ("The hall opens at nine in June. It is free.", "3. The hall opens at nine in June. It is free."):
+        assert right_lines(question("q", "en", (AnswerPlace("en/leave.md", "", text),), together=False), item) == [0, 1]
+
+
 def test_a_reading_set_is_read_and_a_damaged_line_named(tmp_path: Path) -> None:
     pages = [place.page for place in PLACES]
     both = {"question": "And both?", "lang": "en", "relevant": ["a.md"], "together": True}
@@ -204,15 +211,14 @@ def test_a_key_that_is_nowhere_on_its_page_is_an_error_and_teaches_nothing() -> 
 READING = Path(__file__).parent.parent / "data/reading"
 
 
-@pytest.mark.parametrize("organisation", ["train/clinic", "train/software", "development/museum"])
-def test_every_place_of_the_reading_set_is_a_line_of_its_page(organisation: str) -> None:
+@pytest.mark.parametrize(
+    "folder", sorted(READING.glob("*/*/")), ids=lambda folder: f"{folder.parent.name}/{folder.name}"
+)
+def test_every_place_of_the_reading_set_is_a_line_of_its_page(folder: Path) -> None:
     """Of what is trained on and measured with, as documents are cut into passages."""
     from rag.index.chunk import chunk_document
     from rag.sources.files import read_files
 
-    folder = READING / organisation
-    if not folder.exists():
-        folder = sorted((READING / organisation.partition("/")[0]).iterdir())[0]
     documents = read_files([folder / "en", folder / "ja"]).documents
     chunks = [chunk for one in documents for chunk in chunk_document(one, 480, len)]
     require_places(
