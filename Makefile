@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := slm convert train serve rag
 SOURCES := $(PACKAGES) slm_cli.py scripts tests
 
-.PHONY: help setup demo from-scratch release query-adapter reader second-reader test test-browser coverage check format wheel wheelhouse container-check clean
+.PHONY: help setup demo from-scratch release query-adapter twofold reader second-reader test test-browser coverage check format wheel wheelhouse container-check clean
 
 help:
 	@sed -n '2,3p' Makefile | cut -c3-
@@ -42,6 +42,10 @@ release: .venv/installed
 # What is learned about questions for the packaged embedder: rag/index/embedders/learned. About 10 minutes on 2 cores.
 query-adapter: .venv/installed
 	@$(BIN)/python scripts/query_adapter.py
+
+# What tells questions that ask for two things: rag/answer/asked. Half a minute.
+twofold: .venv/installed
+	@$(BIN)/python scripts/twofold.py
 
 # The reader of data/reading, a LoRA of the packaged embedder: adapters/reader. About 80 minutes on 2 cores.
 reader: .venv/installed

@@ -15,6 +15,7 @@ from slm.joints import PointedAnswer
 from tests.tiny_rag import passage
 
 EN, JA = "How much may a hotel cost?", "ホテルはいくらまでですか。"
+TWO_EN, TWO_JA = "What does a room cost, and when is breakfast?", "大人と子どもはそれぞれいくらですか。"
 NEVER = {"": 1.0}
 
 
@@ -77,6 +78,17 @@ def test_without_a_line_there_is_nothing_to_say(refuse_at: float) -> None:
 )  # fmt: skip
 def test_a_second_line_is_said_when_it_is_likely_beside_the_first(weights: tuple[float, ...], said: list[str]) -> None:
     assert [one.text for one in answer(EN, judged("Aa. Bb.", *weights)).said] == said
+
+
+@pytest.mark.parametrize("question", [TWO_EN, TWO_JA])
+def test_a_question_for_two_things_has_an_unlikely_second_line_said(question: str) -> None:
+    for weight, said in ((3 * 0.021, 2), (3 * 0.019, 1)):
+        assert len(answer(question, judged("Aa. Bb.", 3, weight)).said) == said
+
+
+def test_a_second_line_is_found_behind_translations_of_both() -> None:
+    parts = judged("Up to 9 yen. At noon.", 9, 6), judged("9円までです。正午です。", 8, 7)
+    assert [one.text for one in answer(TWO_EN, *parts).said] == ["Up to 9 yen.", "At noon."]
 
 
 def test_a_third_line_is_never_said() -> None:

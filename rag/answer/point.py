@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rag.answer.asked.twofold import asks_for_two
 from rag.answer.cite import NOT_FOUND, answer_language
 from rag.answer.reader.lines import Line
 from rag.index.lexical.pairs import HAS_PAIRS
@@ -18,9 +19,13 @@ from slm.joints import Passage, PointedAnswer, Quotation
 # A second line belongs to the answer when it is at least this likely beside the first. On development questions of 18
 # second lines more than above .25 five answer; of the next 31, down to .05, four would.
 SECOND = 0.1
+# A question that asks for two things, by at least so much of a probability, has a far less likely second line said.
+TWOFOLD, _SECOND_OF_TWO = 0.3, 0.02
 # A line in the question's own language goes first when it is at least this likely beside the first.
 _OWN = 0.5
 _NEAREST = 3
+# A second line is sought among so many: translations of both may stand before it.
+_SOUGHT = 6
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ def point(question: str, judged: Sequence[Judged], refuse_at: Mapping[str, float
     language = answer_language(question)
     limit = refuse_at.get(language, refuse_at.get("", 0.5))
     ranked = _own_language_first(_ranked(judged), question)
-    said = ranked[:1] + [q for q in ranked[1:_NEAREST] if _belongs(q, ranked[0])][:1]
+    bound = _SECOND_OF_TWO if asks_for_two(question) >= TWOFOLD else SECOND
+    said = ranked[:1] + [q for q in ranked[1:_SOUGHT] if _belongs(q, ranked[0], bound)][:1]
     elsewhere = [q.share for q in ranked if said and _is_japanese(q.text) != _is_japanese(said[0].text)]
     doubt = max(0.0, 1.0 - sum(q.share for q in said) - max(elsewhere, default=0.0))
     if doubt >= limit:
@@ -71,10 +77,10 @@ def _is_japanese(text: str) -> bool:
     return HAS_PAIRS.search(text) is not None
 
 
-def _belongs(second: Quotation, first: Quotation) -> bool:
+def _belongs(second: Quotation, first: Quotation, bound: float) -> bool:
     """Whether a line completes the answer: likely beside it, and not the same again or its translation elsewhere."""
     new = _is_japanese(second.text) == _is_japanese(first.text) and second.text != first.text
-    return new and second.share >= SECOND * first.share
+    return new and second.share >= bound * first.share
 
 
 def _ranked(judged: Sequence[Judged]) -> list[Quotation]:

@@ -1,0 +1,1 @@
+"""What a question says about its answer before anything is read."""
