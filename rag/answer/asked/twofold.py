@@ -46,4 +46,4 @@ def pieces(question: str) -> set[int]:
 @cache
 def _weights() -> NDArray[np.float32]:
     """(WEIGHTS + 1,): those of the pieces, and the constant."""
-    return np.load(LEARNED, allow_pickle=False).astype(np.float32)
+    return np.asarray(np.load(LEARNED, allow_pickle=False), np.float32)
