@@ -43,7 +43,7 @@ release: .venv/installed
 query-adapter: .venv/installed
 	@$(BIN)/python scripts/query_adapter.py
 
-# What tells questions that ask for two things: rag/answer/asked. Half a minute.
+# What tells questions that ask for two things: rag/answer/twofold.npy. Half a minute.
 twofold: .venv/installed
 	@$(BIN)/python scripts/twofold.py
 

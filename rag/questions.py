@@ -62,7 +62,7 @@ def read_questions(path: Path | str) -> list[Question]:
 
 def bare(text: str) -> str:
     """A text without blanks and a table's or list's marks and numbers, as places are compared with lines."""
-    return "".join(_NUMBERED.sub("", text, count=1).split()).strip("|-*")
+    return "".join(_NUMBERED.sub("", text).split()).strip("|-*")
 
 
 def _question(row: dict[str, Any]) -> Question:

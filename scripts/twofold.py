@@ -1,7 +1,7 @@
 """Learns to see whether a question asks for two things: `make twofold` runs this (docs/reader.md).
 
 The questions of the training organisations of data/reading, answered by two lines together or not -> a logistic model
-over hashed pieces -> rag/answer/asked/twofold.npy. What it sees of the development organisations' questions is printed.
+over hashed pieces -> rag/answer/twofold.npy. What it sees of the development organisations' questions is printed.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ import numpy as np  # noqa: E402
 from scipy.sparse import csr_array  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 
-from rag.answer.asked.twofold import LEARNED, WEIGHTS, asks_for_two, pieces  # noqa: E402
 from rag.answer.point import TWOFOLD  # noqa: E402
+from rag.answer.twofold import LEARNED, WEIGHTS, asks_for_two, pieces  # noqa: E402
 from rag.questions import Question, read_questions  # noqa: E402
+from scripts.reader import READING  # noqa: E402
 
-READING = ROOT / "data/reading"
 # The inverse of how much large weights cost; development questions are told apart as well by 10 as by 30.
 _FREEDOM = 20.0
 
 
 def questions_of(split: str) -> list[Question]:
     """All questions of a split's organisations."""
-    return [
-        one for file in sorted((READING / split).glob("*/questions.jsonl")) for one in read_questions(file)
-    ]  # fmt: skip
+    return [one for file in sorted((READING / split).glob("*/questions.jsonl")) for one in read_questions(file)]
 
 
 def matrix_of(questions: list[Question]) -> Any:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.answer.asked.twofold import LEARNED, WEIGHTS, asks_for_two, pieces
 from rag.answer.point import TWOFOLD
+from rag.answer.twofold import LEARNED, WEIGHTS, asks_for_two, pieces
 from scripts.twofold import matrix_of, questions_of
 
 

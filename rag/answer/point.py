@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rag.answer.asked.twofold import asks_for_two
 from rag.answer.cite import NOT_FOUND, answer_language
 from rag.answer.reader.lines import Line
+from rag.answer.twofold import asks_for_two
 from rag.index.lexical.pairs import HAS_PAIRS
 from slm.joints import Passage, PointedAnswer, Quotation
 

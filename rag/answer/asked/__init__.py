@@ -1,1 +1,0 @@
-"""What a question says about its answer before anything is read."""
