@@ -122,9 +122,13 @@ def test_what_can_be_known_before_the_stream_begins_has_its_own_status(
 def test_an_error_after_the_stream_has_begun_is_an_event_of_it(served: Served, hasty: None) -> None:
     """What the engine refuses while it is slow to do so."""
     for path, body in STREAMS.items():
-        with stopped_for(served.engine, 0.8):
-            reply = served.post(path, {**body, "logit_bias": {"99999": 1}})
-        assert reply.status_code == 200 and "99999 is no token id" in reply.text
+        with ExitStack() as opened:
+            with standing_still(served.engine):  # until the head is there, however long that takes
+                asked = {**body, "logit_bias": {"99999": 1}}
+                reply = opened.enter_context(httpx.stream("POST", served.url + path, json=asked, timeout=60))
+            assert reply.status_code == 200
+            reply.read()
+        assert "99999 is no token id" in reply.text
         failed = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")][-1]
         assert failed["error"]["code"] == "invalid_value"
 
