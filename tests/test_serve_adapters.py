@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from slm.errors import (
     UnknownNameError,
 )
 from slm.joints import Finish, Message, SamplingOptions
+from tests.served import standing_still
 from tests.tiny_engine import QUESTIONS, Files, Oracle, ask, engine, files, oracle, user
 from tests.tiny_gguf import write_adapter
 from tests.waiting import eventually
@@ -51,6 +53,23 @@ def test_an_adapter_answers_after_another_as_in_a_fresh_engine(engine: Engine, f
         for question in QUESTIONS:
             mixed, alone = ask(engine, question, "en")[0], ask(fresh, question, "only")[0]
             assert oracle.same(files.a, fresh.tokens_of(user(question)), mixed, alone)
+
+
+def test_a_burst_is_read_in_few_steps_by_all_contexts(files: Files) -> None:
+    """Not one request for each step of the other context."""
+    ended: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def take(event: object) -> None:
+        if not isinstance(event, str):
+            ended.put(event)
+
+    with open_engine(files.model, {}, threads=2, parallel=12) as engine:
+        with standing_still(engine):
+            for number in range(12):
+                ids = np.random.default_rng(number).integers(40, 60, 20).tolist()
+                engine.begin_complete(ids, take, sampling=SamplingOptions(max_tokens=1, ignore_eos=True))
+        assert all(isinstance(ended.get(timeout=30), Finish) for _ in range(12))
+        assert engine.stats().steps <= 4
 
 
 def test_adapters_mixed_at_the_same_time_answer_as_alone(engine: Engine, files: Files, oracle: Oracle) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -235,7 +235,7 @@ class Lanes:
             self._sink.flush()
 
     def _next(self, lane: _Lane) -> tuple[str, int, Handles, LaneContext, bool] | None:
-        """The lane's next step: adapters' key, cores, adapters, context, and whether only its one request is here;
+        """The lane's next step: adapters' key, cores, adapters, context, and whether nobody waits for a next token;
         None: it has to wait."""
         for id in lane.cancelled:
             if lane.context and (finish := lane.context.cancel(id)):
@@ -260,38 +260,51 @@ class Lanes:
             lane.team.rest()
             return None
         key = lane.rotation.next(lane.running.keys())
-        lone = not self._waiting and sum(one.running.total() for one in self._lanes) == 1
+        lone = not self._waiting and all(one.reading >= one.running.total() for one in self._lanes)
         return key, cores, self._adapters.of(key), context, lone
 
     def _admit(self, lane: _Lane) -> None:
-        """Take the waiting requests that belong here, oldest first; one that must wait holds back its adapter's."""
+        """Take the waiting requests that belong here, oldest first; one that must wait holds back its adapter's.
+
+        Those that belong to other lanes are passed over, counted as if they ran there already: of a burst each lane
+        takes its share at once, not one for every step of the others.
+        """
         held: set[str] = set()
+        passed = [Counter(one.running) for one in self._lanes]
         still: list[Request] = []
         now = time.monotonic()
         self._wanted = {key: when for key, when in self._wanted.items() if when > now - _SHARE_S}
         self._wanted.update((request.key, now) for request in self._waiting)
         for request in self._waiting:
-            if request.key in held or not self._take(lane, request):
+            home = None if request.key in held else self._home_of(request, passed)
+            if home is not None and (home != lane.index or self._take(lane, request)):
+                passed[home][request.key] += 1
+            else:
                 held.add(request.key)
+            if home != lane.index or request.key in held:
                 still.append(request)
         if len(still) < len(self._waiting):
             self._waiting = still
             self._changed.notify_all()
 
-    def _take(self, lane: _Lane, request: Request) -> bool:
+    def _home_of(self, request: Request, running: Sequence[Counter[str]]) -> int | None:
+        """The lane that a request belongs to when these run in each; None: it has to wait."""
         loads = [
             schedule.LaneLoad(
-                one.running,
+                mine,
                 room=not one.full,
                 opened=one.context is not None,
                 shared=one.context.slots.shared(request) if one.context else 0,
             )
-            for one in self._lanes
+            for one, mine in zip(self._lanes, running, strict=True)
         ]
-        home = schedule.home_of(
+        return schedule.home_of(
             request.key, loads, parallel=self._parallel, cores=self._cores.total, wanted=self._wanted.keys()
         )
-        if home != lane.index or (lane.context and lane.context.slots.awaits(request)):
+
+    def _take(self, lane: _Lane, request: Request) -> bool:
+        """Whether this lane has begun, or refused, a request that belongs here."""
+        if lane.context and lane.context.slots.awaits(request):
             return False
         try:
             if lane.context is None:
