@@ -48,19 +48,39 @@ def rounded(activations: Floats, together: int) -> Exact:
     return multiplied
 
 
+def in_tiles(rows: int) -> bool:
+    """Whether so many rows are multiplied as bfloat16 (slm/native/recipe/rows/wide.h)."""
+    return rows >= 64 and "tiles" in kernels_used()
+
+
+def as_bfloat(values: Any) -> Exact:
+    """Numbers to the nearest that bfloat16 has, of two as near the even one."""
+    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    rounded_bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16
+    return rounded_bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def products_of(kind: Kind, weights: npt.NDArray[np.uint8], activations: Floats) -> Exact:
+    """The products of weights written out and of activations as they are rounded, in double precision."""
+    written = gguf.quants.dequantize(weights, kind)
+    if in_tiles(len(activations)):
+        in_bfloat: Exact = as_bfloat(activations) @ as_bfloat(written).T
+        return in_bfloat
+    in_bytes: Exact = rounded(activations, gguf.GGML_QUANT_SIZES[kind][0]) @ written.astype(np.float64).T
+    return in_bytes
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
 @pytest.mark.parametrize(
-    ("columns", "blocks", "rows"), [(1, 1, 32), (40, 2, 9), (37, 3, 41), (64, 2, 96), (250, 5, 131)]
+    ("columns", "blocks", "rows"),
+    [(1, 1, 32), (40, 2, 9), (37, 3, 41), (64, 2, 96), (250, 5, 131), (1, 1, 64), (1300, 9, 70)],
 )
 def test_products_are_those_of_the_written_out_weights(kind: Kind, columns: int, blocks: int, rows: int) -> None:
     width = blocks * gguf.GGML_QUANT_SIZES[kind][0]
     weights = packed(kind, (columns, width), seed=columns)
     activations = np.random.default_rng(rows).standard_normal((rows, width), np.float32)
     activations[3, :32] = 0.0  # a block without a scale
-    exact = (
-        rounded(activations, gguf.GGML_QUANT_SIZES[kind][0])
-        @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
-    )
+    exact = products_of(kind, weights, activations)
     found = product(kind, weights, activations)
     # A value half way between two steps may be rounded either way: one step of one product. Types with a minimum
     # multiply it by a sum in half precision.
@@ -69,16 +89,14 @@ def test_products_are_those_of_the_written_out_weights(kind: Kind, columns: int,
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("rows", [16, 64])
 @pytest.mark.parametrize("fill", [0, 127, 128, 255])
-def test_products_of_the_largest_numbers_do_not_overflow(kind: Kind, fill: int) -> None:
+def test_products_of_the_largest_numbers_do_not_overflow(kind: Kind, fill: int, rows: int) -> None:
     width = 2 * gguf.GGML_QUANT_SIZES[kind][0]
     weights = packed(kind, (40, width), seed=1, fill=fill)
     signs = [np.resize(np.array(pattern, np.float32), width) for pattern in ([1], [-1], [1, -1], [1, 1, -1, -1])]
-    activations = np.stack(signs * 4)
-    exact = (
-        rounded(activations, gguf.GGML_QUANT_SIZES[kind][0])
-        @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
-    )
+    activations = np.stack(signs * (rows // 4))
+    exact = products_of(kind, weights, activations)
     found = product(kind, weights, activations)
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-3 * float(np.abs(exact).max()) + 1e-6)
 
@@ -87,11 +105,24 @@ def test_products_of_the_largest_numbers_do_not_overflow(kind: Kind, fill: int) 
 def test_products_are_equal_to_the_bit_on_any_number_of_threads_and_beside_any_rows(kind: Kind) -> None:
     width = 2 * gguf.GGML_QUANT_SIZES[kind][0]
     weights = packed(kind, (75, width), seed=1)
-    activations = np.random.default_rng(2).standard_normal((77, width), np.float32)
-    first = product(kind, weights, activations)
-    assert (product(kind, weights, activations, threads=2) == first).all()
-    if "products" in kernels_used():
-        assert (product(kind, weights, activations[5:40]) == first[5:40]).all()
+    activations = np.random.default_rng(2).standard_normal((145, width), np.float32)
+    for count, begin, end in ((57, 5, 40), (145, 9, 90)):  # tiles take 64 rows and more
+        first = product(kind, weights, activations[:count])
+        assert (product(kind, weights, activations[:count], threads=2) == first).all()
+        if "products" in kernels_used():
+            assert (product(kind, weights, activations[begin:end]) == first[begin:end]).all()
+
+
+@pytest.mark.skipif("tiles" not in kernels_used(), reason="this processor has no AMX")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
+def test_tiles_are_nearer_to_the_exact_product_than_bytes_are(kind: Kind) -> None:
+    width = 4 * 256
+    weights = packed(kind, (96, width), seed=3)
+    activations = np.random.default_rng(4).standard_normal((64, width), np.float32)
+    exact = activations.astype(np.float64) @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
+    of_tiles = np.abs(product(kind, weights, activations) - exact)
+    of_bytes = np.abs(product(kind, weights, activations[:32]) - exact[:32])
+    assert float(of_tiles.mean()) < 0.5 * float(of_bytes.mean())
 
 
 @dataclass(frozen=True)
@@ -209,7 +240,14 @@ def test_gelu_of_the_ends_is_what_it_tends_to(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "left"), [("none", set()), ("products", {"products"}), ("attention", {"attention"}), ("gelu", {"gelu"})]
+    ("wanted", "left"),
+    [
+        ("none", set()),
+        ("products", {"products"}),
+        ("products,tiles", {"products", "tiles"}),
+        ("attention", {"attention"}),
+        ("gelu", {"gelu"}),
+    ],
 )
 def test_a_variable_leaves_kernels_to_llama_cpp(wanted: str, left: set[str]) -> None:
     program = "from slm.native.llama import kernels_used; print(*kernels_used())"

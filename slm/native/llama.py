@@ -69,14 +69,14 @@ def has_our_kernels() -> bool:
 
 
 def kernels_used() -> frozenset[str]:
-    """Which of our kernels for many rows this process computes with: "products", "attention", "rotation",
-    "gelu" (slm/native/recipe/rows/hooks.cpp).
+    """Which of our kernels for many rows this process computes with: "products", "tiles" (of AMX), "attention",
+    "rotation", "gelu" (slm/native/recipe/rows/hooks.cpp).
 
     None where llama.cpp was built otherwise, the processor lacks the instructions, or SLM_LLAMA_KERNELS names others.
     """
     lib = library()._lib
     bits = int(lib.slm_kernels_used()) if hasattr(lib, "slm_kernels_used") else 0
-    names = ((1, "products"), (2, "attention"), (4, "rotation"), (8, "gelu"))
+    names = ((1, "products"), (2, "attention"), (4, "rotation"), (8, "gelu"), (16, "tiles"))
     return frozenset(name for bit, name in names if bits & bit)
 
 

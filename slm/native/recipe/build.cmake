@@ -6,7 +6,7 @@ set(LLAMA_BUILD_COMMON OFF)
 
 # Where the processor has AMX, llama.cpp loads weights into buffers for it, and the first product ends the process: the
 # compiler drops the stores that describe the tiles, so every tile instruction is illegal (llama.cpp's pull request 26954).
-# Without it the products are ours, with VNNI.
+# Without it the products are ours, with VNNI, and with tiles of our own (rows/wide.h).
 include(CheckCXXCompilerFlag)
 foreach(slm_amx tile int8 bf16)
   check_cxx_compiler_flag(-mno-amx-${slm_amx} SLM_CAN_LEAVE_OUT_AMX_${slm_amx})
@@ -93,7 +93,7 @@ if(SLM_KERNELS AND slm_done EQUAL -1 AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|
   # Products and attention for many rows are ours: llama.cpp asks them before it computes a node, and how much memory
   # they need when it plans a graph (rows/hooks.h).
   set(slm_sources "")
-  foreach(source hooks products attention rotation gelu)
+  foreach(source hooks products amx attention rotation gelu)
     string(APPEND slm_sources "${slm_here}/rows/${source}.cpp\n        ")
   endforeach()
   slm_insert(CMakeLists.txt 1 "ggml-cpu/tiled/tiled.cpp" "${slm_sources}")

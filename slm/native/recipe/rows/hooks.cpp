@@ -2,6 +2,7 @@
 
 #include "hooks.h"
 
+#include "amx.h"
 #include "attention.h"
 #include "gelu.h"
 #include "ggml-cpu-impl.h"
@@ -14,24 +15,21 @@
 
 namespace {
 
-enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4, GELU = 8 };
+enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4, GELU = 8, TILES = 16 };
 
-// SLM_LLAMA_KERNELS names those to use: "products", "attention", "rotation", "gelu", with commas, or "none".
-// Unset: all there are.
 int chosen() {
-    const char * wanted = std::getenv("SLM_LLAMA_KERNELS");
-    const bool all = !wanted || !*wanted;
     int used = 0;
-    if ((all || std::strstr(wanted, "products")) && slm::has_products()) {
+    if (slm_kernel_wanted("products") && slm::has_products()) {
         used |= PRODUCTS;
+        used |= slm::uses_tiles() ? TILES : 0;
     }
-    if ((all || std::strstr(wanted, "attention")) && slm::has_attention()) {
+    if (slm_kernel_wanted("attention") && slm::has_attention()) {
         used |= ATTENTION;
     }
-    if (all || std::strstr(wanted, "rotation")) {
+    if (slm_kernel_wanted("rotation")) {
         used |= ROTATION;
     }
-    if ((all || std::strstr(wanted, "gelu")) && slm::has_gelu()) {
+    if (slm_kernel_wanted("gelu") && slm::has_gelu()) {
         used |= GELU;
     }
     return used;
@@ -48,6 +46,11 @@ bool is_attention(const ggml_tensor * node) {
 }
 
 }  // namespace
+
+extern "C" bool slm_kernel_wanted(const char * name) {
+    const char * wanted = std::getenv("SLM_LLAMA_KERNELS");
+    return !wanted || !*wanted || std::strstr(wanted, name);
+}
 
 extern "C" int slm_kernels_used(void) {
     return used;
