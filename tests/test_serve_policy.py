@@ -48,7 +48,7 @@ def test_a_step_is_hardly_larger_than_its_chunk_and_always_moves_on(items: list[
 
 def test_a_chunk_takes_about_the_time_of_a_step() -> None:
     assert schedule.chunk_of(1300) == 130
-    assert schedule.chunk_of(1000, schedule.LONE_STEP_S) == 400
+    assert schedule.chunk_of(1000, schedule.CALM_STEP_S) == 400
     assert schedule.SMALLEST_CHUNK <= schedule.chunk_of(0) <= schedule.LARGEST_CHUNK
     assert (schedule.chunk_of(1), schedule.chunk_of(1e9)) == (schedule.SMALLEST_CHUNK, schedule.LARGEST_CHUNK)
 

@@ -172,15 +172,15 @@ class LaneContext:
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def step(self, key: str, adapters: Handles, *, threads: int, lone: bool = False) -> list[Gain]:
+    def step(self, key: str, adapters: Handles, *, threads: int, calm: bool = False) -> list[Gain]:
         """Decode one batch of the sequences of `key` and return what each gained; nothing when interrupted.
 
-        lone: nobody else waits for this step to end, so it may read more of a prompt. Raises EngineError when llama.cpp
-        refuses the batch.
+        calm: nobody waits for a next token, so the step may read more of the prompts. Raises EngineError when
+        llama.cpp refuses the batch.
         """
         self.slots.settle()
         begun = time.perf_counter()
-        feeds = self._plan(key, schedule.LONE_STEP_S if lone else schedule.STEP_S)
+        feeds = self._plan(key, schedule.CALM_STEP_S if calm else schedule.STEP_S)
         count = self._fill(feeds)
         self._use(key, adapters, threads)
         self.expected_s = count / self.prefill_rate if self.prefill_rate else 1.0

@@ -211,13 +211,13 @@ class Lanes:
                 while (turn := self._next(lane)) is None:
                     self._sink.flush()
                     self._changed.wait(_SHARE_S if self._waiting else None)
-                key, cores, adapters, context, lone = turn
+                key, cores, adapters, context, calm = turn
                 lane.stepping = True
                 context.uninterrupt()
             error: EngineError | None = None
             gains: list[Gain] = []
             try:
-                gains = lane.team.run(partial(context.step, key, adapters, threads=cores, lone=lone), cores=cores)
+                gains = lane.team.run(partial(context.step, key, adapters, threads=cores, calm=calm), cores=cores)
             except EngineError as problem:
                 error = problem
             for gain in gains:
@@ -260,8 +260,8 @@ class Lanes:
             lane.team.rest()
             return None
         key = lane.rotation.next(lane.running.keys())
-        lone = not self._waiting and all(one.reading >= one.running.total() for one in self._lanes)
-        return key, cores, self._adapters.of(key), context, lone
+        calm = not self._waiting and all(one.reading >= one.running.total() for one in self._lanes)
+        return key, cores, self._adapters.of(key), context, calm
 
     def _admit(self, lane: _Lane) -> None:
         """Take the waiting requests that belong here, oldest first; one that must wait holds back its adapter's.
@@ -270,19 +270,20 @@ class Lanes:
         takes its share at once, not one for every step of the others.
         """
         held: set[str] = set()
-        passed = [Counter(one.running) for one in self._lanes]
+        counted = [Counter(one.running) for one in self._lanes]
         still: list[Request] = []
         now = time.monotonic()
         self._wanted = {key: when for key, when in self._wanted.items() if when > now - _SHARE_S}
         self._wanted.update((request.key, now) for request in self._waiting)
         for request in self._waiting:
-            home = None if request.key in held else self._home_of(request, passed)
-            if home is not None and (home != lane.index or self._take(lane, request)):
-                passed[home][request.key] += 1
+            home = None if request.key in held else self._home_of(request, counted)
+            begun = home == lane.index and self._take(lane, request)
+            if not begun:
+                still.append(request)
+            if home is not None and (begun or home != lane.index):
+                counted[home][request.key] += 1
             else:
                 held.add(request.key)
-            if home != lane.index or request.key in held:
-                still.append(request)
         if len(still) < len(self._waiting):
             self._waiting = still
             self._changed.notify_all()

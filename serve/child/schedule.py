@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 # A step should not last longer than this, so that arrivals, cancellations and other contexts wait little.
 STEP_S = 0.1
-# One that nobody else waits for: products of many rows lay out their weights anew for each step.
-LONE_STEP_S = 0.4
+# One that nobody waits for with a next token: products of many rows lay out their weights anew for each step.
+CALM_STEP_S = 0.4
 SMALLEST_CHUNK, LARGEST_CHUNK = 32, 512
 # So few tokens of a prompt are not left for a step of their own.
 REMAINDER = 8

@@ -1,8 +1,8 @@
-// The tiles of AMX: eight registers of 16 rows by 64 bytes, and one instruction that multiplies two of them.
+// The tiles of AMX: eight registers of 16 rows by 64 bytes, and the instruction that multiplies two of them as bfloat16.
 //
 // llama.cpp is built without AMX (build.cmake), and compilers' own functions for it tell nothing of the memory that they
-// read, so that stores before them are dropped (GCC 12). These say it. No compiler flag is needed: what the processor and
-// the system allow is asked while the program runs.
+// read, so that stores before them are dropped (GCC 12). These say it. No flag of the compiler for AMX is needed: what
+// the processor and the system allow is asked while the program runs.
 
 #pragma once
 
@@ -12,8 +12,8 @@
 
 namespace slm {
 
-// Whether products are computed with tiles: the processor has those of bytes, the system lets this process use them, and
-// SLM_LLAMA_KERNELS does not leave them out.
+// Whether products are computed with tiles: the processor has those of bfloat16, the system lets this process use
+// them, and SLM_LLAMA_KERNELS does not leave them out.
 bool uses_tiles();
 
 #if defined(SLM_VNNI) && SLM_LANES == 16 && defined(__AVX512BF16__) && defined(__x86_64__) && defined(__linux__)

@@ -18,8 +18,8 @@ bool slm_compute_forward(const struct ggml_compute_params * params, struct ggml_
 // The bytes of shared memory that a node needs: `wanted`, what llama.cpp's own way takes, or more.
 size_t slm_work_size(const struct ggml_tensor * node, int threads, size_t wanted);
 
-// SLM_LLAMA_KERNELS names the kernels to use: "products", "tiles" (those of very many rows by AMX), "attention", "rotation", "gelu", with
-// commas, or "none". Unset: all there are.
+// Whether a kernel is to be used. SLM_LLAMA_KERNELS names those that are: "products", "tiles" (those of very many rows by
+// AMX), "attention", "rotation", "gelu", with commas, or "none". Unset: all there are.
 bool slm_kernel_wanted(const char * name);
 
 // Which kernels for many rows are used by this process: 1 products, 2 attention, 4 rotation, 8 GELU, 16 products by AMX.

@@ -13,7 +13,6 @@
 #ifdef SLM_LANES
 
 #include "activations.h"
-#include "amx.h"
 #include "ggml-backend-impl.h"
 #include "repack.h"
 #include "strip.h"
