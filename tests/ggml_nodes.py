@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 @contextmanager
-def _context() -> Iterator[int]:
+def _context(*, no_alloc: bool = False) -> Iterator[int]:
     memory = ctypes.create_string_buffer(_MEMORY)
-    parameters = _InitParams(_MEMORY, ctypes.cast(memory, _pointer), False)
+    parameters = _InitParams(_MEMORY, ctypes.cast(memory, _pointer), no_alloc)
     handle = _function("ggml_init", _pointer, _InitParams)(parameters)
     try:
         yield handle
@@ -61,11 +61,50 @@ def _computed(context: int, node: int, threads: int, shape: tuple[int, ...]) -> 
     return found
 
 
-def product(kind: GGMLQuantizationType, weights: npt.NDArray[Any], activations: Floats, *, threads: int = 1) -> Floats:
-    """activations (rows, width) times weights (columns, packed width) of a type: (rows, columns)."""
+@contextmanager
+def _laid_out(kind: GGMLQuantizationType, weights: npt.NDArray[Any], width: int) -> Iterator[int]:
+    """Weights in a buffer of the kind for which llama.cpp lays some types out anew when it loads a model."""
+    device = _function("ggml_backend_reg_dev_get", _pointer, _pointer, ctypes.c_size_t)(
+        _function("ggml_backend_cpu_reg", _pointer)(), 0
+    )
+    ask = _function("ggml_backend_reg_get_proc_address", _pointer, _pointer, ctypes.c_char_p)
+    extra = ask(_function("ggml_backend_cpu_reg", _pointer)(), b"ggml_backend_dev_get_extra_bufts")
+    kinds = ctypes.CFUNCTYPE(ctypes.POINTER(_pointer), _pointer)(extra)(device)
+    name_of = _function("ggml_backend_buft_name", ctypes.c_char_p, _pointer)
+    names = {}
+    for kind_of_buffer in kinds:
+        if not kind_of_buffer:
+            break
+        names[name_of(kind_of_buffer)] = kind_of_buffer
+    with _context(no_alloc=True) as context:
+        sizes = (ctypes.c_int64 * 2)(width, len(weights))
+        make = _function("ggml_new_tensor", _pointer, _pointer, ctypes.c_int, ctypes.c_int, _pointer)
+        tensor: int = make(context, int(kind), 2, sizes)
+        allocate = _function("ggml_backend_alloc_ctx_tensors_from_buft", _pointer, _pointer, _pointer)
+        buffer = allocate(context, names[b"CPU_REPACK"])
+        raw = np.ascontiguousarray(weights)
+        size = ctypes.c_size_t
+        _function("ggml_backend_tensor_set", None, _pointer, _pointer, size, size)(tensor, raw.ctypes.data, 0, raw.nbytes)
+        try:
+            yield tensor
+        finally:
+            _function("ggml_backend_buffer_free", None, _pointer)(buffer)
+
+
+def product(
+    kind: GGMLQuantizationType, weights: npt.NDArray[Any], activations: Floats, *, threads: int = 1,
+    laid_out: bool = False,
+) -> Floats:  # fmt: skip
+    """activations (rows, width) times weights (columns, packed width) of a type: (rows, columns).
+
+    laid_out: with the weights as llama.cpp lays them out when it loads a model, eight rows side by side."""
     rows, width = activations.shape
-    with _context() as context:
-        left = _tensor(context, kind, (width, len(weights)), weights)
+    with ExitStack() as stack:
+        context = stack.enter_context(_context())
+        if laid_out:
+            left = stack.enter_context(_laid_out(kind, weights, width))
+        else:
+            left = _tensor(context, kind, (width, len(weights)), weights)
         right = _tensor(context, GGMLQuantizationType.F32, (width, rows), activations)
         node = _function("ggml_mul_mat", _pointer, _pointer, _pointer, _pointer)(context, left, right)
         return _computed(context, node, threads, (rows, len(weights)))

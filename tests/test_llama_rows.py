@@ -1,4 +1,4 @@
-"""Our kernels for many rows (slm/native/recipe/), beside plain references."""
+"""Our kernels for rows of activations (slm/native/recipe/), beside plain references."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_products_are_those_of_the_written_out_weights(kind: Kind, columns: int,
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
-@pytest.mark.parametrize("rows", [16, 64])
+@pytest.mark.parametrize("rows", [4, 16, 64])
 @pytest.mark.parametrize("fill", [0, 127, 128, 255])
 def test_products_of_the_largest_numbers_do_not_overflow(kind: Kind, fill: int, rows: int) -> None:
     width = 2 * gguf.GGML_QUANT_SIZES[kind][0]
@@ -111,6 +111,52 @@ def test_products_are_equal_to_the_bit_on_any_number_of_threads_and_beside_any_r
         assert (product(kind, weights, activations[:count], threads=2) == first).all()
         if "products" in kernels_used():
             assert (product(kind, weights, activations[begin:end]) == first[begin:end]).all()
+
+
+# Rows few enough for the kernels that read weights as they lie (slm/native/recipe/rows/few.h), and a few more. For an
+# odd number of blocks there is none, and llama.cpp's own are asked.
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize(("columns", "blocks"), [(1, 2), (7, 18), (40, 3), (301, 10)])
+def test_products_of_few_rows_are_those_of_the_written_out_weights(
+    kind: Kind, rows: int, columns: int, blocks: int
+) -> None:
+    width = blocks * gguf.GGML_QUANT_SIZES[kind][0]
+    weights = packed(kind, (columns, width), seed=columns)
+    activations = np.random.default_rng(rows).standard_normal((rows, width), np.float32)
+    activations[-1, :32] = 0.0  # a block without a scale
+    exact = products_of(kind, weights, activations)
+    for threads in (1, 3):
+        found = product(kind, weights, activations, threads=threads)
+        near = 2e-3 if kind in (Kind.Q4_1, Kind.Q5_1) else 5e-4
+        np.testing.assert_allclose(found, exact, rtol=0, atol=near * float(np.abs(exact).max()))
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_K], ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 13, 24, 25, 70])
+@pytest.mark.parametrize(("columns", "blocks"), [(8, 2), (40, 3), (296, 10)])
+def test_products_of_weights_laid_out_in_eights_are_the_same(kind: Kind, rows: int, columns: int, blocks: int) -> None:
+    width = blocks * gguf.GGML_QUANT_SIZES[kind][0]
+    weights = packed(kind, (columns, width), seed=columns)
+    activations = np.random.default_rng(rows).standard_normal((rows, width), np.float32)
+    exact = products_of(kind, weights, activations)
+    for threads in (1, 3):
+        found = product(kind, weights, activations, threads=threads, laid_out=True)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=5e-4 * float(np.abs(exact).max()))
+
+
+@pytest.mark.skipif("few" not in kernels_used(), reason="this processor has no AVX-512 with VNNI")
+@pytest.mark.parametrize(
+    ("kind", "laid_out"),
+    [(Kind.Q4_0, False), (Kind.Q5_0, False), (Kind.Q8_0, False), (Kind.Q6_K, False), (Kind.Q4_0, True), (Kind.Q4_K, True)],
+)
+def test_a_row_is_the_same_to_the_bit_alone_and_among_few(kind: Kind, laid_out: bool) -> None:
+    weights = packed(kind, (72, 768), seed=1)
+    activations = np.random.default_rng(2).standard_normal((5, 768), np.float32)
+    together = product(kind, weights, activations, laid_out=laid_out)
+    for row in range(5):
+        alone = product(kind, weights, activations[row : row + 1], threads=2, laid_out=laid_out)
+        assert (alone[0] == together[row]).all()
 
 
 @pytest.mark.skipif("tiles" not in kernels_used(), reason="this processor has no AMX")
@@ -245,6 +291,8 @@ def test_gelu_of_the_ends_is_what_it_tends_to(value: float) -> None:
         ("none", set()),
         ("products", {"products"}),
         ("products,tiles", {"products", "tiles"}),
+        ("few, products", {"products", "few"}),
+        ("few", set()),
         ("attention", {"attention"}),
         ("gelu", {"gelu"}),
     ],
@@ -254,3 +302,11 @@ def test_a_variable_leaves_kernels_to_llama_cpp(wanted: str, left: set[str]) -> 
     environment = {**os.environ, "SLM_LLAMA_KERNELS": wanted}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == left & kernels_used()
+
+
+def test_a_kernel_that_does_not_exist_is_named() -> None:
+    program = "from slm.native.llama import library; library()"
+    environment = {**os.environ, "SLM_LLAMA_KERNELS": "products,tile"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "unknown kernel in SLM_LLAMA_KERNELS 'tile'; known: attention, few, gelu, none, products" in done.stderr

@@ -42,7 +42,7 @@ _REINSTALL = f"With a C++ compiler present: {REBUILD}"
 class LlamaTrial:
     """How llama.cpp was built (llama.h, `llama_print_system_info`), whether with our kernels; or why it cannot run.
 
-    rows: those of our kernels for many rows that are used here (`slm.native.llama.kernels_used`).
+    rows: those of our kernels that are used here (`slm.native.llama.kernels_used`).
     """
 
     built: str = ""
@@ -104,7 +104,7 @@ def llama_checks(trial: LlamaTrial) -> list[Check]:
     checks = [Check("llama.cpp loads", True, "yes")]
     if platform.machine() in ("x86_64", "AMD64"):
         slower = "as released: several requests at once are answered slower than with ours"
-        ours = f"ours, for many rows: {', '.join(trial.rows) or 'none'}"
+        ours = f"ours: {', '.join(trial.rows) or 'none'}"
         found, fix = (ours, "") if trial.kernels else (slower, REBUILD)
         checks.append(Check("llama.cpp kernels", None, found, fix))
     return checks

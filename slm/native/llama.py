@@ -22,19 +22,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slm.errors import DamagedFileError, EngineError, MismatchError
+from slm.errors import DamagedFileError, EngineError, MismatchError, UnknownNameError
 from slm.native.process import cpu_fields
 from slm.native.threads import settle_openmp
 
 _ROWS_AT_ONCE = 640  # a prompt's longest chunk and what is decoded beside it are one graph (serve/child/schedule.py)
+_KERNELS = {1: "products", 2: "attention", 4: "rotation", 8: "gelu", 16: "tiles", 32: "few"}
 _log_callback: Any = None
 _low_level: Any = None
 
 
 def library() -> Any:
-    """The low-level llama_cpp module, with the library's log silenced (SLM_LLAMA_LOG=1 keeps it)."""
+    """The low-level llama_cpp module, with the library's log silenced (SLM_LLAMA_LOG=1 keeps it).
+
+    Raises UnknownNameError where SLM_LLAMA_KERNELS names no kernel."""
     global _log_callback, _low_level
     if _low_level is None:
+        _check_wanted_kernels()
         settle_openmp()
         _low_level = _bindings()
     lib = _low_level
@@ -69,15 +73,21 @@ def has_our_kernels() -> bool:
 
 
 def kernels_used() -> frozenset[str]:
-    """Which of our kernels for many rows this process computes with: "products", "tiles" (of AMX), "attention",
-    "rotation", "gelu" (slm/native/recipe/rows/hooks.cpp).
+    """Which of our kernels this process computes with: "products", "few" (of few rows), "tiles" (of many, by AMX),
+    "attention", "rotation", "gelu" (slm/native/recipe/rows/hooks.cpp).
 
     None where llama.cpp was built otherwise, the processor lacks the instructions, or SLM_LLAMA_KERNELS names others.
     """
     lib = library()._lib
     bits = int(lib.slm_kernels_used()) if hasattr(lib, "slm_kernels_used") else 0
-    names = ((1, "products"), (2, "attention"), (4, "rotation"), (8, "gelu"), (16, "tiles"))
-    return frozenset(name for bit, name in names if bits & bit)
+    return frozenset(name for bit, name in _KERNELS.items() if bits & bit)
+
+
+def _check_wanted_kernels() -> None:
+    """Raises UnknownNameError where SLM_LLAMA_KERNELS names what is no kernel: the library would not say so."""
+    for name in os.environ.get("SLM_LLAMA_KERNELS", "").replace(",", " ").split():
+        if name not in (known := {*_KERNELS.values(), "none"}):
+            raise UnknownNameError("kernel in SLM_LLAMA_KERNELS", name, known)
 
 
 def fast_attention() -> bool:

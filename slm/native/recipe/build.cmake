@@ -90,7 +90,7 @@ if(SLM_KERNELS AND slm_done EQUAL -1 AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|
             }
             ")
 
-  # Products and attention for many rows are ours: llama.cpp asks them before it computes a node, and how much memory
+  # Products and attention of rows are ours: llama.cpp asks them before it computes a node, and how much memory
   # they need when it plans a graph (rows/hooks.h).
   set(slm_sources "")
   foreach(source hooks products amx attention rotation gelu)

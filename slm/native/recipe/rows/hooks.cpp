@@ -15,13 +15,13 @@
 
 namespace {
 
-enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4, GELU = 8, TILES = 16 };
+enum { PRODUCTS = 1, ATTENTION = 2, ROTATION = 4, GELU = 8, TILES = 16, FEW = 32 };
 
 int chosen() {
     int used = 0;
     if (slm_kernel_wanted("products") && slm::has_products()) {
         used |= PRODUCTS;
-        used |= slm::uses_tiles() ? TILES : 0;
+        used |= (slm::uses_tiles() ? TILES : 0) | (slm::uses_few() ? FEW : 0);
     }
     if (slm_kernel_wanted("attention") && slm::has_attention()) {
         used |= ATTENTION;

@@ -18,11 +18,11 @@ bool slm_compute_forward(const struct ggml_compute_params * params, struct ggml_
 // The bytes of shared memory that a node needs: `wanted`, what llama.cpp's own way takes, or more.
 size_t slm_work_size(const struct ggml_tensor * node, int threads, size_t wanted);
 
-// Whether a kernel is to be used. SLM_LLAMA_KERNELS names those that are: "products", "tiles" (those of very many rows by
-// AMX), "attention", "rotation", "gelu", with commas, or "none". Unset: all there are.
+// Whether a kernel is to be used. SLM_LLAMA_KERNELS names those that are: "products", "few" (those of few rows), "tiles"
+// (those of very many by AMX), "attention", "rotation", "gelu", with commas, or "none". Unset: all there are.
 bool slm_kernel_wanted(const char * name);
 
-// Which kernels for many rows are used by this process: 1 products, 2 attention, 4 rotation, 8 GELU, 16 products by AMX.
+// Which kernels are used by this process: 1 products, 2 attention, 4 rotation, 8 GELU, 16 products by AMX, 32 of few rows.
 // Asked by slm/native/llama.py.
 __attribute__((visibility("default"))) int slm_kernels_used(void);
 

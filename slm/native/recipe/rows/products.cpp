@@ -4,15 +4,17 @@
 // A thread takes a strip of weights, two vectors of rows, lays it out as bytes so that one load has four bytes of each row of
 // a vector (strip.h), and multiplies it with all activations, a few rows at a time, sums held in registers (bytes.h). The
 // strip stays in the second-level cache meanwhile. Laying it out takes about a fiftieth of the time at 512 rows.
-// Where the processor has AMX, many rows are multiplied in another way (wide.h).
+// Where the processor has AMX, many rows are multiplied in another way (wide.h); few rows where it has VNNI (few.h).
 
 #include "products.h"
 
+#include "hooks.h"
 #include "lanes.h"
 
 #ifdef SLM_LANES
 
 #include "activations.h"
+#include "few.h"
 #include "ggml-backend-impl.h"
 #include "repack.h"
 #include "strip.h"
@@ -181,16 +183,29 @@ template <typename Type> static void product_of(const ggml_compute_params * para
     }
 }
 
-// A kernel for weights of a type, and from how many rows on it pays to lay them out. Fewer go llama.cpp's way, which has good
-// kernels for a few rows of those weights that it lays out itself when it loads a model.
+// A kernel for weights of a type, and from how many rows on it pays to lay them out; and one for a few rows, and up to how
+// many it is the fastest (few.h). Where there is none of these, fewer rows go llama.cpp's way.
 struct Kernel {
     void (*compute)(const ggml_compute_params *, ggml_tensor *) = nullptr;
     int64_t least = 0;
+    void (*few)(const ggml_compute_params *, ggml_tensor *) = nullptr;
+    int64_t most_few = 0;
 };
 
 // As measured with 16 lanes and VNNI, and with eight without it (decision 83).
 template <typename Type> static constexpr Kernel kernel(int with_sixteen, int with_eight) {
     return {product_of<Type>, SLM_LANES == 16 ? with_sixteen : with_eight};
+}
+
+// With one for a few rows beside it, which is the fastest up to so many.
+static constexpr Kernel with_few(Kernel kernel, void (*few)(const ggml_compute_params *, ggml_tensor *), int64_t most) {
+    kernel.few = few;
+    kernel.most_few = HAS_FEW ? most : 0;
+    return kernel;
+}
+
+static bool is_few(const ggml_tensor * node, const Kernel & kernel) {
+    return node->src[1]->ne[1] <= kernel.most_few && node->src[0]->ne[0] % 64 == 0 && uses_few();
 }
 
 static bool lies_in_eights(const ggml_tensor * weights) {
@@ -204,8 +219,8 @@ static Kernel kernel_for(const ggml_tensor * weights) {
             return {};
         }
         switch (weights->type) {
-            case GGML_TYPE_Q4_0: return kernel<Q4_0x8>(8, 8);
-            case GGML_TYPE_Q4_K: return kernel<Q4_Kx8>(8, 8);
+            case GGML_TYPE_Q4_0: return with_few(kernel<Q4_0x8>(8, 8), few_of_eights<Q4_0x8, block_q4_0x8>, 24);
+            case GGML_TYPE_Q4_K: return with_few(kernel<Q4_Kx8>(8, 8), few_of_eights<Q4_Kx8, block_q4_Kx8>, 24);
             default: return {};
         }
     }
@@ -213,14 +228,14 @@ static Kernel kernel_for(const ggml_tensor * weights) {
         return {};
     }
     switch (weights->type) {
-        case GGML_TYPE_Q4_0: return kernel<Q4_0>(6, 3);
+        case GGML_TYPE_Q4_0: return with_few(kernel<Q4_0>(6, 3), few_of<Q4_0, block_q4_0>, 5);
         case GGML_TYPE_Q4_1: return kernel<Q4_1>(6, 3);
-        case GGML_TYPE_Q5_0: return kernel<Q5_0>(6, 3);
+        case GGML_TYPE_Q5_0: return with_few(kernel<Q5_0>(6, 3), few_of<Q5_0, block_q5_0>, 5);
         case GGML_TYPE_Q5_1: return kernel<Q5_1>(6, 3);
-        case GGML_TYPE_Q8_0: return kernel<Q8_0>(6, 8);
+        case GGML_TYPE_Q8_0: return with_few(kernel<Q8_0>(6, 8), few_of<Q8_0, block_q8_0>, 5);
         case GGML_TYPE_Q4_K: return kernel<Q4_K>(6, 5);
         case GGML_TYPE_Q5_K: return kernel<Q5_K>(6, 4);
-        case GGML_TYPE_Q6_K: return kernel<Q6_K>(6, 4);
+        case GGML_TYPE_Q6_K: return with_few(kernel<Q6_K>(6, 4), few_of<Q6_K, block_q6_K>, 5);
         default: return {};
     }
 }
@@ -229,11 +244,16 @@ bool has_products() {
     return true;
 }
 
+bool uses_few() {
+    static const bool used = HAS_FEW && slm_kernel_wanted("few");
+    return used;
+}
+
 bool knows_product(const ggml_tensor * node) {
     const ggml_tensor * weights = node->src[0];
     const ggml_tensor * activations = node->src[1];
     const Kernel kernel = kernel_for(weights);
-    return kernel.compute && activations->ne[1] >= kernel.least && activations->type == GGML_TYPE_F32 &&
+    return kernel.compute && (activations->ne[1] >= kernel.least || is_few(node, kernel)) && activations->type == GGML_TYPE_F32 &&
            node->type == GGML_TYPE_F32 && activations->ne[2] == 1 && activations->ne[3] == 1 && weights->ne[2] == 1 &&
            weights->ne[3] == 1 && ggml_get_op_params_i32(node, 1) == 0 && activations->nb[0] == sizeof(float) &&
            node->nb[0] == sizeof(float) && weights->nb[1] == ggml_row_size(weights->type, weights->ne[0]) &&
@@ -250,7 +270,8 @@ size_t product_work_size(const ggml_tensor * node) {
 }
 
 void product(const ggml_compute_params * params, ggml_tensor * node) {
-    kernel_for(node->src[0]).compute(params, node);
+    const Kernel kernel = kernel_for(node->src[0]);
+    (is_few(node, kernel) ? kernel.few : kernel.compute)(params, node);
 }
 
 }  // namespace slm
@@ -260,6 +281,10 @@ void product(const ggml_compute_params * params, ggml_tensor * node) {
 namespace slm {
 
 bool has_products() {
+    return false;
+}
+
+bool uses_few() {
     return false;
 }
 

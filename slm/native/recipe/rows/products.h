@@ -1,4 +1,4 @@
-// Matrix products for several rows of activations (products.cpp).
+// Matrix products for rows of activations (products.cpp).
 
 #pragma once
 
@@ -9,7 +9,11 @@ namespace slm {
 // Whether this processor's instructions are enough.
 bool has_products();
 
-// Whether there is a kernel for this product, and rows enough.
+// Whether few rows are multiplied here, with weights as they lie: the processor has the instructions, and SLM_LLAMA_KERNELS
+// does not leave them out.
+bool uses_few();
+
+// Whether there is a kernel for this product, and rows enough, or few enough.
 bool knows_product(const ggml_tensor * node);
 
 // The bytes of shared memory that such a product needs.
