@@ -84,7 +84,8 @@ def _laid_out(kind: GGMLQuantizationType, weights: npt.NDArray[Any], width: int)
         buffer = allocate(context, names[b"CPU_REPACK"])
         raw = np.ascontiguousarray(weights)
         size = ctypes.c_size_t
-        _function("ggml_backend_tensor_set", None, _pointer, _pointer, size, size)(tensor, raw.ctypes.data, 0, raw.nbytes)
+        put = _function("ggml_backend_tensor_set", None, _pointer, _pointer, size, size)
+        put(tensor, raw.ctypes.data, 0, raw.nbytes)
         try:
             yield tensor
         finally:

@@ -148,7 +148,7 @@ def test_products_of_weights_laid_out_in_eights_are_the_same(kind: Kind, rows: i
 @pytest.mark.skipif("few" not in kernels_used(), reason="this processor has no AVX-512 with VNNI")
 @pytest.mark.parametrize(
     ("kind", "laid_out"),
-    [(Kind.Q4_0, False), (Kind.Q5_0, False), (Kind.Q8_0, False), (Kind.Q6_K, False), (Kind.Q4_0, True), (Kind.Q4_K, True)],
+    [*((kind, False) for kind in (Kind.Q4_0, Kind.Q5_0, Kind.Q8_0, Kind.Q6_K)), (Kind.Q4_0, True), (Kind.Q4_K, True)],
 )
 def test_a_row_is_the_same_to_the_bit_alone_and_among_few(kind: Kind, laid_out: bool) -> None:
     weights = packed(kind, (72, 768), seed=1)
