@@ -33,9 +33,7 @@ _low_level: Any = None
 
 
 def library() -> Any:
-    """The low-level llama_cpp module, with the library's log silenced (SLM_LLAMA_LOG=1 keeps it).
-
-    Raises UnknownNameError where SLM_LLAMA_KERNELS names no kernel."""
+    """The low-level llama_cpp module, with the library's log silenced (SLM_LLAMA_LOG=1 keeps it)."""
     global _log_callback, _low_level
     if _low_level is None:
         _check_wanted_kernels()
@@ -85,14 +83,13 @@ def kernels_used() -> frozenset[str]:
 
 def _check_wanted_kernels() -> None:
     """Raises UnknownNameError where SLM_LLAMA_KERNELS names what is no kernel: the library would not say so."""
-    for name in os.environ.get("SLM_LLAMA_KERNELS", "").replace(",", " ").split():
-        if name not in (known := {*_KERNELS.values(), "none"}):
-            raise UnknownNameError("kernel in SLM_LLAMA_KERNELS", name, known)
+    known = {*_KERNELS.values(), "none"}
+    for name in set(os.environ.get("SLM_LLAMA_KERNELS", "").replace(",", " ").split()) - known:
+        raise UnknownNameError("kernel in SLM_LLAMA_KERNELS", name, known)
 
 
 def fast_attention() -> bool:
-    """Whether a context is to compute attention in one node (`flash_attention`): with our kernel it is faster for any
-    number of rows, llama.cpp's own is slower for few (decision 26)."""
+    """Whether attention is one node: our kernel is faster for any rows, llama.cpp's slower for few (decision 26)."""
     return "attention" in kernels_used()
 
 
