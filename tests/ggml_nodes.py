@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,17 @@ def _context(*, no_alloc: bool = False) -> Iterator[int]:
         _function("ggml_free", None, _pointer)(handle)
 
 
-def _tensor(context: int, kind: GGMLQuantizationType, shape: tuple[int, ...], data: npt.NDArray[Any]) -> int:
-    """A tensor of `shape`, the fastest dimension first, with these bytes."""
+def _new_tensor(context: int, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
+    """A tensor of `shape`, the fastest dimension first."""
     sizes = (ctypes.c_int64 * len(shape))(*shape)
     make = _function("ggml_new_tensor", _pointer, _pointer, ctypes.c_int, ctypes.c_int, _pointer)
     tensor: int = make(context, int(kind), len(shape), sizes)
+    return tensor
+
+
+def _tensor(context: int, kind: GGMLQuantizationType, shape: tuple[int, ...], data: npt.NDArray[Any]) -> int:
+    """The same with these bytes."""
+    tensor = _new_tensor(context, kind, shape)
     raw = np.ascontiguousarray(data)
     assert _function("ggml_nbytes", ctypes.c_size_t, _pointer)(tensor) == raw.nbytes
     ctypes.memmove(_function("ggml_get_data", _pointer, _pointer)(tensor), raw.ctypes.data, raw.nbytes)
@@ -64,24 +71,17 @@ def _computed(context: int, node: int, threads: int, shape: tuple[int, ...]) -> 
 @contextmanager
 def _laid_out(kind: GGMLQuantizationType, weights: npt.NDArray[Any], width: int) -> Iterator[int]:
     """Weights in a buffer of the kind for which llama.cpp lays some types out anew when it loads a model."""
-    device = _function("ggml_backend_reg_dev_get", _pointer, _pointer, ctypes.c_size_t)(
-        _function("ggml_backend_cpu_reg", _pointer)(), 0
-    )
+    backend = _function("ggml_backend_cpu_reg", _pointer)()
+    device = _function("ggml_backend_reg_dev_get", _pointer, _pointer, ctypes.c_size_t)(backend, 0)
     ask = _function("ggml_backend_reg_get_proc_address", _pointer, _pointer, ctypes.c_char_p)
-    extra = ask(_function("ggml_backend_cpu_reg", _pointer)(), b"ggml_backend_dev_get_extra_bufts")
-    kinds = ctypes.CFUNCTYPE(ctypes.POINTER(_pointer), _pointer)(extra)(device)
+    extra = ask(backend, b"ggml_backend_dev_get_extra_bufts")
+    kinds = ctypes.CFUNCTYPE(ctypes.POINTER(_pointer), _pointer)(extra)(device)  # up to one that is null
     name_of = _function("ggml_backend_buft_name", ctypes.c_char_p, _pointer)
-    names = {}
-    for kind_of_buffer in kinds:
-        if not kind_of_buffer:
-            break
-        names[name_of(kind_of_buffer)] = kind_of_buffer
+    repacked = next(one for one in takewhile(bool, kinds) if name_of(one) == b"CPU_REPACK")
     with _context(no_alloc=True) as context:
-        sizes = (ctypes.c_int64 * 2)(width, len(weights))
-        make = _function("ggml_new_tensor", _pointer, _pointer, ctypes.c_int, ctypes.c_int, _pointer)
-        tensor: int = make(context, int(kind), 2, sizes)
+        tensor = _new_tensor(context, kind, (width, len(weights)))
         allocate = _function("ggml_backend_alloc_ctx_tensors_from_buft", _pointer, _pointer, _pointer)
-        buffer = allocate(context, names[b"CPU_REPACK"])
+        buffer = allocate(context, repacked)
         raw = np.ascontiguousarray(weights)
         size = ctypes.c_size_t
         put = _function("ggml_backend_tensor_set", None, _pointer, _pointer, size, size)

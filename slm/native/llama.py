@@ -84,7 +84,7 @@ def kernels_used() -> frozenset[str]:
 def _check_wanted_kernels() -> None:
     """Raises UnknownNameError where SLM_LLAMA_KERNELS names what is no kernel: the library would not say so."""
     known = {*_KERNELS.values(), "none"}
-    for name in set(os.environ.get("SLM_LLAMA_KERNELS", "").replace(",", " ").split()) - known:
+    for name in sorted(set(os.environ.get("SLM_LLAMA_KERNELS", "").replace(",", " ").split()) - known):
         raise UnknownNameError("kernel in SLM_LLAMA_KERNELS", name, known)
 
 

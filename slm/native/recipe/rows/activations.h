@@ -21,6 +21,10 @@ struct Layout {
     }
 };
 
+static inline const float * row_of(const ggml_tensor * activations, int64_t row) {
+    return (const float *) ((const char *) activations->data + row * activations->nb[1]);
+}
+
 static inline float through_half(float value) {
     return _cvtsh_ss(_cvtss_sh(value, 0));
 }

@@ -104,9 +104,7 @@ static inline __m256 sums_of_eight(const lanes (&x)[FEW_COLUMNS]) {
     for (int i = 0; i < FEW_COLUMNS; i++) {
         half[i] = _mm256_add_ps(_mm512_castps512_ps256(x[i]), _mm512_extractf32x8_ps(x[i], 1));
     }
-    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
-    const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(half[4], half[5]), _mm256_hadd_ps(half[6], half[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+    return sums(half);
 }
 
 // Adds the products of 64 weights with those of N rows of activations, whose vectors lie `stride` apart.
@@ -154,10 +152,7 @@ static inline void multiply_few(const Block * blocks, size_t row_bytes, int colu
         for (size_t line = 0; line < row_bytes; line += 64) {
             _mm_prefetch(from + FEW_COLUMNS * row_bytes + line, _MM_HINT_T0);
         }
-        lanes sums[N];
-        for (int row = 0; row < N; row++) {
-            sums[row] = all(0.0f);
-        }
+        lanes sums[N] = {};
         add_row<N>((const Block *) from, scales + column * count * 2, rows, count, sums);
         for (int row = 0; row < N; row++) {
             found[row][column] = sums[row];
@@ -194,10 +189,7 @@ template <int N>
 static inline void multiply_few_eights(const block_q4_0x8 * block, const char * rows, const Layout & layout, int64_t count,
                                        float * to, size_t stride) {
     const ints low = _mm512_set1_epi8(15), eight = _mm512_set1_epi8((char) 0x88);
-    lanes sums[N];
-    for (int row = 0; row < N; row++) {
-        sums[row] = all(0.0f);
-    }
+    lanes sums[N] = {};
     for (int64_t at = 0; at < count; at++, block++) {
         slm_fetch(block + count);
         const ints first = _mm512_xor_si512(_mm512_loadu_si512(block->qs), eight);
@@ -237,10 +229,7 @@ template <int N>
 static inline void multiply_few_eights(const block_q4_Kx8 * block, const char * rows, const Layout & layout, int64_t count,
                                        float * to, size_t stride) {
     const ints low = _mm512_set1_epi8(15);
-    lanes sums[N];
-    for (int row = 0; row < N; row++) {
-        sums[row] = all(0.0f);
-    }
+    lanes sums[N] = {};
     for (int64_t at = 0; at < count; at++, block++) {
         slm_fetch(block + count);
         const __m256 whole = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) block->d));
@@ -292,10 +281,6 @@ struct Share {
         last = std::min(strips * (params->ith + 1) / params->nth * FEW_COLUMNS, columns);
     }
 };
-
-static inline const float * row_of(const ggml_tensor * activations, int64_t row) {
-    return (const float *) ((const char *) activations->data + row * activations->nb[1]);
-}
 
 template <typename Type, typename Block> static void few_of(const ggml_compute_params * params, ggml_tensor * node) {
     const ggml_tensor * weights = node->src[0];

@@ -150,8 +150,7 @@ template <typename Type> static void product_of(const ggml_compute_params * para
     const Layout layout(width, Type::GROUP);
     char * quantized = (char *) GGML_PAD((uintptr_t) params->wdata, 64);
     for (int64_t row = params->ith; row < rows; row += params->nth) {
-        const float * from = (const float *) ((const char *) activations->data + row * activations->nb[1]);
-        quantize_row<Type>(from, quantized + row * layout.stride, width, layout);
+        quantize_row<Type>(row_of(activations, row), quantized + row * layout.stride, width, layout);
     }
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
@@ -198,14 +197,14 @@ template <typename Type> static constexpr Kernel kernel(int with_sixteen, int wi
 }
 
 // With one for a few rows beside it, which is the fastest up to so many.
-static constexpr Kernel with_few(Kernel kernel, void (*few)(const ggml_compute_params *, ggml_tensor *), int64_t most) {
+static Kernel with_few(Kernel kernel, void (*few)(const ggml_compute_params *, ggml_tensor *), int64_t most) {
     kernel.few = few;
-    kernel.most_few = HAS_FEW ? most : 0;
+    kernel.most_few = uses_few() ? most : 0;
     return kernel;
 }
 
 static bool is_few(const ggml_tensor * node, const Kernel & kernel) {
-    return node->src[1]->ne[1] <= kernel.most_few && node->src[0]->ne[0] % 64 == 0 && uses_few();
+    return node->src[1]->ne[1] <= kernel.most_few && node->src[0]->ne[0] % 64 == 0;
 }
 
 static bool lies_in_eights(const ggml_tensor * weights) {

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "activations.h"
 #include "amx.h"
 #include "weights.h"
 
@@ -139,8 +140,7 @@ template <typename Type> static void wide_product_of(const ggml_compute_params *
     const size_t stride = node->nb[1], strip_bytes = width * WIDE * 2;
     char * widened = (char *) GGML_PAD((uintptr_t) params->wdata, 64);
     for (int64_t row = params->ith; row < rows; row += params->nth) {
-        const float * from = (const float *) ((const char *) activations->data + row * activations->nb[1]);
-        widen_row(from, wide_row(widened, row, width), width);
+        widen_row(row_of(activations, row), wide_row(widened, row, width), width);
     }
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
