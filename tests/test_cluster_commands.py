@@ -169,11 +169,12 @@ def test_the_runs_are_measured_and_stand_beside_their_simulation(
     model = write_model(tmp_path / "m.gguf", fingerprint="f00d" * 16)
     result = bench_cluster_runs(model, {}, ClusterPlan(clients=2, tokens=2, seconds=1.5, cores=2, context=512))
     assert asked == [(1, 2), (1, 1), (2, 1)]
-    names = ["slm serve", "ray, 1 replica", *["ray, 1 replica of 1 core"] * 2, *["ray, 2 replicas of 1 core"] * 2]
+    names = ["slm serve", "ray, 1 replica", *["ray, 1 replica of 1 core"] * 2]
+    names += [*["ray, 1 replica of 1 core, 1 adapter"] * 2, *["ray, 2 replicas of 1 core"] * 2]
     assert [one["name"] for one in result["runs"]] == names
-    assert [one["clients"] for one in result["runs"]] == [2, 2, 1, 2, 2, 4]
+    assert [one["clients"] for one in result["runs"]] == [2, 2, 1, 2, 1, 2, 2, 4]
     assert all(one["failed"] == 0 and one["tokens_per_s"] > 0 for one in result["runs"])
-    single, one, pair = result["runs"][0], result["runs"][1], result["runs"][4]
+    single, one, pair = result["runs"][0], result["runs"][1], result["runs"][6]
     assert result["costs"]["throughput"] == pytest.approx(one["tokens_per_s"] / single["tokens_per_s"], abs=1e-3)
     assert result["costs"]["halves"] == pytest.approx(pair["tokens_per_s"] / one["tokens_per_s"], abs=1e-3)
     assert result["costs"]["ttft_more_ms"] == pytest.approx(1000 * (one["ttft_p50_s"] - single["ttft_p50_s"]), abs=0.1)
@@ -183,7 +184,8 @@ def test_the_runs_are_measured_and_stand_beside_their_simulation(
     assert all(check["simulated_tokens_per_s"] > 0 for check in result["checks"])
     file = tmp_path / "times.json"
     file.write_text(json.dumps(result))
-    assert [row.clients for row in times_of_file(file).engine] == [1, 2]
+    times = times_of_file(file)
+    assert [row.clients for row in times.engine] == [row.clients for row in times.one_adapter] == [1, 2]
 
 
 def test_a_run_too_short_for_an_answer_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
 """A simulation of many machines behind their entrances, from service times that were measured on one or two.
 
 Closed loops: each client asks again as soon as it is answered. An engine computes all its requests side by side
-(processor sharing) at the rate that was measured for so many at once; a request goes to the less loaded of two engines
-that are drawn at random, as Ray Serve's router does it (the power of two choices). An entrance serves in order of
-arrival: some time for the request, and the rest, for the pieces of its answer, when they are there. It knows nothing of
-Ray, and measures nothing.
+(processor sharing) at the rate that was measured for so many at once; a request goes to the less loaded of two
+different engines that are drawn at random, as Ray Serve's router does it (the power of two choices). An entrance serves
+in order of arrival: some time for the request, and the rest, for the pieces of its answer, when they are there. It
+knows nothing of Ray, and measures nothing.
 """
 
 from __future__ import annotations
@@ -34,11 +34,17 @@ class EngineLoad:
 @dataclass(frozen=True)
 class ServiceTimes:
     """What was measured. engine: at least one row, by rising clients. entrance_s: processor seconds of entrance and
-    proxy for one answer. tokens: of an answer."""
+    proxy for one answer. tokens: of an answer. one_adapter: the engine again, all its clients asking the same adapter,
+    which is what it gets from a router that keeps an adapter's requests together; empty: as `engine`."""
 
     engine: tuple[EngineLoad, ...]
     entrance_s: float
     tokens: float
+    one_adapter: tuple[EngineLoad, ...] = ()
+
+    def rows(self, machines: int) -> tuple[EngineLoad, ...]:
+        """What is true of each of so many engines."""
+        return self.one_adapter if machines > 1 and self.one_adapter else self.engine
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,8 @@ class FleetLoad:
     entrance_busy: float
 
 
-def load_of(times: ServiceTimes, clients: float) -> EngineLoad:
+def load_of(rows: Sequence[EngineLoad], clients: float) -> EngineLoad:
     """An engine's figures for so many clients, between the measured ones by straight lines, beyond them the last."""
-    rows = times.engine
     if clients <= rows[0].clients:
         # Fewer than were measured: each is served as fast as those were.
         one = rows[0]
@@ -73,22 +78,22 @@ def load_of(times: ServiceTimes, clients: float) -> EngineLoad:
 
 def most_machines(times: ServiceTimes, clients: int, entrances: int) -> float:
     """How many machines of so many clients each keep the entrances busy all the time: there they are the limit."""
-    each = load_of(times, clients).answers_per_s * times.entrance_s
+    each = load_of(times.rows(2), clients).answers_per_s * times.entrance_s
     return entrances / each if each > 0 else float("inf")
 
 
 class _Machine:
     """An engine: requests share it, and each has done the work of `done` since the engine began."""
 
-    def __init__(self, times: ServiceTimes, speed: float) -> None:
-        self._times, self._speed = times, speed
+    def __init__(self, rows: Sequence[EngineLoad], speed: float) -> None:
+        self._rows, self._speed = rows, speed
         self._now = self._done = 0.0
         self.requests: list[tuple[float, int]] = []  # (work at which it is answered, client)
         self.version = 0
 
     def _rate(self) -> float:
         count = len(self.requests)
-        return self._speed * load_of(self._times, count).answers_per_s / count if count else 0.0
+        return self._speed * load_of(self._rows, count).answers_per_s / count if count else 0.0
 
     def advance(self, now: float) -> None:
         self._done += (now - self._now) * self._rate()
@@ -130,7 +135,8 @@ def simulate(
     """So many machines with so many clients each. speed: of their engines, 1 as measured (less where entrances take
     from the same cores)."""
     drawn = random.Random(seed)
-    doors, engines = _Entrances(entrances), [_Machine(times, speed) for _ in range(machines)]
+    rows = times.rows(machines)
+    doors, engines = _Entrances(entrances), [_Machine(rows, speed) for _ in range(machines)]
     people = machines * clients
     events: list[tuple[float, int, str, int, int]] = []
     number = 0
@@ -146,7 +152,7 @@ def simulate(
     counted, opened, ended = 0, 0.0, 0.0
     skip = people * _ANSWERS // 3
     for client in range(people):  # not all at the same moment
-        plan(drawn.random() * 1.0 / max(1e-9, load_of(times, 1).answers_per_s), "ask", client)
+        plan(drawn.random() * 1.0 / max(1e-9, load_of(rows, 1).answers_per_s), "ask", client)
     answered = 0
     while events and answered < people * _ANSWERS * 2 // 3:  # until the first clients have nothing more to ask
         now, _, what, who, version = heapq.heappop(events)
@@ -154,7 +160,7 @@ def simulate(
             began[who] = now
             plan(doors.serve(now, _BEFORE * times.entrance_s), "enter", who)
         elif what == "enter":
-            pair = [drawn.randrange(machines), drawn.randrange(machines)]
+            pair = drawn.sample(range(machines), min(2, machines))
             chosen = min(pair, key=lambda one: len(engines[one].requests))
             entered[who], at[who] = now, chosen
             engines[chosen].enter(now, who)
@@ -165,7 +171,7 @@ def simulate(
                 continue
             count = len(engine.requests)
             client = engine.leave(now)
-            share = load_of(times, count).first_share
+            share = load_of(rows, count).first_share
             done = doors.serve(now, (1 - _BEFORE) * times.entrance_s)
             late = done - now - (1 - _BEFORE) * times.entrance_s  # what waits at the door delays the first piece too
             answered += 1

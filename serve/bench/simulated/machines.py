@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,15 +77,16 @@ def bench_cluster_runs(model: Path, adapters: Mapping[str, Path], plan: ClusterP
         ]
         small = max(1, plan.cores // 2)
         with load.started(on_cluster(1, small)) as server:
-            curve = [load.measured(f"ray, 1 replica of {small} core", server, n) for n in _steps(plan.clients)]
+            name = f"ray, 1 replica of {small} core"
+            curve = [load.measured(name, server, n) for n in _steps(plan.clients)]
+            same = [load.measured(f"{name}, 1 adapter", server, n, most=1) for n in _steps(plan.clients)]
         with load.started(on_cluster(2, small)) as server:
             pair = load.measured(f"ray, 2 replicas of {small} core", server, plan.clients)
             both = load.measured(f"ray, 2 replicas of {small} core", server, 2 * plan.clients)
-    rows = tuple(EngineLoad(one.clients, one.answers_per_s, one.first_share) for one in curve)
-    times = ServiceTimes(rows, curve[-1].entrance_s, float(plan.tokens))
+    times = ServiceTimes(_rows(curve), curve[-1].entrance_s, float(plan.tokens), _rows(same))
     checks = [_check(curve[-1], times, 1, plan.cores), _check(both, times, 2, plan.cores)]
     return {
-        "model": model.name, "plan": asdict(plan), "runs": [asdict(one) for one in (*runs, *curve, pair, both)],
+        "model": model.name, "plan": asdict(plan), "runs": [asdict(one) for one in (*runs, *curve, *same, pair, both)],
         "costs": costs_of(runs[0], runs[1], pair), "times": asdict(times), "checks": checks,
     }  # fmt: skip
 
@@ -114,13 +115,8 @@ def times_of_file(path: Path) -> ServiceTimes:
     """What `slm bench cluster --json` measured. Raises MissingFileError, DamagedFileError."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))["times"]
-        rows = [
-            EngineLoad(int(row["clients"]), float(row["answers_per_s"]), float(row["first_share"]))
-            for row in told["engine"]
-        ]
-        times = ServiceTimes(
-            tuple(sorted(rows, key=lambda row: row.clients)), float(told["entrance_s"]), float(told["tokens"])
-        )
+        curves = [_read_rows(told["engine"]), _read_rows(told.get("one_adapter", ()))]
+        times = ServiceTimes(curves[0], float(told["entrance_s"]), float(told["tokens"]), curves[1])
     except FileNotFoundError as error:
         raise MissingFileError(
             f"there is no file '{path}'", hint="Make one with: slm bench cluster --json > times.json"
@@ -130,10 +126,16 @@ def times_of_file(path: Path) -> ServiceTimes:
             f"'{path}' holds no measured service times", found=str(error)[:80],
             hint="Make one with: slm bench cluster --json > times.json",
         ) from error  # fmt: skip
+    rows = (*times.engine, *times.one_adapter)
     figures = [times.entrance_s, times.tokens, *(value for row in rows for value in (row.clients, row.answers_per_s))]
-    if not rows or not all(math.isfinite(value) and value > 0 for value in figures):
+    if not times.engine or not all(math.isfinite(value) and value > 0 for value in figures):
         raise DamagedFileError(f"'{path}' holds service times that are not above 0")
     return times
+
+
+def _read_rows(told: Iterable[Mapping[str, Any]]) -> tuple[EngineLoad, ...]:
+    rows = [EngineLoad(int(row["clients"]), float(row["answers_per_s"]), float(row["first_share"])) for row in told]
+    return tuple(sorted(rows, key=lambda row: row.clients))
 
 
 def _check(real: ClusterRun, times: ServiceTimes, machines: int, cores: int) -> dict[str, Any]:
@@ -148,6 +150,10 @@ def _check(real: ClusterRun, times: ServiceTimes, machines: int, cores: int) -> 
         "measured_tokens_per_s": real.tokens_per_s, "simulated_tokens_per_s": guess.tokens_per_s,
         "measured_answer_p95_s": real.answer_p95_s, "simulated_answer_p95_s": guess.answer_p95_s,
     }  # fmt: skip
+
+
+def _rows(curve: Sequence[ClusterRun]) -> tuple[EngineLoad, ...]:
+    return tuple(EngineLoad(one.clients, one.answers_per_s, one.first_share) for one in curve)
 
 
 def _steps(clients: int) -> list[int]:
@@ -193,26 +199,26 @@ class ClusterLoad:
         with running(launch, options) as server:
             yield server
 
-    def body(self, who: int, number: int) -> dict[str, Any]:
-        """A client's question of that number."""
-        names = list(self.adapters)
+    def body(self, who: int, number: int, most: int | None = None) -> dict[str, Any]:
+        """A client's question of that number. most: how many of the adapters are asked; None: all."""
+        names = list(self.adapters)[:most]
         return {
             "messages": conversation(_LANGUAGES[who % 2], number), "max_tokens": self.plan.tokens, "temperature": 0,
             "model": names[who % len(names)], **self.fixed,
         }  # fmt: skip
 
-    def measured(self, name: str, server: Server, clients: int) -> ClusterRun:
+    def measured(self, name: str, server: Server, clients: int, most: int | None = None) -> ClusterRun:
         """One closed loop, after a warm-up that is not counted."""
         note(f"{name}: {clients} clients for {self.plan.seconds:g} s")
         self.number += 1
-        return asyncio.run(self._measured(name, server, clients))
+        return asyncio.run(self._measured(name, server, clients, most))
 
-    async def _measured(self, name: str, server: Server, clients: int) -> ClusterRun:
+    async def _measured(self, name: str, server: Server, clients: int, most: int | None) -> ClusterRun:
         plan, first = self.plan, self.number * 100_000
         async with new_client(server.url, clients + 4) as client:
 
             async def send(who: int, n: int) -> Outcome:
-                return await ask(client, self.body(who, first + n * clients + who))
+                return await ask(client, self.body(who, first + n * clients + who, most))
 
             warm = [send(who, 10_000) for who in range(2 * len(self.adapters))]
             if failed := [one.error for one in await asyncio.gather(*warm) if one.error]:
