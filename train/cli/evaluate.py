@@ -97,11 +97,20 @@ class ChatSettings:
 
 @dataclass(frozen=True)
 class AskedModel:
-    """A GGUF file that is asked, and the name it is shown under; its adapter is asked as well."""
+    """A GGUF file that is asked, and the name it is shown under; its adapter is asked as well. called: what the file is
+    to a reader of the result, who has not seen the folder of files that were converted for once."""
 
     file: Path
     name: str
+    called: str
     adapter: Path | None = None
+
+    @classmethod
+    def of(cls, joints: Joints, model: str, name: str, adapter: Path | None = None) -> AskedModel:
+        """What MODEL of the command line is: a file, a name, or a checkpoint, which is asked as a file made of it."""
+        file, folder = joints.gguf_of(model), Path(model)
+        form = file.stem.rpartition(".")[2]
+        return cls(file, name, f"{folder.resolve().name} in {form}" if folder.is_dir() else file.name, adapter)
 
 
 def _asked(joints: Joints, model: str, adapter: Path | None, beside: Sequence[tuple[str, str]]) -> list[AskedModel]:
@@ -116,8 +125,8 @@ def _asked(joints: Joints, model: str, adapter: Path | None, beside: Sequence[tu
     converted = adapter
     if adapter is not None and adapter.is_dir():
         converted = joints.adapter_gguf_of(adapter, model)
-    asked = [AskedModel(joints.gguf_of(model), _BASE, converted)]
-    return asked + [AskedModel(joints.gguf_of(other), name) for name, other in others.items()]
+    asked = [AskedModel.of(joints, model, _BASE, converted)]
+    return asked + [AskedModel.of(joints, other, name) for name, other in others.items()]
 
 
 def evaluate_chat(
@@ -138,7 +147,9 @@ def evaluate_chat(
                 with progress(f"asking {name}", total=len(items), unit="items") as show:
                     answers = ask(engine, items, adapter, settings.max_tokens, show)
                 seconds = time.monotonic() - started
-                results.append(result_of(name, one.file, one.adapter if adapter else None, answers, seconds))
+                results.append(
+                    result_of(name, one.file, one.called, one.adapter if adapter else None, answers, seconds)
+                )
                 asked.append((name, answers))
     if settings.as_json:
         file = {"file": settings.file.name, "sha256": sha256_file(settings.file), "items": len(items)}

@@ -48,10 +48,12 @@ def _said(engine: ChatEngine, item: ChatItem, adapter: str | None, max_tokens: i
     return "".join(str(piece) for piece in pieces if not isinstance(piece, Finish)).strip()
 
 
-def result_of(name: str, file: Path, adapter: Path | None, answers: Sequence[JudgedAnswer], seconds: float) -> Result:
-    """A model's part of the JSON result."""
+def result_of(
+    name: str, file: Path, called: str, adapter: Path | None, answers: Sequence[JudgedAnswer], seconds: float
+) -> Result:
+    """A model's part of the JSON result. called: what the result calls the file."""
     return {
-        "name": name, "file": file.name, "size_bytes": file.stat().st_size, "adapter": adapter and adapter.name,
+        "name": name, "file": called, "size_bytes": file.stat().st_size, "adapter": adapter and adapter.name,
         "seconds": round(seconds, 1), **counts_json(answers), "answers": [answer.as_json() for answer in answers],
     }  # fmt: skip
 
