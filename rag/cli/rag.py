@@ -171,13 +171,18 @@ def remove(index: str, documents: tuple[str, ...], every: bool, as_json: bool) -
     from rag.stores.named import open_store
     from slm.terminal.console import emit_json
 
-    removed = open_store(index).remove(documents, every=every)
+    store = open_store(index)
+    came_by = {source: entry.get("roots", ()) for source, entry in store.held().documents.items()}
+    removed = store.remove(documents, every=every)
     if as_json:
         emit_json({"removed": removed})
         return
     for source in removed:
         click.echo(f"removed {shown_path(source)}")
-    click.echo(f"{len(removed)} documents removed")
+    click.echo(f"{len(removed)} document{'' if len(removed) == 1 else 's'} removed")
+    still = {root for source in removed for root in came_by[source]} & set(store.held().sources)
+    for root in sorted(still):
+        click.echo(f"note: {shown_path(root)} is still a source: what is there comes back with the next slm rag sync")
 
 
 @rag.command(context_settings=_HELP)

@@ -66,8 +66,8 @@ def _sync_alike(
         reading.documents, embedder(), lambda n, total: show("embedding", n, total),
         seen=seen(there, reading, wanted), sure=sure,
     )  # fmt: skip
-    report.added += change.added + change.moved
-    report.changed += change.replaced
+    report.added += change.added
+    report.changed += change.replaced + change.moved  # a document that only has another place is no new one
     report.same += change.unchanged
     report.gone += list(change.gone.items())
     for skipped in reading.skipped:

@@ -15,7 +15,7 @@ from rag.index.names import is_below
 from slm.errors import InputError
 from slm.paths import composed
 
-# From this many on, more than half of a folder's documents do not go unasked.
+# Of a folder or space of this many documents on, more than half do not go unasked.
 _MANY = 20
 
 
@@ -170,14 +170,14 @@ def confirm_removal(
     for space in seen.spaces:
         held = [s for s, entry in documents.items() if entry.get("meta", {}).get("space") == space]
         lost = [source for source in held if source in gone and source not in moved]
-        if len(lost) >= _MANY and len(lost) * 2 > len(held):
+        if len(held) >= _MANY and len(lost) * 2 > len(held):
             raise _too_many(lost, held, f"the space {space}", "If this is an export of a part of it, add the whole.")
     for root in seen.roots:
         held = [s for s, entry in documents.items() if root in _roots_of(s, set(entry.get("roots", ())), seen)]
         lost = [source for source in held if source in gone and source not in moved]
         missing = [source for source in lost if composed(source) not in seen.blank]
         left = any(root in roots for file, roots in seen.files.items() if file not in seen.blank)
-        if (missing and len(missing) == len(held) and not left) or (len(lost) >= _MANY and len(lost) * 2 > len(held)):
+        if (missing and len(missing) == len(held) and not left) or (len(held) >= _MANY and len(lost) * 2 > len(held)):
             raise _too_many(lost, held, f"'{root}'", "If a disk is not there, bring it back.")
 
 

@@ -10,6 +10,7 @@ import re
 
 _WHOLE = re.compile(r"(?<![a-z0-9])[a-z](?:\+\+|#)(?![a-z0-9])|[a-z0-9]+(?:[-/._:][a-z0-9]+)*", re.ASCII)
 _DAY = re.compile(r"\d{4}([-/.])\d{1,2}(\1\d{1,2})?")
+_EDITION = re.compile(r"\d{3,6}(?:-\d{1,3})?:(?:19|20)\d\d")  # a standard and its year: 9001:2015, 60601-1:2005
 _VERSION = re.compile(r"v(?:er(?:sion)?)?\.?(?=\d+\.\d)")
 _HYPHEN = re.compile(r"(?<=[a-z])[-_](?=[0-9])")
 _COUNTED = re.compile(r"(第?)(?<![0-9.,:/-])([0-9]+)([\u30a1-\u30fa\u3400-\u9fff]?)")
@@ -50,6 +51,8 @@ def _wholes(lower: str) -> list[str]:
 
 
 def _is_name(whole: str) -> bool:
+    if _EDITION.fullmatch(whole):
+        return True
     digits = any(character.isdigit() for character in whole)
     return digits and ((whole[0].isalpha() and len(whole) > 2) or whole.count(".") > 1)
 

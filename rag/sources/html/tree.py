@@ -26,6 +26,9 @@ _MOSTLY = 0.6  # of a list of contents' letters are links, at least
 # Names of columns of line numbers, where numbers are all they hold and code stands beside them.
 _LINE_NUMBERS = re.compile(r"(?:^|\s)(?:linenos?|lineno|gutter|line-numbers-rows)(?:\s|$)")
 MAY_NUMBER = re.compile(r"linenos?|lineno|gutter|line-numbers-rows")
+_EXTENTS, _SIDES = ("height", "max-height", "width", "max-width"), ("left", "right", "top", "bottom")
+_FAR_OFF = re.compile(r"-\d{3,}(?:\.\d*)?(?:px|pt)|-\d{2,}(?:\.\d*)?r?em")
+_NO_PLACE = re.compile(r"inset\(\s*(?:100|50)%|circle\(\s*0|scale(?:3d|[xy])?\(\s*0\s*[,)]")
 _ZERO = re.compile(r"0+(?:\.0*)?(?:[a-z]{1,4}|%)?")
 _NUMBERS = re.compile(r"[\d\s.:]*")
 _CODE = ("pre", "code")
@@ -178,14 +181,21 @@ def _numbers_code(column: Any, with_code: set[int]) -> bool:
 
 def is_hiding(style: str) -> bool:
     """Whether a style attribute makes its element invisible, and all in it whatever their own styles are."""
+    said: dict[str, str] = {}
     for declaration in style.lower().split(";")[:100]:
         name, _, value = declaration.partition(":")
-        name, value = name.strip(), value.replace("!important", "").strip()
-        if (name, value) == ("display", "none"):
-            return True
-        if name == "opacity" and _ZERO.fullmatch(value):
-            return True
-    return False
+        said[name.strip()] = value.replace("!important", "").strip()
+    if said.get("display") == "none" or _ZERO.fullmatch(said.get("opacity", "")):
+        return True
+    if _NO_PLACE.search(said.get("clip-path", "")) or _NO_PLACE.search(said.get("transform", "")):
+        return True
+    if said.get("overflow") in ("hidden", "clip") and any(_ZERO.fullmatch(said.get(name, "")) for name in _EXTENTS):
+        return True
+    places = ("text-indent", *(_SIDES if said.get("position") in ("absolute", "fixed") else ()))
+    if any(_FAR_OFF.fullmatch(said.get(name, "")) for name in places):
+        return True
+    behind = said.get("background-color") or said.get("background", "")
+    return "color" in said and said["color"].replace(" ", "") == behind.replace(" ", "")
 
 
 def regions(tree: Any, chrome_too: bool = False) -> list[Any]:

@@ -83,7 +83,7 @@ def _shown_number(value: int | float | Decimal, number_format: str) -> str:
         if kind == "digits":
             texts.append(next(pieces))
         elif kind == "general":
-            texts.append(_plain(number))
+            texts.append(_plain(-number if number < 0 else number))  # the sign stands before all of it
         else:
             texts.append(_literal(kind, text))
     sign = "-" if value < 0 and index == 0 else ""
