@@ -10,10 +10,10 @@ MEASURED = ServiceTimes((EngineLoad(1, 1.0, 0.2), EngineLoad(4, 3.0, 0.25), Engi
 
 
 def test_between_what_was_measured_figures_lie_on_straight_lines() -> None:
-    assert load_of(MEASURED, 2.5).answers_per_s == pytest.approx(2.0)
-    assert load_of(MEASURED, 6).first_share == pytest.approx(0.375)
-    assert load_of(MEASURED, 100).answers_per_s == 4.0
-    assert load_of(MEASURED, 1).answers_per_s == 1.0
+    assert load_of(MEASURED.engine, 2.5).answers_per_s == pytest.approx(2.0)
+    assert load_of(MEASURED.engine, 6).first_share == pytest.approx(0.375)
+    assert load_of(MEASURED.engine, 100).answers_per_s == 4.0
+    assert load_of(MEASURED.engine, 1).answers_per_s == 1.0
 
 
 def test_one_machine_gives_what_was_measured_on_it() -> None:
@@ -23,6 +23,16 @@ def test_one_machine_gives_what_was_measured_on_it() -> None:
     assert load.tokens_per_s == pytest.approx(200.0, rel=0.02)
     assert load.answer_p95_s == pytest.approx(2.0, rel=0.1)
     assert load.ttft_p95_s == pytest.approx(1.0, rel=0.15)
+
+
+def test_two_machines_share_their_clients_and_each_keeps_its_adapter() -> None:
+    quick = ServiceTimes(MEASURED.engine, 1e-6, 50.0)
+    assert simulate(quick, 2, 8).tokens_per_s == pytest.approx(2 * 200.0, rel=0.03)
+    same = tuple(EngineLoad(row.clients, 1.5 * row.answers_per_s, row.first_share) for row in MEASURED.engine)
+    apart = ServiceTimes(MEASURED.engine, 1e-6, 50.0, same)
+    assert simulate(apart, 2, 8).tokens_per_s == pytest.approx(2 * 300.0, rel=0.03)
+    assert simulate(apart, 1, 8).tokens_per_s == pytest.approx(200.0, rel=0.02)  # one has all adapters
+    assert most_machines(ServiceTimes(MEASURED.engine, 0.01, 50.0, same), 8, 1) == pytest.approx(100 / 6)
 
 
 def test_many_machines_do_many_times_the_work_until_the_entrance_is_busy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,11 @@ def test_most_of_many_documents_do_not_go_unasked_but_a_few_of_few_do() -> None:
         confirm_removal(documents, gone, [], Seen({"/d": ["/d"]}, rest))
     confirm_removal(documents, gone, list(gone)[:10], Seen({"/d": ["/d"]}, rest))
     confirm_removal(documents, dict(list(gone.items())[:19]), [], Seen({"/d": ["/d"]}, rest))
+    for held, asked in ((24, True), (19, False)):  # a folder of 20 is many, and what goes of it may be fewer
+        small = dict(list(documents.items())[:held])
+        lost, left = dict.fromkeys(list(small)[5:], ""), {source: ["/d"] for source in list(small)[:5]}
+        with pytest.raises(InputError, match="19 of the 24") if asked else nullcontext():
+            confirm_removal(small, lost, [], Seen({"/d": ["/d"]}, left))
 
 
 def test_an_unchanged_folder_writes_nothing(tmp_path: Path) -> None:

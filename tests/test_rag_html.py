@@ -265,6 +265,22 @@ def test_a_page_that_waits_for_its_script_to_be_shown_is_read(attribute: str) ->
     assert text_of(f"<html><body {attribute}><p>Text.</p><p style='opacity:0'>no</p></body></html>") == "Text."
 
 
+@pytest.mark.parametrize("style", [
+    "position:absolute;left:-10000px", "text-indent:-9999px", "height:0;overflow:hidden", "clip-path:inset(100%)",
+    "transform: scale(0)", "color:#fff; background-color: #fff", "TEXT-INDENT: -100em", "color:White;background:white",
+])  # fmt: skip
+def test_text_that_a_style_puts_out_of_sight_is_not_read(style: str) -> None:
+    assert text_of(f"<p>a</p><div style='{style}'>no <b style='color:red'>no</b></div>b") == "a\n\nb"
+
+
+@pytest.mark.parametrize("style", [
+    "position:relative;left:-10px", "text-indent:-2em", "height:0", "overflow:hidden;height:20px", "color:#fff",
+    "color:#fff;background:#000", "transform:scale(0.5)", "left:-10000px", "clip-path:inset(5%)",
+])  # fmt: skip
+def test_text_that_a_style_only_shapes_is_read(style: str) -> None:
+    assert text_of(f"<p>a</p><div style='{style}'>yes</div>") == "a\n\nyes"
+
+
 def test_a_comment_that_closes_at_once_hides_nothing() -> None:
     for comment in ("<!-->", "<!--->", "<!---->", "<!-- -->"):
         assert plain_markdown(f"a {comment}b\n\nc -->").split() == ["a", "b", "c", "-->"]

@@ -131,6 +131,8 @@ def test_names_in_a_question_are_codes_of_one_thing_and_no_times_or_amounts() ->
     assert held("Is v2.3 supported?", "2.3.1 is, 12.3 is not") == [False]
     assert held("第三会議室の定員", "第3会議室は8人") == [True]
     assert held("第3会議室の定員", "第13会議室は8人、第3倉庫") == [False]
+    assert held("Who follows ISO 9001:2015?", "ISO 9001:2008 and ISO 14001:2015") == [False]
+    assert held("ISO9001:2015の認証", "ISO 9001:2015") == [True]
     for plain in ("at 10:30 on the 2nd", "A4で20枚、13,000円", "2024-04-01から", "1.5 hours", "十時"):
         assert held(plain, plain) == []
 

@@ -10,7 +10,8 @@ import re
 
 _WHOLE = re.compile(r"(?<![a-z0-9])[a-z](?:\+\+|#)(?![a-z0-9])|[a-z0-9]+(?:[-/._:][a-z0-9]+)*", re.ASCII)
 _DAY = re.compile(r"\d{4}([-/.])\d{1,2}(\1\d{1,2})?")
-_EDITION = re.compile(r"\d{3,6}(?:-\d{1,3})?:(?:19|20)\d\d")  # a standard and its year: 9001:2015, 60601-1:2005
+# A standard and its year: 9001:2015, iso60601-1:2005.
+_EDITION = re.compile(r"[a-z]*-?(\d{3,6}(?:-\d{1,3})?:(?:19|20)\d\d)")
 _VERSION = re.compile(r"v(?:er(?:sion)?)?\.?(?=\d+\.\d)")
 _HYPHEN = re.compile(r"(?<=[a-z])[-_](?=[0-9])")
 _COUNTED = re.compile(r"(第?)(?<![0-9.,:/-])([0-9]+)([\u30a1-\u30fa\u3400-\u9fff]?)")
@@ -59,6 +60,8 @@ def _is_name(whole: str) -> bool:
 
 def _pattern(whole: str) -> re.Pattern[str]:
     """A code and no longer one: 2.3 is neither in 2.3.1 nor in 12.3, and kx250 is kx-250."""
+    if edition := _EDITION.fullmatch(whole):  # ISO9001:2015 and ISO 9001:2015 are one
+        return re.compile(rf"(?<![0-9]){re.escape(edition[1])}(?![a-z0-9])")
     version = _VERSION.match(whole)
     bare = whole[version.end() :] if version else _HYPHEN.sub("", whole)
     spelled = re.sub(r"(?<=[a-z])(?=[0-9])", "[-_]?", re.escape(bare))
