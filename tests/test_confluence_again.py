@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,34 @@ def test_the_manifest_keeps_what_is_known_of_a_page(tmp_path: Path) -> None:
     (entry,) = open_generation(tmp_path / "i").documents.values()
     assert entry["meta"] == {"id": "confluence:1", "space": "HB", "version": 3}
     assert json.dumps(entry)
+
+
+@pytest.mark.parametrize("named", [("a-may.zip", "b-june.zip"), ("z-may.zip", "b-june.zip")])
+def test_of_two_exports_read_together_the_newer_says_which_pages_there_are(
+    tmp_path: Path, named: tuple[str, str]
+) -> None:
+    embedder, (may, june) = PairEmbedder(), (tmp_path / name for name in named)
+    add(tmp_path, embedder, export(may, Home="Welcome.", Gym="The code is 8812."))
+    zipped(june, {"entities.xml": entities(SPACE, page("1", "Home", "<p>Hello.</p>", version="4"))})
+    assert list(add(tmp_path, embedder, june).gone.values()) == ["it is not in the new export of the space HB"]
+    for paths in ((may, june), (june, may), (tmp_path,)):  # as a sync reads them, over and over
+        again = add(tmp_path, embedder, *paths)
+        assert (again.added, dict(again.gone)) == (0, {})
+        assert titles(tmp_path) == {"Home": f"{june}/1"}
+    reading = read_files([may, june])
+    assert [(note.source, "b-june.zip, has it no more" in note.text) for note in reading.notes] == [(f"{may}/2", True)]
+
+
+def test_without_a_changed_page_the_time_of_the_export_says_which_is_newer(tmp_path: Path) -> None:
+    may = export(tmp_path / "z.zip", Home="Welcome.", Gym="8812")
+    june = export(tmp_path / "a.zip", Home="Welcome.")
+    for newer, older, left in ((june, may, ["Home"]), (may, june, ["Gym", "Home"])):
+        os.utime(older, (1_700_000_000, 1_700_000_000))
+        os.utime(newer, (1_800_000_000, 1_800_000_000))
+        assert sorted(document.title for document in read_files([may, june]).documents) == left
+
+
+def test_exports_that_share_no_page_are_of_two_sites_and_both_stay(tmp_path: Path) -> None:
+    one = export(tmp_path / "one.zip", Home="Welcome.")
+    other = zipped(tmp_path / "two.zip", {"entities.xml": entities(SPACE, page("7", "Other", "<p>Hi.</p>"))})
+    assert sorted(document.title for document in read_files([one, other]).documents) == ["Home", "Other"]

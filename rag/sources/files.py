@@ -26,6 +26,7 @@ from rag.sources.reader import (
     failure_of,
     language_of,
 )
+from rag.sources.superseded import Given, superseded
 from slm.errors import DamagedFileError, InputError, MissingFileError, SlmError, UnsupportedError
 from slm.paths import composed, on_disk, own_name, resolved
 from slm.weights.checkpoint_files import pointer_of
@@ -88,14 +89,15 @@ class Note:
 class Reading:
     """What a set of paths gave: documents, notes on some of them, and what could not be read.
 
-    files: by the source of each document, the file that it was read from. spaces: those of which every page was given.
-    unread: ids of what is there and could not be read.
+    files: by the source of each document, the file that it was read from. given: by such a file what it gave.
+    spaces: those of which every page was given. unread: ids of what is there and could not be read.
     """
 
     documents: list[Document] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
+    given: dict[Path, Given] = field(default_factory=dict)
     spaces: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
 
@@ -246,6 +248,7 @@ def read_files(
         except Exception as error:  # one file that a reader fails at must not end the reading of all others
             reading.skipped.append(Skipped(path, failure_of(error)))
         on_file(number)
+    _forget(reading)
     if not reading.documents and not none_ok:
         raise nothing_read(paths, reading)
     return reading
@@ -253,6 +256,7 @@ def read_files(
 
 def _take(read: Read | LeftOut | Whole, path: Path, reading: Reading, pages: dict[str, int]) -> None:
     """Put what was read into a reading; `pages` has the place of each page in it by its id."""
+    reading.given.setdefault(path, Given()).take(read, path)
     if isinstance(read, LeftOut):
         reading.skipped.append(Skipped(path / read.name, read.reason))
         reading.unread |= {read.id} - {""}
@@ -281,6 +285,17 @@ def _take(read: Read | LeftOut | Whole, path: Path, reading: Reading, pages: dic
     reading.files[document.source] = path
     if read.note:
         reading.notes.append(Note(document.source, read.note))
+
+
+def _forget(reading: Reading) -> None:
+    """Take out what a newer export of the same space has no more."""
+    gone = {document.source: newer for document, newer in superseded(reading.documents, reading.files, reading.given)}
+    for source in gone:
+        del reading.files[source]
+    reading.documents = [document for document in reading.documents if document.source not in gone]
+    reading.notes = [note for note in reading.notes if note.source not in gone]
+    for source, newer in gone.items():  # no file that could not be read: what an index holds of it is to go
+        reading.notes.append(Note(source, f"it is left out: the newer export of its space, {newer}, has it no more"))
 
 
 def _age(document: Document, path: Path) -> tuple[int, str, int]:

@@ -44,10 +44,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Whole:
-    """Said of a file after all that it holds: the spaces of which it gave every page, and a note ("" for none)."""
+    """Said of a file after all that it holds: the spaces of which it gave every page, a note ("" for none), and when
+    it was made (ISO 8601; "" where it does not say)."""
 
     spaces: tuple[str, ...] = ()
     note: str = ""
+    made: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from rag.sources.confluence.attached import LARGEST_FILE, Stored
@@ -34,24 +35,32 @@ def read_zip(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(entries) > _MOST_ENTRIES:
             raise UnsupportedError(f"it holds {len(entries)} files, more than an export would")
-        named = {PurePosixPath(entry.filename).name: entry for entry in reversed(entries)}
-        files = {entry.filename: entry for entry in entries}
-        if ENTITIES in named:
-            reason = _refused(named[ENTITIES], most=None)
-            if reason:
-                raise DamagedFileError(f"{ENTITIES} in it is not read: {reason}")
-            try:
-                beside = _stored(archive, files, PurePosixPath(named[ENTITIES].filename).parent)
-                with archive.open(named[ENTITIES]) as stream:
-                    yield from read_entities(stream, wanted, beside)  # type: ignore[arg-type]  # it only reads
-            except _BROKEN as error:
-                raise DamagedFileError(f"{ENTITIES} in it is damaged: {error}") from error
-            return
-        pages = [entry for entry in entries if entry.filename.lower().endswith((".html", ".htm"))]
-        if not pages:
-            raise UnsupportedError(csv_export() if DESCRIPTOR in named else
-                                   "it is a zip archive, but no export of Confluence; unpack it")  # fmt: skip
-        yield from _pages(archive, pages, wanted, files)
+        made = max(("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*entry.date_time) for entry in entries), default="")
+        for read in _read_entries(archive, entries, wanted):
+            yield replace(read, made=made) if isinstance(read, Whole) else read
+
+
+def _read_entries(
+    archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], wanted: ReadOptions
+) -> Iterator[Read | LeftOut | Whole]:
+    named = {PurePosixPath(entry.filename).name: entry for entry in reversed(entries)}
+    files = {entry.filename: entry for entry in entries}
+    if ENTITIES in named:
+        reason = _refused(named[ENTITIES], most=None)
+        if reason:
+            raise DamagedFileError(f"{ENTITIES} in it is not read: {reason}")
+        try:
+            beside = _stored(archive, files, PurePosixPath(named[ENTITIES].filename).parent)
+            with archive.open(named[ENTITIES]) as stream:
+                yield from read_entities(stream, wanted, beside)  # type: ignore[arg-type]  # it only reads
+        except _BROKEN as error:
+            raise DamagedFileError(f"{ENTITIES} in it is damaged: {error}") from error
+        return
+    pages = [entry for entry in entries if entry.filename.lower().endswith((".html", ".htm"))]
+    if not pages:
+        raise UnsupportedError(csv_export() if DESCRIPTOR in named else
+                               "it is a zip archive, but no export of Confluence; unpack it")  # fmt: skip
+    yield from _pages(archive, pages, wanted, files)
 
 
 def csv_export() -> str:
