@@ -12,10 +12,10 @@ from slm.joints import Filters
 
 _OPTIONS = (
     click.option("--space", "spaces", multiple=True, metavar="KEY", help="Only pages of this space."),
-    click.option("--label", "labels", multiple=True, metavar="NAME", help="Only pages with this label."),
-    click.option("--lang", "languages", multiple=True, metavar="CODE", help="Only pages in this language (en, ja)."),
-    click.option("--since", default="", metavar="DATE", help="Only pages changed on this day or later."),
-    click.option("--until", default="", metavar="DATE", help="Only pages changed on this day or earlier."),
+    click.option("--label", "labels", multiple=True, metavar="NAME", help="Only what has this label, tag or keyword."),
+    click.option("--lang", "languages", multiple=True, metavar="CODE", help="Only what is in this language (en, ja)."),
+    click.option("--since", default="", metavar="DATE", help="Only what was changed on this day or later."),
+    click.option("--until", default="", metavar="DATE", help="Only what was changed on this day or earlier."),
     click.option(
         "--as", "viewer", multiple=True, metavar="NAME",
         help="Only what this user or group may see (user:NAME, group:NAME).",

@@ -85,6 +85,11 @@ def departed(
     return Departed(gone, kept)
 
 
+def is_page(entry: Mapping[str, Any]) -> bool:
+    """Whether a document is known by an id, and not by the place of its file."""
+    return bool(entry.get("meta", {}).get("id"))
+
+
 def left_behind(documents: Mapping[str, Mapping[str, Any]], seen: Seen, exists: Callable[[str], bool]) -> list[str]:
     """Files that were added by their own names, are not there any more, and lay beside what was looked through now.
 
@@ -94,7 +99,7 @@ def left_behind(documents: Mapping[str, Mapping[str, Any]], seen: Seen, exists: 
     folders = {PurePath(file).parent for file in seen.files}
     return sorted(
         source for source, entry in documents.items()
-        if entry.get("roots") and "meta" not in entry and PurePath(composed(source)).parent in folders
+        if entry.get("roots") and not is_page(entry) and PurePath(composed(source)).parent in folders
         and not any(map(exists, (source, *entry["roots"])))
     )  # fmt: skip
 
@@ -115,7 +120,7 @@ def successors(
     """
     lost = {
         composed(source): source for source, entry in documents.items()
-        if source not in left.gone and source not in left.kept and "meta" not in entry
+        if source not in left.gone and source not in left.kept and not is_page(entry)
         and PurePath(source).is_absolute() and not exists(source)
     }  # fmt: skip
     found: dict[str, str] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.document import NO_META, Document
-from rag.index.change.gone import Departed, Seen, confirm_removal, departed, successors
+from rag.index.change.gone import Departed, Seen, confirm_removal, departed, is_page, successors
 from slm.errors import MismatchError
 from slm.paths import composed, on_disk
 
@@ -220,7 +220,7 @@ def _moved_away(
         source: "its text is now in another file"
         for source, entry in known.items()
         if entry.get("text_sha256") in new and source not in left.gone and source not in left.kept
-        and "meta" not in entry and Path(source).is_absolute() and not _lies_there(source)
+        and not is_page(entry) and Path(source).is_absolute() and not _lies_there(source)
     }  # fmt: skip
 
 

@@ -159,7 +159,8 @@ def nothing_through() -> InputError:
     """What is said where filters leave no document."""
     return InputError(
         "the index holds nothing that these filters let through",
-        hint="Leave some out; see what there is with: slm rag status INDEX --json",
+        hint="Leave some out; --since and --until find only documents that say when they were changed. "
+        "See what there is with: slm rag status INDEX --json",
     )
 
 

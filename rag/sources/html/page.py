@@ -7,6 +7,7 @@ Scripts, controls, navigation and what attributes hide are dropped; links and im
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -15,6 +16,7 @@ from rag.sources.clean import clean, without_data_uris
 from rag.sources.html.inherited import MAY_HIDE, strike_unseen
 from rag.sources.html.tree import MAY_NUMBER, hides, is_seen, mark_buttons, mark_line_numbers, put_before, regions
 from rag.sources.html.writer import write
+from rag.sources.properties import told_meta
 from rag.sources.reader import Read, titled
 from slm.text.encoding.decode import decode
 from slm.text.names import names
@@ -41,6 +43,7 @@ _ANY_TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*)")
 _OPENING = re.compile(r"<[A-Za-z][^\s/>]*")
 _ATTRIBUTE = re.compile(r"[\s/]*[^\s/>][^\s/>=]*(?:\s*=\s*(?:(?P<quote>[\"'])|[^\s>\"'][^\s>]*))?")
 _DEEPEST, _MOST_FORMATTING, _MOST_ATTRIBUTES = 1000, 12, 256
+_MOST_METAS, _REPEATED = 200, ("article:tag",)  # those of which each names one more label
 _MOST_TITLES = 20  # top headings that are looked at until one has words
 
 
@@ -73,7 +76,21 @@ def html_document(html: str, name: str) -> Document:
             break
     headings = (one_line(_finish([node]).lstrip("# ")) for node in tree.css("h1")[:_MOST_TITLES] if is_seen(node))
     titles = (one_line(clean(node.text())) for node in tree.css("head > title"))
-    return titled(sections_of(markdown), next(filter(None, chain(headings, titles)), ""), name)
+    document = titled(sections_of(markdown), next(filter(None, chain(headings, titles)), ""), name)
+    return replace(document, meta=told_meta(_said(tree)))
+
+
+def _said(tree: Any) -> dict[str, Any]:
+    """What a page's <meta> elements say, by name; of several with one name a list."""
+    said: dict[str, Any] = {}
+    for node in tree.css("head > meta[content]")[:_MOST_METAS]:
+        attributes = node.attributes
+        name = (attributes.get("name") or attributes.get("property") or attributes.get("itemprop") or "").lower()
+        value = attributes["content"] or ""
+        said[name] = [*said[name], value] if name in _REPEATED and name in said else value
+        if name in _REPEATED and isinstance(said[name], str):
+            said[name] = [value]
+    return said
 
 
 def html_to_markdown(html: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from slm.text.names import names
@@ -32,18 +33,23 @@ _LINE = re.compile(r"(?:[^\W\d][\w.-]*[ \t]*:(?:[ \t]|$)|[ \t]+\S|-[ \t]|#|[\]}]
 _TITLE = re.compile(r"^title[ \t]*:[ \t]*(.+)$", re.MULTILINE | re.IGNORECASE)
 
 
-def split_front_matter(text: str) -> tuple[str, str]:
-    """(title, the text without its front matter); a title of "" where there is none."""
+def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
+    """(what the front matter says, the text without it); nothing where there is none."""
     opening = _OPENING.match(text)
     closing = _CLOSING[opening["mark"]].search(text, opening.end(), opening.end() + _LARGEST) if opening else None
     if opening is None or closing is None:
-        return "", text
+        return {}, text
     inner = text[opening.end() : closing.start()]
     values = _toml(inner) if opening["mark"] == "+++" else _yaml(inner)
     if values is None:
-        return "", text
+        return {}, text
+    return values, text[closing.end() :]
+
+
+def title_of(values: Mapping[str, Any]) -> str:
+    """The title that front matter gives, in one line; "" for none."""
     title = next((value for key, value in values.items() if str(key).lower() == "title"), "")
-    return one_line(str(title)) if isinstance(title, str | int | float) else "", text[closing.end() :]
+    return one_line(str(title)) if isinstance(title, str | int | float) else ""
 
 
 def _yaml(inner: str) -> dict[Any, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rag.document import Document, sections_of
 from rag.sources.clean import clean, without_data_uris
@@ -16,9 +17,10 @@ from rag.sources.html.inherited import Letters
 from rag.sources.html.page import html_to_markdown
 from rag.sources.html.tree import is_hiding
 from rag.sources.html.writer import apart, wrapped
-from rag.sources.markdown.front_matter import split_front_matter
+from rag.sources.markdown.front_matter import split_front_matter, title_of
 from rag.sources.markdown.links import definitions, without_targets
 from rag.sources.markdown.scan import AUTOLINK, MarkdownPart, scan
+from rag.sources.properties import told_meta
 from rag.sources.reader import Read, titled
 from slm.text.encoding.decode import decode
 from slm.text.names import names
@@ -50,8 +52,9 @@ def read_markdown(raw: bytes, name: str) -> Read:
 
 def markdown_document(text: str, name: str) -> Document:
     """A document of Markdown text; titled by its front matter, its only top heading or `name`."""
-    title, body = split_front_matter(clean(text))
-    return titled(sections_of(plain_markdown(body)), title, name)
+    said, body = split_front_matter(clean(text))
+    document = titled(sections_of(plain_markdown(body)), title_of(said), name)
+    return replace(document, meta=told_meta(said))
 
 
 def plain_markdown(text: str) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+from rag.document import NO_META, Meta
+from rag.sources.properties import told_meta
 from slm.errors import DamagedFileError, UnsupportedError
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
@@ -211,6 +213,15 @@ class Package:
         except DamagedFileError:
             return ""
         return told_title(core.text or "") if core is not None else ""
+
+    def meta(self) -> Meta:
+        """What the package's properties say of it: keywords, author, dates."""
+        try:
+            core = self.tree("docProps/core.xml")
+        except DamagedFileError:
+            return NO_META
+        said = {str(element.tag).rpartition("}")[2]: element.text or "" for element in core}
+        return told_meta(said)
 
 
 _MADE_UP = re.compile(

@@ -5,6 +5,7 @@ It knows nothing of where shapes stand: their order in the file is the one in wh
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rag.sources.office.graphics import graphic_html
@@ -44,7 +45,8 @@ def read_slides(raw: bytes, name: str) -> Read:
         notes.append(f"{hidden} hidden {'slide is' if hidden == 1 else 'slides are'} left out")
     if notes and not any(parts):
         raise DamagedFileError("; ".join(notes))
-    return Read(document_of("".join(parts), package.title() or first_title or name, name), "; ".join(notes))
+    document = document_of("".join(parts), package.title() or first_title or name, name)
+    return Read(replace(document, meta=package.meta()), "; ".join(notes))
 
 
 def _slide(package: Package, part: str, tree: Any) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def read_workbook(raw: bytes, name: str) -> Read:
         title = told_title(book.properties.title or "")
     finally:
         book.close()
-    return Read(Document(title or name, "", "und", tuple(sections)), "; ".join(notes))
+    return Read(Document(title or name, "", "und", tuple(sections), package.meta()), "; ".join(notes))
 
 
 def _opened(raw: bytes) -> Any:

@@ -6,6 +6,7 @@ Pages that hold pictures only, or that are damaged, are named, and the others re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rag.sources.office.markup import document_of, escape, html_list
@@ -16,10 +17,12 @@ from rag.sources.office.pdf.paragraphs import Block, Book, across_breaks, levels
 from rag.sources.office.pdf.ruled import ruled_tables
 from rag.sources.office.pdf.running import without_running
 from rag.sources.office.pdf.sheet import LinePiece, Sheet
+from rag.sources.properties import told_meta
 from rag.sources.reader import Read
 from slm.errors import DamagedFileError, UnsupportedError
 
 MOST_PAGES = 5_000
+_PROPERTIES = ("Author", "Keywords", "CreationDate", "ModDate")
 
 
 def read_pdf(raw: bytes, name: str) -> Read:
@@ -38,6 +41,7 @@ def read_pdf(raw: bytes, name: str) -> Read:
         count = len(pdf)
         sheets, damaged = _sheets(pdf, min(count, MOST_PAGES))
         title = told_title(pdf.get_metadata_value("Title"))
+        meta = told_meta({key: pdf.get_metadata_value(key) for key in _PROPERTIES})
     finally:
         pdf.close()
     notes = [f"it is cut after {MOST_PAGES:,} of {count:,} pages"] if count > MOST_PAGES else []
@@ -55,7 +59,7 @@ def read_pdf(raw: bytes, name: str) -> Read:
     parts = _parts(sheets)
     if not title and len(parts) > 1 and (parts[0].kind, parts[0].level) == ("h", 1):
         title = parts.pop(0).text  # what begins the file and is as large as anything in it
-    return Read(document_of(_written(parts), title, name), "; ".join(notes))
+    return Read(replace(document_of(_written(parts), title, name), meta=meta), "; ".join(notes))
 
 
 def _sheets(pdf: Any, count: int) -> tuple[list[Sheet], list[int]]:

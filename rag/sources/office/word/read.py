@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 
 from rag.sources.office.markup import document_of
@@ -24,4 +25,5 @@ def read_word(raw: bytes, name: str) -> Read:
     title = unescape(re.sub(r"<[^>]*>", " ", blocks.title))
     if not title and len(re.findall(r"<h2>", html)) != 1:
         title = package.title()
-    return Read(document_of(html, title, name), "; ".join(dict.fromkeys(blocks.problems)))
+    document = replace(document_of(html, title, name), meta=package.meta())
+    return Read(document, "; ".join(dict.fromkeys(blocks.problems)))
