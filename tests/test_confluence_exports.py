@@ -290,6 +290,28 @@ def test_loose_storage_files_are_known_by_what_is_in_them(tmp_path: Path) -> Non
     assert [skipped.path.name for skipped in reading.skipped] == ["c.xml"]
 
 
+def test_pages_of_one_answer_or_one_folder_show_and_list_each_other(tmp_path: Path) -> None:
+    included = '<ac:structured-macro ac:name="include"><ac:parameter ac:name=""><ac:link><ri:page ri:content-title=' \
+               '"Rules" /></ac:link></ac:parameter></ac:structured-macro>'  # fmt: skip
+    own = {"restrictions": {"read": {"restrictions": {"group": {"results": [{"name": "staff"}]}}}}}
+    pages = [
+        json.loads(answer("1", "Home", f"<p>Hello.</p>{included}{macro('children')}")),
+        json.loads(answer("2", "Rules", "<p>No dogs.</p>", ancestors=[{"title": "Home"}])),
+        json.loads(answer("3", "Secret", "<p>8812</p>", parentId="1", **own)),
+        json.loads(answer("4", "Gym", "<p>Open.</p>", parentId="1")),
+    ]
+    (tmp_path / "all.json").write_text(json.dumps({"results": pages}))
+    home = markdown_of(by_title(read(tmp_path / "all.json"))["Home"])
+    assert home == "# Home\n\nHello.\n\nNo dogs.\n\n- Rules\n- Gym\n"
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "Home.xml").write_text(f"<p>Hello.</p>{included}")
+    (folder / "rules.xml").write_text("<p>No dogs.</p>")
+    assert markdown_of(by_title(read(folder))["Home"]) == "# Home\n\nHello.\n\nNo dogs.\n"
+    (folder / "rules.xml").write_text(f"<p>No cats.</p>{included}")  # which includes itself
+    assert "No cats." in markdown_of(by_title(read(folder))["Home"])
+
+
 def test_of_two_exports_in_a_folder_the_newer_page_is_kept(tmp_path: Path) -> None:
     for name, version, text in (("a.zip", "3", "old"), ("b.zip", "4", "new"), ("c.zip", "2", "oldest")):
         xml_zip(tmp_path / name, page("1", "Home", f"<p>{text}</p>", version=version))

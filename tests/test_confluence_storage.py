@@ -82,6 +82,20 @@ def test_a_macro_without_anything_to_show_is_named_beside_the_text_and_not_in_it
     assert "weather-table" in written.note and "info" not in written.note
 
 
+def test_titles_of_tabs_and_buttons_are_text_and_a_markdown_macro_is_no_code() -> None:
+    shown = markdown(
+        macro("ui-tab", "<p>Eight to six.</p>", title="Opening hours") + macro("tab", "<p>a</p>", title="Second")
+        + macro("ui-button", title="Book a room", url="https://e.example", icon="x1")
+        + '<ac:structured-macro ac:name="markdown"><ac:plain-text-body><![CDATA['
+        "## Steps\n\n1. *Knock*\n2. Enter <b>\n\n| Day | Fee |\n|---|---|\n| Mon | 10 |"
+        "]]></ac:plain-text-body></ac:structured-macro>"
+    )  # fmt: skip
+    for part in ("Opening hours\n\nEight to six.", "Second\n\na", "Book a room",
+                 "## Steps", "1. Knock\n2. Enter", "| Mon | 10 |"):  # fmt: skip
+        assert part in shown, (part, shown)
+    assert [part for part in ("x1", "https", "```") if part in shown] == []
+
+
 def test_code_keeps_every_character_its_language_and_its_title() -> None:
     code = "if (a < b && c[0]) {\n    x = ']]';  // <tag> &amp;\n\n}"
     body = f"<ac:plain-text-body><![CDATA[{code}]]></ac:plain-text-body>"

@@ -13,6 +13,8 @@ from pathlib import Path
 from rag.document import NO_META
 from rag.sources.confluence.archive import csv_export
 from rag.sources.confluence.attached import LARGEST_FILE, Stored
+from rag.sources.confluence.body.around import Around
+from rag.sources.confluence.body.nodes import Node
 from rag.sources.confluence.body.storage import markdown_of_nodes, read_nodes
 from rag.sources.confluence.html_export import ExportIndex, is_export_page, read_export_page, read_index
 from rag.sources.confluence.page import alone, page_read
@@ -23,6 +25,7 @@ from slm.errors import DamagedFileError, UnsupportedError
 from slm.paths import composed
 from slm.text.encoding.decode import decode
 
+_SUFFIXES = (".xml", ".html", ".htm", ".xhtml")
 _OWN = re.compile(rb"<(?:ac|ri):[a-z][a-z-]+[\s/>]")
 _ENTITIES = re.compile(rb"<hibernate-generic\b|<object\s[^<>]{0,200}\bclass=")
 _BLOCKS = re.compile(
@@ -45,7 +48,7 @@ def read_page_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut |
         yield alone(page) if isinstance(page, Read) else page
         yield from attached
     elif _OWN.search(raw):
-        yield _storage(raw, name)
+        yield _storage(raw, path)
     else:
         yield read_html(raw, name)
 
@@ -61,7 +64,7 @@ def read_xml_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | 
     raw = _bytes_of(path)
     if not _OWN.search(raw) and not _BLOCKS.match(raw):
         raise UnsupportedError("it is XML, but no page or export of Confluence")
-    yield _storage(raw, composed(path.stem))
+    yield _storage(raw, path)
 
 
 def explain_descriptor(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut | Whole]:
@@ -70,10 +73,29 @@ def explain_descriptor(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftO
     yield
 
 
-def _storage(raw: bytes, name: str) -> Read:
-    decoded = decode(raw, declared=declared_charset(raw))
-    read = page_read("", name, markdown_of_nodes(read_nodes(decoded.text)), NO_META)
+def _storage(raw: bytes, path: Path) -> Read:
+    decoded, name = decode(raw, declared=declared_charset(raw)), composed(path.stem)
+    around = Around("", name, lambda space, title: _page_beside(path.parent, title))
+    read = page_read("", name, markdown_of_nodes(read_nodes(decoded.text), around), NO_META)
     return alone(Read(read.document, "; ".join(filter(None, (decoded.note, read.note)))))
+
+
+def _page_beside(folder: Path, title: str) -> Node | None:
+    """The page of this title in a folder of pages in the storage format, which are called by their files' names."""
+    found = _pages_in(folder, folder.stat().st_mtime_ns).get(composed(title).casefold())
+    if found is None or not found.is_file() or found.stat().st_size > LARGEST_PAGE:
+        return None
+    raw = found.read_bytes()
+    is_page = _OWN.search(raw) or (found.suffix.lower() == ".xml" and _BLOCKS.match(raw))
+    if not is_page or is_export_page(raw) or _ENTITIES.search(raw[:10_000]):
+        return None
+    return read_nodes(decode(raw, declared=declared_charset(raw)).text)
+
+
+@lru_cache(maxsize=16)
+def _pages_in(folder: Path, written: int) -> dict[str, Path]:
+    files = (file for file in sorted(folder.iterdir(), reverse=True) if file.suffix.lower() in _SUFFIXES)
+    return {composed(file.stem).casefold(): file for file in files}
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -41,11 +41,12 @@ def read_answer_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut
     base = text_at(answer, "_links", "base") if isinstance(answer, dict) else ""
     if all(body_of(page) is None for page in pages):
         raise UnsupportedError("it is an answer of Confluence that lists pages without their bodies")
+    others = _Others(pages)
     for page in pages:
         if body_of(page) is None:
             yield LeftOut(text_at(page, "id"), "the answer lists it without its body")
             continue
-        read = read_answer(page, base or wanted.base_url)
+        read = read_answer(page, base or wanted.base_url, others.around(page))
         yield alone(read) if single else read
 
 
@@ -63,14 +64,10 @@ def read_answer(page: dict[str, Any], base: str = "", around: Around | None = No
     webui = text_at(links, "webui")
     own = _SITE.match(text_at(links, "self"))
     site = (text_at(links, "base") or base or (own.group(1) if own else "")).rstrip("/")
-    space = text_at(page, "space", "key") or _space_in(text_at(page, "_expandable", "space")) or _space_in(webui)
+    space = _space_of(page)
     labels = list_of(at(page, "metadata", "labels", "results")) or list_of(at(page, "labels", "results"))
     version = at(page, "version", "number")
-    read_by = at(page, "restrictions", "read", "restrictions")
-    users = [text_at(user, "username") or text_at(user, "accountId") or text_at(user, "userKey")
-             for user in list_of(at(read_by, "user", "results"))]  # fmt: skip
-    groups = [text_at(group, "name") for group in list_of(at(read_by, "group", "results"))]
-    who = tuple(sorted([*(f"user:{user}" for user in users if user), *(f"group:{name}" for name in groups if name)]))
+    who = _who_may_see(page)
     meta = Meta(
         id=page_id(number), url=f"{site}{webui}" if site and webui else "", space=space,
         ancestors=tuple(text_at(one, "title") for one in list_of(page.get("ancestors")) if text_at(one, "title")),
@@ -84,6 +81,49 @@ def read_answer(page: dict[str, Any], base: str = "", around: Around | None = No
     files = [text_at(file, "title") for file in list_of(at(page, "children", "attachment", "results"))]
     written = markdown_of_nodes(nodes, around or Around(space, title))
     return page_read(title or number, number, written, meta, files=[file for file in files if file])
+
+
+class _Others:
+    """The pages of one answer, as they show and list each other."""
+
+    def __init__(self, pages: list[dict[str, Any]]) -> None:
+        self._by_title = {(_space_of(page), text_at(page, "title").casefold()): page for page in pages}
+        title_of = {text_at(page, "id"): text_at(page, "title") for page in pages}
+        self._below: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for page in pages:
+            above = [text_at(one, "title") for one in list_of(page.get("ancestors"))]
+            parent = above[-1] if above else title_of.get(text_at(page, "parentId"), "")
+            self._below.setdefault((_space_of(page), parent.casefold()), []).append(page)
+
+    def around(self, page: dict[str, Any]) -> Around:
+        """What a page may show of the others: those that are not for fewer people than it is."""
+        own = ((), _who_may_see(page))
+
+        def body(space: str, title: str) -> Node | None:
+            found = self._by_title.get((space, title.casefold()))
+            return body_of(found) if found is not None and _who_may_see(found) in own else None
+
+        def children(space: str, title: str) -> list[str]:
+            below = self._below.get((space, title.casefold()), ()) if title else ()
+            return [text_at(one, "title") for one in below if _who_may_see(one) in own]
+
+        return Around(_space_of(page), text_at(page, "title"), body, children=children)
+
+
+def _space_of(page: dict[str, Any]) -> str:
+    """The key of a page's space."""
+    links = page.get("_links")
+    webui = text_at(links, "webui") if isinstance(links, dict) else ""
+    return text_at(page, "space", "key") or _space_in(text_at(page, "_expandable", "space")) or _space_in(webui)
+
+
+def _who_may_see(page: dict[str, Any]) -> tuple[str, ...]:
+    """Who a page's own restrictions let see it; nobody is named where all may."""
+    read_by = at(page, "restrictions", "read", "restrictions")
+    users = [text_at(user, "username") or text_at(user, "accountId") or text_at(user, "userKey")
+             for user in list_of(at(read_by, "user", "results"))]  # fmt: skip
+    groups = [text_at(group, "name") for group in list_of(at(read_by, "group", "results"))]
+    return tuple(sorted([*(f"user:{user}" for user in users if user), *(f"group:{name}" for name in groups if name)]))
 
 
 def body_of(page: dict[str, Any]) -> Node | None:

@@ -22,7 +22,10 @@ from rag.sources.confluence.body.pieces import Piece, Raw, block, label_of, ment
 from slm.text.names import names
 
 _BODIES = ("ac:rich-text-body", "ac:plain-text-body")
-_PANELS = names("info tip note warning panel expand ui-expand ui-tab localtab card chart excerpt-panel")
+_PANELS = names(
+    "info tip note warning panel expand ui-expand ui-tab localtab tab tabitem tab-item aura-tab aura-panel card chart "
+    "excerpt-panel"
+)
 # They show what the program finds elsewhere, or steer the page: their absence loses nothing that the page says.
 _NAVIGATION = names(
     "toc anchor pagetree pagetreesearch livesearch recently-updated recently-updated-dashboard contentbylabel "
@@ -40,6 +43,7 @@ _SHOWN = {
     **dict.fromkeys(("gliffy", "balsamiq", "lucidchart", "lucidchart-macro"), ("displayName", "documentName", "name")),
     **dict.fromkeys(("view-file", "viewpdf", "viewdoc", "viewxls", "viewppt", "viewfile", "multimedia"), ("name", "")),
     **dict.fromkeys(("widget", "iframe"), ("url", "src")),
+    **dict.fromkeys(("ui-button", "aura-button", "button"), ("title", "label", "text")),
 }  # fmt: skip
 _DIAGRAMS = ("drawio", "gliffy", "balsamiq", "lucidchart")
 _INLINE = names("status mathinline math-inline eazy-math-inline anchor profile jira jiraissues span color")
@@ -113,6 +117,13 @@ def _html(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
     return block(*parse(text_of(node.first(*_BODIES))).children)
 
 
+def _markdown(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
+    from markdown_it import MarkdownIt
+
+    written = MarkdownIt("commonmark", {"html": False}).enable("table").render(text_of(node.first(*_BODIES)))
+    return block(*parse(written).children)
+
+
 def _nothing(node: Node, given: dict[str, Node], page: Conversion) -> list[Piece]:
     return []
 
@@ -177,6 +188,7 @@ _Handler = Callable[[Node, dict[str, Node], Conversion], list[Piece]]
 _HANDLERS: dict[str, _Handler] = {
     **dict.fromkeys(("code", "noformat", "code-block", "codeblock", "paste-code-macro", "plantuml"), _code),
     **dict.fromkeys(("html", "html-include", "html-wrap"), _html),
+    **dict.fromkeys(("markdown", "markdown-macro"), _markdown),
     **dict.fromkeys(("style", "css", "script", "javascript"), _nothing),
     **dict.fromkeys(("include", "excerpt-include"), include),
     **dict.fromkeys(("jira", "jiraissues"), _issues),
