@@ -33,6 +33,18 @@ def test_labels_that_span_rows_or_columns_stand_in_each_of_them() -> None:
     ]  # fmt: skip
 
 
+def test_a_table_in_a_cell_keeps_its_rows_under_their_header_and_code_its_lines() -> None:
+    text = text_of(
+        "<table><tr><th>Service<th>Ports</tr><tr><td>Web<td><table><tr><th>Port<th>Use</tr><tr><td>8443<td>admin</tr>"
+        "<tr><td>443<td>a|b</tr></table></tr><tr><td>Shell<td><pre>cd  x\n  ls\n</pre></tr></table>"
+        "<table><tr><td colspan=100000>wide</tr><tr><td>a<td colspan=2>b</tr></table>",
+    )
+    assert text == (
+        "| Service | Ports |\n| --- | --- |\n| Web | Port, Use; Port: 8443, Use: admin; Port: 443, Use: a\\|b |\n"
+        "| Shell | `cd x` `ls` |\n\n|  |  |\n| --- | --- |\n| wide |  |\n| a | b |"
+    )
+
+
 def test_a_cell_keeps_its_list_and_its_bars_in_one_row() -> None:
     html = "<table><tr><th>k<th>v<tr><td>x|y<td><ul><li>Mon 9<li>Tue 13</ul></table>"
     assert "| x\\|y | Mon 9; Tue 13 |" in text_of(html)

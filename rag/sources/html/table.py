@@ -6,7 +6,7 @@ It knows nothing of what is in a cell: it is given a function that renders one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rag.sources.html.tree import is_dropped
@@ -84,6 +84,17 @@ def markdown_table(table: Any, render: Callable[[Any], str]) -> list[str]:
     return lines
 
 
+def table_rows(table: Any, render: Callable[[Any], str]) -> list[str]:
+    """The rows of a table each as one text: first the header, then values under it (Port: 443, Use: public)."""
+    grid, heads = _grid([(row, in_head) for row, in_head in rows_of(table) if not is_dropped(row)], render)
+    names = _joined(grid[:heads], max(map(len, grid), default=0)) if heads < len(grid) else []
+    rows = [", ".join(dict.fromkeys(filter(None, names)))]
+    for row in grid[heads:] if names else grid:
+        named = dict.fromkeys((names[place] if names else "", cell.text) for place, cell in enumerate(row) if cell.text)
+        rows.append(", ".join(f"{name}: {text}" if name else text for name, text in named))
+    return [row for row in rows if row]
+
+
 def _grid(rows: list[tuple[Any, bool]], render: Callable[[Any], str]) -> tuple[list[list[Cell]], int]:
     """The rows of cells with spans filled, and how many of the first ones are the header."""
     grid: list[list[Cell]] = []
@@ -122,7 +133,23 @@ def _grid(rows: list[tuple[Any, bool]], render: Callable[[Any], str]) -> tuple[l
         grid.append(line)
     if heads == len(grid) and heads > 1:
         heads = 1  # a table of nothing but <th>
-    return ([], 0) if not any(cell.text for line in grid for cell in line) else (grid, heads)
+    return ([], 0) if not any(cell.text for line in grid for cell in line) else (_narrowed(grid), heads)
+
+
+def _narrowed(grid: list[list[Cell]]) -> list[list[Cell]]:
+    """The rows without columns in which no cell begins: those that cells only span say nothing twice."""
+    begun = sorted(
+        {place for row in grid for place, cell in enumerate(row) if place == 0 or row[place - 1] is not cell}
+    )
+    if len(begun) == max(map(len, grid), default=0):
+        return grid
+    narrow = []
+    for row in grid:
+        left = [row[place] for place in begun if place < len(row)]
+        if left:  # of how many columns the first cell is says whether it is a line of its own
+            left[0] = replace(left[0], columns=sum(place < left[0].columns for place in begun))
+        narrow.append(left)
+    return narrow
 
 
 def _span(node: Any, name: str) -> int:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from rag.sources.html.table import captions_of, cells_of, markdown_table, rows_of
+from rag.sources.html.table import captions_of, cells_of, markdown_table, rows_of, table_rows
 from rag.sources.html.tree import is_dropped, traverse
 from slm.text.names import names
 
@@ -84,7 +84,7 @@ def _layout_tables(root: Any) -> frozenset[int]:
 class _Writer:
     """What has been written, and what the block in work holds so far."""
 
-    def __init__(self, layout: frozenset[int], in_cell: bool = False) -> None:
+    def __init__(self, layout: frozenset[int], in_cell: int = 0) -> None:
         self.lines: list[str] = []
         self._layout, self._in_cell = layout, in_cell
         self._inline: list[str] = []
@@ -218,7 +218,7 @@ class _Writer:
             self._open(node, ": ", "  ")
         elif tag == "blockquote":
             self._open(node, "> ", "> ")
-        elif tag == "table" and not self._in_cell and not self._is_layout(node):
+        elif tag == "table" and self._in_cell < 2 and not self._is_layout(node):
             self._table(node)
             return False
         return True
@@ -243,7 +243,8 @@ class _Writer:
     def _code(self, node: Any) -> None:
         code = _preformatted(node)
         if self._in_cell:
-            self._inline.append(_in_ticks(" ".join(code.split())))
+            lines = (" ".join(line.split()) for line in code.split("\n"))
+            self._inline.append(" ".join(_in_ticks(line) for line in lines if line))
             return
         self.flush()
         if not code.strip():
@@ -260,19 +261,20 @@ class _Writer:
 
     def _table(self, table: Any) -> None:
         for caption in captions_of(table):
-            text = self._cell(caption)
-            if text:
-                self._emit([text])
-        lines = markdown_table(table, self._cell)
-        if lines:
+            if text := self._cell(caption):
+                self.lines.append(text) if self._in_cell else self._emit([text])
+        if self._in_cell:  # each row of a table in a cell is a sentence under its header
+            self.lines += table_rows(table, self._cell)
+        elif lines := markdown_table(table, self._cell):
             self._emit(lines)
 
     def _cell(self, node: Any) -> str:
-        inner = _Writer(self._layout, in_cell=True)
+        inner = _Writer(self._layout, self._in_cell + 1)
         traverse(node, inner.enter, inner.leave)
         inner.flush()
         several = node.css_first("li, dt, tr") is not None
-        return ("; " if several else " ").join(inner.lines).replace("|", "\\|")
+        text = ("; " if several else " ").join(inner.lines)
+        return text if self._in_cell else text.replace("|", "\\|")
 
 
 def _place(node: Any) -> int:
