@@ -27,7 +27,7 @@ def read(paths: tuple[Path, ...], comments: bool, base_url: str, as_json: bool) 
     Example:
       slm rag read data/handbook/en/03-overtime.md
     """
-    from rag.sources.files import nothing_read, read_files
+    from rag.sources.files import MOST_TOLD, nothing_read, read_files
     from rag.sources.reader import ReadOptions, markdown_of
     from slm.terminal.console import emit_json, note
     from slm.text.visible import one_line
@@ -48,7 +48,8 @@ def read(paths: tuple[Path, ...], comments: bool, base_url: str, as_json: bool) 
             }
         )  # fmt: skip
         return
-    for skipped in reading.skipped:
+    told = not reading.documents and len(reading.skipped) <= MOST_TOLD  # the error names them
+    for skipped in [] if told else reading.skipped:
         note(f"skipped {one_line(str(skipped.path))}: {skipped.reason}")
     for noted in reading.notes:
         note(f"{one_line(noted.source)}: {noted.text}")

@@ -34,7 +34,10 @@ from slm.weights.checkpoint_files import pointer_of
 MARKDOWN = (".md", ".markdown", ".mdown")
 HTML = (".html", ".htm", ".xhtml")
 TEXT = (".txt", ".text")
-# Those of .doc, .xls and .ppt say what to do about the formats before 2007.
+# Their readers say what to do about the formats before 2007.
+_BEFORE_2007 = (".doc", ".ppt", ".xls")
+MOST_TOLD = 5
+"""So many files are named where nothing could be read."""
 OFFICE = {
     (".csv", ".tsv"): ("delimited", "read_delimited"),
     (".docx", ".docm", ".doc"): ("word.read", "read_word"),
@@ -311,12 +314,13 @@ def is_document(name: str) -> bool:
 def nothing_read(paths: Sequence[Path | str], reading: Reading) -> InputError:
     """The error for paths that gave no document at all, with the reasons."""
     named = ", ".join(str(_printable(Path(path))) for path in paths)
-    reasons = "; ".join(f"{skipped.path.name}: {skipped.reason}" for skipped in reading.skipped[:5])
-    return InputError(
-        f"no document was found in {named}",
-        found=reasons or "no files",
-        hint=f"Files that are read: {', '.join((*_READERS, *HTML))}, and exports of Confluence (.zip, .xml, .json).",
-    )
+    told = reading.skipped[:MOST_TOLD]
+    reasons = "; ".join(f"{skipped.path.name}: {skipped.reason}" for skipped in told)
+    kinds = (suffix for suffix in (*_READERS, *HTML) if suffix not in _BEFORE_2007)
+    hint = f"Files that are read: {', '.join(kinds)}, and exports of Confluence (.zip, .xml, .json)."
+    # Where each file is of a kind that is read, its reason says what to do.
+    unknown = not told or any(skipped.path.suffix.lower() not in (*_READERS, *_COLLECTIONS) for skipped in told)
+    return InputError(f"no document was found in {named}", found=reasons or "no files", hint=hint if unknown else "")
 
 
 def read_each(path: Path, wanted: ReadOptions = ReadOptions()) -> Iterator[Read | LeftOut | Whole]:  # noqa: B008  # it is frozen

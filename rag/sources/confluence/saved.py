@@ -31,7 +31,9 @@ def read_answer_file(path: Path, wanted: ReadOptions) -> Iterator[Read | LeftOut
         raise UnsupportedError("it is larger than any answer of an API")
     try:
         answer = json.loads(decode(path.read_bytes()).text.lstrip("\ufeff"))
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise UnsupportedError("it is JSON that nests deeper than any answer of Confluence") from error
+    except ValueError as error:
         raise DamagedFileError(f"it is no JSON that can be read: {error}") from error
     single = isinstance(answer, dict) and "results" not in answer
     pages = [answer] if single else list_of(answer.get("results") if isinstance(answer, dict) else answer)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from statistics import median
 from textwrap import dedent
 
@@ -145,11 +145,12 @@ def _paragraphs(lines: Sequence[PdfLine], book: Book) -> list[Block]:
     parts: list[Block] = []
     last: PdfLine | None = None
     first: PdfLine = lines[0]
+    columns = _columns_of_code(lines)
     for line in lines:
         if not line.text:
             continue
         if line.is_fixed and not book.is_fixed:
-            _add_code(parts, line, last, flow.left)
+            _add_code(parts, line, last, columns[id(line)])
         elif last is None or last.is_fixed or _begins(line, last, first, flow, parts[-1]):
             first = line
             parts.append(_part(line))
@@ -163,10 +164,20 @@ def _paragraphs(lines: Sequence[PdfLine], book: Book) -> list[Block]:
     return parts
 
 
-def _add_code(parts: list[Block], line: PdfLine, last: PdfLine | None, left: float) -> None:
-    """A line of code with its indent, under the one before it."""
-    width = (line.x1 - line.x0) / max(len(line.text), 1)
-    text = " " * round((line.x0 - left) / max(width, 1)) + line.text
+def _columns_of_code(lines: Sequence[PdfLine]) -> dict[int, int]:
+    """By line of code the blanks before it: how far it is from the leftmost of the lines it stands with."""
+    columns: dict[int, int] = {}
+    for is_fixed, run in groupby(filter(lambda line: line.text, lines), key=lambda line: line.is_fixed):
+        code = list(run)
+        width = max(median((line.x1 - line.x0) / len(line.text) for line in code), 1)
+        left = min(line.x0 for line in code)
+        columns |= {id(line): round((line.x0 - left) / width) for line in code if is_fixed}
+    return columns
+
+
+def _add_code(parts: list[Block], line: PdfLine, last: PdfLine | None, indent: int) -> None:
+    """A line of code with the blanks before it, under the one before it."""
+    text = " " * indent + line.text
     if last is not None and last.is_fixed and parts[-1].kind == "pre":
         gap = "\n\n" if line.y0 - last.y1 > 0.6 * (last.y1 - last.y0) else "\n"
         parts[-1].text += gap + text

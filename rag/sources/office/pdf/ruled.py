@@ -109,9 +109,9 @@ def _table(across: list[float], down: list[float], rules: list[Rule], pieces: li
                 owner.setdefault(place, (row, column))
     texts: dict[tuple[int, int], list[LinePiece]] = {}
     for piece in pieces:
-        row = max(sum(y <= piece.middle for y in across) - 1, 0)
-        for column, part in _cut(piece, down):
-            texts.setdefault(owner[min(row, rows - 1), column], []).append(part)
+        row = min(max(sum(y <= piece.middle for y in across) - 1, 0), rows - 1)
+        for cell, part in _cut(piece, [owner[row, column] for column in _columns(piece, down)]):
+            texts.setdefault(cell, []).append(part)
     for place, parts in texts.items():
         cells[place].html = escape(text_of(parts, join))
     if len(cells) < 4 or len(texts) < 2:
@@ -120,10 +120,14 @@ def _table(across: list[float], down: list[float], rules: list[Rule], pieces: li
     return html_table(lines)
 
 
-def _cut(piece: LinePiece, down: list[float]) -> list[tuple[int, LinePiece]]:
-    """A piece that runs over rules, as one part a column."""
-    places = [min(max(sum(x <= left + 0.5 for x in down) - 1, 0), len(down) - 2) for left in piece.lefts]
-    parts: list[tuple[int, LinePiece]] = []
+def _columns(piece: LinePiece, down: list[float]) -> list[int]:
+    """The column that each character of a piece stands in."""
+    return [min(max(sum(x <= left + 0.5 for x in down) - 1, 0), len(down) - 2) for left in piece.lefts]
+
+
+def _cut(piece: LinePiece, places: list[tuple[int, int]]) -> list[tuple[tuple[int, int], LinePiece]]:
+    """A piece that runs over rules, as one part a cell; places: the cell of each character."""
+    parts: list[tuple[tuple[int, int], LinePiece]] = []
     start = 0
     for index in range(1, len(places) + 1):
         if index == len(places) or places[index] != places[start]:
