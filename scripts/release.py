@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from convert.publish.checksums import write_sums  # noqa: E402
+from convert.publish.checksums import sums_of, write_sums  # noqa: E402
 from scripts.from_scratch import LANGUAGES, headline, slm  # noqa: E402
 from scripts.release_notes import notes_of  # noqa: E402
 from slm import __version__  # noqa: E402
@@ -200,7 +200,7 @@ def main(words: Sequence[str] | None = None) -> None:
     packages = build_packages(out)
     with new_file(out / "NOTES.md") as path:
         path.write_text(notes_of((ROOT / CHANGELOG).read_text(encoding="utf-8"), __version__), encoding="utf-8")
-    write_sums(out)
+    write_sums(out, sums_of(out))
     headline(f"{name} is in {out}")
     print("\n".join([*(model.name for model in models), *packages, "NOTES.md", "SHA256SUMS"]))
     if asked.upload:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def new_folder(path: Path | str, kind: str) -> Iterator[tuple[Path, dict[str, An
         for file in temporary.rglob("*"):
             if file.is_file():
                 _fsync(file)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (temporary / MANIFEST).write_bytes(manifest_bytes(manifest))
         _fsync(temporary / MANIFEST)
         temporary.chmod(0o755)
         _swap(temporary, path)
@@ -154,6 +154,11 @@ def new_folder(path: Path | str, kind: str) -> Iterator[tuple[Path, dict[str, An
         raise _disk_error(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as it is written."""
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def require_replaceable(path: Path, kind: str) -> None:

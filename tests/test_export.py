@@ -159,6 +159,9 @@ def test_the_card_tells_what_was_measured_and_under_which_terms(made: Path, whol
 
 def test_the_sums_are_those_that_sha256sum_checks(made: Path, tmp_path: Path) -> None:
     subprocess.run(["sha256sum", "--strict", "--quiet", "-c", "SHA256SUMS"], cwd=made, check=True)
+    summed = {line.split("  ", 1)[1] for line in (made / "SHA256SUMS").read_text().splitlines()}
+    files = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+    assert summed == files - {"README.md", "SHA256SUMS"}
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     (copy / "README.md").write_text("my own words")
@@ -169,6 +172,19 @@ def test_the_sums_are_those_that_sha256sum_checks(made: Path, tmp_path: Path) ->
     with pytest.raises(DamagedFileError, match="not as it was exported") as error:
         check_sums(copy)
     assert error.value.found == "missing: NOTICE; new: notes.txt; changed: Modelfile"
+
+
+def test_a_licence_that_every_copy_needs_goes_along_where_its_text_is_not_beside_the_model(
+    source: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(source, bare)
+    for name in ("LICENSE.txt", "NOTICE", "README.md"):
+        (bare / name).unlink(missing_ok=True)
+    made = call(tmp_path / "m", "--model", bare, "-t", "q8_0", "--max-tokens", "32", "--licence", "apache-2.0")
+    assert made.exit_code == 0, made.exception
+    assert "Apache License\n                           Version 2.0" in (tmp_path / "m/LICENSE.txt").read_text()
+    assert "[LICENSE.txt](LICENSE.txt)" in (tmp_path / "m/README.md").read_text()
 
 
 def test_one_type_is_one_file_and_an_older_export_is_replaced(source: Path, tmp_path: Path) -> None:

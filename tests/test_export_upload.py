@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from click.testing import CliRunner, Result
 from pytest_httpserver import HTTPServer
 
 from convert.cli.export import export
-from convert.publish.checksums import write_sums
-from slm.artifacts import new_folder
+from convert.publish.checksums import sums_of, write_sums
+from slm.artifacts import manifest_bytes, new_folder
 from slm.errors import DamagedFileError, InputError, MissingFileError, UploadError
 from tests.fake_hub import COMMIT, TOKEN, FakeUploads
 from tests.path_joints import PathJoints
@@ -41,7 +42,9 @@ def exported(tmp_path: Path) -> Path:
         (folder / "office-q8_0.gguf").write_bytes(b"GGUF" * 1000)
         (folder / "adapters").mkdir()
         (folder / "adapters/ja.gguf").write_bytes(b"adapter")
-        manifest.update(name="office", version="0.1.0", licence="mit", files=write_sums(folder))
+        sums = sums_of(folder)
+        manifest.update(name="office", version="0.1.0", licence="mit", files=sums)
+        write_sums(folder, {**sums, "manifest.json": hashlib.sha256(manifest_bytes(manifest)).hexdigest()})
     return target
 
 

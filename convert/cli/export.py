@@ -77,6 +77,7 @@ def _refuse_alone(target: Path, upload: str | None) -> None:
     given = [
         parameter for parameter in context.command.params
         if isinstance(parameter, click.Option) and parameter.name not in ("model", "upload", "private", "as_json")
+        and parameter.expose_value
         and context.get_parameter_source(str(parameter.name)) == click.core.ParameterSource.COMMANDLINE
     ]  # fmt: skip
     if upload is None or given:

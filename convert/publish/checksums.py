@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from slm.artifacts import MANIFEST, sha256_file
+from slm.artifacts import sha256_file
 from slm.errors import DamagedFileError, MissingFileError
 
 SUMS = "SHA256SUMS"
-# The card is for people to go on writing; the manifest is written after the sums.
-_LEFT_OUT = ("README.md", SUMS, MANIFEST)
+# The card is for people to go on writing.
+_LEFT_OUT = ("README.md", SUMS)
 
 
 def _summed(folder: Path) -> list[str]:
@@ -17,12 +18,15 @@ def _summed(folder: Path) -> list[str]:
     return sorted(name for name in files if name not in _LEFT_OUT and not name.startswith((".git/", ".cache/")))
 
 
-def write_sums(folder: Path) -> dict[str, str]:
-    """Write SHA256SUMS of all files under `folder` but its card and manifest; {name: SHA-256}."""
-    sums = {name: sha256_file(folder / name) for name in _summed(folder)}
-    text = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+def sums_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files under `folder` but its card, by name."""
+    return {name: sha256_file(folder / name) for name in _summed(folder)}
+
+
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write SHA256SUMS."""
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     (folder / SUMS).write_text(text, encoding="utf-8")
-    return sums
 
 
 def check_sums(folder: Path) -> None:

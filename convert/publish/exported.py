@@ -5,6 +5,7 @@ A shell over the conversion and its measuring. It is whole or absent, and names 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from convert.lora.adapter import convert_adapter, is_adapter_folder
 from convert.publish.card import CARD, MODELFILE
-from convert.publish.checksums import write_sums
+from convert.publish.checksums import sums_of, write_sums
 from convert.publish.inspect import inspect_gguf
 from convert.publish.licence import LicenceTerms, licence_texts
 from convert.publish.model_page import ExportFacts, model_page
@@ -23,7 +24,15 @@ from convert.quality.cost import MeasureOptions, convert_measured
 from convert.quality.report import report_of
 from convert.quality.speed import machine
 from slm import __version__
-from slm.artifacts import MANIFEST, new_folder, read_json, read_manifest, require_folder, require_replaceable
+from slm.artifacts import (
+    MANIFEST,
+    manifest_bytes,
+    new_folder,
+    read_json,
+    read_manifest,
+    require_folder,
+    require_replaceable,
+)
 from slm.errors import DamagedFileError, InputError, MissingFileError
 from slm.terminal.console import note
 from slm.weights.adapter_origin import assumed_base
@@ -40,6 +49,7 @@ from slm.weights.gguf_reader import read_gguf
 from slm.weights.identity import identity_of
 
 KIND = "export"
+_TEXTS = Path(__file__).with_name("texts")  # of licences that every copy has to be given with
 TYPES = ("q8_0", "q4_k_m", "q4_0")
 ADAPTERS = "adapters"
 _PREFERRED = "q4_k_m"  # what the Modelfile and the card's examples name, where it is there
@@ -95,12 +105,14 @@ def export_folder(target: Path, options: ExportOptions) -> dict[str, Any]:
             _languages(options, made, adapters), terms,
         )  # fmt: skip
         (folder / CARD).write_text(model_page(facts), encoding="utf-8")
-        sums = write_sums(folder)
+        sums = sums_of(folder)
         manifest.update(
             made_by="export", version=__version__, name=options.name, licence=options.terms.licence,
             fingerprint=identity.fingerprint, weights=identity.weights, base_model=options.terms.base,
             modelfile_of=preferred, files=sums,
         )  # fmt: skip
+        # The manifest itself is written last, as `new_folder` does for all.
+        write_sums(folder, {**sums, MANIFEST: hashlib.sha256(manifest_bytes(manifest)).hexdigest()})
     return manifest
 
 
@@ -195,6 +207,10 @@ def _copy_terms(folder: Path, options: ExportOptions) -> list[str]:
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
             names.append(path.name)
+    known = _TEXTS / f"{options.terms.licence}.txt"
+    if not any("licen" in name.lower() for name in names) and known.is_file():
+        shutil.copyfile(known, folder / "LICENSE.txt")
+        names.append("LICENSE.txt")
     if not names:
         name = options.terms.name or options.terms.licence
         note(f"no text of the licence ({name}) lies beside the model; put it into the folder if it has to go along")

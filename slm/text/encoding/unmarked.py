@@ -43,7 +43,8 @@ def wide_codec(raw: bytes) -> tuple[str, str]:
         return "", ""
     zeros = b"\0" in sample
     plain = not zeros and CONTROL.search(sample) is None and is_utf8(sample)
-    if (plain and not 2 < len(raw) <= _FEW) or (not zeros and is_nearly_utf8(sample)):
+    # A word of ASCII and a line end of one byte are no UTF-16, whose line ends are of two.
+    if (plain and (len(raw) % 2 or not 2 < len(raw) <= _FEW)) or (not zeros and is_nearly_utf8(sample)):
         return "", ""
     if zeros and _is_of_bytes(sample):
         return "", ""
