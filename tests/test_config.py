@@ -84,6 +84,8 @@ def test_the_file_may_be_in_any_encoding(tmp_path: Path, encoding: str) -> None:
         ("train.sft = 'x'", "'train.sft' is a command and has to be a table"),
         ("[generat]\nseed = 1", "generat: no command; did you mean 'generate'?"),
         ("[train]\nrank = 8", "[train] rank: no command; an option belongs into the table of its command"),
+        ("temperature = 0.5", "temperature: no command; an option belongs into the table of its command: ["),
+        ("[train]\nlr = 1e-4", "[train] lr: no command; an option belongs into the table of its command: [train.est"),
         ("[bench.nope]", "[bench] nope: no command"),
         ("version = true", "version: no command"),
         ("[generate", "is not valid TOML"),

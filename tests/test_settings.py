@@ -108,7 +108,7 @@ def test_every_value_of_every_command_can_be_listed(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "faults"),
     [
-        ("[generate]\nmax-token = 5", ["[generate] max-token: no option of this command; did you mean 'max_tokens'?"]),
+        ("[generate]\nmax-token = 5", ["[generate] max-token: no option of this command; did you mean 'max-tokens'?"]),
         (
             "[generate]\nmax-tokens = 'many'\nseed = 7\n[serv]\nport = 1",
             ["[generate] max-tokens: 'many' is not a valid integer range", "serv: no command; did you mean 'serve'?"],

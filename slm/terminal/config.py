@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from slm.terminal.arguments import TEXT
 # Read elsewhere, by their own names.
 _OURS = frozenset(["SLM_HOME", "SLM_CONFIG", "SLM_LLAMA_LOG", "SLM_LLAMA_KERNELS", "SLM_CHROMIUM"])
 _PREFIX = "SLM_"
+_HOMES = 6  # tables that are named where an option has several
 
 
 class Spelling(NamedTuple):
@@ -86,7 +87,7 @@ def defaults_of(tables: Mapping[str, Any], root: click.Group, path: Path) -> dic
 def _of_group(table: Mapping[str, Any], group: click.Group, where: str, faults: list[str]) -> dict[str, Any]:
     context = click.Context(group)
     commands = group.list_commands(context)
-    own = _of_command({k: v for k, v in table.items() if k not in commands}, group, where, faults, commands)
+    own = _of_command({k: v for k, v in table.items() if k not in commands}, group, where, faults)
     for name in commands:
         if name not in table:
             continue
@@ -100,16 +101,14 @@ def _of_group(table: Mapping[str, Any], group: click.Group, where: str, faults: 
     return own
 
 
-def _of_command(
-    table: Mapping[str, Any], command: click.Command, where: str, faults: list[str], commands: Iterable[str] = ()
-) -> dict[str, Any]:
+def _of_command(table: Mapping[str, Any], command: click.Command, where: str, faults: list[str]) -> dict[str, Any]:
     known = spellings(command)
     found: dict[str, Any] = {}
     for key, value in table.items():
         place = f"[{where}] {key}" if where else key
         spelling = known.get(key.replace("-", "_"))
         if spelling is None:
-            faults.append(f"{place}: {_unknown(key, known, commands)}")
+            faults.append(f"{place}: {_unknown(key, value, command, where)}")
             continue
         name = spelling.parameter.name or ""
         if name in found:
@@ -147,16 +146,40 @@ def _key(spelling: str) -> str:
     return spelling.lstrip("-").replace("-", "_")
 
 
-def _unknown(key: str, known: Iterable[str], commands: Iterable[str]) -> str:
-    what = "no command" if commands else "no option of this command"
-    names = sorted({*commands, *(known if not commands else ())})
+def _unknown(key: str, value: Any, command: click.Command, where: str) -> str:
+    """Why a key is none, and where it belongs or which one may be meant."""
     import difflib
 
-    near = difflib.get_close_matches(key.replace("-", "_"), names, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
-    if commands and not near:
-        hint = f"an option belongs into the table of its command; {hint}"
-    return f"{what}; {hint}"
+    if not isinstance(command, click.Group):
+        names = sorted(_written(command))
+        near = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
+        return f"no option of this command; {f'did you mean {near[0]!r}?' if near else 'known: ' + ', '.join(names)}"
+    commands = command.list_commands(click.Context(command))
+    homes = [] if isinstance(value, dict) else list(_homes(key, command, where))
+    if homes:
+        listed = ", ".join(f"[{home}]" for home in homes[:_HOMES]) + (", ..." if len(homes) > _HOMES else "")
+        return f"no command; an option belongs into the table of its command: {listed}"
+    near = difflib.get_close_matches(key, commands, n=1, cutoff=0.75)  # lr is not meant for lora
+    return f"no command; {f'did you mean {near[0]!r}?' if near else 'known: ' + ', '.join(sorted(commands))}"
+
+
+def _written(command: click.Command) -> set[str]:
+    """The keys of a command as people write them: the long spellings of its options, the names of its arguments."""
+    options = (p for p in command.params if not getattr(p, "is_eager", False) and not getattr(p, "hidden", False))
+    return {
+        spelling.lstrip("-") for p in options for spelling in (*p.opts, *p.secondary_opts)
+        if spelling.startswith("--") or not spelling.startswith("-")
+    }  # fmt: skip
+
+
+def _homes(key: str, group: click.Group, where: str) -> Iterator[str]:
+    """The tables of the commands under a group that have an option of this name."""
+    for name in group.list_commands(click.Context(group)):
+        inner, command = f"{where}.{name}" if where else name, group.get_command(click.Context(group), name)
+        if isinstance(command, click.Group):
+            yield from _homes(key, command, inner)
+        elif command is not None and key.replace("_", "-") in _written(command):
+            yield inner
 
 
 def _value(spelling: Spelling, value: Any, command: click.Command) -> tuple[str, Any]:
