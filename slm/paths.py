@@ -76,6 +76,17 @@ def models_dir() -> Path:
     return home() / "models"
 
 
+def indexes_dir() -> Path:
+    """Where indexes that have a name are kept."""
+    return home() / "indexes"
+
+
+def named_indexes() -> list[str]:
+    """The names that are taken there, whole indexes or not."""
+    folder = indexes_dir()
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
 def elsewhere(path: Path) -> str:
     """How to choose another place for a file that is kept where the program chose; "" for one the user named."""
     here = home().absolute()

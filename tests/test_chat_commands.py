@@ -56,7 +56,7 @@ def test_an_argument_too_many_or_too_few_is_told(line: str, said: str) -> None:
 
 def test_a_slip_is_pointed_out_and_a_path_is_not() -> None:
     assert near_command("/hlep") == "/help" and near_command("/sesions x") == "/sessions"
-    assert near_command("/xyzzy") == "/help"
+    assert near_command("/xyzzy") == near_command("/Help") == near_command("/") == "/help"
     assert near_command("/etc/hosts is what?") is None and near_command("/usr is what?") is None
 
 

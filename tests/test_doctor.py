@@ -19,6 +19,7 @@ from click.testing import CliRunner
 import slm_cli
 from rag.index.update import Told, add_documents
 from serve.chat.sessions import Archive
+from slm.artifacts import sha256_file
 from slm.doctor import examine as examined
 from slm.doctor import installed, network, places, processor, pulled
 from slm.doctor.check import Check, amount
@@ -60,7 +61,7 @@ def put_model(home: Path, name: str, **told: Any) -> Path:
     folder = home / "models" / name.replace("/", "--")
     folder.mkdir(parents=True)
     file = write_model(folder / "tiny.gguf")
-    files = {"tiny.gguf": {"sha256": "0" * 64, "size_bytes": file.stat().st_size}}
+    files = {"tiny.gguf": {"sha256": sha256_file(file), "size_bytes": file.stat().st_size}}
     manifest = {"kind": "model", "name": name, "files": files, **told}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return file
@@ -456,6 +457,22 @@ def test_a_folder_that_somebody_put_beside_the_models_is_no_fault(home: Path) ->
     assert check == Check("model mine", None, f"'{home}/models/mine' is not from slm pull; it is left alone")
 
 
+def test_a_file_of_the_same_size_with_other_bytes_is_a_fault(home: Path) -> None:
+    file = put_model(home, "distilgpt2")
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    (check,) = [check for check in pulled.model_checks() if check.name == "model distilgpt2"]
+    found = "its file 'tiny.gguf' is not what was pulled: another SHA-256"
+    assert check == Check("model distilgpt2", False, found, "slm pull distilgpt2")
+
+
+def test_a_kernel_that_is_none_is_no_reason_to_build_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_LLAMA_KERNELS", "bogus")
+    trial = installed.try_llama()
+    assert "bogus" in trial.problem and trial.fix == "unset SLM_LLAMA_KERNELS"
+
+
 @pytest.mark.parametrize("entry", ["abc", {}, {"sha256": "0" * 64}, {"sha256": 0, "size_bytes": 5}])
 def test_a_manifest_without_what_is_known_of_a_file_is_a_fault_and_hides_no_other_model(home: Path, entry: Any) -> None:
     put_model(home, "distilgpt2")
@@ -500,6 +517,6 @@ def test_sessions_are_counted_and_damaged_ones_named(home: Path) -> None:
     assert told["sessions"] == Check(
         "sessions",
         False,
-        f"'{file}' is damaged: file is not a database",
-        f"mv {file} {file}.away; slm chat begins anew",
+        f"'{file}' is damaged: file is not a database; without it slm chat begins anew",
+        f"mv {file} {file}.away",
     )

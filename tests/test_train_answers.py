@@ -63,6 +63,7 @@ CASES: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ["It rains. We wait!", "雨です。待ちます。", "Is it 3.5? No", "本当？はい。"],
         ["It rains.", "雨です。待つ。行く。", "..."],
     ),
+    ({"rule": "matches", "pattern": r"(a|aa|a|b?a)*c"}, ["aaac"], ["a" * 200 + "b"]),  # without an end, almost
     ({"rule": "matches", "pattern": r"\d\d:\d\d"}, ["14:30", " 14:30\n"], ["14:30.", "at 14:30", "１４：３０"]),
     (
         {"rule": "refuses", "is": True},

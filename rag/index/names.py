@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from slm.errors import InputError, UnknownNameError
-from slm.paths import at_home, composed, home, own_name, resolved
+from slm.paths import at_home, composed, indexes_dir, named_indexes, own_name, resolved
 
 CURRENT = "CURRENT"
 _NAME = re.compile(r"\w[\w.-]*")
@@ -27,7 +27,7 @@ def index_path(index: str) -> Path:
     """
     if os.sep in index or "/" in index:
         return at_home(index)
-    named = home() / "indexes" / composed(index)
+    named = indexes_dir() / composed(index)
     valid = _NAME.fullmatch(composed(index)) is not None
     if is_index(Path(index)) and not (valid and is_index(named)):
         return Path(index)
@@ -46,13 +46,12 @@ def is_index(path: Path) -> bool:
 
 def known_indexes() -> list[str]:
     """The names of the indexes under the data folder."""
-    folder = home() / "indexes"
-    return sorted(path.name for path in folder.iterdir() if is_index(path)) if folder.is_dir() else []
+    return [name for name in named_indexes() if is_index(indexes_dir() / name)]
 
 
 def index_name(path: Path) -> str:
     """How a command line names the index in this folder."""
-    return path.name if path.parent == home() / "indexes" else str(path)
+    return path.name if path.parent == indexes_dir() else str(path)
 
 
 def command_anew(name: str, roots: Iterable[str], words: str = "") -> str:

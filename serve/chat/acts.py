@@ -20,6 +20,7 @@ from serve.chat.talk import Chat
 from serve.chat.talker import LocalTalker
 from slm.artifacts import new_file
 from slm.errors import InputError, UnknownNameError
+from slm.paths import named_indexes
 from slm.terminal.answer import shown_path
 from slm.text.address import shown_address
 from slm.text.visible import one_line, visible
@@ -56,7 +57,9 @@ def arguments_of(chat: Chat, command: str, beginning: str) -> list[str]:
         return _models(chat)
     if command in ("load", "sessions") and chat.keeper.archive:
         return [row.label for row in chat.keeper.archive.listed()]
-    return {"set": list(_SETTINGS), "reader": ["point", "model"], "rag": ["off"], "system": ["off"]}.get(command, [])
+    if command == "rag":
+        return ["off", *named_indexes()]
+    return {"set": list(_SETTINGS), "reader": ["point", "model"], "system": ["off"]}.get(command, [])
 
 
 # --- who answers ------------------------------------------------------------------------------------------------

@@ -87,10 +87,10 @@ def typed(line: str) -> TypedLine:
 
 def near_command(question: str) -> str | None:
     """The command that a question was perhaps meant as: its first word is one but for a slip, or it has no other."""
-    found = re.match(r"/([a-z]+)(?=\s|$)", question)
+    found = re.match(r"/([A-Za-z]*)(?=\s|$)", question)
     if found is None:
         return None
-    near = difflib.get_close_matches(found[1], [*_BY_NAME, *_ALIASES], n=1, cutoff=0.7)
+    near = difflib.get_close_matches(found[1].lower(), [*_BY_NAME, *_ALIASES], n=1, cutoff=0.7)
     return f"/{near[0]}" if near else "/help" if found[0] == question else None
 
 

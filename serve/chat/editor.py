@@ -5,7 +5,9 @@ It knows nothing of commands' meaning, or of models.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
@@ -198,9 +200,21 @@ def silent_keys(*, kept: bool = False) -> Iterator[None]:
         return
     keys = before[0] & ~termios.ICRNL if kept else before[0]
     off = termios.ECHO | termios.ICANON if kept else termios.ECHO
-    termios.tcsetattr(descriptor, termios.TCSANOW, [keys, *before[1:3], before[3] & ~off, *before[4:]])
+    # Ctrl-C would take away what has been typed ahead (NOFLSH: it does not).
+    silent = [keys, *before[1:3], before[3] & ~off | termios.NOFLSH, *before[4:]]
+    termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+    continued = None
+    if threading.current_thread() is threading.main_thread():  # a shell gives a job its terminal back as it likes
+
+        def again(*_: Any) -> None:
+            with suppress(termios.error):
+                termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+
+        continued = signal.signal(signal.SIGCONT, again)
     try:
         yield
     finally:
+        if continued is not None:
+            signal.signal(signal.SIGCONT, continued)
         with suppress(termios.error):
             termios.tcsetattr(descriptor, termios.TCSANOW, before)

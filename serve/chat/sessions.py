@@ -310,7 +310,9 @@ def _error_of(error: Exception, path: Path) -> SlmError:
     kind = DamagedFileError if isinstance(error, ValueError) or "malformed" in str(error) else ResourceError
     if "not a database" in str(error):
         kind = DamagedFileError
-    return kind(f"the sessions in '{path}' cannot be used: {error}", hint=_ELSEWHERE)
+    full = "full" in str(error)  # sqlite's SQLITE_FULL: "database or disk is full"
+    hint = "Make room on the disk, choose another place with SLM_HOME=FOLDER, or chat with --no-save."
+    return kind(f"the sessions in '{path}' cannot be used: {error}", hint=hint if full else _ELSEWHERE)
 
 
 def checked_name(name: str) -> str:

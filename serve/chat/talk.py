@@ -18,7 +18,7 @@ from serve.chat.editor import silent_keys
 from serve.chat.opening import Desk, Opening
 from serve.chat.sessions import Keeper, SavedSession
 from serve.engine.router import Route
-from slm.errors import InputError
+from slm.errors import InputError, SlmError
 from slm.joints import Finish, Grounded, Message, Reader, Retriever, SamplingOptions
 from slm.terminal.answer import (
     AnswerScreen,
@@ -59,6 +59,7 @@ class Chat:
     replacing: Exchange | None = None
     _warned: bool = False
     _told_alone: bool = False
+    _told_full: bool = False
 
     # --- the conversation -----------------------------------------------------------------------------------------
 
@@ -91,7 +92,8 @@ class Chat:
     def clear(self) -> None:
         """Begin a new conversation."""
         self.exchanges, self.replacing, self.prefill = [], None, ""
-        self.first, self.used, self._warned, self._told_alone = 0, 0, False, False
+        self.first, self.used = 0, 0
+        self._warned = self._told_alone = self._told_full = False
         self.keeper.begin_anew()
 
     def load(self, saved: SavedSession) -> None:
@@ -146,7 +148,7 @@ class Chat:
         # Routed by the question; the passages may be in another language.
         grounded = desk.retriever.grounded(exchange.question) if desk.retriever else None
         sent = self._fit(earlier, grounded.messages if grounded else asked, way, desk)
-        shown = ShownAnswer()
+        shown, counted = ShownAnswer(), dict[str, int]()
         with self._stoppable() as stop:
             try:
                 with closing(desk.talker.chat(sent.messages, way.adapter, self.sampling)) as pieces:
@@ -154,12 +156,27 @@ class Chat:
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
+                counted = self._counted(shown, sent, way, desk)
             finally:
                 stop.over()
-                self._keep(exchange, shown, way)
+                self._keep(exchange, shown, way, counted)
             self._close_turn(exchange, shown, grounded, desk)
 
-    def _keep(self, exchange: Exchange, shown: ShownAnswer, way: Route) -> None:
+    def _counted(self, shown: ShownAnswer, sent: Sent, way: Route, desk: Desk) -> dict[str, int]:
+        """Tokens of a stopped answer and of what it answers, which nobody has told of."""
+        if not shown.text:
+            return {}
+        try:
+            asked = desk.talker.count(sent.messages, way.adapter)
+            said = Message(role="assistant", content=shown.text)
+            return {
+                "prompt_tokens": asked,
+                "completion_tokens": max(0, desk.talker.count([*sent.messages, said], way.adapter) - asked),
+            }
+        except SlmError:  # a server that is gone
+            return {}
+
+    def _keep(self, exchange: Exchange, shown: ShownAnswer, way: Route, counted: dict[str, int]) -> None:
         """What was said, whole or not; nothing said leaves an older answer as it was."""
         finish = shown.finish
         if not (shown.text or finish):
@@ -167,7 +184,7 @@ class Chat:
         exchange.answer = shown.text
         exchange.facts = {"adapter": finish.adapter if finish else way.adapter, "reason": way.reason}
         if finish is None:
-            exchange.facts["stopped"] = True
+            exchange.facts |= {"stopped": True, **counted}
         else:
             exchange.facts |= {
                 # An engine of ours is asked by the name that was chosen here; a server chooses itself.
@@ -186,9 +203,9 @@ class Chat:
                 exchange.facts["sources"] = [_source(source) for source in sources]
                 self.keeper.answered(exchange)
         reason = exchange.facts.get("reason", "") if self.wanted == "auto" else ""
-        dim(figures(exchange.facts.get("adapter"), reason, shown))
-        if shown.finish and desk.talker.context:
-            self.used = shown.finish.prompt_tokens + shown.finish.completion_tokens
+        dim(figures(exchange.facts.get("adapter"), reason, shown, exchange.facts.get("completion_tokens", 0)))
+        if desk.talker.context and "prompt_tokens" in exchange.facts:
+            self.used = used_by([exchange])
             self._warn(desk)
 
     def _warn(self, desk: Desk) -> None:
@@ -204,12 +221,12 @@ class Chat:
             self.system, earlier, asked, self.first, lambda messages: talker.count(messages, way.adapter),
             room_for(talker.context, self.sampling.max_tokens),
         )  # fmt: skip
-        if sent.first > self.first:
+        if sent.first > self.first and not self._told_full:
+            self._told_full = True  # once: from then on each question leaves out an older one
             note(
                 f"the context of {talker.context:,} tokens is full: {_questions(sent.first)} from the beginning "
-                "and what was answered are not sent any more; /clear begins anew"
+                "and what was answered are not sent any more, and so on from now on; /clear begins anew"
             )
-            self._warned = False
         self.first = sent.first
         return sent
 
@@ -217,7 +234,8 @@ class Chat:
         """Say once what a reader does not take, where there is some of it."""
         if not self._told_alone and (self.system or earlier):
             self._told_alone = True
-            dim("[each question is answered by itself; with system text and earlier turns: /reader model]")
+            left_out = " and ".join(filter(None, (self.system and "the system text", earlier and "earlier turns")))
+            dim(f"[{left_out} not used: the reader answers each question by itself; /reader model takes all of it]")
 
     def _point(self, exchange: Exchange, retriever: Retriever, reader: Reader) -> None:
         """The reader's answer to the question, with its lines."""
@@ -283,13 +301,13 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-def figures(adapter: str | None, reason: str, shown: ShownAnswer) -> str:
-    """One line about an answer: who, tokens a second, tokens, seconds to the first one."""
+def figures(adapter: str | None, reason: str, shown: ShownAnswer, stopped_after: int = 0) -> str:
+    """One line about an answer: who, tokens a second, tokens (of a stopped one as counted), seconds to the first."""
     who = adapter or "base"
     why = f" ({reason})" if reason else ""
     finish: Finish | None = shown.finish
     if finish is None:
-        return f"[{who}{why} · stopped]"
+        return f"[{who}{why}{f' · {stopped_after} tokens' if stopped_after else ''} · stopped]"
     speed = finish.timings()["decode_tokens_per_s"]
     rate = f" · {speed} tok/s" if speed else ""
     cut = " · cut at the length limit" if finish.reason == "length" else ""

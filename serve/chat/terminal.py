@@ -12,12 +12,15 @@ import sys
 from serve.chat.acts import Leaving, act, arguments_of
 from serve.chat.commands import near_command, typed
 from serve.chat.editor import Editor, LineReader, PipedLines, PlainLines, silent_keys
+from serve.chat.screen.painter import terminal_columns
 from serve.chat.talk import Chat
 from slm.errors import SlmError
 from slm.terminal.console import complain, note
 from slm.terminal.piped import is_terminal
 from slm.terminal.streams import coloured
 from slm.text.address import shown_address
+
+_SHORT = 16  # characters of a model's name in a narrow terminal
 
 
 def is_bare(plain: bool) -> bool:
@@ -40,7 +43,7 @@ def talk_to(chat: Chat, *, plain: bool = False) -> None:
         chat.opening.desk()
         _loop(chat, PlainLines())
     else:
-        editor = Editor(lambda: _asked(chat), lambda: toolbar(chat), lambda *typed: arguments_of(chat, *typed))
+        editor = Editor(lambda: _asked(chat), lambda: toolbar(chat, terminal_columns()), lambda *typed: arguments_of(chat, *typed))
         chat.opening.begin(lambda error: editor.leave(error) if error else editor.refresh())
         with silent_keys(kept=True):  # between two prompts as well
             _loop(chat, editor)
@@ -91,16 +94,20 @@ def turn(chat: Chat, line: str) -> None:
         complain(str(error))
 
 
-def toolbar(chat: Chat) -> str:
-    """What the line under the prompt says: model, adapter and how it was chosen, context used, documents, session."""
+def toolbar(chat: Chat, columns: int = 0) -> str:
+    """What the line under the prompt says: model, adapter and how it was chosen, context used, documents, session.
+
+    Where that is more than so many columns, it goes without the reason and with a shorter name of the model, so that
+    the context is seen. 0: however wide it is.
+    """
     if not chat.opening.is_open:
         return f"{chat.opening.setup.model} is being opened; you can type already"
     desk = chat.opening.desk()
     facts = chat.exchanges[-1].facts if chat.exchanges else {}
-    who = chat.wanted
+    who, why = chat.wanted, ""
     if chat.wanted == "auto" and facts.get("reason"):
-        who = f"auto: {facts.get('adapter') or 'base'} ({facts['reason']})"
-    parts = [desk.talker.name, who]
+        who, why = f"auto: {facts.get('adapter') or 'base'}", f" ({facts['reason']})"
+    parts = []
     if desk.talker.context:
         parts.append(f"context {chat.used / desk.talker.context:.0%} of {desk.talker.context:,}")
     if desk.setup.index:
@@ -110,7 +117,12 @@ def toolbar(chat: Chat) -> str:
         parts.append("not saved")
     elif chat.keeper.name or chat.keeper.session:
         parts.append(f"session {chat.keeper.name or chat.keeper.session}")
-    return " · ".join(parts)
+    name = desk.talker.name
+    for head in (f"{name} · {who}{why}", f"{name} · {who}", f"{name[:_SHORT]}… · {who}"):
+        line = " · ".join([head, *parts])
+        if not columns or len(line) < columns:
+            break
+    return line
 
 
 def _asked(chat: Chat) -> list[str]:

@@ -84,6 +84,8 @@ def chat(
             list_sessions(archive, find, click.echo, columns=get_terminal_size().columns if sys.stdout.isatty() else 0)
             return
         saved = _saved(archive, goes_on, session)
+        if url is not None and not url.strip():
+            raise click.UsageError("--url is empty; give it an address: --url http://127.0.0.1:8080")
         if saved and model is None and url is None:
             model, url = _place_of(saved, ctx)
         if api_key_env is not None and url is None:

@@ -35,6 +35,8 @@ print(json.dumps({"built": built, "kernels": has_our_kernels(), "rows": sorted(k
 """
 # By the very Python that runs this: those who installed with pipx have no other way to name it.
 REBUILD = f"{shlex.quote(sys.executable)} -m slm.native.build"
+# What changes how it is loaded; where that is what is wrong, nothing has to be built.
+_SET = ("SLM_LLAMA_KERNELS", "SLM_LLAMA_LOG")
 _REINSTALL = f"With a C++ compiler present: {REBUILD}"
 
 
@@ -49,6 +51,7 @@ class LlamaTrial:
     kernels: bool = False
     rows: tuple[str, ...] = ()
     problem: str = ""
+    fix: str = _REINSTALL
 
 
 def try_llama() -> LlamaTrial:
@@ -67,6 +70,8 @@ def try_llama() -> LlamaTrial:
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines()
+        if said and (unset := next((name for name in _SET if name in said[-1]), "")):
+            return LlamaTrial(problem=said[-1], fix=f"unset {unset}")
         return LlamaTrial(problem=said[-1] if said else f"exit code {done.returncode}")
     told = json.loads(lines[-1])
     return LlamaTrial(str(told["built"]), bool(told["kernels"]), tuple(map(str, told["rows"])))
@@ -100,7 +105,7 @@ def package_checks() -> list[Check]:
 def llama_checks(trial: LlamaTrial) -> list[Check]:
     """Whether llama.cpp runs, and on x86 whether with the kernels of slm.native.build."""
     if trial.problem:
-        return [Check("llama.cpp loads", False, trial.problem, _REINSTALL)]
+        return [Check("llama.cpp loads", False, trial.problem, trial.fix)]
     checks = [Check("llama.cpp loads", True, "yes")]
     if platform.machine() in ("x86_64", "AMD64"):
         slower = "as released: several requests at once are answered slower than with ours"

@@ -5,6 +5,7 @@ A place is tried by making a file in it that is gone at once: what the rights sa
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import shlex
@@ -54,7 +55,7 @@ def _sessions(file: Path) -> Check:
     if wrong == "ok":
         return Check("sessions", True, f"{count:,}, {amount(file.stat().st_size)}")
     quoted = shlex.quote(str(file))
-    return Check("sessions", False, f"'{file}' is damaged: {wrong}", f"mv {quoted} {quoted}.away; slm chat begins anew")
+    return Check("sessions", False, f"'{file}' is damaged: {wrong}; without it slm chat begins anew", f"mv {quoted} {quoted}.away")
 
 
 def _existing(folder: Path) -> Path:
@@ -73,6 +74,8 @@ def _blocked(folder: Path) -> tuple[str, str] | None:
         next(place.iterdir(), None)
         Path(tempfile.mkdtemp(prefix=".slm-doctor.", dir=place)).rmdir()
     except OSError as error:
+        if error.errno == errno.EROFS:
+            return f"'{place}' lies on a disk that is mounted to be read only", _ELSEWHERE
         user = shlex.quote(getpass.getuser()) if hasattr(os, "getuid") else "$USER"
         mend = f"sudo chown -R {user} {shlex.quote(str(place))}, or {_ELSEWHERE}" if place == folder else _ELSEWHERE
         return f"'{place}' cannot be written: {error.strerror}", mend

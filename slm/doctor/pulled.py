@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slm.artifacts import MANIFEST
+from slm.artifacts import MANIFEST, sha256_file
 from slm.doctor.check import Check, amount, guarded
 from slm.errors import DamagedFileError
 from slm.models.catalog import CATALOG, KIND, Pulled, is_hub_id, manifest_of, name_of_folder
@@ -68,6 +68,9 @@ def _of(name: str, folder: Path, total: int | None) -> Check:
             return Check(title, False, f"'{path}' cannot be read", f"chmod u+r {shlex.quote(str(path))}")
         if path.stat().st_size != known["size_bytes"]:
             found = f"its file '{file}' has {path.stat().st_size:,} bytes instead of {known['size_bytes']:,}"
+            return Check(title, False, found, f"slm pull {name}")
+        if known.get("sha256") != sha256_file(path):
+            found = f"its file '{file}' is not what was pulled: another SHA-256"
             return Check(title, False, found, f"slm pull {name}")
     package = manifest.get("installed_package")
     if package is not None and not is_installed(str(package)):

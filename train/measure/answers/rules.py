@@ -31,6 +31,7 @@ _REFUSALS = re.compile(
     r"|(?:記載|言及)されて(?:いない|いません|おりません)|書かれて(?:いない|いません)|書いてありません",
     re.IGNORECASE,
 )
+_LONGEST_S = 1.0  # for one answer and one pattern
 _NUMBER = re.compile(r"(?<!\d)-?\d+(?:,\d{3})*(?:\.\d+)?")
 _FENCED = re.compile(r"\A```[\w-]*\n(.*?)\n?```\Z", re.DOTALL)
 _SENTENCE = re.compile(r"[^.!?。!?]*[^\s.!?。!?][^.!?。!?]*(?:[.!?。!?]+(?=\s|\Z|[^\x00-\x7f])|\Z)")
@@ -177,11 +178,11 @@ def _bare_values(found: Mapping[str, Any]) -> dict[str, Any]:
 def _lines(values: Mapping[str, Any]) -> Keeps:
     """{"count": 3, "each": REGEX}: so many lines that are not blank, each of them wholly of that form."""
     _only(values, "count", "each")
-    count, form = _count(values["count"]), re.compile(str(values.get("each", ".+")))
+    count, form = _count(values["count"]), _form(str(values.get("each", ".+")))
 
     def check(answer: str) -> bool:
         lines = [line.strip() for line in answer.splitlines() if line.strip()]
-        return len(lines) == count and all(form.fullmatch(line) for line in lines)
+        return len(lines) == count and all(map(form, lines))
 
     return check
 
@@ -220,8 +221,27 @@ _UNITS: dict[str, Callable[[str], int]] = {
 def _matches(values: Mapping[str, Any]) -> Keeps:
     """{"pattern": REGEX}: the answer is wholly of this form, letter by letter; white space around it does not count."""
     _only(values, "pattern")
-    pattern = re.compile(str(values["pattern"]))
-    return lambda answer: pattern.fullmatch(answer.strip()) is not None
+    form = _form(str(values["pattern"]))
+    return lambda answer: form(answer.strip())
+
+
+def _form(pattern: str) -> Keeps:
+    """Whether a text is wholly of a form. One of which that is not known within a second is not: forms can be written
+    that take the age of the world."""
+    import regex
+
+    try:
+        compiled = regex.compile(pattern, regex.VERSION0)
+    except regex.error as error:
+        raise ValueError(f"{pattern!r} is no pattern: {error}") from error
+
+    def check(text: str) -> bool:
+        try:
+            return compiled.fullmatch(text, timeout=_LONGEST_S) is not None
+        except TimeoutError:
+            return False
+
+    return check
 
 
 def _refuses(values: Mapping[str, Any]) -> Keeps:
