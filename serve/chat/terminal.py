@@ -43,7 +43,9 @@ def talk_to(chat: Chat, *, plain: bool = False) -> None:
         chat.opening.desk()
         _loop(chat, PlainLines())
     else:
-        editor = Editor(lambda: _asked(chat), lambda: toolbar(chat, terminal_columns()), lambda *typed: arguments_of(chat, *typed))
+        editor = Editor(
+            lambda: _asked(chat), lambda: toolbar(chat, terminal_columns()), lambda *typed: arguments_of(chat, *typed)
+        )
         chat.opening.begin(lambda error: editor.leave(error) if error else editor.refresh())
         with silent_keys(kept=True):  # between two prompts as well
             _loop(chat, editor)

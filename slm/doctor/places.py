@@ -55,7 +55,8 @@ def _sessions(file: Path) -> Check:
     if wrong == "ok":
         return Check("sessions", True, f"{count:,}, {amount(file.stat().st_size)}")
     quoted = shlex.quote(str(file))
-    return Check("sessions", False, f"'{file}' is damaged: {wrong}; without it slm chat begins anew", f"mv {quoted} {quoted}.away")
+    found = f"'{file}' is damaged: {wrong}; without it slm chat begins anew"
+    return Check("sessions", False, found, f"mv {quoted} {quoted}.away")
 
 
 def _existing(folder: Path) -> Path:

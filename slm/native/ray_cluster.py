@@ -98,6 +98,9 @@ def _url_of(address: str) -> str:
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray starts its workers at niceness 15. The threads of a model wait for each other at every layer, so that one that
+    # is held up holds up all: at 0 a single answer is written half as fast again on two cores.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ImportError as error:
