@@ -126,6 +126,7 @@ def test_files_are_found_by_tag_and_date_and_still_move_as_files(tmp_path: Path)
     def found(filters: Filters) -> list[str]:
         index = open_generation(tmp_path / "i")
         allowed = index.facets.allowed(filters)
+        assert allowed is not None
         return sorted({chunk.title for chunk, through in zip(index.chunks, allowed, strict=True) if through})
 
     add(folder)

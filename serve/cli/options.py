@@ -78,8 +78,7 @@ def with_sampling(temperature: str) -> Callable[[_F], _F]:
         click.option("--top-k", type=click.IntRange(0), default=40, show_default=True),
         click.option("--min-p", type=FiniteRange(0, 1), default=0.05, show_default=True),
         click.option("--repeat-penalty", type=FiniteRange(0.1, 10), default=1.0, show_default=True),
-        click.option("--seed", type=click.IntRange(-(1 << 63), (1 << 63) - 1), metavar="INTEGER", default=0,
-                     show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True),
     )
 
 
