@@ -38,13 +38,17 @@ def superseded(
     files: by the source of a document the file that it was read from. Two exports are of one space when they share a
     page as well as its key: sites call their spaces alike.
     """
+    whole = {file: export for file, export in given.items() if export.spaces}
+    newer = {
+        file: [other for other, one in whole.items() if one.spaces & export.spaces and _is_newer(one, export)]
+        for file, export in whole.items()
+    }
     for document in documents:
         space, file = document.meta.space, files[document.source]
-        if not space or space not in given[file].spaces:
+        if file not in whole or space not in whole[file].spaces:
             continue
-        for other, newer in given.items():
-            if other != file and space in newer.spaces and document.meta.id not in newer.pages \
-                    and _is_newer(newer, given[file]):  # fmt: skip
+        for other in newer[file]:
+            if space in whole[other].spaces and document.meta.id not in whole[other].pages:
                 yield document, other
                 break
 
