@@ -133,6 +133,29 @@ def test_what_is_typed_while_an_answer_runs_is_not_shown_in_it_and_comes_next(
     assert left(child) == 0 and [question for question, _ in saved(tmp_path)] == ["Talk", "typed ahead"]
 
 
+def test_a_shell_that_gives_the_terminal_back_and_ctrl_c_take_nothing_from_what_is_typed_ahead(
+    start: Start, server: FakeServer, tmp_path: Path
+) -> None:
+    server.answers, server.pause_s = [["One ", *["more "] * 200], ["Fine."]], 0.05
+    child = start("--url", server.url)
+    child.expect("auto>")
+    child.send("Talk\r")
+    child.expect("One more more")
+    child.setecho(True)  # as a shell does on Ctrl-Z and fg
+    child.kill(signal.SIGCONT)
+    child.expect("more more more")
+    assert not child.getecho()
+    child.send("typed ahead" + CTRL_C)
+    child.expect(r"stopped\]")
+    assert "typed" not in child.before
+    child.expect("typed ahead")
+    child.send("\r")
+    child.expect("Fine.")
+    child.expect("auto>")
+    child.send(CTRL_D)
+    assert left(child) == 0 and [question for question, _ in saved(tmp_path)] == ["Talk", "typed ahead"]
+
+
 def test_ctrl_d_while_an_answer_runs_leaves_behind_it(start: Start, server: FakeServer, tmp_path: Path) -> None:
     server.answers, server.pause_s = [["One ", *["more "] * 20, "at last."]], 0.05
     child = start("--url", server.url)

@@ -113,19 +113,19 @@ def test_the_context_in_use_is_that_of_what_is_there(archive: Archive) -> None:
 def test_a_reader_says_once_that_it_takes_neither_system_text_nor_earlier_turns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    alone = "the reader answers each question by itself"
+    alone = "the reader takes no "
     talk = chat_with(ScriptedTalker([["Ten."]]), index=LineIndex(), reader=tiny_reader([3, 2, 1, 0]))
     turn(talk, "Where?")
     assert alone not in capsys.readouterr().err
     turn(talk, "And there?")
     said = capsys.readouterr().err
-    assert f"earlier turns not used: {alone}" in said and "/reader model" in said
+    assert f"[{alone}earlier turns; /reader model does]" in said
     turn(talk, "And now?")
     assert alone not in capsys.readouterr().err
     turn(talk, "/clear")
     turn(talk, "/system Be brief.")
     turn(talk, "Where?")
-    assert f"the system text not used: {alone}" in capsys.readouterr().err
+    assert f"[{alone}system text; /reader model does]" in capsys.readouterr().err
 
 
 # --- commands ---------------------------------------------------------------------------------------------------

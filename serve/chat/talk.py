@@ -234,10 +234,8 @@ class Chat:
         """Say once what a reader does not take, where there is some of it."""
         if not self._told_alone and (self.system or earlier):
             self._told_alone = True
-            left_out = " and ".join(
-                filter(None, ("the system text" if self.system else "", "earlier turns" if earlier else ""))
-            )
-            dim(f"[{left_out} not used: the reader answers each question by itself; /reader model takes all of it]")
+            left_out = ["no system text"] * bool(self.system) + ["no earlier turns"] * bool(earlier)
+            dim(f"[the reader takes {' and '.join(left_out)}; /reader model does]")
 
     def _point(self, exchange: Exchange, retriever: Retriever, reader: Reader) -> None:
         """The reader's answer to the question, with its lines."""
