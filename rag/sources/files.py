@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -92,15 +92,14 @@ class Note:
 class Reading:
     """What a set of paths gave: documents, notes on some of them, and what could not be read.
 
-    files: by the source of each document, the file that it was read from. given: by such a file what it gave.
-    spaces: those of which every page was given. unread: ids of what is there and could not be read.
+    files: by the source of each document, the file that it was read from. spaces: those of which every page was given.
+    unread: ids of what is there and could not be read.
     """
 
     documents: list[Document] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
-    given: dict[Path, Given] = field(default_factory=dict)
     spaces: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
 
@@ -237,10 +236,12 @@ def read_files(
     """
     reading = Reading()
     pages: dict[str, int] = {}
+    given: dict[Path, Given] = {}
     files = find_files(paths, reading.skipped.append)
     for number, (path, pieces) in enumerate(by(files, wanted), start=1):
         try:
             for read in pieces:
+                given.setdefault(path, Given()).take(read, path)
                 _take(read, path, reading, pages)
         except InputError as error:
             reading.skipped.append(Skipped(path, error.what))
@@ -251,7 +252,7 @@ def read_files(
         except Exception as error:  # one file that a reader fails at must not end the reading of all others
             reading.skipped.append(Skipped(path, failure_of(error)))
         on_file(number)
-    _forget(reading)
+    _forget(reading, given)
     if not reading.documents and not none_ok:
         raise nothing_read(paths, reading)
     return reading
@@ -259,7 +260,6 @@ def read_files(
 
 def _take(read: Read | LeftOut | Whole, path: Path, reading: Reading, pages: dict[str, int]) -> None:
     """Put what was read into a reading; `pages` has the place of each page in it by its id."""
-    reading.given.setdefault(path, Given()).take(read, path)
     if isinstance(read, LeftOut):
         reading.skipped.append(Skipped(path / read.name, read.reason))
         reading.unread |= {read.id} - {""}
@@ -290,9 +290,9 @@ def _take(read: Read | LeftOut | Whole, path: Path, reading: Reading, pages: dic
         reading.notes.append(Note(document.source, read.note))
 
 
-def _forget(reading: Reading) -> None:
-    """Take out what a newer export of the same space has no more."""
-    gone = {document.source: newer for document, newer in superseded(reading.documents, reading.files, reading.given)}
+def _forget(reading: Reading, given: Mapping[Path, Given]) -> None:
+    """Take out what a newer export of the same space has no more; given: what each file gave."""
+    gone = {document.source: newer for document, newer in superseded(reading.documents, reading.files, given)}
     for source in gone:
         del reading.files[source]
     reading.documents = [document for document in reading.documents if document.source not in gone]

@@ -120,7 +120,8 @@ def toolbar(chat: Chat, columns: int = 0) -> str:
     elif chat.keeper.name or chat.keeper.session:
         parts.append(f"session {chat.keeper.name or chat.keeper.session}")
     name = desk.talker.name
-    for head in (f"{name} · {who}{why}", f"{name} · {who}", f"{name[:_SHORT]}… · {who}"):
+    short = name if len(name) <= _SHORT else f"{name[:_SHORT]}…"
+    for head in (f"{name} · {who}{why}", f"{name} · {who}", f"{short} · {who}"):
         line = " · ".join([head, *parts])
         if not columns or len(line) < columns:
             break

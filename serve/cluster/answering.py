@@ -22,7 +22,7 @@ from slm.errors import EngineError, MismatchError, SlmError
 from slm.joints import Scored
 from slm.terminal.console import note
 
-_MOST_TELLINGS = 60  # a second, of all requests together
+_MOST_TELLINGS = 60  # a second, of up to six requests together; of more, one each in the longest pause
 _LONGEST_PAUSE_S = 0.1  # what a reader of words does not mind
 
 
@@ -90,13 +90,12 @@ class Answering:
             return
         self._running += 1
         try:
-            ready = await heard.next(0.0)
-            while True:
+            pause_s, last = 0.0, False
+            while not last:
+                ready = await heard.next(pause_s)
                 last = heard.ended.is_set()
                 yield Telling(ready, last)
-                if last:
-                    break
-                ready = await heard.next(min(_LONGEST_PAUSE_S, self._running / _MOST_TELLINGS))
+                pause_s = min(_LONGEST_PAUSE_S, self._running / _MOST_TELLINGS)
         finally:
             self._running -= 1
             ticket.cancel()

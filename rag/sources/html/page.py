@@ -81,15 +81,16 @@ def html_document(html: str, name: str) -> Document:
 
 
 def _said(tree: Any) -> dict[str, Any]:
-    """What a page's <meta> elements say, by name; of several with one name a list."""
+    """What a page's <meta> elements say, by name; of those that are repeated a list."""
     said: dict[str, Any] = {}
     for node in tree.css("head > meta[content]")[:_MOST_METAS]:
         attributes = node.attributes
         name = (attributes.get("name") or attributes.get("property") or attributes.get("itemprop") or "").lower()
         value = attributes["content"] or ""
-        said[name] = [*said[name], value] if name in _REPEATED and name in said else value
-        if name in _REPEATED and isinstance(said[name], str):
-            said[name] = [value]
+        if name in _REPEATED:
+            said.setdefault(name, []).append(value)
+        else:
+            said[name] = value
     return said
 
 

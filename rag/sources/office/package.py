@@ -12,10 +12,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from typing import Any
 
-from rag.document import NO_META, Meta
+from rag.document import Meta
 from rag.sources.properties import told_meta
 from slm.errors import DamagedFileError, UnsupportedError
 
@@ -208,20 +209,20 @@ class Package:
 
     def title(self) -> str:
         """The title among the package's properties; "" for none, or one that a program made up."""
-        try:
-            core = child(self.tree("docProps/core.xml"), "dc:title")
-        except DamagedFileError:
-            return ""
-        return told_title(core.text or "") if core is not None else ""
+        titles = (element.text or "" for element in self._properties if tag(element) == "dc:title")
+        return told_title(next(titles, ""))
 
     def meta(self) -> Meta:
         """What the package's properties say of it: keywords, author, dates."""
+        return told_meta({str(one.tag).rpartition("}")[2]: one.text or "" for one in self._properties})
+
+    @cached_property
+    def _properties(self) -> list[Any]:
+        """The elements of the package's properties; none where it has no part of them that can be read."""
         try:
-            core = self.tree("docProps/core.xml")
+            return list(self.tree("docProps/core.xml"))
         except DamagedFileError:
-            return NO_META
-        said = {str(element.tag).rpartition("}")[2]: element.text or "" for element in core}
-        return told_meta(said)
+            return []
 
 
 _MADE_UP = re.compile(
