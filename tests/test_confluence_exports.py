@@ -299,6 +299,7 @@ def test_pages_of_one_answer_or_one_folder_show_and_list_each_other(tmp_path: Pa
         json.loads(answer("2", "Rules", "<p>No dogs.</p>", ancestors=[{"title": "Home"}])),
         json.loads(answer("3", "Secret", "<p>8812</p>", parentId="1", **own)),
         json.loads(answer("4", "Gym", "<p>Open.</p>", parentId="1")),
+        json.loads(answer("5", "Rules", "<p>New rules are coming.</p>", type="blogpost")),
     ]
     (tmp_path / "all.json").write_text(json.dumps({"results": pages}))
     home = markdown_of(by_title(read(tmp_path / "all.json"))["Home"])

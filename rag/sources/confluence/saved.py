@@ -89,7 +89,9 @@ class _Others:
     """The pages of one answer, as they show and list each other."""
 
     def __init__(self, pages: list[dict[str, Any]]) -> None:
-        self._by_title = {(_space_of(page), text_at(page, "title").casefold()): page for page in pages}
+        # Of a page and a blog post with one title the page is meant.
+        by_kind = sorted(pages, key=lambda page: page.get("type", "page") == "page")
+        self._by_title = {(_space_of(page), text_at(page, "title").casefold()): page for page in by_kind}
         title_of = {text_at(page, "id"): text_at(page, "title") for page in pages}
         self._below: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for page in pages:
