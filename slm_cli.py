@@ -317,7 +317,7 @@ def _config_defaults(ctx: click.Context) -> dict[str, Any]:
     from slm.terminal.config import checked, defaults_of, settle_environment, tables_of_user
 
     complain_later(ctx, settle_environment(cli))
-    if ctx.invoked_subcommand == "config":  # it shows what is wrong with the file beside what is right
+    if ctx.invoked_subcommand in ("config", "doctor"):  # they show what is wrong with the file beside what is right
         with suppress(click.UsageError):
             return checked(tables_of_user(), cli).defaults
         return {}

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.chat.acts import paths_like
 from serve.chat.commands import COMMANDS, TypedLine, help_text, near_command, typed
 from serve.chat.conversation import Exchange, fitting, messages_of, room_for
 from serve.chat.export import as_json, as_markdown
@@ -64,7 +65,20 @@ def test_help_names_every_command_on_rows_that_fit_and_so_does_the_guide() -> No
     guide = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert f"\n/{command.name}" in f"\n{help_text()}" and f"`/{command.name}" in guide
-    assert all(len(row) < 60 for row in help_text(60).splitlines())
+    for columns in (20, 40, 60, 100):
+        assert all(len(row) < columns for row in help_text(columns).splitlines())
+    assert "/quit\n  leave (also\n" in help_text(20)
+
+
+def test_files_are_offered_where_a_command_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("talk.md", "table.json", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "tales").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths_like("ta") == ["table.json", "tales/", "talk.md"] and paths_like(".h") == [".hidden"]
+    assert paths_like("~/tal") == ["~/tales/", "~/talk.md"] and paths_like("tales/") == []
+    assert paths_like(f"{tmp_path}/tab") == [f"{tmp_path}/table.json"] and paths_like("nowhere/x") == []
 
 
 # --- what a model is sent ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def test_no_server_is_one_error_with_what_to_do(server: FakeServer) -> None:
         (("--continue",), "--no-save"),
         (("--session", "a"), "--session"),
         (("--find", "a"), "--find"),
+        (("--json",), "--find"),
     ],
 )
 def test_options_that_mean_nothing_together_are_refused(options: tuple[str, ...], named: str) -> None:
@@ -160,5 +162,8 @@ def test_sessions_that_are_looked_for_are_results(tmp_path: Path, monkeypatch: p
     archive.close()
     found = CliRunner().invoke(chat, ["--find", "osaka"], obj=PathJoints())
     assert found.stdout.startswith("trip  ") and found.stdout.endswith("How far is Osaka?\n") and found.stderr == ""
+    table = CliRunner().invoke(chat, ["--find", "osaka", "--json"], obj=PathJoints())
+    (row,) = json.loads(table.stdout)["sessions"]
+    assert (row["number"], row["name"], row["found"]) == (1, "trip", "How far is Osaka?")
     none = CliRunner().invoke(chat, ["--find", "Kyoto"], obj=PathJoints())
     assert (none.exit_code, none.stdout, none.stderr) == (0, "", "no session has 'Kyoto'\n")

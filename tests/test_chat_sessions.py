@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sqlite3
 import stat
@@ -160,6 +162,25 @@ def test_a_place_that_cannot_be_written_is_an_error_with_what_to_do(tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="SLM_HOME"):
         Archive(tmp_path / "file" / "sessions.sqlite")
+
+
+def test_sessions_in_a_place_that_is_only_read_are_found_and_read(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.answered(archive.asked(archive.begin("tiny", "", "trip"), "How far is Osaka?"), "Far.", {})
+    archive.close()
+
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refused)
+    only_read = Archive(archive.path)
+    assert [row.label for row in only_read.search("osaka")] == ["trip"] and not only_read.may_write
+    assert [exchange.answer for exchange in only_read.exchanges(1)] == ["Far."]
+    told: list[str] = []
+    Keeper(only_read, told.append).asked(Exchange("one"), "tiny", "")
+    only_read.close()
+    assert len(told) == 1 and "not saved" in told[0] and "readonly" in told[0]
 
 
 def test_a_conversation_goes_on_when_it_cannot_be_saved_any_more(archive: Archive) -> None:

@@ -424,6 +424,26 @@ def test_one_check_that_fails_does_not_hide_the_others(home: Path, monkeypatch: 
     assert "cache exports" in checks and "hub" in checks and "disk" in checks
 
 
+def test_faults_of_the_configuration_are_told_beside_the_others(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examined, "try_llama", lambda: LlamaTrial())
+    monkeypatch.setattr(Reach, "ask", lambda self: [])
+    file = home.parent / "config.toml"
+    monkeypatch.setenv("SLM_CONFIG", str(file))
+    for text, told in (
+        ('[generate]\nmax-tokens = "x"\nmax-tokns = 3\n', ["max-tokens: 'x' is not", "max-tokns:"]),
+        ("[generate\n", ["is not valid TOML"]),
+    ):
+        file.write_text(text)
+        done = CliRunner().invoke(slm_cli.cli, ["doctor", "--json"])
+        checks = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "configuration"]
+        assert done.exit_code == 1 and [check["ok"] for check in checks] == [False] * len(told)
+        assert all(part in check["found"] for part, check in zip(told, checks, strict=True))
+        assert all(check["fix"] for check in checks)
+    file.write_text("[generate]\nmax-tokens = 3\n")
+    done = CliRunner().invoke(slm_cli.cli, ["doctor", "--json"])
+    assert {"name": "configuration", "ok": True, "found": str(file), "fix": ""} in json.loads(done.stdout)["checks"]
+
+
 def test_the_memory_of_a_container_counts_and_not_that_of_its_host(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text(f"{500 * MB}\n")
     (tmp_path / "memory.current").write_text(f"{200 * MB}\n")

@@ -22,7 +22,7 @@ from tests.tiny_rag import own_home
 __all__ = ["own_home"]  # a fixture
 
 COMMANDS = {" ".join(path): command for path, command in commands_below(slm_cli.cli)}
-WITHOUT_FIGURES = {"chat", "cluster serve", "serve"}  # they run until they are ended
+WITHOUT_FIGURES = {"cluster serve", "serve"}  # they run until they are ended
 FLAGS = {"-q": "quiet", "--quiet": "quiet", "--debug": "debug", "--json": "json"}
 
 

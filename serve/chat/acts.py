@@ -52,14 +52,32 @@ def arguments_of(chat: Chat, command: str, beginning: str) -> list[str]:
     if command in ("adapter", "model") and not chat.opening.is_open:
         return []
     if command == "adapter":
-        return ["auto", "base", *(name for name, _ in chat.opening.desk().talker.adapters())]
+        name, equals, file = beginning.partition("=")
+        known = ["auto", "base", *(name for name, _ in chat.opening.desk().talker.adapters())]
+        return [f"{name}={path}" for path in paths_like(file)] if equals else known
     if command == "model":
         return _models(chat)
     if command in ("load", "sessions") and chat.keeper.archive:
         return [row.label for row in chat.keeper.archive.listed()]
+    if command == "export":
+        return paths_like(beginning)
     if command == "rag":
         return ["off", *named_indexes()]
     return {"set": list(_SETTINGS), "reader": ["point", "model"], "system": ["off"]}.get(command, [])
+
+
+def paths_like(beginning: str) -> list[str]:
+    """The files and folders whose path begins so; a folder with a slash at its end. A hidden one has to be named."""
+    folder, slash, start = beginning.rpartition("/")
+    try:
+        entries = sorted(Path(f"{folder}{slash}" or ".").expanduser().iterdir())
+    except OSError:
+        return []
+    return [
+        f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in entries
+        if entry.name.startswith(start) and (start.startswith(".") or not entry.name.startswith("."))
+    ]
 
 
 # --- who answers ------------------------------------------------------------------------------------------------

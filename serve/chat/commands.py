@@ -51,6 +51,7 @@ COMMANDS = (
 )
 _ALIASES = {"reset": "clear", "exit": "quit"}
 _BY_NAME = {command.name: command for command in COMMANDS}
+_LEAST_HELP = 30  # so many columns for what a command does, or it stands below
 _WITH_LINES = frozenset(["system", "edit"])  # whose text may have several lines
 _KEYS = (
     "/reset and /exit are /clear and /quit. Ctrl-C stops an answer and keeps what was said; twice at an empty line it "
@@ -95,10 +96,18 @@ def near_command(question: str) -> str | None:
 
 
 def help_text(columns: int = 100) -> str:
-    """All commands with what they do, and the keys, on rows of at most so many columns."""
+    """All commands with what they do, and the keys, on rows of at most so many columns.
+
+    A narrow screen has each command on a row of its own and what it does below.
+    """
     names = [f"/{command.name} {command.argument}".rstrip() for command in COMMANDS]
     wide = max(map(len, names)) + 2
+    width, narrow = max(12, columns - 1), columns < wide + _LEAST_HELP
     rows = []
     for name, command in zip(names, COMMANDS, strict=True):
-        rows += textwrap.wrap(f"{name:<{wide}}{command.help}", max(40, columns - 1), subsequent_indent=" " * wide)
-    return "\n".join([*rows, *textwrap.wrap(_KEYS, max(40, columns - 1))])
+        if narrow:
+            below = textwrap.wrap(command.help, width, initial_indent="  ", subsequent_indent="  ")
+            rows += [*textwrap.wrap(name, width), *below]
+        else:
+            rows += textwrap.wrap(f"{name:<{wide}}{command.help}", width, subsequent_indent=" " * wide)
+    return "\n".join([*rows, *textwrap.wrap(_KEYS, width)])

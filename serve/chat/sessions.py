@@ -63,14 +63,20 @@ class Archive:
     """An open file of sessions. Close it."""
 
     def __init__(self, path: Path) -> None:
-        """Raises DamagedFileError, UnsupportedError (of a newer version), ResourceError (no place to write)."""
-        self.path = path
+        """Raises DamagedFileError, UnsupportedError (of a newer version), ResourceError (no place to write).
+
+        A file that is there and may only be read is opened to be read.
+        """
+        self.path, self.may_write = path, True
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # what is said here is for nobody else
             self._db = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
-            raise ResourceError(f"sessions cannot be kept in '{path}': {error}", hint=_ELSEWHERE) from error
+            self.may_write = False
+            if not os.access(path, os.R_OK):
+                raise ResourceError(f"sessions cannot be kept in '{path}': {error}", hint=_ELSEWHERE) from error
+            self._db = _only_read(path)
         try:
             with self._told():
                 self._settle()
@@ -182,10 +188,11 @@ class Archive:
         return [question for (question,) in rows]
 
     def _settle(self) -> None:
-        self._log_ahead()
-        self._db.execute("PRAGMA synchronous = FULL")
+        if self.may_write:
+            self._log_ahead()
+            self._db.execute("PRAGMA synchronous = FULL")
         (form,) = self._db.execute("PRAGMA user_version").fetchone()
-        if form == 0:
+        if form == 0 and self.may_write:
             with self._transaction():  # another process may have made them by now
                 if self._db.execute("PRAGMA user_version").fetchone() == (0,):
                     for statement in filter(str.strip, _TABLES.split(";")):
@@ -301,6 +308,13 @@ class Keeper:
         except SlmError as error:
             self.archive = None
             self._told(f"from here on this conversation is not saved: {error}")
+
+
+def _only_read(path: Path) -> sqlite3.Connection:
+    """A connection to a file in a place where nothing can be written, not even SQLite's index of its log."""
+    unchanging = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
+    uri = f"{path.absolute().as_uri()}?mode=ro{unchanging}"
+    return sqlite3.connect(uri, uri=True, timeout=_PATIENCE_S, isolation_level=None)
 
 
 _ELSEWHERE = "Move the file away, choose another place with SLM_HOME=FOLDER, or chat with --no-save."

@@ -17,6 +17,7 @@ from slm.joints import Joints, pass_joints
 from slm.terminal.arguments import TEXT, one_of_each
 from slm.terminal.asking import check_reading, with_reader
 from slm.terminal.console import note
+from slm.terminal.flags import json_is_asked
 from slm.terminal.piped import is_terminal
 from slm.text.address import shown_address
 
@@ -40,6 +41,7 @@ _HERE_ONLY = frozenset(["adapters", "threads", "context"])  # what only a model 
 @click.option("--continue", "goes_on", is_flag=True, help="Go on with the session that was used last.")
 @click.option("--session", type=TEXT, metavar="NAME", help="Go on with this session (name or number), or begin it.")
 @click.option("--find", type=TEXT, metavar="WORDS", help="List the sessions in which all the words occur, and end.")
+@click.option("--json", "as_json", is_flag=True, help="With --find: the sessions as one JSON object.")
 @click.option("--no-save", is_flag=True, help="Keep nothing of what is said.")
 @click.option("--plain", is_flag=True, help="Print answers as they are written: no Markdown, no toolbar.")
 @click.option("--url", metavar="URL", help="Talk to a server with OpenAI's API; MODEL is then its name for one.")
@@ -52,8 +54,8 @@ _HERE_ONLY = frozenset(["adapters", "threads", "context"])  # what only a model 
 def chat(
     joints: Joints, ctx: click.Context, /, model: str | None, adapters: tuple[tuple[str, Path], ...],
     wanted: str | None, index: str | None, reader: str, refuse_at: float | None, system: str | None, goes_on: bool,
-    session: str | None, find: str | None, no_save: bool, plain: bool, url: str | None, api_key_env: str | None,
-    threads: int, context: int, **sampling: Any,
+    session: str | None, find: str | None, as_json: bool, no_save: bool, plain: bool, url: str | None,
+    api_key_env: str | None, threads: int, context: int, **sampling: Any,
 ) -> None:  # fmt: skip
     """Talk to a model in the terminal. /help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves.
 
@@ -67,7 +69,7 @@ def chat(
       slm chat --continue
       slm chat --url http://127.0.0.1:8080
     """
-    from serve.chat.acts import continue_with, list_sessions
+    from serve.chat.acts import continue_with
     from serve.chat.opening import Opening, Setup
     from serve.chat.sessions import Keeper
     from serve.chat.talk import Chat
@@ -81,7 +83,7 @@ def chat(
         kept = is_terminal() or goes_on or session is not None
         archive = None if no_save else _archive(stack, needed=goes_on or bool(session) or find is not None)
         if find is not None and archive:
-            list_sessions(archive, find, click.echo, columns=get_terminal_size().columns if sys.stdout.isatty() else 0)
+            _list_found(archive, find, as_json)
             return
         saved = _saved(archive, goes_on, session)
         if url is not None and not url.strip():
@@ -115,10 +117,24 @@ def _refuse_contradictions(ctx: click.Context) -> None:
         raise click.UsageError(
             "--continue goes on with the last session, --session with a named one; give one of them."
         )
+    if json_is_asked(ctx) and "find" not in given:
+        raise click.UsageError("a conversation is no JSON; --json lists sessions (--find WORDS), /export writes one.")
     if "no_save" in given and (others := given & {"goes_on", "session", "find"}):
         raise click.UsageError(f"--no-save keeps no session; leave out {options[min(others)]}.")
     if "url" in given and (others := given & _HERE_ONLY):
         raise click.UsageError(f"{options[min(others)]} is for a model that runs here; a server has its own (--url).")
+
+
+def _list_found(archive: Archive, words: str, as_json: bool) -> None:
+    from serve.chat.acts import list_sessions
+    from slm.terminal.console import emit_json
+
+    if as_json:
+        found = archive.search(words) if words.strip() else archive.listed()
+        emit_json({"sessions": [{name: value for name, value in vars(row).items() if name != "id"} | {"number": row.id}
+                                for row in found]})  # fmt: skip
+    else:
+        list_sessions(archive, words, click.echo, columns=get_terminal_size().columns if sys.stdout.isatty() else 0)
 
 
 def _options(ctx: click.Context) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from slm.doctor.check import Check, amount, guarded
+from slm.doctor.configuration import configuration_checks
 from slm.doctor.installed import llama_checks, package_checks, program_checks, try_llama
 from slm.doctor.network import Reach, reach_checks
 from slm.doctor.places import place_checks
@@ -27,6 +28,7 @@ def examine(joints: Joints) -> list[Check]:
         *package_checks(),
         *llama_checks(trial),
         *guarded("processor", lambda: processor_checks(trial.built)),
+        *guarded("configuration", configuration_checks),
         *guarded("data folder", place_checks),
     ]
     models = guarded("models", model_checks)

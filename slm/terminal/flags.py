@@ -52,6 +52,13 @@ def json_before(context: click.Context, *, asked: bool) -> None:
         context.meta[_JSON] = _ASKED if asked else _DEFAULT
 
 
+def json_is_asked(context: click.Context) -> bool:
+    """Whether somebody typed --json, before the command or behind it; a default alone is no wish."""
+    return context.meta.get(_JSON) == _ASKED or (
+        context.get_parameter_source("as_json") is ParameterSource.COMMANDLINE and bool(context.params.get("as_json"))
+    )
+
+
 def complain_later(context: click.Context, complaints: Sequence[str]) -> None:
     """Warnings to be noted when it is known whether -q stands behind the command."""
     context.meta[_COMPLAINTS] = tuple(complaints)

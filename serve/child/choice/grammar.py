@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serve.child.choice.gbnf import endless_rules
+from serve.child.choice.keywords import mistakes
+from serve.child.choice.numbers import today
 from serve.child.choice.schema import MOST_WAYS, Followed, follow
 from slm.chat.tools import CALL_BEGIN, CALL_END, call_head
 from slm.errors import EngineError, InputError, UnsupportedError
@@ -38,26 +41,44 @@ _NARROWER = (
     "Give the objects of the schema fewer optional properties (those in 'required' are one way each), or its anyOf and "
     "oneOf fewer alternatives."
 )
+_MOST_TOLD = 8  # of a schema's faults in one message
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def json_grammar(schema: Any) -> str:
     """A grammar for the JSON texts that a schema (draft 2020-12) allows.
 
-    Raises UnsupportedError with the keywords that cannot be followed and where they stand.
+    Raises InputError with the mistakes in it, UnsupportedError with the keywords that cannot be followed, both with
+    where they stand.
     """
+    wrong = list(islice(_mistakes(schema), _MOST_TOLD))
+    if wrong:
+        raise InputError(f"this JSON schema has a mistake: {'; '.join(wrong)}")
     followed = followed_schema(schema)
     if followed.left_out:
         raise UnsupportedError(
-            f"this JSON schema cannot be followed: {', '.join(followed.left_out[:8])}",
+            f"this JSON schema cannot be followed: {', '.join(followed.left_out[:_MOST_TOLD])}",
             hint="Leave that out, or do not ask for a strict answer.",
         )
     return _grammar_of(followed.schema)
 
 
+def loose_json_grammar(schema: Any) -> tuple[str, list[str]]:
+    """A grammar for as much of a schema as can be followed, and what of it is not."""
+    followed = followed_schema(schema)
+    return _grammar_of(followed.schema), [*followed.left_out, *_mistakes(followed.schema)]
+
+
 def followed_schema(schema: Any, *, rest: Any = True) -> Followed:
     """The schema without the keywords that cannot be followed. rest: what stands for one of which nothing can."""
     return follow(schema, _compiles, rest=rest)
+
+
+def _mistakes(schema: Any) -> Iterator[str]:
+    try:
+        yield from mistakes(today(schema))
+    except RecursionError:  # it is refused for that where it is written
+        return
 
 
 def _compiles(schema: Any) -> bool:

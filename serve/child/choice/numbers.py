@@ -13,22 +13,31 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multip
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains",
            "maxContains")  # fmt: skip
 _VALUES = ("const", "enum")
+_STRICT = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
+_BOUND_OF = {strict: bound for bound, strict in _STRICT.items()}
 # Its names are the client's, and no keywords.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 NOTES = ("title", "description", "default", "examples", "example", "$comment", "$schema")
 _END = 2**63
 
 
-def whole_counts(schema: Any) -> Any:
-    """The schema with counts like 5.0 as 5, which are the same integer to JSON Schema and not to llguidance."""
+def today(schema: Any) -> Any:
+    """The schema in draft 2020-12's numbers: counts like 5.0 as 5, which are the same integer to JSON Schema and not to
+    llguidance, and draft 4's `"minimum": 0, "exclusiveMinimum": true` as `"exclusiveMinimum": 0`.
+    """
     if isinstance(schema, list):
-        return [whole_counts(part) for part in schema]
+        return [today(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    return {
-        key: int(part) if key in _COUNTS and isinstance(part, float) and part.is_integer() else whole_counts(part)
-        for key, part in schema.items()
-    }
+    new: dict[str, Any] = {}
+    for key, part in schema.items():
+        strict, of = _STRICT.get(key), _BOUND_OF.get(key)
+        if strict is not None and schema.get(strict) is True and _is_number(part):
+            new[strict] = part
+        elif not (of is not None and isinstance(part, bool) and (part is False or _is_number(schema.get(of)))):
+            whole = key in _COUNTS and isinstance(part, float) and part.is_integer()
+            new[key] = int(part) if whole else today(part)
+    return new
 
 
 def kept_exactly(schema: Any) -> bool:

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from serve.child.choice.numbers import NOTES, kept_exactly, whole_counts
+from serve.child.choice.keywords import LISTS, MAPS, SINGLE, TYPES, escaped
+from serve.child.choice.numbers import NOTES, kept_exactly, today
 from slm.errors import InputError
 
-# Where a schema holds others (draft 2020-12, with the older `definitions`, `additionalItems` and lists of `items`).
-_MAPS = ("properties", "patternProperties", "$defs", "definitions")
-_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf", "items")
-_SINGLE = ("items", "additionalItems", "additionalProperties")
 _DEFINITIONS = ("$defs", "definitions")
-_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Narrowed by what stands beside them, so they are tried after it.
 _LAST = ("required", "additionalProperties", "minProperties", "maxProperties")
 # What may come next at one place of an answer, at most (llguidance's max_items_in_row, by default 2,000). It compares
@@ -43,7 +39,7 @@ class Followed:
 def follow(schema: Any, compiles: Callable[[Any], bool], *, rest: Any = True) -> Followed:
     """The schema, or as much of it as `compiles`. rest: what stands for it where nothing of it does."""
     try:
-        schema = whole_counts(schema)
+        schema = today(schema)
         repair = _Repair(schema, compiles)
         if not _crowded_anywhere(schema) and repair.sound(schema):
             return Followed(schema)
@@ -64,7 +60,7 @@ def arguments_of(tool: str, parameters: Any) -> dict[str, Any]:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     named = parameters.get("type")
     types = named if isinstance(named, list) else [named]
-    if "object" not in types and any(kind in _TYPES for kind in types):
+    if "object" not in types and any(kind in TYPES for kind in types):
         found = json.dumps(named, ensure_ascii=False)[:100]
         raise InputError(f"the parameters of the tool '{tool}' have to be an object", found=f"type {found}")
     return {"type": "object", **{key: value for key, value in parameters.items() if key != "type"}}
@@ -73,7 +69,7 @@ def arguments_of(tool: str, parameters: Any) -> dict[str, Any]:
 def names_no_type(parameters: Any) -> bool:
     """Whether the type of a function's parameters is none of JSON's ("dict", "OBJECT"), and taken for an object."""
     named = parameters.get("type") if parameters else None
-    return named is not None and not any(kind in _TYPES for kind in (named if isinstance(named, list) else [named]))
+    return named is not None and not any(kind in TYPES for kind in (named if isinstance(named, list) else [named]))
 
 
 class _TooLarge(Exception):
@@ -103,7 +99,7 @@ class _Repair:
         if not isinstance(schema, Mapping):  # false, or no schema at all
             self.left_out.append(f"{json.dumps(schema)[:40]} at '{path or '/'}'")
             return True
-        whole = {key: self._inside(key, value, f"{path}/{_escaped(key)}") for key, value in schema.items()}
+        whole = {key: self._inside(key, value, f"{path}/{escaped(key)}") for key, value in schema.items()}
         kept: dict[str, Any] = {}
         for key in sorted(whole, key=lambda key: (key != "type", key in _LAST)):
             if key == "properties" and _crowded(schema):
@@ -122,15 +118,15 @@ class _Repair:
 
     def _inside(self, key: str, value: Any, path: str) -> Any:
         """A keyword's value with the schemas in it repaired."""
-        if key in _MAPS and isinstance(value, Mapping):
+        if key in MAPS and isinstance(value, Mapping):
             return {
-                name: self._part(part, f"{path}/{_escaped(name)}")
+                name: self._part(part, f"{path}/{escaped(name)}")
                 for name, part in value.items()
                 if key != "patternProperties" or self._names(name, path)
             }
-        if key in _LISTS and isinstance(value, list):
+        if key in LISTS and isinstance(value, list):
             return [self._part(part, f"{path}/{number}") for number, part in enumerate(value)]
-        return self._part(value, path) if key in _SINGLE else value
+        return self._part(value, path) if key in SINGLE else value
 
     def _part(self, value: Any, path: str) -> Any:
         return self.node(value, path) if isinstance(value, Mapping) else value
@@ -272,7 +268,3 @@ def _says_nothing(key: str, schema: Mapping[str, Any]) -> bool:
     if key in ("unevaluatedProperties", "unevaluatedItems", "propertyNames"):
         return value is True or value == {}
     return key in ("dependentRequired", "dependentSchemas", "dependencies") and not value
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

@@ -53,7 +53,7 @@ def form_of(request: GenerationRequest) -> Form:
 
 def _followed(wanted: WantedForm) -> tuple[str, list[str]]:
     """The grammar, and what of the schema is not in it."""
-    from serve.child.choice.grammar import followed_schema, json_grammar, text_grammar
+    from serve.child.choice.grammar import json_grammar, loose_json_grammar, text_grammar
 
     try:
         if wanted.kind != "json":
@@ -64,8 +64,8 @@ def _followed(wanted: WantedForm) -> tuple[str, list[str]]:
         raise UnsupportedError(f"{wanted.field}: {error.what}", found=error.found, hint=error.hint) from error
     except InputError as error:
         raise InputError(f"{wanted.field}: {error.what}", found=error.found, hint=error.hint) from error
-    followed = followed_schema(wanted.value)
-    return json_grammar(followed.schema), [f"{wanted.field}: {part}" for part in followed.left_out]
+    grammar, left_out = loose_json_grammar(wanted.value)
+    return grammar, [f"{wanted.field}: {part}" for part in left_out]
 
 
 def _calling(request: ChatRequest, wanted: WantedForm | None) -> Form:
