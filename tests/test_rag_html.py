@@ -358,3 +358,9 @@ def test_elements_that_are_never_closed_take_time_in_proportion_to_their_number(
         html_document(around[: 5 * (980 - count)] + unit * count, "file")
         taken.append(time.process_time() - begun)
     assert taken[1] < 10 * taken[0] + 0.2, taken
+
+
+def test_a_dialog_that_is_closed_is_not_read_and_the_text_of_a_field_is() -> None:
+    html = "<p>a</p><dialog><p>Accept all</p></dialog><dialog open><p>Closed on Friday</p></dialog>"
+    html += "<p>Say:</p><textarea>I agree to the <b>terms</b>.</textarea><select><option>no</select>"
+    assert text_of(html) == "a\n\nClosed on Friday\n\nSay:\n\nI agree to the <b>terms</b>."

@@ -27,7 +27,7 @@ def copy(source: str, target: str, words: str | None, as_json: bool) -> None:
       slm rag copy handbook handbook-words --words sudachi
     """
     from rag.stores.named import open_store
-    from slm.terminal.console import emit_json, progress
+    from slm.terminal.console import counted, emit_json, progress
 
     origin, goal = open_store(source), open_store(target, words)
     with origin.contents() as contents, progress("copying", total=100, unit="%") as done:
@@ -36,4 +36,4 @@ def copy(source: str, target: str, words: str | None, as_json: bool) -> None:
     if as_json:
         emit_json(result)
         return
-    click.echo(f"{contents.size} documents in {chunks} chunks copied to {goal.name}")
+    click.echo(f"{counted(contents.size, 'document')} in {counted(chunks, 'chunk')} copied to {goal.name}")

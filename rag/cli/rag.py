@@ -83,7 +83,7 @@ def add(
     from rag.stores.named import open_store
     from rag.sync.look import require_paths, seen
     from slm.paths import on_disk
-    from slm.terminal.console import emit_json, progress
+    from slm.terminal.console import counted, emit_json, progress
 
     embedder = embedder_name(embedder) if embedder else None
     store = open_store(index, words)
@@ -129,8 +129,8 @@ def add(
         f", {count} {what}" for count, what in ((change.moved, "moved"), (len(change.gone), "removed")) if count
     )
     click.echo(
-        f"{change.added} documents added, {change.replaced} replaced, {change.unchanged} unchanged{also}, "
-        f"{len(reading.skipped)} files skipped; the index '{index}' holds {change.chunks} chunks"
+        f"{counted(change.added, 'document')} added, {change.replaced} replaced, {change.unchanged} unchanged{also}, "
+        f"{counted(len(reading.skipped), 'file')} skipped; the index '{index}' holds {counted(change.chunks, 'chunk')}"
     )
 
 
@@ -196,7 +196,7 @@ def status(index: str, as_json: bool) -> None:
       slm rag status handbook --json
     """
     from rag.stores.named import open_store
-    from slm.terminal.console import emit_json
+    from slm.terminal.console import counted, emit_json
     from slm.text.visible import one_line
 
     result = open_store(index).status()
@@ -208,7 +208,8 @@ def status(index: str, as_json: bool) -> None:
     click.echo(f"embedder  {embedder['name']} [{embedder['revision']}], {embedder['dimension']} dimensions")
     if result["words"]["made_by"]:
         click.echo(f"words     {result['words']['kind']} [{result['words']['made_by']}]")
-    click.echo(f"holds     {len(result['documents'])} documents in {result['chunks']} chunks")
+    documents, chunks = len(result["documents"]), result["chunks"]
+    click.echo(f"holds     {counted(documents, 'document')} in {counted(chunks, 'chunk')}")
     click.echo(f"search    {_searched(result['parts'])}")
     for document in result["documents"]:
         title = one_line(document["title"])

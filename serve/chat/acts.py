@@ -22,6 +22,7 @@ from slm.artifacts import new_file
 from slm.errors import InputError, UnknownNameError
 from slm.paths import named_indexes
 from slm.terminal.answer import shown_path
+from slm.terminal.console import counted
 from slm.text.address import shown_address
 from slm.text.visible import one_line, visible
 
@@ -245,8 +246,7 @@ def _load(chat: Chat, label: str) -> None:
 def continue_with(chat: Chat, saved: SavedSession) -> None:
     """Go on with a session: its last question and answer are shown."""
     chat.load(saved)
-    count = len(chat.exchanges)
-    say(f"session {saved.label}: {count} question{'s' * (count != 1)}")
+    say(f"session {saved.label}: {counted(len(chat.exchanges), 'question')}")
     if saved.model != (now := chat.opening.setup.label):
         server = server_of(saved.model)
         how = f"slm chat --url {server[1]} goes there" if server else f"/model {saved.model} goes on with that"

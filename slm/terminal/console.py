@@ -279,6 +279,11 @@ def shorten(text: str, longest: int) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 document, 2 documents, 1,000 documents."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _usage_hint(error: click.UsageError) -> str:
     """What the command line alone does not show: where a wrong value came from, and how a dash is meant."""
     context = error.ctx

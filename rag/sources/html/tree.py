@@ -13,7 +13,7 @@ from slm.text.names import names
 
 _DROPPED = names(
     "script style template noscript iframe object embed svg canvas head audio video map area datalist title meta "
-    "link input button select textarea option optgroup output progress meter rp rt rtc noembed noframes "
+    "link input button select option optgroup output progress meter rp rt rtc noembed noframes "
     "annotation annotation-xml"
 )
 # A site's frame around the page. A note beside an article's text (aside) belongs to the article.
@@ -71,6 +71,8 @@ def is_dropped(node: Any) -> bool:
     if tag in ("html", "body"):
         return False  # hidden until a script shows them: a page that hides all of itself is still one
     attributes = node.attributes
+    if tag == "dialog" and "open" not in attributes:
+        return True
     if tag in _DROPPED and not (tag == "button" and attributes and _WORDS in attributes):
         return True
     return bool(attributes) and hides(attributes)
