@@ -40,7 +40,8 @@ static inline void sum_pairs(const char * bytes, int16_t (&to)[4]) {
 }
 
 // As llama.cpp does it for this type, so that rows are the same in a batch as alone: 32 (its q8_0, q8_1) or 256 (q8_K)
-// activations share a scale.
+// activations share a scale. Sums follow when a row's bytes are all written: read at once, in other pieces than they were
+// written in, they would not be there yet.
 template <typename Type> static void quantize_row(const float * from, char * to, int64_t width, const Layout & layout) {
     float * scales = (float *) (to + layout.scales);
     int32_t * sums = (int32_t *) (to + layout.sums);
@@ -58,19 +59,24 @@ template <typename Type> static void quantize_row(const float * from, char * to,
                 store_bytes(to + part, multiply(load(from + part), all(inverse)));
             }
             scales[at / 32] = scale;
-            int16_t pairs[4];
-            sum_pairs(to + at, pairs);
             if constexpr (Type::MINIMUM) {
-                static_assert(Type::GROUP == 32);
-                const float sum = exact * (float) (pairs[0] + pairs[1] + pairs[2] + pairs[3]);
-                scaled_sums[at / 32] = Type::BLOCK == 32 ? through_half(sum) : sum;
-            } else if constexpr (Type::GROUP == 32) {
-                sums[at / 32] = Sums<Type>::opposite(pairs[0] + pairs[2], pairs[1] + pairs[3]);
-            } else {
-                static_assert(Type::GROUP == 16);
-                sums[at / 16] = Sums<Type>::opposite(pairs[0], pairs[1]);
-                sums[at / 16 + 1] = Sums<Type>::opposite(pairs[2], pairs[3]);
+                scaled_sums[at / 32] = exact;
             }
+        }
+    }
+    for (int64_t at = 0; at < width; at += 32) {
+        int16_t pairs[4];
+        sum_pairs(to + at, pairs);
+        if constexpr (Type::MINIMUM) {
+            static_assert(Type::GROUP == 32);
+            const float sum = scaled_sums[at / 32] * (float) (pairs[0] + pairs[1] + pairs[2] + pairs[3]);
+            scaled_sums[at / 32] = Type::BLOCK == 32 ? through_half(sum) : sum;
+        } else if constexpr (Type::GROUP == 32) {
+            sums[at / 32] = Sums<Type>::opposite(pairs[0] + pairs[2], pairs[1] + pairs[3]);
+        } else {
+            static_assert(Type::GROUP == 16);
+            sums[at / 16] = Sums<Type>::opposite(pairs[0], pairs[1]);
+            sums[at / 16 + 1] = Sums<Type>::opposite(pairs[2], pairs[3]);
         }
     }
 }

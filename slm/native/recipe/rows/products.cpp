@@ -33,24 +33,31 @@ struct Ahead {
     size_t step;
 };
 
-// Where sums go: rows `stride` floats apart, and how many of the strip's columns there are.
-struct Out {
-    float * to;
+// What all rows of activations have in common for a strip. Sums go to rows `stride` floats apart, as many of them as the
+// strip has columns.
+struct Task {
+    const Strip & strip;
+    const Layout & layout;
+    int64_t width;
     size_t stride;
-    int first, second;  // of each vector
+    int first, second;  // columns of each vector
+    Ahead ahead;
 };
 
-// The sums of N rows of activations with one strip. Not inlined: its registers are its own.
+// The sums of N rows of activations with one strip. Not inlined: its registers are its own. What it is given lies still: what
+// is copied for every call waits until all stores before it are done, the sums of the rows before among them.
 template <typename Type, int N>
-__attribute__((noinline)) static void multiply(const Strip & strip, const char * rows, const Layout & layout, int64_t width,
-                                               Out out, Ahead ahead) {
+__attribute__((noinline)) static void multiply(const Task & task, const char * rows, float * to, bool fetches) {
+    const Strip & strip = task.strip;
+    const Layout layout = task.layout;
+    const Ahead ahead = {task.ahead.from, fetches ? task.ahead.step : 0};
     constexpr int FOURS = Type::GROUP / 4;
     lanes sums[N][2];
     for (int row = 0; row < N; row++) {
         sums[row][0] = sums[row][1] = all(0.0f);
     }
     const uint8_t * bytes = strip.bytes;
-    for (int64_t group = 0; group < width / Type::GROUP; group++) {
+    for (int64_t group = 0; group < task.width / Type::GROUP; group++) {
         for (size_t at = 0; at < ahead.step; at += 64) {
             _mm_prefetch(ahead.from + group * ahead.step + at, _MM_HINT_T1);
         }
@@ -103,8 +110,8 @@ __attribute__((noinline)) static void multiply(const Strip & strip, const char *
         }
     }
     for (int row = 0; row < N; row++) {
-        store_first(out.to + row * out.stride, sums[row][0], out.first);
-        store_first(out.to + row * out.stride + SLM_LANES, sums[row][1], out.second);
+        store_first(to + row * task.stride, sums[row][0], task.first);
+        store_first(to + row * task.stride + SLM_LANES, sums[row][1], task.second);
     }
 }
 
@@ -116,15 +123,13 @@ static int64_t row_parts(int64_t strips, int64_t rows, int threads) {
 
 // All rows of activations with one strip, a few at a time.
 template <typename Type>
-static void multiply_all(const Strip & strip, const char * rows, const Layout & layout, int64_t width, Out out,
-                         int64_t count, Ahead ahead) {
+static void multiply_all(const Task & task, const char * rows, float * to, int64_t count) {
     for (int64_t row = 0, some; row < count; row += some) {
         const int64_t left = count - row, groups = (left + PRODUCT_ROWS - 1) / PRODUCT_ROWS;
         some = (left + groups - 1) / groups;  // 8 rows are 4 and 4, not 6 and 2
-        const char * from = rows + row * layout.stride;
-        Out to = out;
-        to.to += row * out.stride;
-#define SLM_ROWS(N) case N: multiply<Type, std::min(N, PRODUCT_ROWS)>(strip, from, layout, width, to, ahead); break
+        const char * from = rows + row * task.layout.stride;
+        float * sums = to + row * task.stride;
+#define SLM_ROWS(N) case N: multiply<Type, std::min(N, PRODUCT_ROWS)>(task, from, sums, row == 0); break
         switch (some) {
             SLM_ROWS(1);
             SLM_ROWS(2);
@@ -134,7 +139,6 @@ static void multiply_all(const Strip & strip, const char * rows, const Layout & 
             SLM_ROWS(6);
         }
 #undef SLM_ROWS
-        ahead.step = 0;
     }
 }
 
@@ -170,15 +174,17 @@ template <typename Type> static void product_of(const ggml_compute_params * para
             filled = first;
         }
         const int64_t left = std::min<int64_t>(STRIP, columns - first);
-        Out out{nullptr, node->nb[1] / sizeof(float), std::min<int>(left, SLM_LANES), std::max<int>(left - SLM_LANES, 0)};
-        out.to = (float *) node->data + begin * out.stride + first;
         // The strip that is likely the next of this thread: the memory is read while this one is multiplied.
         const int64_t later = first + params->nth * STRIP;
         Ahead ahead{nullptr, 0};
         if (parts == 1 && later + STRIP <= columns) {
             ahead = {(const char *) weights->data + later * weights->nb[1], STRIP * weights->nb[1] / (width / Type::GROUP)};
         }
-        multiply_all<Type>(strip, quantized + begin * layout.stride, layout, width, out, end - begin, ahead);
+        const size_t stride = node->nb[1] / sizeof(float);
+        const int columns_of_first = std::min<int>(left, SLM_LANES), others = std::max<int>(left - SLM_LANES, 0);
+        const Task task{strip, layout, width, stride, columns_of_first, others, ahead};
+        float * to = (float *) node->data + begin * stride + first;
+        multiply_all<Type>(task, quantized + begin * layout.stride, to, end - begin);
     }
 }
 
