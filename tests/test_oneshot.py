@@ -247,7 +247,7 @@ def test_only_an_answer_that_ended_by_itself_is_taken_for_whole() -> None:
     [
         ("{", DamagedFileError, "is no JSON"),
         ("[1]", DamagedFileError, "is no JSON schema (found: a list, not an object)"),
-        ('{"type": "objct"}', UnsupportedError, "'type' at '/'"),
+        ('{"type": "objct"}', InputError, "has a mistake: 'type' at '/' is \"objct\", not one of object"),
         ('{"type": "array", "uniqueItems": true}', UnsupportedError, "'uniqueItems' at '/'. Leave that out of the"),
         ("[" * 100_000, DamagedFileError, "is no JSON"),
     ],
