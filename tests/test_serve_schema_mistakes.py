@@ -8,6 +8,7 @@ import pytest
 
 from serve.child.choice.grammar import followed_schema, json_grammar, loose_json_grammar
 from serve.child.choice.keywords import mistakes
+from serve.child.choice.numbers import today
 from slm.errors import InputError
 
 S = {"type": "string"}
@@ -49,3 +50,12 @@ def test_bounds_of_draft_4_are_followed(old: Any, new: Any) -> None:
     whole = {"type": "object", "properties": {"a": {"type": "integer", **old}}, "required": ["a"]}
     assert followed_schema(whole).schema["properties"]["a"] == {"type": "integer", **new}
     assert not followed_schema(whole).left_out
+
+
+def test_values_and_names_that_look_like_bounds_stay_what_they_are() -> None:
+    value = {"minimum": 0, "exclusiveMinimum": True, "maxLength": 5.0}
+    named = {"minimum": {"type": "integer"}, "exclusiveMinimum": False, "exclusiveMaximum": True}
+    schema = {
+        "properties": {"a": {"const": value}, "b": {"enum": [value]}, "c": {"default": value, "properties": named}}
+    }
+    assert today(schema) == schema and list(today(schema)["properties"]["c"]["properties"]) == list(named)

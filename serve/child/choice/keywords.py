@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from serve.child.choice.numbers import NOTES
+from serve.child.choice.numbers import BOUNDS, COUNTS, NOTES
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Where a schema holds others (draft 2020-12, with the older `definitions`, `additionalItems` and lists of `items`).
@@ -117,9 +117,7 @@ _SEVERAL: tuple[Callable[[Any], bool], str] = (
 )
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "type": (_is_type, f"one of {', '.join(TYPES)}"), "required": (_are_names, "a list of names"),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), _COUNT),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _NUMBER),
-    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), _SCHEMAS),
+    **dict.fromkeys(COUNTS, _COUNT), **dict.fromkeys(BOUNDS, _NUMBER), **dict.fromkeys(MAPS, _SCHEMAS),
     **dict.fromkeys(("enum", "anyOf", "oneOf", "allOf", "prefixItems"), _SEVERAL),
     **dict.fromkeys(("pattern", "$ref", "format"), _TEXT),
 }  # fmt: skip

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains",
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains",
            "maxContains")  # fmt: skip
 _VALUES = ("const", "enum")
 _STRICT = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
@@ -32,10 +32,14 @@ def today(schema: Any) -> Any:
     new: dict[str, Any] = {}
     for key, part in schema.items():
         strict, of = _STRICT.get(key), _BOUND_OF.get(key)
-        if strict is not None and schema.get(strict) is True and _is_number(part):
+        if key in _VALUES or key in NOTES:  # what stands there is no schema
+            new[key] = part
+        elif key in _NAMED and isinstance(part, Mapping):
+            new[key] = {name: today(one) for name, one in part.items()}
+        elif strict is not None and schema.get(strict) is True and _is_number(part):
             new[strict] = part
         elif not (of is not None and isinstance(part, bool) and (part is False or _is_number(schema.get(of)))):
-            whole = key in _COUNTS and isinstance(part, float) and part.is_integer()
+            whole = key in COUNTS and isinstance(part, float) and part.is_integer()
             new[key] = int(part) if whole else today(part)
     return new
 
@@ -52,7 +56,7 @@ def kept_exactly(schema: Any) -> bool:
 def _keyword_kept(key: str, part: Any, schema: Mapping[str, Any]) -> bool:
     if key in _VALUES:
         return _values_kept(part)
-    if key in _BOUNDS and _is_number(part):
+    if key in BOUNDS and _is_number(part):
         return _bound_kept(part) or _beyond(key, part, schema)
     if key in _NAMED and isinstance(part, Mapping):
         return all(kept_exactly(one) for one in part.values())
