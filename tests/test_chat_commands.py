@@ -79,6 +79,7 @@ def test_files_are_offered_where_a_command_takes_one(tmp_path: Path, monkeypatch
     assert paths_like("ta") == ["table.json", "tales/", "talk.md"] and paths_like(".h") == [".hidden"]
     assert paths_like("~/tal") == ["~/tales/", "~/talk.md"] and paths_like("tales/") == []
     assert paths_like(f"{tmp_path}/tab") == [f"{tmp_path}/table.json"] and paths_like("nowhere/x") == []
+    assert paths_like("~nobody-of-that-name/x") == [] and paths_like("a\0b/x") == []
 
 
 # --- what a model is sent ---------------------------------------------------------------------------------------

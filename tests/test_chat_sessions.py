@@ -162,6 +162,9 @@ def test_a_place_that_cannot_be_written_is_an_error_with_what_to_do(tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="SLM_HOME"):
         Archive(tmp_path / "file" / "sessions.sqlite")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ResourceError, match="sessions cannot be kept in"):
+        Archive(tmp_path / "folder")
 
 
 def test_sessions_in_a_place_that_is_only_read_are_found_and_read(

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +19,7 @@ from serve.chat.talk import Chat
 from serve.chat.talker import LocalTalker
 from slm.artifacts import new_file
 from slm.errors import InputError, UnknownNameError
-from slm.paths import named_indexes
+from slm.paths import at_home, named_indexes
 from slm.terminal.answer import shown_path
 from slm.terminal.console import counted
 from slm.text.address import shown_address
@@ -71,14 +70,13 @@ def paths_like(beginning: str) -> list[str]:
     """The files and folders whose path begins so; a folder with a slash at its end. A hidden one has to be named."""
     folder, slash, start = beginning.rpartition("/")
     try:
-        entries = sorted(Path(f"{folder}{slash}" or ".").expanduser().iterdir())
-    except OSError:
+        return [
+            f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}"
+            for entry in sorted(at_home(f"{folder}{slash}" or ".").iterdir())
+            if entry.name.startswith(start) and (start.startswith(".") or not entry.name.startswith("."))
+        ]
+    except (OSError, ValueError):  # not there, not to be read, no name that a file can have
         return []
-    return [
-        f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}"
-        for entry in entries
-        if entry.name.startswith(start) and (start.startswith(".") or not entry.name.startswith("."))
-    ]
 
 
 # --- who answers ------------------------------------------------------------------------------------------------
@@ -115,7 +113,7 @@ def _adapter(chat: Chat, name: str) -> None:
         return
     new, equals, file = name.partition("=")
     if equals and new and file and isinstance(talker, LocalTalker):
-        path = Path(file).expanduser()
+        path = at_home(file)
         talker.engine.load_adapter(new, path)
         setup = chat.opening.setup
         chat.opening.setup = replace(setup, adapters={**setup.adapters, new: path})
@@ -276,9 +274,14 @@ def _sessions(chat: Chat, words: str) -> None:
     list_sessions(_archive(chat), words, say, columns=shutil.get_terminal_size().columns if chat.interactive else 0)
 
 
+def sessions_with(archive: Archive, words: str) -> list[SavedSession]:
+    """Those where all the words occur; the last ones where there are no words."""
+    return archive.search(words) if words else archive.listed()
+
+
 def list_sessions(archive: Archive, words: str, write: Callable[[str], None], *, columns: int = 0) -> None:
     """The last sessions, or those where the words occur, a row each; as wide as so many columns at most (0: any)."""
-    found = archive.search(words) if words else archive.listed()
+    found = sessions_with(archive, words)
     if not found:
         say(f"no session has '{words}'" if words else "there are no sessions yet")
     wide = max((len(row.label) for row in found), default=0)
@@ -297,7 +300,7 @@ def _archive(chat: Chat) -> Archive:
 def _export(chat: Chat, name: str) -> None:
     if not chat.exchanges:
         raise InputError("there is nothing to export yet")
-    path = Path(name).expanduser()
+    path = at_home(name)
     if path.exists():
         raise InputError(f"'{path}' is there already", hint="Choose another name.")
     title = chat.keeper.name or _short(chat.exchanges[0].question)

@@ -74,9 +74,10 @@ class Archive:
             self._db = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             self.may_write = False
-            if not os.access(path, os.R_OK):
+            try:
+                self._db = _only_read(path)
+            except sqlite3.Error:
                 raise ResourceError(f"sessions cannot be kept in '{path}': {error}", hint=_ELSEWHERE) from error
-            self._db = _only_read(path)
         try:
             with self._told():
                 self._settle()

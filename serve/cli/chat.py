@@ -126,13 +126,14 @@ def _refuse_contradictions(ctx: click.Context) -> None:
 
 
 def _list_found(archive: Archive, words: str, as_json: bool) -> None:
-    from serve.chat.acts import list_sessions
+    from serve.chat.acts import list_sessions, sessions_with
     from slm.terminal.console import emit_json
 
     if as_json:
-        found = archive.search(words) if words.strip() else archive.listed()
-        emit_json({"sessions": [{name: value for name, value in vars(row).items() if name != "id"} | {"number": row.id}
-                                for row in found]})  # fmt: skip
+        rows = [{"number": row.id, **vars(row)} for row in sessions_with(archive, words)]
+        for row in rows:
+            del row["id"]
+        emit_json({"sessions": rows})
     else:
         list_sessions(archive, words, click.echo, columns=get_terminal_size().columns if sys.stdout.isatty() else 0)
 

@@ -54,9 +54,8 @@ def json_before(context: click.Context, *, asked: bool) -> None:
 
 def json_is_asked(context: click.Context) -> bool:
     """Whether somebody typed --json, before the command or behind it; a default alone is no wish."""
-    return context.meta.get(_JSON) == _ASKED or (
-        context.get_parameter_source("as_json") is ParameterSource.COMMANDLINE and bool(context.params.get("as_json"))
-    )
+    behind = context.get_parameter_source("as_json") is ParameterSource.COMMANDLINE
+    return behind or context.meta.get(_JSON) == _ASKED
 
 
 def complain_later(context: click.Context, complaints: Sequence[str]) -> None:
