@@ -23,8 +23,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settle_openmp()
 no_network.block()
 # How long an example takes says something of the machine and its other work, nothing of what is proven.
-hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("untimed")
+hypothesis.settings.register_profile("search", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# The same tree gives the same result: new examples are looked for with `--hypothesis-profile search`.
+hypothesis.settings.register_profile("same", hypothesis.settings.get_profile("search"), derandomize=True)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ S = {"type": "string"}
     ({"type": "object", "required": "a"}, "'required' at '/' is \"a\", not a list of names"),
     ({"type": "array", "items": {"minItems": -1}}, "'minItems' at '/items' is -1, not a whole number from 0"),
     ({"properties": [1]}, "'properties' at '/' is [1], not an object of schemas"),
-    ({"enum": []}, "'enum' at '/' is [], not a list of at least one"), ({"ref": "#"}, "(is '$ref' meant?)"),
+    ({"enum": "a"}, "'enum' at '/' is \"a\", not a list"), ({"ref": "#"}, "(is '$ref' meant?)"),
     ({"type": "number", "exclusiveMinimum": True}, "'exclusiveMinimum' at '/' is true, not a number"),
 ])  # fmt: skip
 def test_a_mistake_in_a_schema_is_named_by_its_place(schema: Any, told: str) -> None:

@@ -246,6 +246,7 @@ def test_every_corner_of_a_schema_is_mended(schema: Any, left_out: list[str]) ->
         {"type": "string", "format": "binary"}, {"type": "string", "format": "日本"}, {"format": "uri-reference"},
         {"if": {"const": 1}}, {"then": {"const": 1}}, {"minContains": 2}, {"uniqueItems": False}, {"not": False},
         {"$dynamicAnchor": "x"}, {"unevaluatedProperties": {}}, {"propertyNames": True}, {"dependentRequired": {}},
+        {"items": {"enum": []}}, {"anyOf": [{"type": "string"}, {"enum": []}]},
         {"type": "string", "deprecated": True, "x-order": 1, "nullable": True, "discriminator": {}},
     ],
 )  # fmt: skip

@@ -103,6 +103,10 @@ def _are_several(value: Any) -> bool:
     return isinstance(value, list) and bool(value)
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -111,13 +115,11 @@ _COUNT = (_is_count, "a whole number from 0")
 _NUMBER = (_is_number, "a number")
 _SCHEMAS = (_are_schemas, "an object of schemas")
 _TEXT = (_is_text, "a text")
-_SEVERAL: tuple[Callable[[Any], bool], str] = (
-    lambda value: isinstance(value, list) and bool(value),
-    "a list of at least one",
-)
+_SEVERAL = (_are_several, "a list of at least one")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "type": (_is_type, f"one of {', '.join(TYPES)}"), "required": (_are_names, "a list of names"),
     **dict.fromkeys(COUNTS, _COUNT), **dict.fromkeys(BOUNDS, _NUMBER), **dict.fromkeys(MAPS, _SCHEMAS),
-    **dict.fromkeys(("enum", "anyOf", "oneOf", "allOf", "prefixItems"), _SEVERAL),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf", "prefixItems"), _SEVERAL),
+    "enum": (_is_list, "a list"),  # an empty one is odd, and allowed: it forbids every value (draft 2020-12, 6.1.2)
     **dict.fromkeys(("pattern", "$ref", "format"), _TEXT),
 }  # fmt: skip
